@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# From nothing to rendered notebooks:  ./run_all.sh [toy|small|medium|paper] [NN…] [--force] [--keep-going] [--dry-run]
+#
+#   preset   data and model                               hardware                    time
+#   toy      images inside the installed packages         two CPU cores               at most 10 minutes, once installed
+#   small    real 32×32 data, thin ResNet                 two CPU cores               hours for each notebook
+#   medium   real 32×32 data, ResNet-18                   one GPU, 16 GB or more      hours in all
+#   paper    ImageNet-robust ResNet-50 at 224 pixels      GPUs with 40 GB or more     as --dry-run estimates
+#
+# Without a preset: medium where CUDA is found, toy elsewhere. Without numbers: every notebook; "01 03" means those two.
+#   --force        render again where neither the notebook, its parameters, the code nor the rows have changed
+#   --keep-going   go on with the next notebook after a failure (the exit status still says that something failed)
+#   --dry-run      print the runs, their number and the estimated cost; compute nothing
+#
+# Setting up: .venv on the first call (needs Python 3.11+ with venv, about 8 GB of disk), or TWINS_PYTHON=python to use
+# the active environment. Images of all presets but toy are looked for in TWINS_DATA (README, section Data).
+# Results: results/<preset>/NN_name.ipynb and .html, tables and figures beside them. Killed at any moment, the same
+# command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+usage() { printf 'run_all.sh: %s\nusage: ./run_all.sh [toy|small|medium|paper] [NN…] [--force] [--keep-going] [--dry-run]\n' "$1" >&2; exit 2; }
+
+preset= numbers=() render_flags=() keep_going= dry_run=
+for argument in "$@"; do
+  case $argument in
+    toy | small | medium | paper)
+      [[ -z $preset ]] || usage "expected one preset, got '$preset' and '$argument'"
+      preset=$argument ;;
+    [0-9][0-9])
+      compgen -G "notebooks/${argument}_*.ipynb" >/dev/null || usage "expected a notebook of notebooks/, got number '$argument'"
+      numbers+=("$argument") ;;
+    --force) render_flags+=(--force) ;;
+    --keep-going) keep_going=1 render_flags+=(--keep-going) ;;
+    --dry-run) dry_run=1 ;;
+    *) usage "expected a preset (toy, small, medium, paper), a notebook number such as 01, or an option, got '$argument'" ;;
+  esac
+done
+
+source .ci/setup.sh
+if [[ -z $preset ]]; then
+  preset=$("$python" -c 'import torch; print("medium" if torch.cuda.is_available() else "toy")')
+  echo "preset $preset" >&2
+fi
+if [[ ${#numbers[@]} -eq 0 ]]; then
+  for notebook in notebooks/[0-9][0-9]_*.ipynb; do
+    notebook=${notebook##*/}
+    numbers+=("${notebook:0:2}")
+  done
+fi
+
+export CUBLAS_WORKSPACE_CONFIG=:4096:8
+if [[ $preset == toy ]]; then export OMP_NUM_THREADS=1; fi  # the same rows to the byte, whatever the number of cores
+
+status=0  # the sweep computes what is missing and refuses unknown parameters first; 3: stopped by a signal
+"$python" -m twinslib sweep --preset "$preset" --only "${numbers[@]}" ${dry_run:+--dry-run} || status=$?
+if [[ -n $dry_run || $status -eq 3 || ($status -ne 0 && -z $keep_going) ]]; then exit "$status"; fi
+"$python" -m twinslib.render --preset "$preset" "${render_flags[@]}" "${numbers[@]}" || status=$?
+exit "$status"

@@ -1,0 +1,177 @@
+"""The runner: what is rendered is finished, what fails leaves nothing at the final path, bad calls get one message."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from twinslib import paths, render, study
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_notebook(path: Path, *cells: str, tag_first: bool = True) -> Path:
+    """A notebook of the given code cells, the first one tagged parameters."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    if tag_first:
+        notebook.cells[0].metadata.tags = ["parameters"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """An empty notebooks folder that the library takes for its own."""
+    folder = tmp_path / "notebooks"
+    (folder / "params" / "small").mkdir(parents=True)
+    monkeypatch.setattr(paths, "notebooks_dir", lambda: folder)
+    return folder
+
+
+def test_good_notebook_is_rendered(tmp_path):
+    """Notebook and page appear with the given parameters, temporary files go; the folder's name may hold braces."""
+    notebook = write_notebook(tmp_path / "{odd}" / "01_good.ipynb", "eps: float = 0.1", "print('eps', eps)")
+    final = render.render_notebook(notebook, {"eps": 0.5}, tmp_path / "{odd}" / "out")
+    assert sorted(p.name for p in final.parent.iterdir()) == ["01_good.html", "01_good.ipynb"]
+    rendered = nbformat.read(final, 4)
+    assert rendered.cells[-1].outputs[0].text == "eps 0.5\n"
+    assert "eps 0.5" in final.with_suffix(".html").read_text()
+    assert str(tmp_path) not in final.read_text() + final.with_suffix(".html").read_text()
+
+
+def test_failure_and_what_follows(tmp_path, capsys):
+    """A failure leaves nothing at the final path, the next run only with keep_going, what is done is skipped."""
+    bad = write_notebook(tmp_path / "01_bad.ipynb", "eps: float = 0.1", "raise ValueError('as expected')", "print(eps)")
+    good = write_notebook(tmp_path / "02_good.ipynb", "eps: float = 0.1", "print(eps)")
+    jobs, out = [(bad, {}), (good, {})], tmp_path / "out"
+    assert [status for _, status, _ in render.render_all(jobs, out)] == ["failed", "not run"]
+    assert "01_bad.ipynb" in (message := capsys.readouterr().err) and "as expected" in message
+    assert [p.name for p in out.iterdir()] == [".01_bad.partial.ipynb"]
+    assert [status for _, status, _ in render.render_all(jobs, out, keep_going=True)] == ["failed", "rendered"]
+    assert not (out / "01_bad.ipynb").exists() and (out / "02_good.ipynb").exists()
+    assert [status for _, status, _ in render.render_all(jobs[1:], out)] == ["unchanged"]
+
+
+def test_failure_keeps_the_last_good_rendering(tmp_path):
+    """What was rendered before stays as it was when the notebook breaks."""
+    notebook = write_notebook(tmp_path / "01_x.ipynb", "eps: float = 0.1", "assert eps < 1")
+    before = render.render_notebook(notebook, {}, tmp_path / "out").read_bytes()
+    assert render.render_all([(notebook, {"eps": 2.0})], tmp_path / "out")[0][1] == "failed"
+    assert (tmp_path / "out" / "01_x.ipynb").read_bytes() == before
+
+
+def test_silent_stop_is_noticed(tmp_path):
+    """A cell that stops without an error (papermill takes exit(0) for success) makes no finished rendering."""
+    notebook = write_notebook(tmp_path / "01_x.ipynb", "eps: float = 0.1", "raise SystemExit(0)", "print(eps)")
+    assert render.render_all([(notebook, {})], tmp_path / "out")[0][1] == "failed"
+    assert not (tmp_path / "out" / "01_x.ipynb").exists()
+
+
+def test_rendering_depends_on_rows_and_parameters(tmp_path):
+    """The fingerprint changes with the notebook, a parameter or a row, and with nothing else."""
+    notebook = write_notebook(tmp_path / "01_x.ipynb", "eps: float = 0.1")
+    (tmp_path / "out" / "rows").mkdir(parents=True)
+    seen = [render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out")]
+    assert render.fingerprint(notebook, {"b": 2, "a": 1}, tmp_path / "out") == seen[0]
+    seen.append(render.fingerprint(notebook, {"a": 1, "b": 3}, tmp_path / "out"))
+    (tmp_path / "out" / "rows" / "x.csv").write_text("value\n0.5\n")
+    seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
+    write_notebook(notebook, "eps: float = 0.2")
+    seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
+    assert len(set(seen)) == 4
+
+
+DEFAULTS = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "seeds": [0],
+            "optim": {"lr": 0.1, "epochs": 3}}
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"eps": 1}, {"eps": 0.5, "steps": 7}, {"fast": False}, {"start": 3}, {"seeds": []}, {"seeds": [1, 2]},
+    {"optim": {"lr": 1, "warmup": "any"}}, {"name": None},
+], ids=str)
+def test_legal_parameters(values):
+    """The defaults' types pass, int for float, None for anything; inner keys of its own are not the runner's matter."""
+    render.check_parameters(values, DEFAULTS, "here")
+
+
+@pytest.mark.parametrize(("values", "error", "message"), [
+    ({"epss": 0.1}, ValueError, "expected one of eps, steps, .* in here, got 'epss'"),
+    ({"eps": "1e-3"}, TypeError, "expected float for eps in here, got '1e-3'; write 1.0e-3"),
+    ({"eps": True}, TypeError, "expected float for eps"),
+    ({"steps": 5.0}, TypeError, "expected int for steps"),
+    ({"steps": True}, TypeError, "expected int for steps"),
+    ({"fast": 1}, TypeError, "expected bool for fast"),
+    ({"seeds": 3}, TypeError, "expected list for seeds"),
+    ({"seeds": [0, "1"]}, TypeError, "expected int for item of seeds"),
+    ({"optim": {"lr": "1e-3"}}, TypeError, "expected float for optim in here, lr, got '1e-3'"),
+], ids=str)
+def test_illegal_parameters(values, error, message):
+    """Unknown names and other types are refused by name."""
+    with pytest.raises(error, match=message):
+        render.check_parameters(values, DEFAULTS, "here")
+
+
+@pytest.mark.parametrize(("yaml", "numbers", "message"), [
+    ("epss: 0.5", ["01"], "'epss'"),
+    ("eps: 1e-3", ["01"], "write 1.0e-3"),
+    (None, ["01"], "01.yaml, got no such file"),
+    ("eps: 0.5", ["07"], "'07'"),
+], ids=["unknown", "text", "no file", "no notebook"])
+def test_bad_call_runs_nothing(repository, capsys, yaml, numbers, message):
+    """Bad parameter files and numbers end the call with one message before any notebook runs."""
+    write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "print(eps)")
+    if yaml is not None:
+        (repository / "params" / "small" / "01.yaml").write_text(yaml)
+    assert render.main(["--preset", "small", *numbers]) == 2
+    assert message in (text := capsys.readouterr().err) and len(text.splitlines()) == 1
+    assert not paths.results_dir().exists()
+
+
+def test_main_renders_the_preset(repository, capsys):
+    """The command renders into results/<preset> with the file's overrides, prints a table, and exits 1 on a failure."""
+    write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "assert eps == 0.5")
+    (repository / "params" / "small" / "01.yaml").write_text("eps: 0.5")
+    assert render.main(["--preset", "small"]) == 0
+    assert (paths.results_dir() / "small" / "01_x.ipynb").exists()
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["01_x", "rendered"]
+    assert render.main(["--preset", "toy", "01"]) == 1
+    assert list((paths.results_dir() / "toy").glob("0*")) == []
+
+
+def run_all(*arguments: str, **env: str) -> subprocess.CompletedProcess:
+    command = [ROOT / "run_all.sh", *arguments]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("script", ["run_all.sh", "run_tests.sh", ".ci/run", ".ci/setup.sh"])
+def test_shell_syntax(script):
+    """The shell scripts parse; those that are called are executable."""
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+    assert script.endswith("setup.sh") or os.access(ROOT / script, os.X_OK)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["huge"], "expected a preset (toy, small, medium, paper), a notebook number such as 01, or an option, got 'huge'"),
+    (["toy", "small"], "expected one preset, got 'toy' and 'small'"),
+    (["toy", "99"], "expected a notebook of notebooks/, got number '99'"),
+    (["toy", "--fast"], "got '--fast'"),
+], ids=["preset", "two presets", "number", "option"])
+def test_run_all_refuses(arguments, message):
+    """A bad word is refused before anything is set up: one message, the usage, exit status 2."""
+    done = run_all(*arguments, TWINS_PYTHON="no_such_python")
+    assert done.returncode == 2 and done.stdout == ""
+    assert message in done.stderr and done.stderr.splitlines()[1].startswith("usage: ./run_all.sh [toy|")
+
+
+def test_run_all_dry_run():
+    """A real call in the active environment: --dry-run lists the toy runs and computes nothing."""
+    done = run_all("toy", "--dry-run", TWINS_PYTHON=sys.executable, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    runs, _ = study.jobs("toy", study.notebook("01").stem[:2])
+    assert f"{len(runs)} runs" in done.stdout
+    assert not paths.results_dir().exists()

@@ -1,0 +1,112 @@
+"""Command line: python -m twinslib {data, sweep}.
+
+    python -m twinslib data list                                   which image sets are there, and how to get the others
+    python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
+    python -m twinslib sweep --preset medium --budget 9m           stop cleanly after nine minutes; the next call goes on
+    python -m twinslib sweep --preset paper --dry-run              print the runs, hours and memory, compute nothing
+"""
+
+import argparse
+import logging
+import re
+import signal
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from . import build, plan, study, table
+from .runs import Report, Store, Task, sweep
+
+
+def seconds(text: str) -> float:
+    """Duration such as 90s, 9m, 1.5h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 9m or 1.5h, got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+class Progress:
+    """A bar with the estimated time for the task in hand at a terminal; nothing otherwise (log lines tell)."""
+
+    def __init__(self) -> None:
+        self.task, self.bar = None, None
+
+    def __call__(self, task: Task, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if task != self.task:
+            self.close()
+            self.task, self.bar = task, tqdm(total=total, initial=done - 1, desc=str(task)[:70], dynamic_ncols=True)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    numbers = args.only or sorted(study.STUDIES)
+    jobs = []
+    for number in numbers:
+        found, settings = study.jobs(args.preset, number)
+        jobs += found
+    jobs.sort(key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
+    store = Store(args.preset, device=args.device)
+    if args.dry_run:
+        print(plan.describe(store, jobs, flops=args.tflops * 1e12 if args.tflops else None))
+        return 0
+    threads = args.threads or settings["threads"]
+    if threads and store.device.type == "cpu":
+        torch.set_num_threads(threads)
+    stopped = []
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stopped.append(True))
+    progress = Progress()
+    clock = time.monotonic()
+    report = sweep(store, jobs, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+    progress.close()
+    for name in sorted({job.study for job in jobs}):
+        table.write(store, [job for job in jobs if job.study == name], name)
+    print(summary(report, store, time.monotonic() - clock))
+    return 1 if report.failed else (3 if stopped else 0)
+
+
+def summary(report: Report, store: Store, took: float) -> str:
+    lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"]
+    lines += [f"failed: {task}: {why}" for task, why in report.failed]
+    if report.left:
+        hours = plan.remaining_hours(store, report.left)
+        lines += [f"left: {task}" for task in report.left[:5]]
+        lines += [f"left: … and {len(report.left) - 5} more"] if len(report.left) > 5 else []
+        lines.append(f"left in all: about {hours:.1f} h on this device; call again to go on")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m twinslib", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build.add_parser(commands)
+    p = commands.add_parser("sweep", help="compute the missing runs of a preset")
+    p.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
+    p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
+    p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
+    p.add_argument("--dry-run", action="store_true", help="print runs, hours and memory; compute nothing")
+    p.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
+    p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
+    p.set_defaults(func=run_sweep)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        return args.func(args)
+    except (ValueError, TypeError, FileNotFoundError, OSError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""Run and evaluation specs: frozen, nested, strictly read; the hash of a spec names its result.
+
+A setting that changes numbers is in a spec; one that does not (device, workers, progress) is not. Fields that hold their
+default are left out of the canonical JSON, so a later field with a neutral default leaves old hashes valid; therefore a
+default is never changed once results exist.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+THREATS = ("linf", "l2")
+EPS_255 = 1 / 255
+
+
+def choose(value: str, legal: typing.Iterable[str], what: str) -> str:
+    """Return `value` if it is one of `legal`, else raise a ValueError that lists them and guesses what was meant."""
+    legal = list(legal)
+    if value in legal:
+        return value
+    close = difflib.get_close_matches(str(value), legal, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{hint}")
+
+
+def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
+    if not ok:
+        raise ValueError(f"expected {expected}, got {got!r}" + (f"; {then}" if then else ""))
+
+
+def _check_eps(eps: float, threat: str) -> None:
+    choose(threat, THREATS, "threat")
+    if threat == "linf":
+        _require(0 <= eps <= 1, "eps in [0, 1] (pixel units)", eps, f"write {eps:g}/255" if eps > 1 else "")
+    else:
+        _require(eps >= 0, "eps >= 0 (L2 norm in [0, 1] pixel units)", eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images: a packed set by name, and the part of it that is used."""
+
+    name: str
+    image_size: int = 32
+    exclude: tuple[str, ...] = ()  # class names left out (dog classes of a source that is later tuned on dogs)
+    train_images: int | None = None  # class-balanced subset; None: all that remain
+    val_images: int = 0  # held out of the training images
+    augment: str = "crop_flip"
+    crop: int | None = None  # side of the augmented crop and of the centre crop at test time; None: image_size
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        choose(self.augment, ("none", "crop", "crop_flip", "resized_crop_flip"), "augment")
+        _require(self.image_size > 0, "image_size > 0", self.image_size)
+        _require(self.val_images >= 0, "val_images >= 0", self.val_images)
+        _require(self.train_images is None or self.train_images > 0, "train_images > 0 or null", self.train_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which network; normalisation of the input is its layer 0."""
+
+    arch: str
+    norm: str = "batch"
+    upsample: int | None = None  # nearest up-sampling inside the network (official code: 32 -> 224), eps stays per pixel
+
+    def __post_init__(self) -> None:
+        from .models import ARCHS
+
+        choose(self.arch, ARCHS, "arch")
+        choose(self.norm, ("batch", "group", "layer"), "norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec:
+    """PGD used to make training examples. Defaults: TWINS scripts (8/255 where the scripts write 0.0314)."""
+
+    threat: str = "linf"
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+    loss: str = "ce"
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps, self.threat)
+        choose(self.loss, ("ce", "kl", "margin"), "attack loss")
+        _require(self.steps >= 0, "steps >= 0", self.steps)
+        _require(self.step_size > 0, "step_size > 0", self.step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """What is minimised, through which wings. Defaults: the official TWINS code; each quirk is a switch.
+
+    Args:
+        name: label in tables.
+        objective: natural, at (cross-entropy on adversarial images) or trades.
+        wings: single (one ordinary network) or twins (first half of the batch frozen, second half adaptive).
+        twins_weight: lambda, weight of the frozen wing's loss.
+        normalize_loss: divide the sum of both wings' losses by 1 + lambda (official code does not).
+        share_affine: both wings use one gamma and beta (official code: each wing has its own, both trained).
+        attack_wing: wing that is attacked (official code: adaptive, with running statistics).
+        trades_beta: weight of the KL term.
+        kl_divisor: batch (official TWINS-TRADES code: KL summed over a wing's half, divided by the batch size, so that
+            the effective beta is half of trades_beta) or wing (mean over the wing's own images).
+    """
+
+    name: str
+    objective: str = "at"
+    wings: str = "single"
+    twins_weight: float = 1.0
+    normalize_loss: bool = False
+    share_affine: bool = False
+    attack_wing: str = "adaptive"
+    trades_beta: float = 6.0
+    kl_divisor: str = "batch"
+
+    def __post_init__(self) -> None:
+        choose(self.objective, ("natural", "at", "trades"), "objective")
+        choose(self.wings, ("single", "twins"), "wings")
+        choose(self.attack_wing, ("adaptive", "frozen"), "attack_wing")
+        choose(self.kl_divisor, ("batch", "wing"), "kl_divisor")
+        _require(self.twins_weight >= 0, "twins_weight >= 0", self.twins_weight)
+        _require(self.trades_beta >= 0, "trades_beta >= 0", self.trades_beta)
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        MethodSpec(name="natural", objective="natural"),
+        MethodSpec(name="at"),
+        MethodSpec(name="trades", objective="trades"),
+        MethodSpec(name="twins_at", wings="twins"),
+        MethodSpec(name="twins_trades", wings="twins", objective="trades"),
+    )
+}
+
+
+def method(name: str, **changes: object) -> MethodSpec:
+    """The method called `name`, with `changes` to its switches."""
+    spec = METHODS[choose(name, METHODS, "method")]
+    return from_dict(MethodSpec, {**dataclasses.asdict(spec), **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSpec:
+    """SGD as in the official scripts: momentum 0.9, no Nesterov, decay on all parameters."""
+
+    epochs: int = 60
+    batch_size: int = 128
+    lr: float = 0.003
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    schedule: str = "piecewise"
+    milestones: tuple[float, ...] = (0.5, 5 / 6)  # of the run: epochs 30 and 50 of 60
+    warmup: float = 0.0  # share of the run with linear climb
+    precision: str = "float32"
+    val_every: int = 1  # epochs between measurements on the validation images; 0: never
+    val_steps: int = 10  # PGD steps of that measurement
+
+    def __post_init__(self) -> None:
+        from .schedules import SCHEDULES
+
+        choose(self.schedule, SCHEDULES, "schedule")
+        choose(self.precision, ("float32", "bfloat16"), "precision")
+        _require(self.epochs > 0, "epochs > 0", self.epochs)
+        _require(self.batch_size > 0, "batch_size > 0", self.batch_size)
+        _require(self.lr > 0, "lr > 0", self.lr)
+        _require(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
+        _require(0 <= self.warmup < 1, "warmup in [0, 1)", self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run; a fine-tune names the run that it starts from."""
+
+    data: DataSpec
+    model: ModelSpec
+    method: MethodSpec
+    optim: OptimSpec
+    attack: AttackSpec = field(default_factory=AttackSpec)
+    source: "RunSpec | None" = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        twins = self.method.wings == "twins"
+        _require(not twins or self.model.norm == "batch", "norm 'batch' for a two-wing method", self.model.norm)
+        if self.source is not None:
+            same = (self.model.arch, self.model.norm) == (self.source.model.arch, self.source.model.norm)
+            _require(same, f"source of arch and norm {self.model.arch}, {self.model.norm}",
+                     f"{self.source.model.arch}, {self.source.model.norm}")
+
+    @property
+    def hash(self) -> str:
+        return spec_hash(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """One measurement on the first `images` test images of a run's split (nested subsets of one fixed order).
+
+    kind clean needs nothing else; pgd uses step_size, steps, restarts; autoattack runs `attacks` of the standard suite.
+    """
+
+    kind: str
+    images: int
+    threat: str = "linf"
+    eps: float = 0.0
+    step_size: float | None = None  # None: 2.5 eps / steps
+    steps: int = 20
+    restarts: int = 1
+    attacks: tuple[str, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choose(self.kind, ("clean", "pgd", "autoattack"), "evaluation kind")
+        _check_eps(self.eps, self.threat)
+        _require(self.images > 0, "images > 0", self.images)
+        _require(self.kind == "clean" or self.eps > 0, "eps > 0 for an attack", self.eps)
+
+    @property
+    def hash(self) -> str:
+        return spec_hash(self)
+
+    @property
+    def attack_name(self) -> str:
+        if self.kind == "pgd":
+            return f"pgd{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
+        return "none" if self.kind == "clean" else "+".join(self.attacks)
+
+
+def to_dict(spec: object) -> dict:
+    """Canonical nested dict of a spec: fields that hold their default are left out."""
+    out = {}
+    for f in dataclasses.fields(spec):
+        value = getattr(spec, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if default is not dataclasses.MISSING and value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        out[f.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def canonical_json(spec: object) -> str:
+    return json.dumps(to_dict(spec), sort_keys=True, separators=(",", ":"))
+
+
+def spec_hash(spec: object) -> str:
+    """12 hex digits that name the result of a spec."""
+    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:12]
+
+
+def from_dict(cls: type, values: dict, where: str = "") -> object:
+    """Build the dataclass `cls` from a plain dict; unknown keys and wrong types are refused (int is taken for float)."""
+    if dataclasses.is_dataclass(values) and isinstance(values, cls):
+        return values
+    where = where or cls.__name__
+    if not isinstance(values, dict):
+        raise TypeError(f"expected a mapping for {where}, got {values!r}")
+    hints = typing.get_type_hints(cls, {**globals(), cls.__name__: cls})
+    for key in values:
+        choose(key, hints, f"key of {where}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
+    return cls(**{key: _read(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _read(hint: object, value: object, where: str) -> object:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (
+        hint,)
+    if value is None:
+        if type(None) in options:
+            return None
+        raise TypeError(f"expected a value for {where}, got nothing (null)")
+    hint = next(h for h in options if h is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"expected a list for {where}, got {value!r}")
+        return tuple(_read(typing.get_args(hint)[0], v, where) for v in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number for {where}, got {value!r}")
+        return float(value)
+    if hint is float and isinstance(value, str):
+        raise TypeError(f"expected a number for {where}, got the text {value!r}; in YAML write 1.0e-3 or 0.0314, not 1e-3 or 8/255")
+    if type(value) is not hint:
+        raise TypeError(f"expected {hint.__name__} for {where}, got {value!r}")
+    return value
+
+
+def differences(a: object, b: object, prefix: str = "") -> list[str]:
+    """Readable list of the fields in which two specs of one type differ."""
+    out = []
+    for f in dataclasses.fields(a):
+        left, right = getattr(a, f.name), getattr(b, f.name)
+        if left == right:
+            continue
+        if dataclasses.is_dataclass(left) and dataclasses.is_dataclass(right):
+            out += differences(left, right, f"{prefix}{f.name}.")
+        else:
+            out.append(f"{prefix}{f.name}: {left!r} against {right!r}")
+    return out

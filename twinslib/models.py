@@ -1,0 +1,257 @@
+"""Networks by name: images in [0, 1] in, logits out, with normalisation as the first layer.
+
+Attacks and noise therefore always live in [0, 1] pixels of the image as it is stored, whatever the network does inside
+(normalising, upsampling). `ARCHS` lists the names; a network from elsewhere joins by `Classifier(network)`.
+"""
+
+import copy
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock
+
+from twinslib.norms import norm_layer
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel in float32, for images of shape (B, C, H, W)."""
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"expected one mean and one positive std per channel, got mean {mean} and std {std}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Logits for images in [0, 1]: normalise, upsample if asked to, then `network`.
+
+    Args:
+        network: any module from normalised images (B, 3, S, S) to logits (B, num_classes).
+        upsample: None, or the side in pixels to which images are upsampled by nearest neighbour inside the network, so
+            that attacks act on the small image (the official TWINS code: 32 to 224).
+        mean, std: per channel, for pixels in [0, 1]; ImageNet's by default.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        upsample: int | None = None,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.upsample = upsample
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4 or x.shape[1] != self.normalize.mean.shape[1] or not x.is_floating_point():
+            raise ValueError(
+                f"expected float images of shape (B, {self.normalize.mean.shape[1]}, S, S) in [0, 1], "
+                f"got {x.dtype} of shape {tuple(x.shape)}"
+            )
+        return self.network(upsample_nearest(self.normalize(x), self.upsample))
+
+
+def upsample_nearest(x: torch.Tensor, side: int | None) -> torch.Tensor:
+    """Images (B, C, S, S) at `side` pixels by nearest neighbour; unchanged for None."""
+    return x if side is None else F.interpolate(x, size=(side, side), mode="nearest")
+
+
+class SmallResNet(nn.Module):
+    """A ResNet of basic blocks for small images: 3 x 3 stem, no max-pool, mean over both spatial axes.
+
+    The mean is written out because the backward of adaptive pooling is not deterministic on every device. Weights start
+    as torchvision's ResNets do.
+
+    Args:
+        blocks: blocks per stage; each stage after the first halves the side and doubles the channels.
+        width: channels of the first stage.
+        stem_stride: 1, or 2 for a quarter of the cost.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        norm: Callable[[int], nn.Module],
+        *,
+        blocks: tuple[int, ...],
+        width: int,
+        stem_stride: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=stem_stride, padding=1, bias=False)
+        self.bn1 = norm(width)
+        stages, channels = [], width
+        for stage, count in enumerate(blocks):
+            out = width * 2**stage
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                shortcut = None
+                if stride != 1 or channels != out:
+                    shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), norm(out))
+                stages.append(BasicBlock(channels, out, stride, shortcut, norm_layer=norm))
+                channels = out
+        self.blocks = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Arch:
+    """How to build a network from (num_classes, norm layer), and the side in pixels it is meant for."""
+
+    build: Callable[[int, Callable[[int], nn.Module]], nn.Module]
+    image_size: int
+
+
+def _torchvision(name: str) -> Callable[[int, Callable[[int], nn.Module]], nn.Module]:
+    return lambda num_classes, norm: torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, norm_layer=norm
+    )
+
+
+ARCHS: dict[str, Arch] = {
+    "tiny_resnet": Arch(partial(SmallResNet, blocks=(1, 1), width=16, stem_stride=1), 16),
+    "thin_resnet10": Arch(partial(SmallResNet, blocks=(1, 1, 1, 1), width=32, stem_stride=2), 32),
+    "thin_resnet18": Arch(partial(SmallResNet, blocks=(2, 2, 2, 2), width=32, stem_stride=2), 32),
+    "resnet18": Arch(partial(SmallResNet, blocks=(2, 2, 2, 2), width=64, stem_stride=1), 32),
+    "resnet50": Arch(_torchvision("resnet50"), 224),
+    "wide_resnet50_2": Arch(_torchvision("wide_resnet50_2"), 224),
+}
+
+
+def make_model(
+    arch: str,
+    num_classes: int,
+    *,
+    norm: str = "batch",
+    upsample: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    seed: int,
+) -> Classifier:
+    """A new network in training mode; equal arguments give equal weights, and no global random state is touched.
+
+    Args:
+        arch: a name in `ARCHS`.
+        norm: "batch", "group" or "layer".
+        upsample, mean, std: see `Classifier`.
+        seed: of the initial weights.
+    Raises:
+        ValueError: unknown arch or norm, or less than one class.
+    """
+    if arch not in ARCHS:
+        close = difflib.get_close_matches(str(arch), ARCHS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"expected arch to be one of {', '.join(ARCHS)}, got {arch!r}{hint}")
+    layer = norm_layer(norm)
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
+    network = _seeded(seed, lambda: ARCHS[arch].build(num_classes, layer))
+    return Classifier(network, upsample=upsample, mean=mean, std=std)
+
+
+def find_head(model: nn.Module, image_size: int) -> str:
+    """The name of the last linear layer, found by running a random image: the layer whose output is the model's output.
+
+    Raises:
+        ValueError: no linear layer gives the output.
+    """
+    calls: list[tuple[str, torch.Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    parameter = next(model.parameters())
+    image = torch.rand((2, 3, image_size, image_size), generator=torch.Generator().manual_seed(0))
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            logits = model(image.to(parameter.device, parameter.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    for name, out in reversed(calls):
+        if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
+            return name
+    raise ValueError(
+        f"expected a network that ends in a linear layer, got {type(model).__name__} in which none of "
+        f"{len(hooks)} linear layers gives the output; put a linear head on it first"
+    )
+
+
+def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: int) -> nn.Module:
+    """A copy of a network with a fresh linear head for `num_classes`; everything else is equal.
+
+    The head is found by what it does, not by its name (see `find_head`), so this works for any network that ends in a
+    linear layer. It gets PyTorch's default initialisation from `seed`; no global random state is touched.
+
+    Args:
+        image_size: side in pixels of an image the network accepts.
+    Raises:
+        ValueError: no linear head, or less than one class.
+    """
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
+    name = find_head(model, image_size)
+    model = copy.deepcopy(model)
+    old = model.get_submodule(name)
+    new = _seeded(seed, lambda: nn.Linear(old.in_features, num_classes, bias=old.bias is not None))
+    new.to(old.weight.device, old.weight.dtype).train(old.training)
+    if not name:
+        return new
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+    return model
+
+
+def count_cost(model: nn.Module, image_size: int) -> tuple[int, int, int]:
+    """(multiply-adds of one image forward, parameters, bytes of float32 activations one image keeps for backward).
+
+    Counted on the meta device, so nothing is computed. The bytes are the outputs of all layers, an estimate from above.
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    elements: list[int] = []
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda _, __, out: elements.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            )
+    image = torch.empty((1, 3, image_size, image_size), device="meta", dtype=next(model.parameters()).dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), 4 * sum(elements)
+
+
+def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build on the CPU with the CPU's global generator at `seed`, and put the generator back."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the generators of other devices
+        return build()

@@ -1,0 +1,226 @@
+"""Two-branch batch normalisation (TWINS) and the norm layers a network can be built with.
+
+A `TwinNorm` holds an adaptive wing, the network's own batch norm, and a frozen wing, a copy that keeps the statistics
+of pre-training (Liu et al., CVPR 2023). The first images of a batch go through the frozen wing, the others through the
+adaptive one; how many is set for a whole network at once:
+
+    twin = twinsify(pretrained)
+    with wings(twin, 64):
+        logits = twin(x)          # x[:64] frozen, x[64:] adaptive
+    plain = to_plain(twin)        # an ordinary network again
+"""
+
+import contextlib
+import copy
+import difflib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+NORMS = ("batch", "group", "layer")
+WINGS = ("adaptive", "frozen")
+ALL_FROZEN = -1
+
+
+class Wings:
+    """How many images of a batch go through the frozen wing; one object shared by all `TwinNorm`s of a network.
+
+    `n_frozen` is 0 or None (all adaptive), `ALL_FROZEN`, or a number of images up to the batch size. A deep copy of a
+    network gets a state of its own, which starts all adaptive.
+    """
+
+    def __init__(self) -> None:
+        self.n_frozen: int | None = 0
+
+    def __deepcopy__(self, memo: dict) -> "Wings":
+        return Wings()
+
+
+class TwinNorm(nn.Module):
+    """Batch norm with an adaptive and a frozen wing; the frozen wing's statistics never change.
+
+    The adaptive wing behaves like the layer it was made from (BatchNorm1d, 2d, 3d, SyncBatchNorm or any subclass), with
+    one exception: a training batch with a single value per channel, where batch norm is not defined, is normalised with
+    the running statistics, which stay as they are. The frozen wing normalises with its running statistics whatever
+    `train()` says; parts of a subclass around the norm (activation, drop) follow the mode as usual.
+
+    Args:
+        norm: the layer to double; it becomes the adaptive wing, a deep copy the second one.
+        state: shared by all layers of one network.
+        share_affine: both wings use the same weight and bias; otherwise each trains its own.
+        second: "frozen", or "adaptive" for the control with two ordinary batch norms.
+    """
+
+    def __init__(self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen") -> None:
+        super().__init__()
+        self.adaptive = norm
+        self.frozen = copy.deepcopy(norm)
+        if share_affine:
+            self.frozen.weight, self.frozen.bias = norm.weight, norm.bias
+        self.keeps_statistics = second == "frozen"
+        self.wings = state
+        self.train(norm.training)
+
+    def train(self, mode: bool = True) -> "TwinNorm":
+        super().train(mode)
+        if self.keeps_statistics:
+            self.frozen.training = False
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = self.wings.n_frozen or 0
+        if n == 0:
+            return self._adapt(x)
+        if n == ALL_FROZEN or n == len(x):
+            return self._freeze(x)
+        if n > len(x):
+            raise ValueError(f"expected n_frozen in 0..{len(x)} (the batch), got {n}; call wings() for each batch")
+        first, rest = x.split((n, len(x) - n))  # the backward of split is one copy, that of two slices is three
+        return torch.cat((self._freeze(first), self._adapt(rest)))
+
+    def _freeze(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keeps_statistics:
+            self.frozen.training = False  # somebody may have set the flag directly
+        return _batch_norm(self.frozen, x)
+
+    def _adapt(self, x: torch.Tensor) -> torch.Tensor:
+        return _batch_norm(self.adaptive, x)
+
+
+def _batch_norm(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
+    """`norm(x)`; a training batch with one value per channel takes the running statistics and leaves them unchanged."""
+    if not norm.training or x.numel() != x.shape[1]:
+        return norm(x)
+    norm.training = False
+    try:
+        return norm(x)
+    finally:
+        norm.training = True
+
+
+def twin_norms(model: nn.Module) -> Iterator[tuple[str, TwinNorm]]:
+    """Yield (name, layer) for each `TwinNorm` of a network; a layer used under two names is yielded once."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, TwinNorm))
+
+
+def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "frozen") -> nn.Module:
+    """A copy of a network in which every batch norm has an adaptive and a frozen wing; the given one is unchanged.
+
+    Both wings start at the network's statistics, weights and biases (Liu et al. 2023). All images go through the
+    adaptive wing, so the copy computes what the original computes, until `wings` says otherwise.
+
+    Args:
+        model: any network with `BatchNorm2d` (or 1d, 3d, SyncBatchNorm, or subclasses), in any mode, which is kept.
+        share_affine: False: each wing trains its own weight and bias (the official code); True: one pair for both.
+        second: "frozen"; or "adaptive", a control whose second wing is ordinary batch norm with its own statistics.
+    Raises:
+        ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown `second`.
+    """
+    if second not in WINGS:
+        raise ValueError(f"expected second to be one of {', '.join(WINGS)}, got {second!r}")
+    if next(twin_norms(model), None):
+        raise ValueError("expected a network without wings, got one that is twinned already; use it as it is")
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        raise ValueError(
+            f"expected a network with BatchNorm2d, got {type(model).__name__} without; wings live in batch norm only"
+        )
+    bare = [name for name, module in norms if module.running_mean is None]
+    if bare:
+        raise ValueError(
+            f"expected batch norm with running statistics, got track_running_stats=False in {', '.join(bare[:3])}"
+            f"{' and others' if len(bare) > 3 else ''}; the frozen wing has nothing to keep"
+        )
+    state = Wings()
+    return _replace(
+        copy.deepcopy(model), _BatchNorm, lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second)
+    )
+
+
+def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
+    """An ordinary network (a copy) that computes exactly what one wing computes in eval mode.
+
+    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network can load
+    it. A network without wings is copied as it is, and has only an adaptive wing.
+
+    Raises:
+        ValueError: unknown wing, or "frozen" for a network without wings.
+    """
+    check_wing(model, wing)
+    return _replace(copy.deepcopy(model), TwinNorm, lambda twin: getattr(twin, wing).train(twin.training))
+
+
+def check_wing(model: nn.Module, wing: str) -> None:
+    """Raise ValueError unless `wing` is "adaptive", or "frozen" and the network is twinned."""
+    if wing not in WINGS:
+        raise ValueError(f"expected wing to be one of {', '.join(WINGS)}, got {wing!r}")
+    if wing == "frozen" and next(twin_norms(model), None) is None:
+        raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
+
+
+@contextlib.contextmanager
+def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
+    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others through the
+    adaptive one; afterwards, also after an error, the split is what it was (outside any context: all adaptive).
+
+    Args:
+        n_frozen: 0 or None or "adaptive", "frozen" (all images), or a number of images up to the batch size.
+    Raises:
+        ValueError: a negative number, another word, or images for the frozen wing of a network without wings.
+    """
+    words = {None: 0, "adaptive": 0, "frozen": ALL_FROZEN}
+    if not (n_frozen in words or (isinstance(n_frozen, int) and n_frozen >= 0)):
+        raise ValueError(f"expected n_frozen to be at least 0, 'adaptive' or 'frozen', got {n_frozen!r}")
+    n = words.get(n_frozen, n_frozen)
+    twin = next(twin_norms(model), None)
+    if twin is None:
+        if n:
+            raise ValueError(f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; twinsify")
+        yield
+        return
+    state = twin[1].wings
+    before, state.n_frozen = state.n_frozen, n
+    try:
+        yield
+    finally:
+        state.n_frozen = before
+
+
+def norm_layer(norm: str) -> Callable[[int], nn.Module]:
+    """The function from a number of channels to a layer, for `norm` "batch", "group" or "layer".
+
+    "group" is GroupNorm with the largest number of groups up to 32 that divides the channels; "layer" is GroupNorm with
+    one group, over channels and both spatial axes.
+
+    Raises:
+        ValueError: unknown norm.
+    """
+    layers = {"batch": nn.BatchNorm2d, "group": _group_norm, "layer": partial(nn.GroupNorm, 1)}
+    if norm not in layers:
+        close = difflib.get_close_matches(str(norm), NORMS, 1)
+        raise ValueError(
+            f"expected norm to be one of {', '.join(NORMS)}, got {norm!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    return layers[norm]
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)
+
+
+def _replace(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Replace in place each module of a kind; one that is used in several places stays one module."""
+    if isinstance(model, kind):
+        return make(model)
+    made: dict[nn.Module, nn.Module] = {}
+    for parent in [module for module in model.modules() if not isinstance(module, kind)]:
+        for name, child in parent._modules.items():  # named_children() leaves out the second name of a shared module
+            if isinstance(child, kind):
+                if child not in made:
+                    made[child] = make(child)
+                parent._modules[name] = made[child]
+    return model

@@ -1,0 +1,73 @@
+"""What is minimised, as functions of logits; wings are slices of the batch with weights.
+
+Sources: TWINS (arXiv 2303.11135) and its official code; TRADES (arXiv 1901.08573).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .config import MethodSpec
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`inputs` are the passes in their order (each updates adaptive statistics); `loss` takes their logits, one wing at
+    a time: loss(logits by input, labels, method, images in the whole batch)."""
+
+    inputs: tuple[str, ...]
+    loss: Callable[[dict[str, torch.Tensor], torch.Tensor, MethodSpec, int], torch.Tensor]
+
+    @property
+    def attacks(self) -> bool:
+        return "adversarial" in self.inputs
+
+
+def kl_sum(clean_logits: torch.Tensor, adv_logits: torch.Tensor) -> torch.Tensor:
+    """KL(p(x) || p(x')) summed over the images; gradients flow through both sides, as in the official code."""
+    return F.kl_div(F.log_softmax(adv_logits, 1), F.softmax(clean_logits, 1), reduction="sum")
+
+
+def _natural(logits, y, method, batch_size):
+    return F.cross_entropy(logits["clean"], y)
+
+
+def _at(logits, y, method, batch_size):
+    return F.cross_entropy(logits["adversarial"], y)
+
+
+def _trades(logits, y, method, batch_size):
+    divisor = batch_size if method.kl_divisor == "batch" else len(y)
+    kl = kl_sum(logits["clean"], logits["adversarial"]) / divisor
+    return F.cross_entropy(logits["clean"], y) + method.trades_beta * kl
+
+
+OBJECTIVES = {
+    "natural": Objective(("clean",), _natural),
+    "at": Objective(("adversarial",), _at),
+    "trades": Objective(("adversarial", "clean"), _trades),
+}
+
+
+def split_wings(method: MethodSpec, batch_size: int) -> tuple[int, list[tuple[slice, float]]]:
+    """How many first images take the frozen wing, and the (slice, weight) of each wing that gets any image.
+
+    TWINS splits the batch, it does not copy it (official code: first half frozen, second half adaptive); with an odd
+    batch the adaptive wing gets the extra image, a batch of one goes to the adaptive wing alone.
+    """
+    if method.wings == "single":
+        return 0, [(slice(0, batch_size), 1.0)]
+    n_frozen = batch_size // 2
+    parts = [(slice(0, n_frozen), method.twins_weight), (slice(n_frozen, batch_size), 1.0)]
+    scale = 1 + method.twins_weight if method.normalize_loss else 1.0
+    return n_frozen, [(part, weight / scale) for part, weight in parts if part.stop > part.start]
+
+
+def wing_loss(method: MethodSpec, logits: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the wings' losses (TWINS official code: lambda * frozen + adaptive, not normalised)."""
+    objective = OBJECTIVES[method.objective]
+    _, parts = split_wings(method, len(y))
+    losses = [w * objective.loss({k: v[part] for k, v in logits.items()}, y[part], method, len(y)) for part, w in parts]
+    return torch.stack(losses).sum()

@@ -1,0 +1,144 @@
+"""What a sweep will cost: runs, hours and memory, from counted multiply-adds and measured speed.
+
+Passes are counted per image in forwards (F): a PGD step is 2 F (gradient with respect to the input only), a training
+pass 3 F. AutoAttack is counted as if 35 % of the images survived APGD-CE (our choice), so its time is a rough guess.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from . import data, models
+from .config import EvalSpec, RunSpec
+from .objectives import OBJECTIVES
+from .runs import Job, Store, Task
+from .sources import SOURCES
+
+SURVIVORS = 0.35
+AUTOATTACK_FORWARDS = {"apgd-ce": 200, "apgd-t": 9 * 200, "fab-t": 9 * 300, "square": 5000}
+
+
+@cache
+def cost(arch: str, norm: str, image_size: int, upsample: int | None, classes: int) -> tuple[int, int, int]:
+    """(multiply-adds per image and forward, parameters, bytes of activations per image) of a network."""
+    return models.count_cost(models.make_model(arch, classes, norm=norm, upsample=upsample, seed=0), image_size)
+
+
+def forwards(task: Task, train_images: int) -> float:
+    """Image forwards (F) that a task needs."""
+    spec, e = task.spec, task.evaluation
+    if e is None:
+        objective = OBJECTIVES[spec.method.objective]
+        attack = 2 * spec.attack.steps if objective.attacks else 0
+        measured = spec.optim.epochs // spec.optim.val_every if spec.optim.val_every else 0
+        validation = measured * spec.data.val_images * (1 + (2 * spec.optim.val_steps if objective.attacks else 0))
+        return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation
+    if e.kind == "clean":
+        return e.images
+    if e.kind == "pgd":
+        return e.images * e.restarts * 2 * e.steps
+    return e.images * sum(n * (1 if i == 0 else SURVIVORS) for i, n in enumerate(AUTOATTACK_FORWARDS[a] for a in e.attacks))
+
+
+def train_images(spec: RunSpec) -> tuple[int, int]:
+    """(training images, classes) of a run, from the packed set where it is there, else from the list of known sets."""
+    try:
+        packed = data.load_packed(spec.data.name, spec.data.image_size)
+    except FileNotFoundError:
+        if spec.data.name not in SOURCES:
+            raise
+        known = SOURCES[spec.data.name]
+        classes, available = known.num_classes - len(spec.data.exclude), known.train_images
+    else:
+        split = data.make_split(packed, exclude=spec.data.exclude, train_images=spec.data.train_images,
+                                val_images=spec.data.val_images, seed=spec.data.split_seed)
+        return len(split.train), len(split.class_ids)
+    return spec.data.train_images or available - spec.data.val_images, classes
+
+
+def macs(task: Task) -> float:
+    """Multiply-adds of a task."""
+    spec = task.spec
+    images, classes = _train_images(spec)
+    size = spec.data.crop or spec.data.image_size
+    per_image, _, _ = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
+    return forwards(task, images) * per_image
+
+
+_train_images = cache(train_images)
+
+
+def memory_bytes(spec: RunSpec) -> int:
+    """Estimate of device memory: images, weights with gradient, momentum and attack copy, activations of one batch."""
+    images, classes = _train_images(spec)
+    size = spec.data.crop or spec.data.image_size
+    _, parameters, activations = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
+    width = 2 if spec.optim.precision == "bfloat16" else 4
+    stored = 3 * spec.data.image_size**2 * (images + spec.data.val_images)
+    return int(stored + 4 * 4 * parameters + activations / 4 * width * spec.optim.batch_size)
+
+
+def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
+    """Multiply-adds per second of what this store has already computed on a device of this kind, or None."""
+    done, spent = 0.0, 0.0
+    device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else "cpu"
+    for task in tasks:
+        entry = store.provenance(task)
+        if entry and entry["device"] == device:
+            done, spent = done + macs(task), spent + entry["seconds"]
+    return done / spent if spent > 5 else None
+
+
+def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> float:
+    """Multiply-adds per second of forward and backward passes of the run's network on `device`, over `seconds`."""
+    size = spec.data.crop or spec.data.image_size
+    classes = _train_images(spec)[1]
+    model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample, seed=0).to(device)
+    per_image = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)[0]
+    batch = 64 if size <= 64 and not spec.model.upsample else 4
+    x = torch.rand(batch, 3, size, size, device=device)
+    start, images = None, 0
+    while start is None or time.perf_counter() - start < seconds:
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.optim.precision == "bfloat16"):
+            model(x).float().square().sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if start is None:
+            start = time.perf_counter()  # the first pass warms up
+        else:
+            images += batch
+    return 3 * per_image * images / (time.perf_counter() - start)
+
+
+def rate(store: Store, tasks: Sequence[Task]) -> tuple[float, str]:
+    """(multiply-adds per second, where the number comes from)."""
+    found = measured_rate(store, tasks)
+    if found:
+        return found, "measured on the finished runs of this store"
+    return probed_rate(tasks[-1].spec, store.device), f"probed for two seconds on this {store.device.type}"
+
+
+def remaining_hours(store: Store, tasks: Sequence[Task]) -> float:
+    """Estimated hours for `tasks` on this store's device."""
+    return sum(map(macs, tasks)) / rate(store, tasks)[0] / 3600
+
+
+def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> str:
+    """The plan as text: each run with its tasks left, their number, estimated hours and memory."""
+    every = [t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.evals)]]
+    left = store.missing(jobs)
+    speed, origin = (flops / 2, f"given: {flops / 1e12:g} TFLOP/s") if flops else rate(store, every)
+    lines = [f"{'run':12}  {'method':12} {'data':15} {'arch':16} {'seed':>4}  {'train':>8}  {'evaluate':>8}  {'memory':>8}"]
+    for job in jobs:
+        mine = [t for t in left if t.spec == job.spec]
+        train = sum(macs(t) for t in mine if t.evaluation is None) / speed / 3600
+        measure = sum(macs(t) for t in mine if t.evaluation is not None) / speed / 3600
+        s = job.spec
+        lines.append(f"{s.hash}  {s.method.name:12} {s.data.name:15} {s.model.arch:16} {s.seed:4}  {train:6.2f} h  "
+                     f"{measure:6.2f} h  {memory_bytes(s) / 2**30:4.1f} GiB" + ("" if mine else "  done"))
+    hours = sum(map(macs, left)) / speed / 3600
+    lines.append(f"{len(jobs)} runs, {len(left)} of {len(every)} tasks left, about {hours:.1f} h "
+                 f"({speed * 2 / 1e12:.3g} TFLOP/s, {origin}), at most {max(memory_bytes(j.spec) for j in jobs) / 2**30:.1f} GiB")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""What ran, where and with which versions. No host names, user names or paths."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill", "nbval", "safetensors",
+            "pyautoattack", "scikit-learn", "mlxtend", "PyYAML")
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def commit() -> dict:
+    """Commit of the working tree and whether it had changes; 'unknown' outside a repository."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(),
+                "changed": bool(git("status", "--porcelain", "--", "../twinslib").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "changed": False}
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def record(started: str, seconds: float, device: torch.device | str, **extra: object) -> dict:
+    """One provenance entry: times, commit, versions, hardware, precision flags, `extra` (spec hash, weights hash, …)."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "started": started, "ended": now(), "seconds": round(seconds, 2), **commit(), "python": platform.python_version(),
+        "versions": {p: version(p) for p in PACKAGES}, "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(), "tf32": torch.backends.cudnn.allow_tf32,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_gpu_memory_mib": torch.cuda.max_memory_allocated(device) // 2**20 if cuda else 0, **extra,
+    }

@@ -1,0 +1,146 @@
+"""Run notebooks at a preset and keep the result: python -m twinslib.render --preset toy [NN …] [--force] [--keep-going]
+
+Each notebook runs under a temporary name beside its final one. Only when every code cell has run without an error does
+it become results/<preset>/NN_name.ipynb, with NN_name.html beside it: what lies there is always a finished rendering.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+from . import paths, study
+from .checkpoint import atomic_write
+
+
+def check_parameters(values: Mapping, defaults: Mapping, where: str) -> None:
+    """Refuse what papermill would let pass: unknown names, and values of another type (YAML reads 1e-3 as text).
+
+    Raises:
+        ValueError: a key of `values` that `defaults` lacks.
+        TypeError: a value of another type, at any depth `defaults` has too; int passes for float, None for anything.
+    """
+    for key, value in values.items():
+        if key not in defaults:
+            raise ValueError(f"expected one of {', '.join(defaults)} in {where}, got {key!r}; correct the name")
+        _check_type(value, defaults[key], f"{key} in {where}")
+
+
+def _check_type(value: object, default: object, name: str) -> None:
+    if value is None or default is None or (isinstance(default, float) and type(value) is int):
+        return
+    if type(value) is not type(default):
+        hint = "; write 1.0e-3, not 1e-3" if isinstance(default, float) and isinstance(value, str) else ""
+        raise TypeError(f"expected {type(default).__name__} for {name}, got {value!r}{hint}")
+    if isinstance(value, dict):
+        for key in value.keys() & default.keys():
+            _check_type(value[key], default[key], f"{name}, {key}")
+    elif isinstance(value, list) and default:
+        for item in value:
+            _check_type(item, default[0], f"item of {name}")
+
+
+def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
+    """Run `notebook` with `parameters` over its defaults; returns `folder`/NN_name.ipynb, HTML beside it.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell failed; see `folder`/.NN_name.partial.ipynb for all up to it.
+        RuntimeError: the kernel died, or a cell was never run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / notebook.name
+    partial = folder / f".{notebook.stem}.partial.ipynb"
+    rendered = papermill.execute_notebook(
+        _literal(notebook), _literal(partial), parameters=dict(parameters), kernel_name="python3", progress_bar=False,
+        cwd=notebook.parent)  # as Jupyter and nbval do
+    never_run = [i for i, cell in enumerate(rendered.cells)
+                 if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None]
+    if never_run:  # what papermill leaves after an interrupt, without saying so
+        raise RuntimeError(f"expected every code cell of {notebook.name} to have run, got none in cells {never_run}")
+    rendered.metadata.papermill.update(input_path=f"notebooks/{notebook.name}", output_path=final.name)
+    html, _ = HTMLExporter().from_notebook_node(rendered, resources={"metadata": {"name": notebook.stem}})
+    atomic_write(final, lambda tmp: nbformat.write(rendered, tmp))
+    atomic_write(final.with_suffix(".html"), lambda tmp: Path(tmp).write_text(html, encoding="utf-8"))
+    partial.unlink()
+    return final
+
+
+def _literal(path: Path) -> str:
+    """Path for papermill, which would fill in anything in braces."""
+    return str(path.resolve()).replace("{", "{{").replace("}", "}}")
+
+
+def fingerprint(notebook: Path, parameters: Mapping, folder: Path) -> str:
+    """Hash of all that a rendering depends on: notebook, parameters, the package, the rows in `folder`."""
+    files = [notebook, *sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(__file__).parent.rglob("*.csv")),
+             *sorted(folder.glob("**/*.csv"))]
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for file in files:
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def render_all(jobs: Iterable[tuple[Path, Mapping]], folder: Path, *, force: bool = False,
+               keep_going: bool = False) -> list[tuple[str, str, float]]:
+    """Render (notebook, parameters) pairs in order; returns (name, status, seconds) for each.
+
+    Status is rendered, unchanged (the last rendering here is of the same notebook, parameters, code and rows), failed,
+    or not run (after a failure without `keep_going`). Errors of notebooks are printed, not raised.
+    """
+    rows = []
+    for notebook, parameters in jobs:
+        stamp = folder / f".{notebook.stem}.rendered"
+        if any(status == "failed" for _, status, _ in rows) and not keep_going:
+            rows.append((notebook.stem, "not run", 0.0))
+            continue
+        start = time.monotonic()
+        if not force and stamp.exists() and stamp.read_text() == fingerprint(notebook, parameters, folder):
+            rows.append((notebook.stem, "unchanged", 0.0))
+            continue
+        print(f"rendering {notebook.stem}", file=sys.stderr, flush=True)
+        try:
+            render_notebook(notebook, parameters, folder)
+            digest = fingerprint(notebook, parameters, folder)  # again: rendering may have written rows
+            atomic_write(stamp, lambda tmp, digest=digest: Path(tmp).write_text(digest))
+            status = "rendered"
+        except Exception as error:  # the boundary: whatever a notebook raises is its own failure, the others go on
+            print(f"{notebook.name}: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
+            status = "failed"
+        rows.append((notebook.stem, status, time.monotonic() - start))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m twinslib.render", description=__doc__.split("\n")[0])
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="notebook numbers; default: all")
+    parser.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
+    parser.add_argument("--force", action="store_true", help="render again what has not changed")
+    parser.add_argument("--keep-going", action="store_true", help="go on with the next notebook after a failure")
+    args = parser.parse_args(argv)
+    try:
+        jobs = []
+        for number in args.numbers or sorted(p.name[:2] for p in paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb")):
+            notebook = study.notebook(number)
+            defaults = study.parameters(notebook)
+            values = study.overrides(args.preset, number, defaults)
+            check_parameters(values, defaults, f"the parameters of {args.preset} {number}")
+            jobs.append((notebook, values))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = render_all(jobs, paths.results_dir() / args.preset, force=args.force, keep_going=args.keep_going)
+    width = max((len(name) for name, _, _ in rows), default=8)
+    for name, status, seconds in [("notebook", "status", "seconds"), *((n, s, f"{t:.0f}") for n, s, t in rows)]:
+        print(f"{name:<{width}}  {status:<9}  {seconds:>7}")
+    return 1 if any(status in ("failed", "not run") for _, status, _ in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""The store of results and the queue that fills it.
+
+results/<preset>/
+    runs/<run>.json         spec, split and per-epoch rows of a finished training run
+    masks/<run>.npz         boolean per test image for every finished evaluation of that run
+    provenance/<run>.json   when, where, with what
+    splits/<set>.npz        indices of training, validation and test images
+    weights/<run>.safetensors, .json   source networks that other runs start from
+    work/                   (not committed) checkpoints, fine-tuned weights, blocks of unfinished evaluations, the lock
+
+Finished means finished: everything appears by atomic rename, and a run's JSON is written last.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import data as datasets
+from . import evaluate, models, norms, paths, provenance
+from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
+from .config import DataSpec, EvalSpec, RunSpec, canonical_json, from_dict, to_dict
+from .fold import FoldedCopy
+from .train import Diverged, OutOfTime, fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run and what is measured on it; its sources are runs of their own."""
+
+    study: str
+    spec: RunSpec
+    evals: tuple[EvalSpec, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work in the queue: train a run, or (with `evaluation`) measure it."""
+
+    spec: RunSpec
+    evaluation: EvalSpec | None = None
+
+    @property
+    def kind(self) -> str:
+        return "train" if self.evaluation is None else f"evaluate {self.evaluation.hash}"
+
+    def __str__(self) -> str:
+        what = f"method {self.spec.method.name}, seed {self.spec.seed}, {self.spec.data.name} [{self.spec.hash}]"
+        if self.evaluation is None:
+            return f"train {what}"
+        e = self.evaluation
+        return f"evaluate {what}: {e.kind} {e.attack_name} eps {e.eps * 255:.3g}/255 on {e.images} images"
+
+
+def write_json(path: Path, value: object) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    atomic_write(path, lambda tmp: Path(tmp).write_text(text))
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in {path}, got {error}; delete the file to compute it again") from None
+
+
+class Store:
+    """Results of one preset on disk."""
+
+    def __init__(self, preset: str, *, device: str | torch.device | None = None, root: Path | None = None) -> None:
+        self.preset = preset
+        self.root = Path(root) if root is not None else paths.results_dir() / preset
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._sets: dict[str, datasets.DeviceSet] = {}
+
+    # -- reading -------------------------------------------------------------------------------------------------
+    def run(self, spec: RunSpec) -> dict | None:
+        """The finished run's record, or None."""
+        path = self.root / "runs" / f"{spec.hash}.json"
+        if not path.exists():
+            return None
+        record = read_json(path)
+        if record["spec"] != json.loads(canonical_json(spec)):
+            raise ValueError(f"expected the spec of run {spec.hash} in {path}, got another one; restore or delete the file")
+        return record
+
+    def masks(self, spec: RunSpec, evaluation: EvalSpec) -> dict[str, np.ndarray] | None:
+        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None."""
+        path = self.root / "masks" / f"{spec.hash}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            keys = [k for k in stored.files if k.startswith(evaluation.hash + "/")]
+            return {k.split("/", 1)[1]: stored[k] for k in keys if not k.endswith("/spec")} or None
+
+    def weights_path(self, spec: RunSpec) -> Path | None:
+        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained."""
+        for path in (self.root / "weights" / f"{spec.hash}.safetensors", self._work(f"{spec.hash}.safetensors")):
+            if path.exists():
+                return path
+        return None
+
+    def provenance(self, task: Task) -> dict | None:
+        """When, where and with what a task was done, or None."""
+        path = self.root / "provenance" / f"{task.spec.hash}.json"
+        return read_json(path).get(task.kind) if path.exists() else None
+
+    def missing(self, jobs: Sequence[Job]) -> list[Task]:
+        """Tasks that are not done, in order: sources first, each training before its evaluations."""
+        tasks: list[Task] = []
+        for job in jobs:
+            evals = [e for e in job.evals if self.masks(job.spec, e) is None]
+            if self.run(job.spec) is None or (evals and self.weights_path(job.spec) is None):
+                chain, spec = [], job.spec
+                while spec is not None and (spec is job.spec or self.weights_path(spec) is None):
+                    chain.insert(0, Task(spec))
+                    spec = spec.source
+                tasks += chain
+            tasks += [Task(job.spec, e) for e in evals]
+        return list(dict.fromkeys(tasks))
+
+    # -- data and networks ---------------------------------------------------------------------------------------
+    def data(self, spec: DataSpec) -> datasets.DeviceSet:
+        """The run's images on the device, split by the indices stored with the results."""
+        key = canonical_json(spec)
+        if key not in self._sets:
+            if len(self._sets) >= 2:
+                self._sets.pop(next(iter(self._sets)))
+            packed = datasets.load_packed(spec.name, spec.image_size)
+            path = self.root / "splits" / f"{split_name(spec)}.npz"
+            split = datasets.stored_split(packed, path, exclude=spec.exclude, train_images=spec.train_images,
+                                          val_images=spec.val_images, seed=spec.split_seed)
+            device_set = datasets.to_device(packed, split, self.device)
+            if spec.crop and spec.crop < spec.image_size:
+                a = (spec.image_size - spec.crop) // 2
+                centre = (..., slice(a, a + spec.crop), slice(a, a + spec.crop))
+                device_set = dataclasses.replace(device_set, val_x=device_set.val_x[centre].contiguous(),
+                                                 test_x=device_set.test_x[centre].contiguous())
+            self._sets[key] = device_set
+        return self._sets[key]
+
+    def trained(self, spec: RunSpec) -> torch.nn.Module:
+        """The finished network of a run (two wings where the method has them), on the device."""
+        path = self.weights_path(spec)
+        if path is None:
+            raise FileNotFoundError(f"expected the weights of run {spec.hash} in {self.root}, got none; train it first")
+        state, _ = load_weights(path)
+        with self._named(path):
+            model = load_into(self._shell(spec), state)
+        return model.to(self.device)
+
+    def start(self, spec: RunSpec) -> torch.nn.Module:
+        """The network that a run starts from: source weights (or none), fresh head, wings."""
+        classes = self.data(spec.data).num_classes
+        size = spec.data.crop or spec.data.image_size
+        if spec.source is None:
+            model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample,
+                                      seed=spec.seed)
+        else:
+            state, meta = load_weights(self.weights_path(spec.source))
+            model = models.make_model(spec.model.arch, int(meta["classes"]), norm=spec.model.norm,
+                                      upsample=spec.model.upsample, seed=spec.seed)
+            with self._named(self.weights_path(spec.source)):
+                model = load_into(model, state)
+            model = models.replace_head(model, classes, image_size=size, seed=spec.seed)
+        return self._with_wings(spec, model)
+
+    def _shell(self, spec: RunSpec) -> torch.nn.Module:
+        model = models.make_model(spec.model.arch, self.data(spec.data).num_classes, norm=spec.model.norm,
+                                  upsample=spec.model.upsample, seed=spec.seed)
+        return self._with_wings(spec, model)
+
+    @staticmethod
+    def _with_wings(spec: RunSpec, model: torch.nn.Module) -> torch.nn.Module:
+        return norms.twinsify(model, share_affine=spec.method.share_affine) if spec.method.wings == "twins" else model
+
+    @contextlib.contextmanager
+    def _named(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+
+    # -- computing -----------------------------------------------------------------------------------------------
+    def do(self, task: Task, *, is_source: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
+        """Do one task whose needs are met; results appear by atomic rename."""
+        started, clock = provenance.now(), time.perf_counter()
+        if task.evaluation is None:
+            extra = self._train(task.spec, is_source, stop, on_step)
+        else:
+            extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
+        path = self.root / "provenance" / f"{task.spec.hash}.json"
+        record = read_json(path) if path.exists() else {"run": task.spec.hash}
+        entry = provenance.record(started, time.perf_counter() - clock, self.device, **extra)
+        record[task.kind] = entry
+        write_json(path, record)
+
+    def _train(self, spec: RunSpec, is_source: bool, stop, on_step) -> dict:
+        model, data = self.start(spec), self.data(spec.data)
+        checkpoint = self._work(f"{spec.hash}.ckpt")
+        history = fit(spec, model, data, device=self.device, checkpoint=checkpoint, stop=stop, on_step=on_step)
+        folder = self.root / "weights" if is_source else self.root / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / f"{spec.hash}.safetensors"
+        meta = {"spec": canonical_json(spec), "classes": str(data.num_classes)}
+        save_weights(weights, model, meta, half=is_source)
+        if is_source:
+            write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
+        record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs, "classes": data.num_classes,
+                  "train_images": len(data.train_y), "val_images": len(data.val_y),
+                  "weights": tensor_hash(load_weights(weights)[0])}
+        write_json(self.root / "runs" / f"{spec.hash}.json", record)
+        checkpoint.unlink(missing_ok=True)
+        return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": spec.optim.precision}
+
+    def _evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
+        data = self.data(spec.data)
+        if e.images > len(data.test_y):
+            raise ValueError(f"expected at most {len(data.test_y)} test images of {spec.data.name}, got {e.images}; "
+                             "lower images in the evaluation")
+        model = FoldedCopy(self.trained(spec))
+        folder = self._work(f"{spec.hash}-{e.hash}")
+        folder.mkdir(exist_ok=True)
+        blocks = [(a, min(a + e.batch_size, e.images)) for a in range(0, e.images, e.batch_size)]
+        parts = []
+        for k, (a, b) in enumerate(blocks):
+            path = folder / f"{k}.npz"
+            if not path.exists():
+                if parts and stop():
+                    raise OutOfTime(f"stopped at block {k} of {len(blocks)}")
+                masks = evaluate_block(e, model, data.test_x[a:b], data.test_y[a:b], k)
+                arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
+                atomic_write(path, lambda tmp, arrays=arrays: save_npz(tmp, arrays))
+            with np.load(path, allow_pickle=False) as stored:
+                parts.append({name: stored[name] for name in stored.files})
+            on_step(k + 1, len(blocks))
+        stages = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        path = self.root / "masks" / f"{spec.hash}.npz"
+        merged = {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as stored:
+                merged = {name: stored[name] for name in stored.files}
+        merged |= {f"{e.hash}/{name}": mask for name, mask in stages.items()}
+        merged[f"{e.hash}/spec"] = np.array(canonical_json(e))
+        atomic_write(path, lambda tmp: save_npz(tmp, dict(sorted(merged.items()))))
+        for k in range(len(blocks)):
+            (folder / f"{k}.npz").unlink(missing_ok=True)
+        folder.rmdir()
+        return {"batch_size": e.batch_size, "precision": "float32", "images": e.images}
+
+    def _work(self, name: str) -> Path:
+        folder = self.root / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for one sweep; a second one is refused (the lock dies with its process)."""
+        with open(self._work("lock"), "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise ValueError(f"expected no other sweep on the store {self.preset!r}, got one by process "
+                                 f"{handle.read().strip() or 'unknown'}; wait for it or stop it, nothing was changed") from None
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+
+def split_name(spec: DataSpec) -> str:
+    """Name of the file of indices: the set, and a hash of what they were chosen by."""
+    chosen = json.dumps([spec.image_size, list(spec.exclude), spec.train_images, spec.val_images, spec.split_seed])
+    return f"{spec.name}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
+
+
+def save_npz(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as handle:
+        np.savez_compressed(handle, **arrays)
+
+
+def evaluate_block(e: EvalSpec, model, images: torch.Tensor, labels: torch.Tensor, block: int) -> dict[str, torch.Tensor]:
+    """Masks by stage for one block of test images."""
+    if e.kind == "clean":
+        return {"none": evaluate.clean_mask(model, images, labels, batch_size=e.batch_size)}
+    if e.kind == "pgd":
+        step_size = e.step_size if e.step_size is not None else 2.5 * e.eps / e.steps
+        mask = evaluate.pgd_mask(model, images, labels, eps=e.eps, step_size=step_size, steps=e.steps,
+                                 restarts=e.restarts, threat=e.threat, batch_size=e.batch_size, seed=e.seed,
+                                 block=block)
+        return {e.attack_name: mask}
+    return evaluate.autoattack_masks(model, images, labels, eps=e.eps, threat=e.threat, attacks=e.attacks,
+                                     batch_size=e.batch_size, seed=e.seed, block=block)
+
+
+@dataclass
+class Report:
+    """What a sweep did."""
+
+    done: list[Task] = dataclasses.field(default_factory=list)
+    failed: list[tuple[Task, str]] = dataclasses.field(default_factory=list)
+    left: list[Task] = dataclasses.field(default_factory=list)
+
+
+def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, stop: Callable[[], bool] = lambda: False,
+          on_step: Callable[[Task, int, int], None] = lambda task, done, total: None) -> Report:
+    """Do the missing tasks of `jobs` in order until all are done or `budget` seconds are spent; resumes where it stopped.
+
+    A run that diverges is reported and the others go on. `stop` ends the sweep cleanly (a checkpoint is written).
+    """
+    report = Report()
+    deadline = None if budget is None else time.monotonic() + budget
+
+    def over() -> bool:
+        return stop() or (deadline is not None and time.monotonic() >= deadline)
+
+    with store.locked(), float32_convolutions():
+        tasks = store.missing(jobs)
+        sources = {t.spec.source for t in tasks} | {j.spec.source for j in jobs} | {
+            s.source for s in [j.spec.source for j in jobs] if s is not None}
+        broken: set[str] = set()
+        for i, task in enumerate(tasks):
+            if over():
+                report.left = tasks[i:]
+                break
+            needs = {task.spec.hash} | ({task.spec.source.hash} if task.spec.source else set())
+            if needs & broken:
+                report.failed.append((task, "its training or source run failed"))
+                continue
+            log.info("%s", task)
+            try:
+                store.do(task, is_source=task.spec in sources, stop=over,
+                         on_step=lambda done, total, task=task: on_step(task, done, total))
+            except OutOfTime:
+                report.left = tasks[i:]
+                break
+            except Diverged as error:
+                broken.add(task.spec.hash)
+                report.failed.append((task, str(error)))
+                log.error("%s", error)
+            else:
+                report.done.append(task)
+    return report
+
+
+@contextlib.contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """No TF32 inside: what is reported as float32 is computed in float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def read_spec(path: Path) -> RunSpec:
+    """The spec stored in a run's or a source network's JSON."""
+    return from_dict(RunSpec, read_json(path)["spec"])

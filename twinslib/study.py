@@ -1,0 +1,114 @@
+"""Which runs answer a claim: grids of run specs, made from a notebook's parameters.
+
+The toy numbers are the notebook's own `parameters` cell; notebooks/params/<preset>/NN.yaml holds overrides only.
+"""
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from . import paths
+from .config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, choose, from_dict, method
+from .runs import Job
+
+PRESETS = ("toy", "small", "medium", "paper")
+SETTINGS = ("preset", "threads")  # parameters that change no run
+
+
+def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec]:
+    """Pre-training runs by name, each a dict of data, optim and (for adversarial training) attack and method."""
+    out = {}
+    for name, spec in specs.items():
+        for key in spec:
+            choose(key, ("data", "optim", "attack", "method"), f"key of sources.{name}")
+        out[name] = RunSpec(
+            data=from_dict(DataSpec, spec["data"], f"sources.{name}.data"),
+            model=ModelSpec(arch=arch, norm=norm), method=method(spec.get("method", "at")),
+            optim=from_dict(OptimSpec, spec["optim"], f"sources.{name}.optim"),
+            attack=from_dict(AttackSpec, spec.get("attack", {}), f"sources.{name}.attack"))
+    return out
+
+
+def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict],
+             methods: Sequence[str], seeds: Sequence[int], optim: dict, attack: dict, source_evaluations: Sequence[dict],
+             evaluations: Sequence[dict]) -> list[Job]:
+    """Robustness transfer (TWINS, C2 and C3): every method from one source network on every target data set.
+
+    Args:
+        sources: pre-training runs by name; `start` names the one that fine-tuning starts from.
+        targets: data set name -> {data, optim, method} that override the shared `optim` and the method's switches
+            (`twins_weight` and the like; for two-wing methods only).
+        evaluations: EvalSpec fields, with an optional list `targets` that limits a costly one to some data sets.
+    Returns:
+        Jobs in order of priority: the sources, then seed 0 of everything before seed 1 of anything.
+    """
+    grid = _sources(arch, norm, sources)
+    begin = grid[choose(start, grid, "start")]
+    source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
+    jobs = [Job("transfer", spec, source_evals) for spec in [begin, *(s for s in grid.values() if s is not begin)]]
+    for e in evaluations:
+        for name in e.get("targets", ()):
+            choose(name, targets, "target of an evaluation")
+    for seed in seeds:
+        for name, target in targets.items():
+            for key in target:
+                choose(key, ("data", "optim", "method", "upsample"), f"key of targets.{name}")
+            evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k != "targets"}, "evaluations")
+                          for e in evaluations if name in e.get("targets", targets))
+            for label in methods:
+                switches = target.get("method", {}) if METHODS[choose(label, METHODS, "method")].wings == "twins" else {}
+                spec = RunSpec(
+                    data=from_dict(DataSpec, {"name": name, **target.get("data", {})}, f"targets.{name}.data"),
+                    model=ModelSpec(arch=arch, norm=norm, upsample=target.get("upsample")),
+                    method=method(label, **switches),
+                    optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
+                    attack=from_dict(AttackSpec, attack, "attack"), source=begin, seed=seed)
+                jobs.append(Job("transfer", spec, evals))
+    return jobs
+
+
+_sources = sources  # the argument of `transfer` has the same name
+STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer}
+
+
+def parameters(notebook: Path) -> dict:
+    """The literals of the notebook's one cell tagged `parameters`, read without running it."""
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"expected exactly one cell tagged parameters in {notebook.name}, got {len(cells)}")
+    out = {}
+    for node in ast.parse("".join(cells[0]["source"])).body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
+            raise ValueError(f"expected only annotated literals in the parameters of {notebook.name}, got {ast.unparse(node)}")
+        out[node.target.id] = ast.literal_eval(node.value)
+    return out
+
+
+def overrides(preset: str, number: str, known: dict) -> dict:
+    """Overrides of a preset for notebook `number`, checked against the notebook's parameters."""
+    if choose(preset, PRESETS, "preset") == "toy":
+        return {}
+    path = paths.notebooks_dir() / "params" / preset / f"{number}.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"expected the parameters of preset {preset} for notebook {number} in {path}, got no such file")
+    values = yaml.safe_load(path.read_text()) or {}
+    for key in values:
+        choose(key, known, f"key of {path.name} ({preset})")
+    return values
+
+
+def notebook(number: str) -> Path:
+    """The notebook whose name begins with `number`."""
+    found = {p.name[:2]: p for p in sorted(paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb"))}
+    return found[choose(number, found, "notebook")]
+
+
+def jobs(preset: str, number: str) -> tuple[list[Job], dict]:
+    """Jobs of notebook `number` at `preset`, and the settings (preset, threads) that go with them."""
+    known = parameters(notebook(number))
+    values = known | overrides(preset, number, known)
+    settings = {k: values.pop(k) for k in SETTINGS}
+    return STUDIES[choose(number, STUDIES, "notebook with a study")](**values), settings

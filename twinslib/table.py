@@ -1,0 +1,53 @@
+"""Tidy rows from the store: rows/<study>.csv with one line per number, epochs/<study>.csv with one per epoch.
+
+Columns of rows: claim, preset, dataset, arch, norm, method, seed, metric, threat, eps, value, n, run, and which attack and
+which images the number stands on. Accuracies are fractions.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .checkpoint import atomic_write
+from .runs import Job, Store
+
+COLUMNS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed", "metric", "threat", "eps", "value", "n", "run",
+           "attack", "images"]
+
+
+def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per finished measurement of `jobs`, in their order; unfinished ones are left out."""
+    out = []
+    for job in jobs:
+        spec = job.spec
+        record = store.run(spec)
+        for e in job.evals:
+            for stage, mask in (store.masks(spec, e) or {}).items():
+                images = f"{record['split']}[:{len(mask)}]"
+                out.append([job.study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name,
+                            spec.seed, "clean_acc" if e.kind == "clean" else "robust_acc", e.threat, e.eps,
+                            float(mask.mean()), len(mask), spec.hash, stage, images])
+    return pd.DataFrame(out, columns=COLUMNS)
+
+
+def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per epoch of the finished training runs of `jobs`."""
+    out = []
+    for job in jobs:
+        record = store.run(job.spec)
+        for row in record["epochs"] if record else ():
+            out.append({"claim": job.study, "preset": store.preset, "dataset": job.spec.data.name,
+                        "arch": job.spec.model.arch, "norm": job.spec.model.norm, "method": job.spec.method.name,
+                        "seed": job.spec.seed, "run": job.spec.hash, **row})
+    return pd.DataFrame(out)
+
+
+def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
+    """Write both files for `study`, each by atomic rename, and return the rows."""
+    frame = rows(store, jobs)
+    for kind, table in (("rows", frame), ("epochs", epochs(store, jobs))):
+        path = store.root / kind / f"{study}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, lambda tmp, table=table: table.to_csv(tmp, index=False))
+    return frame

@@ -1,0 +1,177 @@
+"""The only training loop. It knows specs, not papers; a resumed run gives the same weights, bit for bit on CPU.
+
+Random numbers are counted, not streamed: the generator of each purpose is seeded by (seed, purpose, step), so a
+checkpoint needs no random state and adding a measurement cannot shift training.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from . import attacks, evaluate, norms
+from .checkpoint import load_training, save_training
+from .config import RunSpec
+from .data import DeviceSet, augment
+from .fold import FoldedCopy
+from .objectives import OBJECTIVES, split_wings, wing_loss
+from .schedules import factor
+
+log = logging.getLogger(__name__)
+
+
+class OutOfTime(Exception):
+    """The time budget is spent; a checkpoint has been written."""
+
+
+class Diverged(ArithmeticError):
+    """Loss or weights are no longer finite."""
+
+
+def generator(device: torch.device | str, seed: int, purpose: str, count: int) -> torch.Generator:
+    """Generator on `device` for the `count`-th use of `purpose`; streams of different purposes are independent."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{count}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass
+class History:
+    """Per-epoch rows, and the network passes that the loop made (forward and backward counted per image)."""
+
+    epochs: list[dict] = field(default_factory=list)
+
+
+class Attacker:
+    """Adversarial examples for training: PGD against a folded, frozen copy of the attacked wing in eval mode.
+
+    The copy follows the live network by `refresh`; the live network's modes and statistics are never touched.
+    """
+
+    def __init__(self, model: torch.nn.Module, spec: RunSpec) -> None:
+        dtype = torch.bfloat16 if spec.optim.precision == "bfloat16" else torch.float32
+        self.spec = spec.attack
+        self.copy = FoldedCopy(model, wing=spec.method.attack_wing, dtype=dtype)
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        self.copy.refresh()
+        a = self.spec
+        return attacks.pgd(self.copy, x, y, eps=a.eps, step_size=a.step_size, steps=a.steps, threat=a.threat,
+                           loss=a.loss, random_start=a.random_start, generator=generator)
+
+
+class Step:
+    """One optimiser step: attack, one pass per input through the wings, one backward pass, one SGD step."""
+
+    def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str) -> None:
+        self.model, self.spec = model, spec
+        self.objective = OBJECTIVES[spec.method.objective]
+        self.attacker = Attacker(model, spec) if self.objective.attacks else None
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=spec.optim.lr, momentum=spec.optim.momentum,
+                                         weight_decay=spec.optim.weight_decay)
+        self.device_type = torch.device(device).type
+        self.bfloat16 = spec.optim.precision == "bfloat16"
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, attack_generator: torch.Generator,
+                 lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, S, S) float32 in [0, 1]; returns (loss, correct predictions of the last pass), on the device."""
+        inputs = {"clean": x}
+        if self.attacker is not None:
+            inputs["adversarial"] = self.attacker(x, y, attack_generator)
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        n_frozen, _ = split_wings(self.spec.method, len(y))
+        with (norms.wings(self.model, n_frozen),
+              torch.autocast(self.device_type, torch.bfloat16, enabled=self.bfloat16)):
+            logits = {kind: self.model(inputs[kind].contiguous(memory_format=torch.channels_last))
+                      for kind in self.objective.inputs}
+        logits = {kind: value.float() if value.dtype == torch.bfloat16 else value for kind, value in logits.items()}
+        loss = wing_loss(self.spec.method, logits, y)
+        loss.backward()
+        self.optimizer.step()
+        correct = (logits[self.objective.inputs[0]].detach().argmax(1) == y).sum()
+        return loss.detach(), correct
+
+
+def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
+        checkpoint: Path | None = None, stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[int, int], None] = lambda done, total: None) -> History:
+    """Train `model` (already with its head and wings, on `device`) as `spec` says; returns the per-epoch rows.
+
+    Args:
+        checkpoint: file for the state at each epoch's end; where it exists, training continues from it.
+        stop: asked after every step; when true, the state is saved and OutOfTime raised.
+    Raises:
+        Diverged: loss or a weight is not finite; the last good checkpoint stays.
+        ValueError: the checkpoint belongs to another spec.
+    """
+    optim = spec.optim
+    model.to(device=device, memory_format=torch.channels_last)
+    step_fn = Step(model, spec, device)
+    n, batch = len(data.train_y), optim.batch_size
+    per_epoch = -(-n // batch)
+    total = per_epoch * optim.epochs
+    history, start = History(), 0
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images of the running epoch
+    if checkpoint is not None and checkpoint.exists():
+        state = load_training(checkpoint, config=spec.hash)
+        model.load_state_dict(state["model"])
+        step_fn.optimizer.load_state_dict(state["optimizer"])
+        history.epochs, start = state["epochs"], state["step"]
+        sums.copy_(state["sums"])
+
+    def save(step: int) -> None:
+        if checkpoint is not None:
+            save_training(checkpoint, {"model": model.state_dict(), "optimizer": step_fn.optimizer.state_dict(),
+                                       "epochs": history.epochs, "step": step, "sums": sums.cpu()}, config=spec.hash)
+
+    order = None
+    for step in range(start, total):
+        epoch, i = divmod(step, per_epoch)
+        if order is None or i == 0:
+            order = torch.randperm(n, generator=generator("cpu", spec.seed, "order", epoch)).to(device)
+        index = order[i * batch:(i + 1) * batch]
+        x = augment(data.train_x[index], spec.data.augment, generator(device, spec.seed, "augment", step),
+                    size=spec.data.crop)
+        y = data.train_y[index]
+        lr = optim.lr * factor(optim.schedule, step, total, optim.milestones, optim.warmup)
+        loss, correct = step_fn(x, y, generator(device, spec.seed, "attack", step), lr)
+        sums += torch.stack([loss.double() * len(y), correct.double(), torch.full_like(loss, len(y)).double()])
+        if i == per_epoch - 1:
+            history.epochs.append(_epoch_row(spec, model, data, epoch, lr, sums))
+            sums.zero_()
+            log.info("method %s, seed %d, %s: epoch %d/%d, %s", spec.method.name, spec.seed, spec.data.name, epoch + 1,
+                     optim.epochs, ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items() if k != "epoch"))
+            if step + 1 < total:
+                save(step + 1)
+        on_step(step + 1, total)
+        if step + 1 < total and stop():
+            save(step + 1)
+            raise OutOfTime(f"stopped at step {step + 1} of {total}")
+    return history
+
+
+def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,
+               sums: torch.Tensor) -> dict:
+    loss, correct, images = sums.tolist()
+    broken = next((name for name, p in model.state_dict().items() if not torch.isfinite(p).all()), None)
+    if broken or not torch.isfinite(sums).all():
+        what = f"weights of {broken}" if broken else f"a mean loss of {loss / images}"
+        raise Diverged(f"expected finite loss and weights, got {what} in epoch {epoch + 1} of {spec.method.name} on "
+                       f"{spec.data.name} (lr {spec.optim.lr:g}); lower lr; the last checkpoint is kept")
+    row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss / images, "train_acc": correct / images}
+    every = spec.optim.val_every
+    if len(data.val_y) and every and ((epoch + 1) % every == 0 or epoch + 1 == spec.optim.epochs):
+        copy = FoldedCopy(model)
+        block = dict(batch_size=250)
+        row["val_clean_acc"] = evaluate.clean_mask(copy, data.val_x, data.val_y, **block).float().mean().item()
+        if OBJECTIVES[spec.method.objective].attacks:
+            mask = evaluate.pgd_mask(copy, data.val_x, data.val_y, eps=spec.attack.eps,
+                                     step_size=spec.attack.step_size, steps=spec.optim.val_steps,
+                                     threat=spec.attack.threat, seed=spec.seed, **block)
+            row["val_robust_acc"] = mask.float().mean().item()
+    return row

@@ -35,7 +35,7 @@ def conv_net(classes=5, device="cpu", dtype=torch.float32):
 
 
 def sensitive_net(classes=5, device="cpu", dtype=torch.float32):
-    """Two smooth layers that small perturbations can turn: about half of random images break at linf 5/255."""
+    """Two smooth layers that small perturbations can turn: nearly half of random images break at linf 2/255."""
     first = torch.randn(32, 192, generator=seeded(12)).to(device, dtype) / 4
     last = torch.randn(classes, 32, generator=seeded(13)).to(device, dtype)
     return lambda x: torch.tanh((x.flatten(1) - 0.5) @ first.T) @ last.T
@@ -47,13 +47,11 @@ def linear(classes, side=8, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("loss", attacks.LOSSES)
-@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize(("loss", "random_start"), [("ce", True), ("ce", False), ("kl", True), ("margin", True),
+                                                    ("margin", False)])
 @pytest.mark.parametrize("threat", ["linf", "l2"])
-def test_attack_is_legal(threat, random_start, loss, device):
+def test_attack_is_legal(threat, loss, random_start, device):
     """Within eps, within [0, 1], detached, of the same kind as x, and at least as bad as the clean image."""
-    if loss == "kl" and not random_start:
-        pytest.skip("kl needs a random start")
     x, y = batch(device=device)
     net, eps = conv_net(device=device), RADII[threat]
     x_adv = pgd(net, x, y, eps=eps, step_size=eps / 4, steps=10, threat=threat, loss=loss, random_start=random_start,
@@ -105,19 +103,30 @@ def test_margin_attack_finds_the_best_class():
     torch.testing.assert_close(reached.median(), best.median(), rtol=0.05, atol=0)
 
 
-def test_pgd_is_the_textbook_iteration():
-    """Bit for bit the loop start, sign step, project, clip written out with the same start, last iterate kept."""
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_pgd_is_the_textbook_iteration(threat):
+    """The loop start, step, project, clip written out, with the same start; the last iterate is kept."""
     x, y = batch()
-    net = conv_net()
-    eps, step_size = 8 / 255, 2 / 255
-    expected = (x + (2 * torch.rand(x.shape, generator=seeded(6)) - 1) * eps).clamp(0, 1)
+    net, eps = conv_net(), RADII[threat]
+    step_size = eps / 4
+    if threat == "linf":
+        expected = (x + (2 * torch.rand(x.shape, generator=seeded(6)) - 1) * eps).clamp(0, 1)
+    else:
+        generator = seeded(6)
+        direction = torch.randn(x.shape, generator=generator)
+        radius = eps * torch.rand(len(x), generator=generator)
+        expected = (x + torch.einsum("bchw,b->bchw", direction, radius / direction.flatten(1).norm(dim=1))).clamp(0, 1)
     for _ in range(7):
         leaf = expected.clone().requires_grad_()
         F.cross_entropy(net(leaf), y).backward()
-        moved = expected + step_size * leaf.grad.sign()
-        expected = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
-    x_adv = pgd(net, x, y, eps=eps, step_size=step_size, steps=7, generator=seeded(6))
-    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-7)
+        if threat == "linf":
+            moved = torch.min(torch.max(expected + step_size * leaf.grad.sign(), x - eps), x + eps)
+        else:
+            length = leaf.grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            moved = x + torch.renorm(expected + step_size * leaf.grad / length - x, 2, 0, eps)
+        expected = moved.clamp(0, 1)
+    x_adv = pgd(net, x, y, eps=eps, step_size=step_size, steps=7, threat=threat, generator=seeded(6))
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("threat", ["linf", "l2"])
@@ -275,6 +284,24 @@ def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device
                            loss=loss, generator=seeded(11, device))
     assert torch.equal(mask, expected)
     assert 0 < int(mask.sum()) < int(clean.sum()) < 40
+
+
+@pytest.mark.parametrize("when", range(5))
+@pytest.mark.parametrize("how_many", [1, 4, 8])
+def test_one_wrong_iterate_is_enough(when, how_many):
+    """Wrong on the clean image, on any iterate or on the last alone: broken for good, and no other image is."""
+    x, _ = batch(n=8)
+    y = torch.zeros(8, dtype=torch.int64)
+    calls = iter(range(100))
+    near = (x + 0.001)[:how_many]
+
+    def scripted(z):
+        marked = torch.cdist(z.flatten(1), near.flatten(1)).amin(1) < 0.1
+        wrong = marked & (next(calls) == when)
+        return torch.stack([z.flatten(1).sum(1) * 0, wrong.float() - 0.5], 1)
+
+    mask = pgd_robust_mask(scripted, x, y, eps=1e-3, step_size=1e-4, steps=3, generator=seeded())
+    assert not mask[:how_many].any() and mask[how_many:].all()
 
 
 def test_broken_images_leave_the_batch():

@@ -188,3 +188,30 @@ def test_own_environment_is_checked(checkout, python, message):
     done = source(TWINS_PYTHON=python, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_readme_layout_is_true():
+    """Everything in the README's picture exists, and every module of the package is in it."""
+    picture = re.search(r"## Layout\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    folder, listed = "", set()
+    for line in picture.splitlines():
+        name = line.split()[0]
+        folder = folder if line.startswith(" ") else name if name.endswith("/") else ""
+        listed.add(folder + name if line.startswith(" ") else name)
+    assert [name for name in listed if not (ROOT / name).exists()] == []
+    modules = {f"twinslib/{p.name}" for p in (ROOT / "twinslib").glob("*.py")} - {"twinslib/__init__.py"}
+    assert modules == {name for name in listed if name.startswith("twinslib/") and name.endswith(".py")}
+
+
+def test_readme_python_runs():
+    """The README's Python examples run as printed and do what their comments say."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["logits"].shape == (8, 10) and names["plain"](names["x"]).shape == (8, 10)
+
+
+def test_readme_begins_with_the_two_commands():
+    """The first commands a reader meets are the two that need nothing else."""
+    block = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert [line.split("#")[0].split() for line in block.splitlines()] == [["./run_all.sh", "toy"], ["./run_tests.sh"]]

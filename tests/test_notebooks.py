@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from twinslib import paths, render, study
+from twinslib import paths, study
 
 NOTEBOOKS = sorted(paths.notebooks_dir().glob("*.ipynb"))
 PARAMS = sorted((paths.notebooks_dir() / "params").glob("*/*"))
@@ -86,6 +86,7 @@ def test_clean_metadata(path):
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
     assert "version" not in notebook["metadata"].get("language_info", {})
     assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     local = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|mnt|opt|usr)/")
     assert not [t for cell in code_cells(path) for t in [source(cell), *texts(cell)] if local.search(t)]
 
@@ -96,7 +97,7 @@ def test_parameter_files(path, preset):
     """Every notebook has overrides for every larger preset: names it knows, values typed like its defaults."""
     defaults = study.parameters(path)
     values = study.overrides(preset, path.stem[:2], defaults)
-    render.check_parameters(values, defaults, preset)
+    study.check_parameters(values, defaults, preset)
     assert values["preset"] == preset
 
 

@@ -95,17 +95,18 @@ DEFAULTS = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "s
     {"optim": {"lr": 1, "warmup": "any"}}, {"name": None},
 ], ids=str)
 def test_legal_parameters(values):
-    """The defaults' types pass, int for float, None for anything; inner keys of its own are not the runner's matter."""
-    render.check_parameters(values, DEFAULTS, "here")
+    """The defaults' types pass, int for float, None for numbers and text; inner keys of its own are not the runner's matter."""
+    study.check_parameters(values, DEFAULTS, "here")
 
 
 @pytest.mark.parametrize(("values", "error", "message"), [
-    ({"epss": 0.1}, ValueError, "expected one of eps, steps, .* in here, got 'epss'"),
+    ({"epss": 0.1}, ValueError, "expected key of here to be one of eps, steps, .*, got 'epss'; did you mean 'eps'"),
     ({"eps": "1e-3"}, TypeError, "expected float for eps in here, got '1e-3'; write 1.0e-3"),
     ({"eps": True}, TypeError, "expected float for eps"),
     ({"steps": 5.0}, TypeError, "expected int for steps"),
     ({"steps": True}, TypeError, "expected int for steps"),
     ({"fast": 1}, TypeError, "expected bool for fast"),
+    ({"seeds": None}, TypeError, "expected list for seeds"),
     ({"seeds": 3}, TypeError, "expected list for seeds"),
     ({"seeds": [0, "1"]}, TypeError, "expected int for item of seeds"),
     ({"optim": {"lr": "1e-3"}}, TypeError, "expected float for optim in here, lr, got '1e-3'"),
@@ -113,7 +114,7 @@ def test_legal_parameters(values):
 def test_illegal_parameters(values, error, message):
     """Unknown names and other types are refused by name."""
     with pytest.raises(error, match=message):
-        render.check_parameters(values, DEFAULTS, "here")
+        study.check_parameters(values, DEFAULTS, "here")
 
 
 @pytest.mark.parametrize(("yaml", "numbers", "message"), [
@@ -174,4 +175,4 @@ def test_run_all_dry_run():
     assert done.returncode == 0, done.stderr
     runs, _ = study.jobs("toy", study.notebook("01").stem[:2])
     assert f"{len(runs)} runs" in done.stdout
-    assert not paths.results_dir().exists()
+    assert not [p for p in paths.results_dir().rglob("*") if p.is_file()]

@@ -7,17 +7,19 @@
 """
 
 import argparse
+import contextlib
 import logging
 import re
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
 
 from . import build, plan, study, table
-from .runs import Report, Store, Task, sweep
+from .runs import Job, Report, Store, Task, sweep
 
 
 def seconds(text: str) -> float:
@@ -26,6 +28,31 @@ def seconds(text: str) -> float:
     if not match:
         raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 9m or 1.5h, got {text!r}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def device(text: str) -> torch.device:
+    """cpu, or a CUDA device that is there."""
+    try:
+        found = torch.device(text)
+        there = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count())
+    except RuntimeError:
+        there = False
+    if not there:
+        raise argparse.ArgumentTypeError(f"expected cpu or a CUDA device that is there, got {text!r}")
+    return found
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Inside, SIGTERM and SIGINT are collected in the list instead of ending the process."""
+    received: list[int] = []
+    before = {name: signal.signal(name, lambda number, _: received.append(number))
+              for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 class Progress:
@@ -48,9 +75,11 @@ class Progress:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    numbers = args.only or sorted(study.STUDIES)
+    for option, value in (("--threads", args.threads), ("--tflops", args.tflops)):
+        if value is not None and not value > 0:
+            raise ValueError(f"expected {option} above 0, got {value}")
     jobs = []
-    for number in numbers:
+    for number in dict.fromkeys(args.only or sorted(study.STUDIES)):
         found, settings = study.jobs(args.preset, number)
         jobs += found
     jobs.sort(key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
@@ -61,24 +90,21 @@ def run_sweep(args: argparse.Namespace) -> int:
     threads = args.threads or settings["threads"]
     if threads and store.device.type == "cpu":
         torch.set_num_threads(threads)
-    stopped = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopped.append(True))
-    progress = Progress()
     clock = time.monotonic()
-    report = sweep(store, jobs, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
-    progress.close()
+    with stop_signals() as stopped, contextlib.closing(Progress()) as progress:
+        report = sweep(store, jobs, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
     for name in sorted({job.study for job in jobs}):
         table.write(store, [job for job in jobs if job.study == name], name)
-    print(summary(report, store, time.monotonic() - clock))
+    print(summary(report, store, jobs, time.monotonic() - clock))
     return 1 if report.failed else (3 if stopped else 0)
 
 
-def summary(report: Report, store: Store, took: float) -> str:
+def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> str:
+    """What a sweep did and what it leaves, for the terminal."""
     lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"]
     lines += [f"failed: {task}: {why}" for task, why in report.failed]
     if report.left:
-        hours = plan.remaining_hours(store, report.left)
+        hours = plan.remaining_hours(store, report.left, jobs)
         lines += [f"left: {task}" for task in report.left[:5]]
         lines += [f"left: … and {len(report.left) - 5} more"] if len(report.left) > 5 else []
         lines.append(f"left in all: about {hours:.1f} h on this device; call again to go on")
@@ -95,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
     p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
     p.add_argument("--dry-run", action="store_true", help="print runs, hours and memory; compute nothing")
-    p.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    p.add_argument("--device", type=device, help="cpu or cuda; default: cuda where there is one")
     p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.set_defaults(func=run_sweep)

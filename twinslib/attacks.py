@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import THREATS, choose
+from .errors import choose
 
 Forward = Callable[[Tensor], Tensor]
 
+THREATS = ("linf", "l2")
 LOSSES = ("ce", "kl", "margin")
 
 
@@ -212,14 +213,19 @@ def check_radius(eps: float, threat: str) -> None:
         raise ValueError(f"expected eps of at least 0 (l2, pixel units), got {eps:g}")
 
 
-def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, threat: str,
-                     loss: str, random_start: bool, generator: torch.Generator | None) -> None:
-    check_radius(eps, threat)
-    choose(loss, LOSSES, "loss")
+def check_step_size(step_size: float, threat: str) -> None:
+    """Refuse a step that is not in pixel units."""
     if not 0 < step_size < math.inf or (threat == "linf" and step_size > 1):
         hint = f"; write {step_size:g}/255" if 1 < step_size <= 255 else ""
         raise ValueError(f"expected step_size above 0{' and at most 1' if threat == 'linf' else ''} (pixel units), "
                          f"got {step_size:g}{hint}")
+
+
+def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, threat: str,
+                     loss: str, random_start: bool, generator: torch.Generator | None) -> None:
+    check_radius(eps, threat)
+    choose(loss, LOSSES, "loss")
+    check_step_size(step_size, threat)
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"expected steps to be an integer of at least 0, got {steps!r}")
     if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import choose
+from .errors import choose
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip", "center_crop")
 _PAD = 4  # zero border of the random crop, in pixels; the usual recipe for 32-pixel images

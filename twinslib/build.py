@@ -11,11 +11,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import UnidentifiedImageError
 
 from . import paths
 from .archives import archive_dir, fetch
-from .packed import TOY_SETS, check_arrays, load_packed, missing, write_npz
+from .packed import DAMAGED, TOY_SETS, check_arrays, load_packed, missing, write_npz
 from .readers import READERS, image_folder
 from .sources import SOURCES
 
@@ -62,7 +62,7 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
                 fetch(archive, home)
         try:
             arrays = READERS[name](home, size)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, Image.UnidentifiedImageError) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, UnidentifiedImageError) as error:
             raise ValueError(
                 f"expected readable archives of {name} in {home}, got a damaged one ({error}); delete and fetch it anew"
             ) from error
@@ -123,7 +123,7 @@ def _list(args: argparse.Namespace) -> int:
         else:
             try:
                 shape, state = _shapes(path), "present"
-            except (zipfile.BadZipFile, KeyError, ValueError, EOFError, IndexError):
+            except (*DAMAGED, IndexError):
                 shape, state = ("-",) * 4, f"damaged; python -m twinslib data check {name}"
         classes, side, train, test = shape
         print(f"{name:16} {classes:>4} classes {side:>4} px {train:>7} train {test:>6} test   {state}")

@@ -202,8 +202,9 @@ def _existing(path: str | Path) -> Path:
 
 def _load_torch(path: Path) -> object:
     """The content of a torch file, tensors and plain types only."""
+    data = io.BytesIO(path.read_bytes())  # what fails from here on is the content, not the disk
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(data, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         refused = set(re.findall(r"GLOBAL ([\w.]+)", str(error)))
         with contextlib.suppress(Exception):  # older formats cannot be listed; the message above names one type

@@ -6,7 +6,6 @@ default is never changed once results exist.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -14,31 +13,18 @@ import types
 import typing
 from dataclasses import dataclass, field
 
-THREATS = ("linf", "l2")
-EPS_255 = 1 / 255
-
-
-def choose(value: str, legal: typing.Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `legal`, else raise a ValueError that lists them and guesses what was meant."""
-    legal = list(legal)
-    if value in legal:
-        return value
-    close = difflib.get_close_matches(str(value), legal, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{hint}")
+from .attacks import LOSSES, check_radius, check_step_size
+from .augment import AUGMENTATIONS
+from .errors import choose
+from .evaluate import ATTACKS, STANDARD
+from .models import ARCHS
+from .norms import NORMS
+from .schedules import SCHEDULES
 
 
 def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
     if not ok:
         raise ValueError(f"expected {expected}, got {got!r}" + (f"; {then}" if then else ""))
-
-
-def _check_eps(eps: float, threat: str) -> None:
-    choose(threat, THREATS, "threat")
-    if threat == "linf":
-        _require(0 <= eps <= 1, "eps in [0, 1] (pixel units)", eps, f"write {eps:g}/255" if eps > 1 else "")
-    else:
-        _require(eps >= 0, "eps >= 0 (L2 norm in [0, 1] pixel units)", eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +41,12 @@ class DataSpec:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        choose(self.augment, ("none", "crop", "crop_flip", "resized_crop_flip"), "augment")
+        choose(self.augment, AUGMENTATIONS, "augment")
         _require(self.image_size > 0, "image_size > 0", self.image_size)
+        if self.crop is not None:
+            _require(0 < self.crop <= self.image_size, f"crop in 1..{self.image_size} (image_size) or null", self.crop)
+            crops = self.crop == self.image_size or self.augment in ("resized_crop_flip", "center_crop")
+            _require(crops, f"augment resized_crop_flip or center_crop with crop {self.crop}", self.augment)
         _require(self.val_images >= 0, "val_images >= 0", self.val_images)
         _require(self.train_images is None or self.train_images > 0, "train_images > 0 or null", self.train_images)
 
@@ -70,10 +60,9 @@ class ModelSpec:
     upsample: int | None = None  # nearest up-sampling inside the network (official code: 32 -> 224), eps stays per pixel
 
     def __post_init__(self) -> None:
-        from .models import ARCHS
-
         choose(self.arch, ARCHS, "arch")
-        choose(self.norm, ("batch", "group", "layer"), "norm")
+        choose(self.norm, NORMS, "norm")
+        _require(self.upsample is None or self.upsample > 0, "upsample > 0 or null", self.upsample)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +77,11 @@ class AttackSpec:
     random_start: bool = True
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps, self.threat)
-        choose(self.loss, ("ce", "kl", "margin"), "attack loss")
+        check_radius(self.eps, self.threat)
+        check_step_size(self.step_size, self.threat)
+        choose(self.loss, LOSSES, "attack loss")
         _require(self.steps >= 0, "steps >= 0", self.steps)
-        _require(self.step_size > 0, "step_size > 0", self.step_size)
+        _require(self.random_start or self.loss != "kl", "random_start with attack loss kl", self.random_start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +155,18 @@ class OptimSpec:
     val_steps: int = 10  # PGD steps of that measurement
 
     def __post_init__(self) -> None:
-        from .schedules import SCHEDULES
-
         choose(self.schedule, SCHEDULES, "schedule")
         choose(self.precision, ("float32", "bfloat16"), "precision")
         _require(self.epochs > 0, "epochs > 0", self.epochs)
         _require(self.batch_size > 0, "batch_size > 0", self.batch_size)
         _require(self.lr > 0, "lr > 0", self.lr)
+        _require(0 <= self.momentum < 1, "momentum in [0, 1)", self.momentum)
         _require(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
-        _require(0 <= self.warmup < 1, "warmup in [0, 1)", self.warmup)
+        _require(all(0 < m < 1 for m in self.milestones), "milestones in (0, 1), as shares of the run",
+                 list(self.milestones), "divide epochs by their number, such as 30 / 60")
+        _require(0 <= self.warmup < 1, "warmup in [0, 1), a share of the run", self.warmup)
+        _require(self.val_every >= 0, "val_every >= 0", self.val_every)
+        _require(self.val_steps >= 0, "val_steps >= 0", self.val_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,14 +208,20 @@ class EvalSpec:
     step_size: float | None = None  # None: 2.5 eps / steps
     steps: int = 20
     restarts: int = 1
-    attacks: tuple[str, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+    attacks: tuple[str, ...] = STANDARD
     batch_size: int = 250
     seed: int = 0
 
     def __post_init__(self) -> None:
         choose(self.kind, ("clean", "pgd", "autoattack"), "evaluation kind")
-        _check_eps(self.eps, self.threat)
-        _require(self.images > 0, "images > 0", self.images)
+        check_radius(self.eps, self.threat)
+        if self.step_size is not None:
+            check_step_size(self.step_size, self.threat)
+        for name in self.attacks:
+            choose(name, ATTACKS, "attack")
+        _require(0 < len(self.attacks) == len(set(self.attacks)), "at least one attack, none twice", self.attacks)
+        for name in ("images", "steps", "restarts", "batch_size"):
+            _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
         _require(self.kind == "clean" or self.eps > 0, "eps > 0 for an attack", self.eps)
 
     @property

@@ -1,9 +1,6 @@
 """From a packed set to tensors on the device: splits by stored indices, and the parts of a split as uint8 tensors."""
 
-import difflib
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .augment import AUGMENTATIONS, augment, to_float
-from .packed import PackedSet, load_packed, permutation, rank_in_class, write_npz
+from .errors import did_you_mean
+from .packed import DAMAGED, PackedSet, load_packed, permutation, rank_in_class, write_npz
 
 __all__ = [
     "AUGMENTATIONS", "DeviceSet", "PackedSet", "Split", "augment", "load_packed", "load_split", "make_split",
@@ -102,10 +100,9 @@ def _class_id(packed: PackedSet, name: str) -> int:
     if len(matches) == 1:
         return matches[0]
     words = [word for known in packed.class_names for word in (known, known.split(" ")[0])]
-    close = difflib.get_close_matches(name, words, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the first is {packed.class_names[0]!r}"
+    hint = did_you_mean(name, words) or f"; the first is {packed.class_names[0]!r}"
     got = f"{len(matches)} classes that begin with {name!r}" if matches else repr(name)
-    raise ValueError(f"expected one of the {len(packed.class_names)} classes of {packed.name}, got {got}; {hint}")
+    raise ValueError(f"expected one of the {len(packed.class_names)} classes of {packed.name}, got {got}{hint}")
 
 
 def _taking_turns(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -122,16 +119,17 @@ def save_split(split: Split, path: Path) -> None:
 
 def load_split(path: Path) -> Split:
     """Read a split back; ValueError for a file that is no split."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
+    with open(path, "rb") as file:
+        try:
+            stored = np.load(file, allow_pickle=False)
             indices = {key: torch.from_numpy(stored[key].astype(np.int64)) for key in ("train", "val", "test")}
             rest = json.loads(str(stored["settings"]))
-        lists = {key: tuple(rest.pop(key)) for key in ("class_ids", "exclude")}
-        return Split(**indices, **lists, **rest)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"expected a stored split at {path}, got a damaged or foreign file ({error}); delete it to make it anew"
-        ) from error
+            lists = {key: tuple(rest.pop(key)) for key in ("class_ids", "exclude")}
+            return Split(**indices, **lists, **rest)
+        except (*DAMAGED, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"expected a stored split at {path}, got a damaged or foreign file ({error}); delete it to make it anew"
+            ) from error
 
 
 def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:

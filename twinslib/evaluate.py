@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import Forward, check_radius, input_gradient, pgd, pgd_robust_mask, random_point
-from .config import choose
+from .errors import choose
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def clean_mask(forward: Forward, images: Tensor, labels: Tensor, *, batch_size: 
     Returns:
         bool, shape (N,), on the CPU.
     Raises:
-        ValueError, TypeError: wrong shape or type, a label outside the logits, a network in training mode, xx
+        ValueError, TypeError: wrong shape or type, a label outside the logits, a network in training mode
+            or not in float32, logits that are not finite.
     """
     with _float32(images.device):
         masks = [_logits(forward, x, y).argmax(1) == y for _, x, y in _blocks(forward, images, labels, batch_size, 0)]

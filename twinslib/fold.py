@@ -12,8 +12,8 @@ import torch.fx
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from twinslib.models import Classifier, upsample_nearest
-from twinslib.norms import TwinNorm, to_plain
+from .models import Classifier, upsample_nearest
+from .norms import TwinNorm, to_plain
 
 
 class FoldedCopy(nn.Module):
@@ -85,8 +85,11 @@ class FoldedCopy(nn.Module):
         """
 
         def source(name: str) -> nn.Module:
-            module = live.get_submodule(name)
-            return getattr(module, wing) if isinstance(module, TwinNorm) else module
+            module = live
+            for part in name.split(".") if name else ():
+                module = module.get_submodule(part)
+                module = getattr(module, wing) if isinstance(module, TwinNorm) else module
+            return module
 
         folded = {name for pair in pairs for name in pair}
         self._folds = [(self.network.get_submodule(conv), source(conv), source(norm)) for conv, norm in pairs]
@@ -144,7 +147,7 @@ def _trace(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or type(modules[node.target]) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
             continue
-        before = node.args[0]
+        before = node.all_input_nodes[0]
         if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d or len(before.users) != 1:
             continue
         conv, norm = modules[before.target], modules[node.target]

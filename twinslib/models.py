@@ -5,7 +5,6 @@ Attacks and noise therefore always live in [0, 1] pixels of the image as it is s
 """
 
 import copy
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
-from twinslib.norms import norm_layer
+from .errors import choose
+from .norms import norm_layer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -163,10 +163,7 @@ def make_model(
     Raises:
         ValueError: unknown arch or norm, or less than one class.
     """
-    if arch not in ARCHS:
-        close = difflib.get_close_matches(str(arch), ARCHS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"expected arch to be one of {', '.join(ARCHS)}, got {arch!r}{hint}")
+    choose(arch, ARCHS, "arch")
     layer = norm_layer(norm)
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")

@@ -12,13 +12,14 @@ adaptive one; how many is set for a whole network at once:
 
 import contextlib
 import copy
-import difflib
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import choose
 
 NORMS = ("batch", "group", "layer")
 WINGS = ("adaptive", "frozen")
@@ -119,8 +120,7 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
     Raises:
         ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown `second`.
     """
-    if second not in WINGS:
-        raise ValueError(f"expected second to be one of {', '.join(WINGS)}, got {second!r}")
+    choose(second, WINGS, "second")
     if next(twin_norms(model), None):
         raise ValueError("expected a network without wings, got one that is twinned already; use it as it is")
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
@@ -128,7 +128,7 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
         raise ValueError(
             f"expected a network with BatchNorm2d, got {type(model).__name__} without; wings live in batch norm only"
         )
-    bare = [name for name, module in norms if module.running_mean is None]
+    bare = [name or "the network itself" for name, module in norms if module.running_mean is None]
     if bare:
         raise ValueError(
             f"expected batch norm with running statistics, got track_running_stats=False in {', '.join(bare[:3])}"
@@ -155,8 +155,7 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
 
 def check_wing(model: nn.Module, wing: str) -> None:
     """Raise ValueError unless `wing` is "adaptive", or "frozen" and the network is twinned."""
-    if wing not in WINGS:
-        raise ValueError(f"expected wing to be one of {', '.join(WINGS)}, got {wing!r}")
+    choose(wing, WINGS, "wing")
     if wing == "frozen" and next(twin_norms(model), None) is None:
         raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
 
@@ -199,13 +198,7 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
         ValueError: unknown norm.
     """
     layers = {"batch": nn.BatchNorm2d, "group": _group_norm, "layer": partial(nn.GroupNorm, 1)}
-    if norm not in layers:
-        close = difflib.get_close_matches(str(norm), NORMS, 1)
-        raise ValueError(
-            f"expected norm to be one of {', '.join(NORMS)}, got {norm!r}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-        )
-    return layers[norm]
+    return layers[choose(norm, layers, "norm")]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

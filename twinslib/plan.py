@@ -4,6 +4,7 @@ Passes are counted per image in forwards (F): a PGD step is 2 F (gradient with r
 pass 3 F. AutoAttack is counted as if 35 % of the images survived APGD-CE (our choice), so its time is a rough guess.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -11,13 +12,14 @@ from functools import cache
 import torch
 
 from . import data, models
-from .config import EvalSpec, RunSpec
+from .config import DataSpec, RunSpec
 from .objectives import OBJECTIVES
 from .runs import Job, Store, Task
 from .sources import SOURCES
 
 SURVIVORS = 0.35
-AUTOATTACK_FORWARDS = {"apgd-ce": 200, "apgd-t": 9 * 200, "fab-t": 9 * 300, "square": 5000}
+AUTOATTACK_FORWARDS = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 9 * 200, "fab": 11 * 100, "fab-t": 9 * 300,
+                       "square": 5000}  # fab: with 10 classes
 
 
 @cache
@@ -32,7 +34,7 @@ def forwards(task: Task, train_images: int) -> float:
     if e is None:
         objective = OBJECTIVES[spec.method.objective]
         attack = 2 * spec.attack.steps if objective.attacks else 0
-        measured = spec.optim.epochs // spec.optim.val_every if spec.optim.val_every else 0
+        measured = math.ceil(spec.optim.epochs / spec.optim.val_every) if spec.optim.val_every else 0
         validation = measured * spec.data.val_images * (1 + (2 * spec.optim.val_steps if objective.attacks else 0))
         return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation
     if e.kind == "clean":
@@ -42,37 +44,34 @@ def forwards(task: Task, train_images: int) -> float:
     return e.images * sum(n * (1 if i == 0 else SURVIVORS) for i, n in enumerate(AUTOATTACK_FORWARDS[a] for a in e.attacks))
 
 
-def train_images(spec: RunSpec) -> tuple[int, int]:
+@cache
+def train_images(spec: DataSpec) -> tuple[int, int]:
     """(training images, classes) of a run, from the packed set where it is there, else from the list of known sets."""
     try:
-        packed = data.load_packed(spec.data.name, spec.data.image_size)
+        packed = data.load_packed(spec.name, spec.image_size)
     except FileNotFoundError:
-        if spec.data.name not in SOURCES:
+        if spec.name not in SOURCES:
             raise
-        known = SOURCES[spec.data.name]
-        classes, available = known.num_classes - len(spec.data.exclude), known.train_images
-    else:
-        split = data.make_split(packed, exclude=spec.data.exclude, train_images=spec.data.train_images,
-                                val_images=spec.data.val_images, seed=spec.data.split_seed)
-        return len(split.train), len(split.class_ids)
-    return spec.data.train_images or available - spec.data.val_images, classes
+        known = SOURCES[spec.name]
+        classes = known.num_classes - len(spec.exclude)
+        return spec.train_images or known.train_images * classes // known.num_classes - spec.val_images, classes
+    split = data.make_split(packed, exclude=spec.exclude, train_images=spec.train_images, val_images=spec.val_images,
+                            seed=spec.split_seed)
+    return len(split.train), len(split.class_ids)
 
 
 def macs(task: Task) -> float:
     """Multiply-adds of a task."""
     spec = task.spec
-    images, classes = _train_images(spec)
+    images, classes = train_images(spec.data)
     size = spec.data.crop or spec.data.image_size
     per_image, _, _ = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
     return forwards(task, images) * per_image
 
 
-_train_images = cache(train_images)
-
-
 def memory_bytes(spec: RunSpec) -> int:
     """Estimate of device memory: images, weights with gradient, momentum and attack copy, activations of one batch."""
-    images, classes = _train_images(spec)
+    images, classes = train_images(spec.data)
     size = spec.data.crop or spec.data.image_size
     _, parameters, activations = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
     width = 2 if spec.optim.precision == "bfloat16" else 4
@@ -94,7 +93,7 @@ def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
 def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> float:
     """Multiply-adds per second of forward and backward passes of the run's network on `device`, over `seconds`."""
     size = spec.data.crop or spec.data.image_size
-    classes = _train_images(spec)[1]
+    classes = train_images(spec.data)[1]
     model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample, seed=0).to(device)
     per_image = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)[0]
     batch = 64 if size <= 64 and not spec.model.upsample else 4
@@ -112,22 +111,27 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
     return 3 * per_image * images / (time.perf_counter() - start)
 
 
+def tasks_of(jobs: Sequence[Job]) -> list[Task]:
+    """Every task of the jobs, done or not."""
+    return [t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.evals)]]
+
+
 def rate(store: Store, tasks: Sequence[Task]) -> tuple[float, str]:
-    """(multiply-adds per second, where the number comes from)."""
+    """(multiply-adds per second, where the number comes from): those of `tasks` that are done, else a probe."""
     found = measured_rate(store, tasks)
     if found:
         return found, "measured on the finished runs of this store"
     return probed_rate(tasks[-1].spec, store.device), f"probed for two seconds on this {store.device.type}"
 
 
-def remaining_hours(store: Store, tasks: Sequence[Task]) -> float:
-    """Estimated hours for `tasks` on this store's device."""
-    return sum(map(macs, tasks)) / rate(store, tasks)[0] / 3600
+def remaining_hours(store: Store, left: Sequence[Task], jobs: Sequence[Job]) -> float:
+    """Estimated hours for the tasks `left` of `jobs` on this store's device."""
+    return sum(map(macs, left)) / rate(store, tasks_of(jobs))[0] / 3600
 
 
 def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> str:
     """The plan as text: each run with its tasks left, their number, estimated hours and memory."""
-    every = [t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.evals)]]
+    every = tasks_of(jobs)
     left = store.missing(jobs)
     speed, origin = (flops / 2, f"given: {flops / 1e12:g} TFLOP/s") if flops else rate(store, every)
     lines = [f"{'run':12}  {'method':12} {'data':15} {'arch':16} {'seed':>4}  {'train':>8}  {'evaluate':>8}  {'memory':>8}"]

@@ -20,33 +20,6 @@ from . import paths, study
 from .checkpoint import atomic_write
 
 
-def check_parameters(values: Mapping, defaults: Mapping, where: str) -> None:
-    """Refuse what papermill would let pass: unknown names, and values of another type (YAML reads 1e-3 as text).
-
-    Raises:
-        ValueError: a key of `values` that `defaults` lacks.
-        TypeError: a value of another type, at any depth `defaults` has too; int passes for float, None for anything.
-    """
-    for key, value in values.items():
-        if key not in defaults:
-            raise ValueError(f"expected one of {', '.join(defaults)} in {where}, got {key!r}; correct the name")
-        _check_type(value, defaults[key], f"{key} in {where}")
-
-
-def _check_type(value: object, default: object, name: str) -> None:
-    if value is None or default is None or (isinstance(default, float) and type(value) is int):
-        return
-    if type(value) is not type(default):
-        hint = "; write 1.0e-3, not 1e-3" if isinstance(default, float) and isinstance(value, str) else ""
-        raise TypeError(f"expected {type(default).__name__} for {name}, got {value!r}{hint}")
-    if isinstance(value, dict):
-        for key in value.keys() & default.keys():
-            _check_type(value[key], default[key], f"{name}, {key}")
-    elif isinstance(value, list) and default:
-        for item in value:
-            _check_type(item, default[0], f"item of {name}")
-
-
 def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
     """Run `notebook` with `parameters` over its defaults; returns `folder`/NN_name.ipynb, HTML beside it.
 
@@ -130,7 +103,6 @@ def main(argv: list[str] | None = None) -> int:
             notebook = study.notebook(number)
             defaults = study.parameters(notebook)
             values = study.overrides(args.preset, number, defaults)
-            check_parameters(values, defaults, f"the parameters of {args.preset} {number}")
             jobs.append((notebook, values))
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

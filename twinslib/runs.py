@@ -31,6 +31,7 @@ from . import evaluate, models, norms, paths, provenance
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
 from .config import DataSpec, EvalSpec, RunSpec, canonical_json, from_dict, to_dict
 from .fold import FoldedCopy
+from .packed import write_npz
 from .train import Diverged, OutOfTime, fit
 
 log = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ class Store:
                     raise OutOfTime(f"stopped at block {k} of {len(blocks)}")
                 masks = evaluate_block(e, model, data.test_x[a:b], data.test_y[a:b], k)
                 arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
-                atomic_write(path, lambda tmp, arrays=arrays: save_npz(tmp, arrays))
+                write_npz(path, arrays, compress=True)
             with np.load(path, allow_pickle=False) as stored:
                 parts.append({name: stored[name] for name in stored.files})
             on_step(k + 1, len(blocks))
@@ -254,7 +255,7 @@ class Store:
                 merged = {name: stored[name] for name in stored.files}
         merged |= {f"{e.hash}/{name}": mask for name, mask in stages.items()}
         merged[f"{e.hash}/spec"] = np.array(canonical_json(e))
-        atomic_write(path, lambda tmp: save_npz(tmp, dict(sorted(merged.items()))))
+        write_npz(path, dict(sorted(merged.items())), compress=True)
         for k in range(len(blocks)):
             (folder / f"{k}.npz").unlink(missing_ok=True)
         folder.rmdir()
@@ -285,11 +286,6 @@ def split_name(spec: DataSpec) -> str:
     """Name of the file of indices: the set, and a hash of what they were chosen by."""
     chosen = json.dumps([spec.image_size, list(spec.exclude), spec.train_images, spec.val_images, spec.split_seed])
     return f"{spec.name}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
-
-
-def save_npz(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as handle:
-        np.savez_compressed(handle, **arrays)
 
 
 def evaluate_block(e: EvalSpec, model, images: torch.Tensor, labels: torch.Tensor, block: int) -> dict[str, torch.Tensor]:

@@ -17,11 +17,12 @@ class Archive:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A known image set. `archives` are looked for in the folder `archives/FOLDER` of the data folder."""
+    """A known image set, with all its training images. `archives` are looked for in the folder `archives/FOLDER` of the data folder."""
 
     description: str
     num_classes: int
     image_size: int
+    train_images: int
     folder: str
     archives: tuple[Archive, ...]
     page: str
@@ -41,6 +42,7 @@ SOURCES: dict[str, DataSource] = {
         "Tiny-ImageNet-200, halved to 32 pixels; test: the labelled validation images",
         200,
         32,
+        100_000,
         "tiny-imagenet",
         (
             Archive(
@@ -56,6 +58,7 @@ SOURCES: dict[str, DataSource] = {
         "CIFAR-10, official split",
         10,
         32,
+        50_000,
         "cifar",
         (Archive("cifar-10-python.tar.gz", _CIFAR + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
         _CIFAR + "cifar.html",
@@ -65,6 +68,7 @@ SOURCES: dict[str, DataSource] = {
         "CIFAR-100, fine labels, official split",
         100,
         32,
+        50_000,
         "cifar",
         (Archive("cifar-100-python.tar.gz", _CIFAR + "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
         _CIFAR + "cifar.html",
@@ -74,6 +78,7 @@ SOURCES: dict[str, DataSource] = {
         "Caltech-101 without the background class, centre crop; 30 seeded training images per class, the rest test",
         101,
         64,
+        3_030,
         "caltech101",
         (
             Archive(
@@ -89,6 +94,7 @@ SOURCES: dict[str, DataSource] = {
         "Caltech-UCSD Birds 200 (2010 edition), official split, cropped to the bird's box",
         200,
         64,
+        3_000,
         "cub-200-2010",
         tuple(Archive(name, _CUB_2010 + name) for name in ("images.tgz", "lists.tgz", "annotations.tgz")),
         "https://www.vision.caltech.edu/datasets/cub_200_2010/",
@@ -98,6 +104,7 @@ SOURCES: dict[str, DataSource] = {
         "Stanford Dogs, official split, cropped to the dog's box",
         120,
         64,
+        12_000,
         "stanford-dogs",
         _DOGS_ARCHIVES,
         _DOGS,
@@ -107,6 +114,7 @@ SOURCES: dict[str, DataSource] = {
         "Caltech-256 with the clutter class, centre crop; seeded 9:1 split of every class",
         257,
         256,
+        27_660,  # about nine tenths of 30,607
         "caltech256",
         (
             Archive(
@@ -122,6 +130,7 @@ SOURCES: dict[str, DataSource] = {
         "Caltech-UCSD Birds-200-2011, official split, centre crop",
         200,
         256,
+        5_994,
         "cub-200-2011",
         (
             Archive(
@@ -137,6 +146,7 @@ SOURCES: dict[str, DataSource] = {
         "Stanford Dogs, official split, whole image, centre crop",
         120,
         256,
+        12_000,
         "stanford-dogs",
         _DOGS_ARCHIVES[:2],
         _DOGS,

@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from . import paths
-from .config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, choose, from_dict, method
+from .config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, from_dict, method
+from .errors import choose
 from .runs import Job
 
 PRESETS = ("toy", "small", "medium", "paper")
@@ -22,14 +23,23 @@ def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec]:
     """Pre-training runs by name, each a dict of data, optim and (for adversarial training) attack and method."""
     out = {}
     for name, spec in specs.items():
-        for key in spec:
-            choose(key, ("data", "optim", "attack", "method"), f"key of sources.{name}")
+        _check_keys(spec, ("data", "optim", "attack", "method"), f"sources.{name}", needed=("data", "optim"))
         out[name] = RunSpec(
             data=from_dict(DataSpec, spec["data"], f"sources.{name}.data"),
             model=ModelSpec(arch=arch, norm=norm), method=method(spec.get("method", "at")),
             optim=from_dict(OptimSpec, spec["optim"], f"sources.{name}.optim"),
             attack=from_dict(AttackSpec, spec.get("attack", {}), f"sources.{name}.attack"))
     return out
+
+
+def _check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[str] = ()) -> None:
+    if not isinstance(values, dict):
+        raise TypeError(f"expected a mapping for {where}, got {values!r}")
+    for key in values:
+        choose(key, legal, f"key of {where}")
+    missing = [key for key in needed if key not in values]
+    if missing:
+        raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
 
 
 def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict],
@@ -43,19 +53,19 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             (`twins_weight` and the like; for two-wing methods only).
         evaluations: EvalSpec fields, with an optional list `targets` that limits a costly one to some data sets.
     Returns:
-        Jobs in order of priority: the sources, then seed 0 of everything before seed 1 of anything.
+        Jobs in order of priority: the start network, seed 0 of everything before seed 1 of anything, other sources.
     """
     grid = _sources(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
-    jobs = [Job("transfer", spec, source_evals) for spec in [begin, *(s for s in grid.values() if s is not begin)]]
+    jobs = [Job("transfer", begin, source_evals)]
+    for name, target in targets.items():
+        _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
     for e in evaluations:
         for name in e.get("targets", ()):
             choose(name, targets, "target of an evaluation")
     for seed in seeds:
         for name, target in targets.items():
-            for key in target:
-                choose(key, ("data", "optim", "method", "upsample"), f"key of targets.{name}")
             evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k != "targets"}, "evaluations")
                           for e in evaluations if name in e.get("targets", targets))
             for label in methods:
@@ -67,7 +77,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
                     optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
                     attack=from_dict(AttackSpec, attack, "attack"), source=begin, seed=seed)
                 jobs.append(Job("transfer", spec, evals))
-    return jobs
+    return jobs + [Job("transfer", spec, source_evals) for spec in grid.values() if spec is not begin]
 
 
 _sources = sources  # the argument of `transfer` has the same name
@@ -88,16 +98,54 @@ def parameters(notebook: Path) -> dict:
 
 
 def overrides(preset: str, number: str, known: dict) -> dict:
-    """Overrides of a preset for notebook `number`, checked against the notebook's parameters."""
+    """Overrides of a preset for notebook `number`, checked against the notebook's parameters.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError, TypeError: not YAML, an unknown preset or name, or a value of another type than the notebook's.
+    """
     if choose(preset, PRESETS, "preset") == "toy":
         return {}
     path = paths.notebooks_dir() / "params" / preset / f"{number}.yaml"
     if not path.exists():
         raise FileNotFoundError(f"expected the parameters of preset {preset} for notebook {number} in {path}, got no such file")
-    values = yaml.safe_load(path.read_text()) or {}
-    for key in values:
-        choose(key, known, f"key of {path.name} ({preset})")
+    where = f"params/{preset}/{number}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML in {where}, got {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise TypeError(f"expected a mapping of parameters in {where}, got {values!r}")
+    check_parameters(values, known, where)
     return values
+
+
+def check_parameters(values: dict, defaults: dict, where: str) -> None:
+    """Refuse unknown names, and values of another type (YAML reads 1e-3 as text).
+
+    Raises:
+        ValueError: a key of `values` that `defaults` lacks.
+        TypeError: a value of another type, at any depth `defaults` has too; int passes for float, None for all but
+            lists and mappings.
+    """
+    for key, value in values.items():
+        choose(key, defaults, f"key of {where}")
+        _check_type(value, defaults[key], f"{key} in {where}")
+
+
+def _check_type(value: object, default: object, name: str) -> None:
+    empty = value is None and not isinstance(default, list | dict)
+    if empty or default is None or (isinstance(default, float) and type(value) is int):
+        return
+    if type(value) is not type(default):
+        hint = "; write 1.0e-3, not 1e-3" if isinstance(default, float) and isinstance(value, str) else ""
+        raise TypeError(f"expected {type(default).__name__} for {name}, got {value!r}{hint}")
+    if isinstance(value, dict):
+        for key in value.keys() & default.keys():
+            _check_type(value[key], default[key], f"{name}, {key}")
+    elif isinstance(value, list) and default:
+        for item in value:
+            _check_type(item, default[0], f"item of {name}")
 
 
 def notebook(number: str) -> Path:

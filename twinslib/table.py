@@ -4,7 +4,6 @@ Columns of rows: claim, preset, dataset, arch, norm, method, seed, metric, threa
 which images the number stands on. Accuracies are fractions.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,8 +11,8 @@ import pandas as pd
 from .checkpoint import atomic_write
 from .runs import Job, Store
 
-COLUMNS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed", "metric", "threat", "eps", "value", "n", "run",
-           "attack", "images"]
+KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
+COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
 
 
 def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
@@ -22,11 +21,10 @@ def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         spec = job.spec
         record = store.run(spec)
-        for e in job.evals:
+        for e in job.evals if record else ():
             for stage, mask in (store.masks(spec, e) or {}).items():
                 images = f"{record['split']}[:{len(mask)}]"
-                out.append([job.study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name,
-                            spec.seed, "clean_acc" if e.kind == "clean" else "robust_acc", e.threat, e.eps,
+                out.append([*_keys(store, job), "clean_acc" if e.kind == "clean" else "robust_acc", e.threat, e.eps,
                             float(mask.mean()), len(mask), spec.hash, stage, images])
     return pd.DataFrame(out, columns=COLUMNS)
 
@@ -37,10 +35,13 @@ def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         record = store.run(job.spec)
         for row in record["epochs"] if record else ():
-            out.append({"claim": job.study, "preset": store.preset, "dataset": job.spec.data.name,
-                        "arch": job.spec.model.arch, "norm": job.spec.model.norm, "method": job.spec.method.name,
-                        "seed": job.spec.seed, "run": job.spec.hash, **row})
-    return pd.DataFrame(out)
+            out.append(dict(zip(KEYS, _keys(store, job), strict=True)) | {"run": job.spec.hash, **row})
+    return pd.DataFrame(out) if out else pd.DataFrame(columns=[*KEYS, "run", "epoch"])
+
+
+def _keys(store: Store, job: Job) -> list:
+    spec = job.spec
+    return [job.study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name, spec.seed]
 
 
 def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:

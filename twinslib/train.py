@@ -39,7 +39,7 @@ def generator(device: torch.device | str, seed: int, purpose: str, count: int) -
 
 @dataclass
 class History:
-    """Per-epoch rows, and the network passes that the loop made (forward and backward counted per image)."""
+    """What a run leaves behind besides its weights: one row per epoch."""
 
     epochs: list[dict] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ class Step:
     """One optimiser step: attack, one pass per input through the wings, one backward pass, one SGD step."""
 
     def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str) -> None:
-        self.model, self.spec = model, spec
+        self.model, self.spec = model.train(), spec  # measurements use copies, so the mode stays
         self.objective = OBJECTIVES[spec.method.objective]
         self.attacker = Attacker(model, spec) if self.objective.attacks else None
         self.optimizer = torch.optim.SGD(model.parameters(), lr=spec.optim.lr, momentum=spec.optim.momentum,
@@ -74,27 +74,29 @@ class Step:
         self.device_type = torch.device(device).type
         self.bfloat16 = spec.optim.precision == "bfloat16"
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor, attack_generator: torch.Generator,
-                 lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 3, S, S) float32 in [0, 1]; returns (loss, correct predictions of the last pass), on the device."""
-        inputs = {"clean": x}
-        if self.attacker is not None:
-            inputs["adversarial"] = self.attacker(x, y, attack_generator)
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+    def loss(self, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, logits of the first pass) for images by kind ("clean", "adversarial"), through the wings."""
         n_frozen, _ = split_wings(self.spec.method, len(y))
         with (norms.wings(self.model, n_frozen),
               torch.autocast(self.device_type, torch.bfloat16, enabled=self.bfloat16)):
             logits = {kind: self.model(inputs[kind].contiguous(memory_format=torch.channels_last))
                       for kind in self.objective.inputs}
         logits = {kind: value.float() if value.dtype == torch.bfloat16 else value for kind, value in logits.items()}
-        loss = wing_loss(self.spec.method, logits, y)
+        return wing_loss(self.spec.method, logits, y), logits[self.objective.inputs[0]]
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, attack_generator: torch.Generator,
+                 lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, S, S) float32 in [0, 1]; returns (loss, correct predictions of the first pass) on the device."""
+        inputs = {"clean": x}
+        if self.attacker is not None:
+            inputs["adversarial"] = self.attacker(x, y, attack_generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, logits = self.loss(inputs, y)
         loss.backward()
         self.optimizer.step()
-        correct = (logits[self.objective.inputs[0]].detach().argmax(1) == y).sum()
-        return loss.detach(), correct
+        return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
 
 def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
@@ -110,6 +112,9 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         ValueError: the checkpoint belongs to another spec.
     """
     optim = spec.optim
+    broken = _not_finite(model)
+    if broken:
+        raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=torch.channels_last)
     step_fn = Step(model, spec, device)
     n, batch = len(data.train_y), optim.batch_size
@@ -158,7 +163,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
 def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,
                sums: torch.Tensor) -> dict:
     loss, correct, images = sums.tolist()
-    broken = next((name for name, p in model.state_dict().items() if not torch.isfinite(p).all()), None)
+    broken = _not_finite(model)
     if broken or not torch.isfinite(sums).all():
         what = f"weights of {broken}" if broken else f"a mean loss of {loss / images}"
         raise Diverged(f"expected finite loss and weights, got {what} in epoch {epoch + 1} of {spec.method.name} on "
@@ -175,3 +180,7 @@ def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: in
                                      threat=spec.attack.threat, seed=spec.seed, **block)
             row["val_robust_acc"] = mask.float().mean().item()
     return row
+
+
+def _not_finite(model: torch.nn.Module) -> str | None:
+    return next((name for name, value in model.state_dict().items() if not torch.isfinite(value).all()), None)

@@ -1,0 +1,1 @@
+"""Speed of this code against plain implementations of the same mathematics; see README.md."""

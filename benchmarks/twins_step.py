@@ -1,0 +1,210 @@
+"""Time one TWINS-AT training step against the textbook step, in float32 and in bfloat16.
+
+    python -m benchmarks.twins_step                                          two thin networks, batch 128, PGD-10
+    python -m benchmarks.twins_step --arch resnet18 --device cuda            on a GPU
+    python -m benchmarks.twins_step --threads 1 --repeats 41                 more certain, one core
+
+A step is everything: PGD on the adaptive wing, the split pass, the backward pass, the SGD step. The four variants take
+turns in one process, in an order that reverses from round to round, each on a network of its own and on the same fresh
+batch, so that other work on the machine and its clock hit all alike. Ratios are of medians over the rounds, with a 95 %
+bootstrap interval over whole rounds; above 1 means that ours is faster.
+
+On a CPU each step is timed twice: on the wall, and in processor time of this process, which other work on the machine
+hardly lengthens. Read the second with --threads 1 only: threads that wait for each other spend processor time as well.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.textbook import TextbookStep, two_wings
+from twinslib import provenance
+from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
+from twinslib.models import ARCHS, make_model
+from twinslib.norms import twinsify
+from twinslib.train import Step, generator
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES = 10
+VARIANTS = ("textbook float32", "textbook bfloat16", "ours float32", "ours bfloat16")
+RATIOS = {  # name -> (slower, faster)
+    "float32, ours against textbook": ("textbook float32", "ours float32"),
+    "ours bfloat16 against textbook float32": ("textbook float32", "ours bfloat16"),
+    "bfloat16, ours against textbook": ("textbook bfloat16", "ours bfloat16"),
+}
+StepFunction = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def run_spec(arch: str, batch_size: int, precision: str) -> RunSpec:
+    """TWINS-AT with the defaults of the library, which are those of the official scripts."""
+    return RunSpec(data=DataSpec(name="random", image_size=ARCHS[arch].image_size), model=ModelSpec(arch=arch),
+                   method=method("twins_at"), optim=OptimSpec(batch_size=batch_size, precision=precision))
+
+
+def start_network(arch: str) -> torch.nn.Module:
+    """A network whose statistics and affine parameters differ from channel to channel, as after pre-training."""
+    model = make_model(arch, CLASSES, seed=0)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2, generator=g)
+                module.running_var.uniform_(0.5, 2, generator=g)
+                module.weight.uniform_(0.5, 1.5, generator=g)
+                module.bias.normal_(0, 0.2, generator=g)
+    return model
+
+
+def random_batch(arch: str, batch_size: int, device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, S, S) in [0, 1] and labels (B,), other ones for each `count`."""
+    g, side = generator(device, 0, "batch", count), ARCHS[arch].image_size
+    x = torch.rand(batch_size, 3, side, side, generator=g, device=device)
+    return x, torch.randint(CLASSES, (batch_size,), generator=g, device=device)
+
+
+def make_step(variant: str, arch: str, batch_size: int, device: str) -> tuple[torch.nn.Module, StepFunction]:
+    """(network, step) of a variant, at the same start for all variants; the step trains the network in place."""
+    author, precision = variant.split()
+    spec = run_spec(arch, batch_size, precision)
+    if author == "ours":
+        model = twinsify(start_network(arch)).to(device=device, memory_format=torch.channels_last)  # as train.fit does
+        step = Step(model, spec, device)
+        return model, lambda x, y, g: step(x, y, g, spec.optim.lr)[0]
+    model = two_wings(start_network(arch)).to(device)
+    a, o = spec.attack, spec.optim
+    return model, TextbookStep(model, eps=a.eps, step_size=a.step_size, steps=a.steps,
+                               twins_weight=spec.method.twins_weight, lr=o.lr, momentum=o.momentum,
+                               weight_decay=o.weight_decay, autocast=precision == "bfloat16")
+
+
+def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, float]]:
+    """Each variant's first step against the textbook's in float32, from the same start, batch and noise.
+
+    Returns by variant: `loss` (absolute difference) and `update`, the norm of the difference of the weight updates over
+    the norm of the textbook's update. Rounding turns the sign of a few tiny image gradients, so neither is exactly 0.
+    """
+    x, y = random_batch(arch, batch_size, device, 0)
+    losses, updates = {}, {}
+    for variant in VARIANTS:
+        model, step = make_step(variant, arch, batch_size, device)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        losses[variant] = step(x, y, generator(device, 0, "attack", 0)).item()
+        after = dict(model.named_parameters())
+        updates[variant] = torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)])
+    reference = VARIANTS[0]
+    norm = updates[reference].norm()
+    return {v: {"loss": abs(losses[v] - losses[reference]),
+                "update": ((updates[v] - updates[reference]).norm() / norm).item()} for v in VARIANTS[1:]}
+
+
+def measure(arch: str, batch_size: int, device: str, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each step by clock and variant, `repeats` rounds in which each variant has one turn."""
+    cuda = torch.device(device).type == "cuda"
+    clocks = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
+    steps = {variant: make_step(variant, arch, batch_size, device)[1] for variant in VARIANTS}
+    seconds: dict[str, dict[str, list[float]]] = {clock: {variant: [] for variant in VARIANTS} for clock in clocks}
+
+    def read_clocks() -> list[float]:
+        if cuda:
+            torch.cuda.synchronize(device)
+        return [read() for read in clocks.values()]
+
+    for count in range(-2, repeats):  # two rounds to warm up
+        x, y = random_batch(arch, batch_size, device, count)
+        for variant in VARIANTS if count % 2 else reversed(VARIANTS):
+            g = generator(device, 0, "attack", count)
+            started = read_clocks()
+            steps[variant](x, y, g)
+            ended = read_clocks()
+            if count >= 0:
+                for samples, begin, end in zip(seconds.values(), started, ended, strict=True):
+                    samples[variant].append(end - begin)
+    return seconds
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
+    """Ratio of medians with its 95 % bootstrap interval; whole rounds are drawn, as both saw the same load in one."""
+    pairs, n = np.array([slower, faster]), len(slower)
+    a, b = np.median(pairs[:, np.random.default_rng(0).integers(n, size=(draws, n))], axis=2)
+    low, high = np.quantile(a / b, (0.025, 0.975))
+    return statistics.median(slower) / statistics.median(faster), float(low), float(high)
+
+
+def compare(arch: str, batch_size: int, device: str, repeats: int) -> dict:
+    """All that is reported for one network: spec, samples, ratios, and that the variants take the same step."""
+    check = same_step(arch, batch_size, device)
+    seconds = measure(arch, batch_size, device, repeats)
+    spec = run_spec(arch, batch_size, "float32")
+    return {"arch": arch, "image_size": spec.data.image_size, "batch_size": batch_size,
+            "attack_steps": spec.attack.steps,
+            "ratios": {clock: {name: dict(zip(("estimate", "low", "high"), ratio(samples[a], samples[b]), strict=True))
+                               for name, (a, b) in RATIOS.items()} for clock, samples in seconds.items()},
+            "difference_to_textbook_float32": check, "seconds": seconds}
+
+
+def table(result: dict) -> str:
+    """The result of one network as text."""
+    lines = [f"{result['arch']} at {result['image_size']} pixels, batch {result['batch_size']}, "
+             f"PGD-{result['attack_steps']}: one TWINS-AT step",
+             "  first step, difference to textbook float32:" + 22 * " " + "loss    update"]
+    lines += [f"    {variant:54}{check['loss']:12.1e}{check['update']:10.1e}"
+              for variant, check in result["difference_to_textbook_float32"].items()]
+    for clock, seconds in result["seconds"].items():
+        lines.append(f"  {f'seconds by {clock} clock' if clock == 'wall' else 'seconds of processor time':44}"
+                     f"{'median':>10}{'quartiles':>22}")
+        for variant, samples in seconds.items():
+            low, _, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else samples * 3
+            interval = f"{low:.3f} to {high:.3f}"
+            lines.append(f"    {variant:42}{statistics.median(samples):10.3f}{interval:>22}")
+        lines.append(f"  {'ratio of medians':44}{'':10}{'95 % interval':>22}")
+        for name, r in result["ratios"][clock].items():
+            interval = f"{r['low']:.2f} to {r['high']:.2f}"
+            lines.append(f"    {name:42}{r['estimate']:10.2f}{interval:>22}")
+    return "\n".join(lines)
+
+
+def default_path(device: str, threads: int) -> Path:
+    """benchmarks/results/<device>[_<threads>_threads].json"""
+    cuda = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{provenance.cpu_model()}_{threads}_threads"
+    return RESULTS / (re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") + ".json")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.twins_step", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", choices=sorted(ARCHS), default=["thin_resnet10", "thin_resnet18"])
+    parser.add_argument("--batch", type=int, default=128, help="images of one step, half of them for each wing")
+    parser.add_argument("--repeats", type=int, default=21, help="rounds; each variant has one turn in a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--out", type=Path, help="JSON file; default: benchmarks/results/<name of the device>.json")
+    args = parser.parse_args(arguments)
+    for name in ("batch", "repeats", "threads"):
+        if (value := getattr(args, name)) < (least := 2 if name == "batch" else 1):
+            parser.error(f"expected --{name} of at least {least}, got {value}")
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, got none; use --device cpu")
+    torch.set_num_threads(args.threads)
+    started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
+    results = []
+    for arch in args.arch:
+        results.append(compare(arch, args.batch, args.device, args.repeats))
+        print(table(results[-1]), flush=True)
+    extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
+    out = args.out or default_path(args.device, args.threads)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
+    out.write_text(json.dumps({"results": results, "provenance": record}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

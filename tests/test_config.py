@@ -1,0 +1,331 @@
+"""Specs: strict reading, legal values, and hashes that stay what they are."""
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinslib.attacks import LOSSES
+from twinslib.augment import AUGMENTATIONS
+from twinslib.config import (
+    METHODS,
+    AttackSpec,
+    DataSpec,
+    EvalSpec,
+    MethodSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    canonical_json,
+    differences,
+    from_dict,
+    method,
+    spec_hash,
+    to_dict,
+)
+from twinslib.evaluate import ATTACKS
+from twinslib.models import ARCHS
+from twinslib.norms import NORMS
+from twinslib.runs import read_spec
+from twinslib.schedules import SCHEDULES
+
+RESULTS = Path(__file__).parent.parent / "results"
+FINISHED = sorted(RESULTS.glob("*/runs/*.json"))
+SHIPPED = sorted(RESULTS.glob("*/weights/*.json"))
+MASKS = sorted(RESULTS.glob("*/masks/*.npz"))
+
+SOURCE = RunSpec(data=DataSpec(name="toy_source", image_size=16), model=ModelSpec(arch="tiny_resnet"),
+                 method=METHODS["at"], optim=OptimSpec(epochs=4))
+TUNED = RunSpec(data=DataSpec(name="cifar10", train_images=9500, val_images=500), model=ModelSpec(arch="tiny_resnet"),
+                method=METHODS["twins_trades"], optim=OptimSpec(lr=0.01), source=SOURCE, seed=3)
+
+
+# -- hashes ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("spec", "golden"), [
+    (AttackSpec(), "44136fa355b3"),
+    (OptimSpec(), "44136fa355b3"),
+    (SOURCE, "@SOURCE"),
+    (TUNED, "@TUNED"),
+    (replace(TUNED, source=replace(SOURCE, seed=1)), "@SEED1"),
+    (RunSpec(data=DataSpec(name="dogs64", exclude=("n02085620", "n02094433"), augment="resized_crop_flip", crop=24),
+             model=ModelSpec(arch="resnet50", norm="group", upsample=224), method=METHODS["natural"],
+             optim=OptimSpec(schedule="cosine", warmup=0.1, precision="bfloat16", milestones=(0.25,))), "@ODD"),
+    (EvalSpec(kind="clean", images=1000), "74a7b1f45b4c"),
+    (EvalSpec(kind="pgd", images=1000, eps=8 / 255), "b23e6ef5112c"),
+    (EvalSpec(kind="autoattack", images=100, eps=8 / 255, batch_size=50), "10229de1dd3e"),
+], ids=["attack", "optim", "source", "fine-tune", "other source", "odd", "clean", "pgd", "autoattack"])
+def test_golden_hashes(spec: object, golden: str) -> None:
+    """Hashes as they were when results were first stored; a changed default or field name moves them."""
+    assert spec_hash(spec) == golden
+
+
+GOLDEN_DEFAULTS = {
+    DataSpec: dict(image_size=32, exclude=(), train_images=None, val_images=0, augment="crop_flip", crop=None,
+                   split_seed=0),
+    ModelSpec: dict(norm="batch", upsample=None),
+    AttackSpec: dict(threat="linf", eps=8 / 255, step_size=2 / 255, steps=10, loss="ce", random_start=True),
+    MethodSpec: dict(objective="at", wings="single", twins_weight=1.0, normalize_loss=False, share_affine=False,
+                     attack_wing="adaptive", trades_beta=6.0, kl_divisor="batch"),
+    OptimSpec: dict(epochs=60, batch_size=128, lr=0.003, momentum=0.9, weight_decay=1e-5, schedule="piecewise",
+                    milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10),
+    RunSpec: dict(attack=AttackSpec(), source=None, seed=0),
+    EvalSpec: dict(threat="linf", eps=0.0, step_size=None, steps=20, restarts=1,
+                   attacks=("apgd-ce", "apgd-t", "fab-t", "square"), batch_size=250, seed=0),
+}
+
+
+@pytest.mark.parametrize("cls", GOLDEN_DEFAULTS, ids=lambda cls: cls.__name__)
+def test_defaults_are_never_changed(cls: type) -> None:
+    """A default is left out of the hash, so a stored result means the default of its day: each is as written here."""
+    defaults = {f.name: f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+                for f in dataclasses.fields(cls)}
+    assert {k: v for k, v in defaults.items() if v is not dataclasses.MISSING} == GOLDEN_DEFAULTS[cls]
+
+
+@pytest.mark.parametrize("path", FINISHED + SHIPPED, ids=lambda p: "/".join(p.parts[-3:]))
+def test_committed_results_hash_to_their_names(path: Path) -> None:
+    """Every stored spec can be read, is canonical, and hashes to the name of its file."""
+    spec = read_spec(path)
+    assert spec.hash == path.stem
+    assert json.loads(canonical_json(spec)) == json.loads(path.read_text())["spec"]
+
+
+@pytest.mark.parametrize("path", MASKS, ids=lambda p: "/".join(p.parts[-3:]))
+def test_committed_masks_hash_to_their_names(path: Path) -> None:
+    """Every stored evaluation can be read and hashes to the prefix of its masks, which are as long as it says."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as stored:
+        for key in (k for k in stored.files if k.endswith("/spec")):
+            e = from_dict(EvalSpec, json.loads(str(stored[key])))
+            assert e.hash == key.split("/")[0]
+            masks = [stored[k] for k in stored.files if k.startswith(e.hash) and k != key]
+            assert masks and all(m.shape == (e.images,) and m.dtype == bool for m in masks)
+
+
+def test_defaults_are_left_out() -> None:
+    """The canonical form holds what differs from the defaults and nothing else, at every depth."""
+    assert canonical_json(AttackSpec()) == "{}"
+    assert to_dict(replace(TUNED, source=None)) == {
+        "data": {"name": "cifar10", "train_images": 9500, "val_images": 500}, "model": {"arch": "tiny_resnet"},
+        "method": {"name": "twins_trades", "objective": "trades", "wings": "twins"}, "optim": {"lr": 0.01}, "seed": 3}
+    assert to_dict(TUNED)["source"] == {
+        "data": {"name": "toy_source", "image_size": 16}, "model": {"arch": "tiny_resnet"}, "method": {"name": "at"},
+        "optim": {"epochs": 4}}
+
+
+def test_int_and_float_of_one_value_hash_alike() -> None:
+    """Equal specs have equal hashes, also where one was written with an int for a float."""
+    for a, b in ((EvalSpec(kind="pgd", images=9, eps=1), EvalSpec(kind="pgd", images=9, eps=1.0)),
+                 (OptimSpec(lr=1), OptimSpec(lr=1.0))):
+        assert a == b and spec_hash(a) == spec_hash(b)
+
+
+# -- round trip ------------------------------------------------------------------------------------------------------
+share = st.floats(0.01, 0.99)
+count = st.integers(1, 10**6)
+attack_specs = st.builds(
+    AttackSpec, threat=st.just("l2"), eps=st.floats(0, 1e3), step_size=st.floats(1e-6, 1e3), steps=st.integers(0, 99),
+    loss=st.sampled_from(LOSSES)) | st.builds(
+    AttackSpec, eps=st.floats(0, 1), step_size=st.floats(1e-6, 1), random_start=st.booleans())
+data_specs = st.builds(
+    DataSpec, name=st.text(), image_size=count, exclude=st.lists(st.text(), max_size=3).map(tuple),
+    train_images=st.none() | count, val_images=st.integers(0, 99), augment=st.sampled_from(AUGMENTATIONS),
+    split_seed=st.integers(0, 9))
+method_specs = st.builds(
+    MethodSpec, name=st.text(), objective=st.sampled_from(["natural", "at", "trades"]), twins_weight=st.floats(0, 9),
+    normalize_loss=st.booleans(), share_affine=st.booleans(), attack_wing=st.sampled_from(["adaptive", "frozen"]),
+    trades_beta=st.floats(0, 99), kl_divisor=st.sampled_from(["batch", "wing"]))
+optim_specs = st.builds(
+    OptimSpec, epochs=count, batch_size=count, lr=st.floats(1e-9, 9), momentum=st.just(0) | share,
+    schedule=st.sampled_from(sorted(SCHEDULES)), milestones=st.lists(share, max_size=3).map(tuple), warmup=share,
+    precision=st.sampled_from(["float32", "bfloat16"]))
+
+
+def run_specs(source: st.SearchStrategy) -> st.SearchStrategy:
+    return st.builds(RunSpec, data=data_specs, model=st.just(ModelSpec(arch="resnet18", norm="group")),
+                     method=method_specs, optim=optim_specs, attack=attack_specs, source=source, seed=count)
+
+
+specs = run_specs(st.none() | run_specs(st.none() | run_specs(st.none())))
+
+
+@given(specs)
+def test_round_trip(spec: RunSpec) -> None:
+    """Spec to dict to JSON text and back gives the same spec and hash, with sources up to two deep."""
+    again = from_dict(RunSpec, json.loads(canonical_json(spec)))
+    assert again == spec and again.hash == spec.hash
+    assert to_dict(again) == to_dict(spec)
+
+
+@given(specs, specs)
+def test_hashes_are_equal_only_for_equal_specs(a: RunSpec, b: RunSpec) -> None:
+    """Two specs share a hash exactly if they are equal, and `differences` is empty exactly then."""
+    assert (a == b) == (a.hash == b.hash) == (not differences(a, b))
+
+
+@given(st.builds(EvalSpec, kind=st.sampled_from(["pgd", "autoattack"]), images=count, eps=share,
+                 step_size=st.none() | share, steps=count, restarts=count,
+                 attacks=st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True).map(tuple)))
+def test_round_trip_of_evaluations(spec: EvalSpec) -> None:
+    """The same for evaluations."""
+    assert from_dict(EvalSpec, json.loads(canonical_json(spec))) == spec
+
+
+def test_differences_name_the_fields() -> None:
+    """Each differing leaf is one line with its path and both values; equal specs give none."""
+    other = replace(TUNED, optim=replace(TUNED.optim, lr=0.02, epochs=5), source=replace(SOURCE, seed=7))
+    assert differences(TUNED, other) == ["optim.epochs: 60 against 5", "optim.lr: 0.01 against 0.02",
+                                         "source.seed: 0 against 7"]
+    assert differences(TUNED, TUNED) == []
+    (line,) = differences(replace(TUNED, source=None), TUNED)
+    assert line.startswith("source: None against RunSpec(")
+
+
+# -- strict reading --------------------------------------------------------------------------------------------------
+def run(**changes: object) -> dict:
+    return {"data": {"name": "cifar10"}, "model": {"arch": "tiny_resnet"}, "method": {"name": "at"}, "optim": {},
+            **changes}
+
+
+def test_int_is_read_as_float() -> None:
+    """The one conversion: an int where a float is meant; lists become tuples."""
+    spec = from_dict(RunSpec, run(optim={"lr": 1, "milestones": [0.5]}, attack={"eps": 0}))
+    assert type(spec.optim.lr) is float and type(spec.attack.eps) is float and spec.optim.milestones == (0.5,)
+
+
+@pytest.mark.parametrize(("values", "error", "message"), [
+    (run(optin={}), ValueError, "expected key of RunSpec to be one of data, model, .*'optin'; did you mean 'optim'?"),
+    (run(attack={"stepsize": 0.1}), ValueError, "key of RunSpec.attack .*got 'stepsize'; did you mean 'step_size'?"),
+    (run(source=run(sead=1)), ValueError, "key of RunSpec.source .*got 'sead'; did you mean 'seed'?"),
+    ({"data": {"name": "a"}}, ValueError, "expected model, method, optim in RunSpec, got only data"),
+    (run(data={}), ValueError, "expected name in RunSpec.data, got only nothing"),
+    (run(attack=[1]), TypeError, "expected a mapping for RunSpec.attack, got \\[1\\]"),
+    (run(optim={"lr": "1e-3"}), TypeError, "number for RunSpec.optim.lr, got the text '1e-3'; in YAML write 1.0e-3"),
+    (run(attack={"eps": "8/255"}), TypeError, "number for RunSpec.attack.eps, got the text '8/255'; in YAML write"),
+    (run(optim={"lr": True}), TypeError, "expected float for RunSpec.optim.lr, got True"),
+    (run(optim={"lr": [0.1]}), TypeError, "expected float for RunSpec.optim.lr"),
+    (run(optim={"lr": None}), TypeError, "expected a value for RunSpec.optim.lr, got nothing \\(null\\)"),
+    (run(optim={"lr": float("nan")}), ValueError, "expected a finite number for RunSpec.optim.lr, got nan"),
+    (run(optim={"lr": float("inf")}), ValueError, "expected a finite number for RunSpec.optim.lr, got inf"),
+    (run(optim={"epochs": 3.0}), TypeError, "expected int for RunSpec.optim.epochs, got 3.0"),
+    (run(optim={"epochs": True}), TypeError, "expected int for RunSpec.optim.epochs, got True"),
+    (run(optim={"milestones": 0.5}), TypeError, "expected a list for RunSpec.optim.milestones, got 0.5"),
+    (run(optim={"milestones": ["a"]}), TypeError, "expected a number for RunSpec.optim.milestones, got the text 'a'"),
+    (run(data={"name": "a", "exclude": "n01"}), TypeError, "expected a list for RunSpec.data.exclude"),
+    (run(data={"name": "a", "exclude": [1]}), TypeError, "expected str for RunSpec.data.exclude, got 1"),
+    (run(attack={"random_start": 1}), TypeError, "expected bool for RunSpec.attack.random_start, got 1"),
+    (run(data=None), TypeError, "expected a value for RunSpec.data, got nothing"),
+])
+def test_strict_reading(values: dict, error: type, message: str) -> None:
+    """Unknown keys and wrong types are refused, with the path of the field and a hint."""
+    with pytest.raises(error, match=message):
+        from_dict(RunSpec, values)
+
+
+def test_null_is_read_where_a_default_is_null() -> None:
+    """null stands for 'all' and 'none' in the fields that know it."""
+    spec = from_dict(RunSpec, run(source=None, data={"name": "a", "train_images": None, "crop": None}))
+    assert spec.source is None and spec.data.train_images is None
+
+
+# -- legal values ----------------------------------------------------------------------------------------------------
+TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: AttackSpec(eps=8), "expected eps in [0, 1] (pixel units), got 8; write 8/255"),
+    (lambda: from_dict(AttackSpec, {"eps": 8}), "expected eps in [0, 1] (pixel units), got 8; write 8/255"),
+    (lambda: EvalSpec(kind="pgd", images=1, eps=4), "expected eps in [0, 1] (pixel units), got 4; write 4/255"),
+    (lambda: AttackSpec(eps=-0.1), "expected eps in [0, 1] (pixel units), got -0.1"),
+    (lambda: AttackSpec(eps=-0.1, threat="l2"), "expected eps of at least 0 (l2, pixel units), got -0.1"),
+    (lambda: AttackSpec(step_size=2), "(pixel units), got 2; write 2/255"),
+    (lambda: AttackSpec(step_size=0.0), "expected step_size above 0"),
+    (lambda: AttackSpec(steps=-1), "expected steps >= 0, got -1"),
+    (lambda: AttackSpec(threat="l3"), "expected threat to be one of linf, l2, got 'l3'; did you mean 'l2'?"),
+    (lambda: AttackSpec(loss="ke"), "expected attack loss to be one of ce, kl, margin, got 'ke'"),
+    (lambda: AttackSpec(loss="kl", random_start=False), "expected random_start with attack loss kl"),
+    (lambda: EvalSpec(kind="pdg", images=1, eps=0.1), "one of clean, pgd, autoattack, got 'pdg'; did you mean 'pgd'?"),
+    (lambda: EvalSpec(kind="pgd", images=1), "expected eps > 0 for an attack, got 0.0"),
+    (lambda: EvalSpec(kind="clean", images=0), "expected images > 0, got 0"),
+    (lambda: EvalSpec(kind="clean", images=1, batch_size=0), "expected batch_size > 0, got 0"),
+    (lambda: EvalSpec(kind="pgd", images=1, eps=0.1, restarts=0), "expected restarts > 0, got 0"),
+    (lambda: EvalSpec(kind="pgd", images=1, eps=0.1, step_size=2), "write 2/255"),
+    (lambda: EvalSpec(kind="autoattack", images=1, eps=0.1, attacks=("apgd-tt",)), "did you mean 'apgd-t'?"),
+    (lambda: EvalSpec(kind="autoattack", images=1, eps=0.1, attacks=()), "expected at least one attack, none twice"),
+    (lambda: EvalSpec(kind="autoattack", images=1, eps=0.1, attacks=("square",) * 2), "none twice"),
+    (lambda: method("twins-at"), "expected method to be one of natural, at, trades, twins_at, twins_trades, "
+                                 "got 'twins-at'; did you mean 'twins_at'?"),
+    (lambda: method("at", twin_weight=1.0), "key of MethodSpec .*; did you mean 'twins_weight'?"),
+    (lambda: method("twins_at", twins_weight=-1.0), "expected twins_weight >= 0, got -1.0"),
+    (lambda: method("trades", trades_beta=-1.0), "expected trades_beta >= 0, got -1.0"),
+    (lambda: MethodSpec(name="a", objective="trade"), "expected objective to be one of natural, at, trades, got 'trade'"
+                                                      "; did you mean 'trades'?"),
+    (lambda: MethodSpec(name="a", wings="twin"), "expected wings to be one of single, twins, got 'twin'"),
+    (lambda: MethodSpec(name="a", attack_wing="both"), "expected attack_wing to be one of adaptive, frozen"),
+    (lambda: MethodSpec(name="a", kl_divisor="half"), "expected kl_divisor to be one of batch, wing, got 'half'"),
+    (lambda: ModelSpec(arch="resnet5"), "expected arch to be one of "),
+    (lambda: ModelSpec(arch="resnet18", norm="bach"), "batch, group, layer, got 'bach'; did you mean 'batch'?"),
+    (lambda: ModelSpec(arch="resnet18", upsample=0), "expected upsample > 0 or null, got 0"),
+    (lambda: DataSpec(name="a", augment="crop_flop"), "did you mean 'crop_flip'?"),
+    (lambda: DataSpec(name="a", image_size=0), "expected image_size > 0, got 0"),
+    (lambda: DataSpec(name="a", val_images=-1), "expected val_images >= 0, got -1"),
+    (lambda: DataSpec(name="a", train_images=0), "expected train_images > 0 or null, got 0"),
+    (lambda: DataSpec(name="a", crop=40), "expected crop in 1..32 (image_size) or null, got 40"),
+    (lambda: DataSpec(name="a", crop=24), "expected augment resized_crop_flip or center_crop with crop 24"),
+    (lambda: OptimSpec(schedule="cosin"), "expected schedule to be one of constant, piecewise, cosine, got 'cosin'"),
+    (lambda: OptimSpec(precision="float16"), "expected precision to be one of float32, bfloat16"),
+    (lambda: OptimSpec(milestones=(30.0, 50.0)), "expected milestones in (0, 1), as shares of the run, got [30.0, 50.0]"
+                                                 "; divide epochs by their number"),
+    (lambda: OptimSpec(epochs=0), "expected epochs > 0, got 0"),
+    (lambda: OptimSpec(batch_size=0), "expected batch_size > 0, got 0"),
+    (lambda: OptimSpec(lr=0.0), "expected lr > 0, got 0.0"),
+    (lambda: OptimSpec(momentum=1.0), "expected momentum in [0, 1), got 1.0"),
+    (lambda: OptimSpec(weight_decay=-1.0), "expected weight_decay >= 0, got -1.0"),
+    (lambda: OptimSpec(warmup=1.0), "expected warmup in [0, 1), a share of the run, got 1.0"),
+    (lambda: OptimSpec(val_every=-1), "expected val_every >= 0, got -1"),
+    (lambda: OptimSpec(val_steps=-1), "expected val_steps >= 0, got -1"),
+    (lambda: RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["twins_at"]),
+     "expected norm 'batch' for a two-wing method, got 'group'"),
+    (lambda: replace(TUNED, model=ModelSpec(arch="resnet18")),
+     "expected source of arch and norm resnet18, batch, got 'tiny_resnet, batch'"),
+])
+def test_illegal_values(make, message: str) -> None:
+    """Values out of range and unknown names are refused before any work; the message says what is legal."""
+    with pytest.raises(ValueError) as caught:
+        make()
+    text = str(caught.value)
+    assert all(piece in text for piece in message.split(".*")), text
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_network_has_a_spec(arch: str, norm: str) -> None:
+    """What the library can build can be asked for, and another name is answered with the whole list."""
+    assert ModelSpec(arch=arch, norm=norm).arch == arch
+    with pytest.raises(ValueError, match=f"{', '.join(ARCHS)}, got '{arch}x'"):
+        ModelSpec(arch=arch + "x")
+
+
+def test_methods_are_the_official_ones() -> None:
+    """Five methods by name; `method` changes switches and nothing else, and checks them."""
+    assert list(METHODS) == ["natural", "at", "trades", "twins_at", "twins_trades"]
+    assert all(m.name == name and m.wings == ("twins" if "twins" in name else "single") for name, m in METHODS.items())
+    assert method("twins_at", twins_weight=0.4) == replace(METHODS["twins_at"], twins_weight=0.4)
+    with pytest.raises(TypeError, match="expected bool for MethodSpec.normalize_loss"):
+        method("twins_at", normalize_loss=1)
+
+
+@pytest.mark.parametrize(("spec", "name"), [
+    (EvalSpec(kind="clean", images=1), "none"),
+    (EvalSpec(kind="pgd", images=1, eps=0.1, steps=10), "pgd10"),
+    (EvalSpec(kind="pgd", images=1, eps=0.1, restarts=5), "pgd20x5"),
+    (EvalSpec(kind="autoattack", images=1, eps=0.1), "apgd-ce+apgd-t+fab-t+square"),
+])
+def test_attack_names(spec: EvalSpec, name: str) -> None:
+    """An evaluation's attack is named by what determines it in tables."""
+    assert spec.attack_name == name

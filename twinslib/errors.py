@@ -1,0 +1,18 @@
+"""How an error says what a name should have been; knows nothing of the rest of the package."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of a message, "; did you mean 'at'?", with the closest of the known names; empty if none is close."""
+    close = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def choose(value: str, legal: Iterable[str], what: str) -> str:
+    """Return `value` if it is one of `legal`, else raise a ValueError that lists them and guesses what was meant."""
+    legal = list(legal)
+    if value in legal:
+        return value
+    raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{did_you_mean(value, legal)}")

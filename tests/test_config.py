@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinslib.attacks import LOSSES
@@ -154,6 +154,7 @@ def run_specs(source: st.SearchStrategy) -> st.SearchStrategy:
 specs = run_specs(st.none() | run_specs(st.none() | run_specs(st.none())))
 
 
+@settings(max_examples=40, deadline=None)
 @given(specs)
 def test_round_trip(spec: RunSpec) -> None:
     """Spec to dict to JSON text and back gives the same spec and hash, with sources up to two deep."""
@@ -162,12 +163,14 @@ def test_round_trip(spec: RunSpec) -> None:
     assert to_dict(again) == to_dict(spec)
 
 
+@settings(max_examples=40, deadline=None)
 @given(specs, specs)
 def test_hashes_are_equal_only_for_equal_specs(a: RunSpec, b: RunSpec) -> None:
     """Two specs share a hash exactly if they are equal, and `differences` is empty exactly then."""
     assert (a == b) == (a.hash == b.hash) == (not differences(a, b))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.builds(EvalSpec, kind=st.sampled_from(["pgd", "autoattack"]), images=count, eps=share,
                  step_size=st.none() | share, steps=count, restarts=count,
                  attacks=st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True).map(tuple)))
@@ -246,7 +249,7 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: AttackSpec(step_size=2), "(pixel units), got 2; write 2/255"),
     (lambda: AttackSpec(step_size=0.0), "expected step_size above 0"),
     (lambda: AttackSpec(steps=-1), "expected steps >= 0, got -1"),
-    (lambda: AttackSpec(threat="l3"), "expected threat to be one of linf, l2, got 'l3'; did you mean 'l2'?"),
+    (lambda: AttackSpec(threat="l3"), "expected threat to be one of linf, l2, got 'l3'"),
     (lambda: AttackSpec(loss="ke"), "expected attack loss to be one of ce, kl, margin, got 'ke'"),
     (lambda: AttackSpec(loss="kl", random_start=False), "expected random_start with attack loss kl"),
     (lambda: EvalSpec(kind="pdg", images=1, eps=0.1), "one of clean, pgd, autoattack, got 'pdg'; did you mean 'pgd'?"),

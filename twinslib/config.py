@@ -170,8 +170,21 @@ class OptimSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsSpec:
+    """A pre-trained network from elsewhere: a safetensors or torch file in the folder `weights` of the data folder."""
+
+    file: str
+    classes: int
+    origin: str = ""  # where its publisher offers it
+
+    def __post_init__(self) -> None:
+        _require("/" not in self.file and self.file, "the name of a file, without folders", self.file)
+        _require(self.classes > 0, "classes > 0", self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One training run; a fine-tune names the run that it starts from."""
+    """One training run; a fine-tune names what it starts from: another run, or weights from elsewhere."""
 
     data: DataSpec
     model: ModelSpec
@@ -179,11 +192,13 @@ class RunSpec:
     optim: OptimSpec
     attack: AttackSpec = field(default_factory=AttackSpec)
     source: "RunSpec | None" = None
+    weights: WeightsSpec | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         twins = self.method.wings == "twins"
         _require(not twins or self.model.norm == "batch", "norm 'batch' for a two-wing method", self.model.norm)
+        _require(not (self.source and self.weights), "a source run or weights from elsewhere", "both")
         if self.source is not None:
             same = (self.model.arch, self.model.norm) == (self.source.model.arch, self.source.model.norm)
             _require(same, f"source of arch and norm {self.model.arch}, {self.model.norm}",
@@ -250,7 +265,8 @@ def to_dict(spec: object) -> dict:
 
 
 def canonical_json(spec: object) -> str:
-    return json.dumps(to_dict(spec), sort_keys=True, separators=(",", ":"))
+    """The one text of a spec; equal specs have equal texts (fields are read again, so 1 for 1.0 makes no difference)."""
+    return json.dumps(to_dict(from_dict(type(spec), to_dict(spec))), sort_keys=True, separators=(",", ":"))
 
 
 def spec_hash(spec: object) -> str:

@@ -119,18 +119,21 @@ class Store:
         return read_json(path).get(task.kind) if path.exists() else None
 
     def missing(self, jobs: Sequence[Job]) -> list[Task]:
-        """Tasks that are not done, in order: sources first, each training before its evaluations."""
+        """Tasks that are not done, in order: sources first, each training before its evaluations, AutoAttack after all else
+        of its seed (it costs most and changes least)."""
         tasks: list[Task] = []
         for job in jobs:
             evals = [e for e in job.evals if self.masks(job.spec, e) is None]
             if self.run(job.spec) is None or (evals and self.weights_path(job.spec) is None):
                 chain, spec = [], job.spec
-                while spec is not None and (spec is job.spec or self.weights_path(spec) is None):
+                while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
                     chain.insert(0, Task(spec))
                     spec = spec.source
                 tasks += chain
             tasks += [Task(job.spec, e) for e in evals]
-        return list(dict.fromkeys(tasks))
+        late = [t.evaluation is not None and t.evaluation.kind == "autoattack" for t in tasks]
+        order = sorted(range(len(tasks)), key=lambda i: (tasks[i].spec.seed, late[i]))
+        return list(dict.fromkeys(tasks[i] for i in order))
 
     # -- data and networks ---------------------------------------------------------------------------------------
     def data(self, spec: DataSpec) -> datasets.DeviceSet:
@@ -166,17 +169,30 @@ class Store:
         """The network that a run starts from: source weights (or none), fresh head, wings."""
         classes = self.data(spec.data).num_classes
         size = spec.data.crop or spec.data.image_size
-        if spec.source is None:
+        if spec.source is None and spec.weights is None:
             model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample,
                                       seed=spec.seed)
         else:
-            state, meta = load_weights(self.weights_path(spec.source))
-            model = models.make_model(spec.model.arch, int(meta["classes"]), norm=spec.model.norm,
+            path, source_classes = self._origin(spec)
+            state, _ = load_weights(path)
+            model = models.make_model(spec.model.arch, source_classes, norm=spec.model.norm,
                                       upsample=spec.model.upsample, seed=spec.seed)
-            with self._named(self.weights_path(spec.source)):
+            with self._named(path):
                 model = load_into(model, state)
             model = models.replace_head(model, classes, image_size=size, seed=spec.seed)
         return self._with_wings(spec, model)
+
+    def _origin(self, spec: RunSpec) -> tuple[Path, int]:
+        """(file, classes) of the weights that a run starts from."""
+        if spec.source is not None:
+            path = self.weights_path(spec.source)
+            return path, int(read_json(self.root / "runs" / f"{spec.source.hash}.json")["classes"])
+        path = paths.data_dir() / "weights" / spec.weights.file
+        if not path.exists():
+            raise FileNotFoundError(
+                f"expected the pre-trained weights {path.name} in {path.parent}, got no such file; take them from "
+                f"{spec.weights.origin or 'their publisher'} and store the state dict as safetensors (README, section Networks)")
+        return path, spec.weights.classes
 
     def _shell(self, spec: RunSpec) -> torch.nn.Module:
         model = models.make_model(spec.model.arch, self.data(spec.data).num_classes, norm=spec.model.norm,
@@ -215,8 +231,7 @@ class Store:
         folder = self.root / "weights" if is_source else self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
-        meta = {"spec": canonical_json(spec), "classes": str(data.num_classes)}
-        save_weights(weights, model, meta, half=is_source)
+        save_weights(weights, model, {"spec": canonical_json(spec)}, half=is_source)
         if is_source:
             write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
         record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs, "classes": data.num_classes,

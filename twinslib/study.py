@@ -11,18 +11,24 @@ from pathlib import Path
 import yaml
 
 from . import paths
-from .config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, from_dict, method
+from .config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, from_dict, method
 from .errors import choose
+from .objectives import OBJECTIVES
 from .runs import Job
 
 PRESETS = ("toy", "small", "medium", "paper")
 SETTINGS = ("preset", "threads")  # parameters that change no run
 
 
-def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec]:
-    """Pre-training runs by name, each a dict of data, optim and (for adversarial training) attack and method."""
+def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
+    """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
+    training) attack and method; or weights from elsewhere, a dict with the one key `weights`."""
     out = {}
     for name, spec in specs.items():
+        if isinstance(spec, dict) and "weights" in spec:
+            _check_keys(spec, ("weights",), f"sources.{name}")
+            out[name] = from_dict(WeightsSpec, spec["weights"], f"sources.{name}.weights")
+            continue
         _check_keys(spec, ("data", "optim", "attack", "method"), f"sources.{name}", needed=("data", "optim"))
         out[name] = RunSpec(
             data=from_dict(DataSpec, spec["data"], f"sources.{name}.data"),
@@ -58,7 +64,9 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     grid = _sources(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
-    jobs = [Job("transfer", begin, source_evals)]
+    runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
+    jobs = [Job("transfer", spec, source_evals) for spec in runs if spec is begin]
+    origin = {"source": begin} if isinstance(begin, RunSpec) else {"weights": begin}
     for name, target in targets.items():
         _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
     for e in evaluations:
@@ -75,9 +83,30 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
                     model=ModelSpec(arch=arch, norm=norm, upsample=target.get("upsample")),
                     method=method(label, **switches),
                     optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
-                    attack=from_dict(AttackSpec, attack, "attack"), source=begin, seed=seed)
+                    attack=from_dict(AttackSpec, attack, "attack"), seed=seed, **origin)
                 jobs.append(Job("transfer", spec, evals))
-    return jobs + [Job("transfer", spec, source_evals) for spec in grid.values() if spec is not begin]
+    return jobs + [Job("transfer", spec, source_evals) for spec in runs if spec is not begin]
+
+
+def settings(jobs: Sequence[Job]) -> list[dict]:
+    """What was asked for, one line per data set and two-wing weight, for display; numbers straight from the specs."""
+    lines = {}
+    for job in jobs:
+        s = job.spec
+        attacked = OBJECTIVES[s.method.objective].attacks
+        key = (s.data.name, s.data.train_images, s.source is None and s.weights is None and s.method.name)
+        line = lines.setdefault(key, {
+            "data set": s.data.name, "role": "start network" if key[2] else "target",
+            "training images": s.data.train_images or f"all but {s.data.val_images}", "network": s.model.arch,
+            "pixels": s.model.upsample or s.data.crop or s.data.image_size, "epochs": s.optim.epochs,
+            "batch": s.optim.batch_size, "lr": s.optim.lr, "weight decay": s.optim.weight_decay,
+            "schedule": s.optim.schedule, "precision": s.optim.precision,
+            "training attack": f"PGD-{s.attack.steps}, {s.attack.threat} {s.attack.eps * 255:.3g}/255" if attacked else "none",
+            "λ": "", "methods": [], "seeds": []})
+        line["λ"] = s.method.twins_weight if s.method.wings == "twins" else line["λ"]
+        for column, value in (("methods", s.method.name), ("seeds", s.seed)):
+            line[column] += [value] if value not in line[column] else []
+    return [line | {c: ", ".join(map(str, line[c])) for c in ("methods", "seeds")} for line in lines.values()]
 
 
 _sources = sources  # the argument of `transfer` has the same name

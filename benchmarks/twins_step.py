@@ -179,20 +179,26 @@ def default_path(device: str, threads: int) -> Path:
     return RESULTS / (re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") + ".json")
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.twins_step", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=sorted(ARCHS), default=["thin_resnet10", "thin_resnet18"])
     parser.add_argument("--batch", type=int, default=128, help="images of one step, half of them for each wing")
     parser.add_argument("--repeats", type=int, default=21, help="rounds; each variant has one turn in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, help="JSON file; default: benchmarks/results/<name of the device>.json")
     args = parser.parse_args(arguments)
     for name in ("batch", "repeats", "threads"):
         if (value := getattr(args, name)) < (least := 2 if name == "batch" else 1):
             parser.error(f"expected --{name} of at least {least}, got {value}")
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("expected a CUDA device for --device cuda, got none; use --device cpu")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"expected a CUDA device for --device {args.device}, found none; use --device cpu")
     torch.set_num_threads(args.threads)
     started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
     results = []

@@ -20,6 +20,7 @@ from twinslib.config import (
     ModelSpec,
     OptimSpec,
     RunSpec,
+    WeightsSpec,
     canonical_json,
     differences,
     from_dict,
@@ -48,16 +49,17 @@ TUNED = RunSpec(data=DataSpec(name="cifar10", train_images=9500, val_images=500)
 @pytest.mark.parametrize(("spec", "golden"), [
     (AttackSpec(), "44136fa355b3"),
     (OptimSpec(), "44136fa355b3"),
-    (SOURCE, "@SOURCE"),
-    (TUNED, "@TUNED"),
-    (replace(TUNED, source=replace(SOURCE, seed=1)), "@SEED1"),
+    (SOURCE, "db45f54084c2"),
+    (TUNED, "f885598b5052"),
+    (replace(TUNED, source=replace(SOURCE, seed=1)), "6ace9cd41378"),
+    (replace(TUNED, source=None, weights=WeightsSpec(file="resnet50.pt", classes=1000)), "b2a57b2b6dec"),
     (RunSpec(data=DataSpec(name="dogs64", exclude=("n02085620", "n02094433"), augment="resized_crop_flip", crop=24),
              model=ModelSpec(arch="resnet50", norm="group", upsample=224), method=METHODS["natural"],
-             optim=OptimSpec(schedule="cosine", warmup=0.1, precision="bfloat16", milestones=(0.25,))), "@ODD"),
+             optim=OptimSpec(schedule="cosine", warmup=0.1, precision="bfloat16", milestones=(0.25,))), "ee17be7c26f7"),
     (EvalSpec(kind="clean", images=1000), "74a7b1f45b4c"),
     (EvalSpec(kind="pgd", images=1000, eps=8 / 255), "b23e6ef5112c"),
     (EvalSpec(kind="autoattack", images=100, eps=8 / 255, batch_size=50), "10229de1dd3e"),
-], ids=["attack", "optim", "source", "fine-tune", "other source", "odd", "clean", "pgd", "autoattack"])
+], ids=["attack", "optim", "source", "fine-tune", "other source", "weights", "odd", "clean", "pgd", "autoattack"])
 def test_golden_hashes(spec: object, golden: str) -> None:
     """Hashes as they were when results were first stored; a changed default or field name moves them."""
     assert spec_hash(spec) == golden
@@ -72,7 +74,8 @@ GOLDEN_DEFAULTS = {
                      attack_wing="adaptive", trades_beta=6.0, kl_divisor="batch"),
     OptimSpec: dict(epochs=60, batch_size=128, lr=0.003, momentum=0.9, weight_decay=1e-5, schedule="piecewise",
                     milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10),
-    RunSpec: dict(attack=AttackSpec(), source=None, seed=0),
+    WeightsSpec: dict(origin=""),
+    RunSpec: dict(attack=AttackSpec(), source=None, weights=None, seed=0),
     EvalSpec: dict(threat="linf", eps=0.0, step_size=None, steps=20, restarts=1,
                    attacks=("apgd-ce", "apgd-t", "fab-t", "square"), batch_size=250, seed=0),
 }
@@ -146,31 +149,35 @@ optim_specs = st.builds(
     precision=st.sampled_from(["float32", "bfloat16"]))
 
 
+weights_specs = st.builds(WeightsSpec, file=st.just("a.pt"), classes=count, origin=st.text())
+
+
 def run_specs(source: st.SearchStrategy) -> st.SearchStrategy:
     return st.builds(RunSpec, data=data_specs, model=st.just(ModelSpec(arch="resnet18", norm="group")),
                      method=method_specs, optim=optim_specs, attack=attack_specs, source=source, seed=count)
 
 
-specs = run_specs(st.none() | run_specs(st.none() | run_specs(st.none())))
+plain_specs = run_specs(st.none())
+specs = run_specs(run_specs(st.none() | plain_specs)) | st.builds(replace, plain_specs, weights=weights_specs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(specs)
 def test_round_trip(spec: RunSpec) -> None:
-    """Spec to dict to JSON text and back gives the same spec and hash, with sources up to two deep."""
+    """Spec to dict to JSON text and back gives the same spec and hash; sources up to two deep, weights."""
     again = from_dict(RunSpec, json.loads(canonical_json(spec)))
     assert again == spec and again.hash == spec.hash
     assert to_dict(again) == to_dict(spec)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(specs, specs)
 def test_hashes_are_equal_only_for_equal_specs(a: RunSpec, b: RunSpec) -> None:
     """Two specs share a hash exactly if they are equal, and `differences` is empty exactly then."""
     assert (a == b) == (a.hash == b.hash) == (not differences(a, b))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.builds(EvalSpec, kind=st.sampled_from(["pgd", "autoattack"]), images=count, eps=share,
                  step_size=st.none() | share, steps=count, restarts=count,
                  attacks=st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True).map(tuple)))
@@ -294,6 +301,11 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: OptimSpec(val_steps=-1), "expected val_steps >= 0, got -1"),
     (lambda: RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["twins_at"]),
      "expected norm 'batch' for a two-wing method, got 'group'"),
+    (lambda: replace(TUNED, weights=WeightsSpec(file="a.pt", classes=2)),
+     "expected a source run or weights from elsewhere, got 'both'"),
+    (lambda: WeightsSpec(file="weights/a.pt", classes=2), "expected the name of a file, without folders"),
+    (lambda: WeightsSpec(file="", classes=2), "expected the name of a file"),
+    (lambda: WeightsSpec(file="a.pt", classes=0), "expected classes > 0, got 0"),
     (lambda: replace(TUNED, model=ModelSpec(arch="resnet18")),
      "expected source of arch and norm resnet18, batch, got 'tiny_resnet, batch'"),
 ])

@@ -310,7 +310,8 @@ def _read(hint: object, value: object, where: str) -> object:
             raise ValueError(f"expected a finite number for {where}, got {value!r}")
         return float(value)
     if hint is float and isinstance(value, str):
-        raise TypeError(f"expected a number for {where}, got the text {value!r}; in YAML write 1.0e-3 or 0.0314, not 1e-3 or 8/255")
+        raise TypeError(f"expected a number for {where}, got the text {value!r}; "
+                        "in YAML write 1.0e-3 or 0.0314, not 1e-3 or 8/255")
     if type(value) is not hint:
         raise TypeError(f"expected {hint.__name__} for {where}, got {value!r}")
     return value

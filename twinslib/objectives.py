@@ -26,8 +26,11 @@ class Objective:
 
 
 def kl_sum(clean_logits: torch.Tensor, adv_logits: torch.Tensor) -> torch.Tensor:
-    """KL(p(x) || p(x')) summed over the images; gradients flow through both sides, as in the official code."""
-    return F.kl_div(F.log_softmax(adv_logits, 1), F.softmax(clean_logits, 1), reduction="sum")
+    """KL(p(x) || p(x')) summed over the images; gradients flow through both sides, as in the official code.
+
+    In logarithms: where a probability underflows to 0, the gradient with respect to it would be NaN.
+    """
+    return F.kl_div(F.log_softmax(adv_logits, 1), F.log_softmax(clean_logits, 1), reduction="sum", log_target=True)
 
 
 def _natural(logits, y, method, batch_size):

@@ -97,7 +97,7 @@ def robust_curve(rows: pd.DataFrame, ax: Axes, methods: Sequence[str] | None = N
             seeds = seeds[~seeds["seed"].str.startswith("mean")]
             ax.plot(seeds["eps"].map(place) + shift, 100 * seeds["value"], ".", markersize=2, color="black", zorder=3)
     ax.set_xticks(list(place.values()), ["0" if eps == 0 else report.eps_label(eps, threat) for eps in place])
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, min(ax.get_ylim()[1], 102))
     ax.set(xlabel=_radius_label(rows), ylabel="accuracy (%)", title=report.dataset_label(rows["dataset"].iloc[0]))
     ax.grid(axis="x", visible=False)
     return ax
@@ -149,7 +149,7 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
     looks = _looks(methods)
     ends = both.groupby("dataset")[["low_clean", "high_clean", "low_robust", "high_robust"]]
     low, high = 100 * ends.min(), 100 * ends.max()
-    span = 1.08 * max((high[f"high_{k}"] - low[f"low_{k}"]).max() for k in ("clean", "robust"))
+    span = min(100, 1.08 * max((high[f"high_{k}"] - low[f"low_{k}"]).max() for k in ("clean", "robust")))
     with style():
         fig, axes, spare = _panels(len(datasets), height=2.4)
         for name, ax in zip(datasets, axes, strict=True):
@@ -170,7 +170,7 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
                                                                                                at[method]) > span / 10)
             for axis, kind in (("x", "clean"), ("y", "robust")):
                 middle = (low.loc[name, f"low_{kind}"] + high.loc[name, f"high_{kind}"]) / 2
-                start = min(max(middle - span / 2, 0), 100 - span) if span < 100 else 0
+                start = min(max(middle - span / 2, 0), 100 - span)
                 ax.set(**{f"{axis}lim": (start, start + span)})
                 getattr(ax, f"{axis}axis").set_major_locator(MultipleLocator(next(t for t in TICKS if span / t < 6)))
             ax.set_box_aspect(1)
@@ -211,7 +211,7 @@ def _radius_label(rows: pd.DataFrame) -> str:
 
 def _strongest(found: pd.DataFrame) -> pd.DataFrame:
     """Of several PGD attacks at one radius the one with the most steps times restarts; sorted by radius."""
-    effort = found["attack"].str.extract(r"pgd(\d+)(?:x(\d+))?").fillna(1).astype(int).prod(axis=1)
+    effort = found["attack"].str.extract(r"pgd(\d+)(?:x(\d+))?").fillna("1").astype(int).prod(axis=1)
     return found.assign(effort=effort).sort_values("effort").drop_duplicates(
         ["dataset", "method", "seed", "eps"], keep="last").sort_values("eps", kind="stable")
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 
 import pandas as pd
 
@@ -55,7 +56,7 @@ def attack_label(attack: str) -> str:
     pgd = re.fullmatch(r"pgd(\d+)(?:x(\d+))?", attack)
     if pgd:
         return f"PGD-{pgd[1]}" + (f", {pgd[2]} restarts" if pgd[2] else "")
-    return " + ".join(part.upper() for part in attack.split("+"))
+    return " + ".join("Square" if part == "square" else part.upper() for part in attack.split("+"))
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -346,7 +347,9 @@ def _setting_differs(spec, store: Store, label: str, reference) -> list[str]:
     out += [f"{record['train_images']:,} training images"] if record else []
     out += [] if spec.model.arch == reference.arch else [f"{spec.model.arch} (there {reference.arch})"]
     out += [] if pixels == reference.resolution else [f"{pixels} pixels (there {reference.resolution})"]
-    if spec.source is None:
+    if spec.weights is not None:
+        start = reference.start if Path(spec.weights.file).stem == reference.start_file else spec.weights.file
+    elif spec.source is None:
         start = "random weights"
     else:
         s = spec.source
@@ -364,7 +367,7 @@ def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         spec = job.spec
         while spec is not None:
-            kinds[Task(spec)] = "training from random weights" if spec.source is None else "fine-tuning"
+            kinds[Task(spec)] = "fine-tuning" if spec.source or spec.weights else "training from random weights"
             spec = spec.source
         kinds |= {Task(job.spec, e): names[e.kind] for e in job.evals}
     entries = [{"kind": kind, **(store.provenance(task) or {})} for task, kind in kinds.items()]

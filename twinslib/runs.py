@@ -35,6 +35,7 @@ from .packed import write_npz
 from .train import Diverged, OutOfTime, fit
 
 log = logging.getLogger(__name__)
+CHECKED = 50  # images on which an evaluation's checks are tried before it starts
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Store:
         if not path.exists():
             raise FileNotFoundError(
                 f"expected the pre-trained weights {path.name} in {path.parent}, got no such file; take them from "
-                f"{spec.weights.origin or 'their publisher'} and store the state dict as safetensors (README, section Networks)")
+                f"{spec.weights.origin or 'their publisher'} and store the state dict as safetensors (README, Your own network)")
         return path, spec.weights.classes
 
     def _shell(self, spec: RunSpec) -> torch.nn.Module:
@@ -234,8 +235,8 @@ class Store:
         save_weights(weights, model, {"spec": canonical_json(spec)}, half=is_source)
         if is_source:
             write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
-        record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs, "classes": data.num_classes,
-                  "train_images": len(data.train_y), "val_images": len(data.val_y),
+        record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs,
+                  "classes": data.num_classes, "train_images": len(data.train_y), "val_images": len(data.val_y),
                   "weights": tensor_hash(load_weights(weights)[0])}
         write_json(self.root / "runs" / f"{spec.hash}.json", record)
         checkpoint.unlink(missing_ok=True)
@@ -250,6 +251,11 @@ class Store:
         folder = self._work(f"{spec.hash}-{e.hash}")
         folder.mkdir(exist_ok=True)
         blocks = [(a, min(a + e.batch_size, e.images)) for a in range(0, e.images, e.batch_size)]
+        checks = {} if e.kind == "clean" else evaluate.checks(
+            model, data.test_x[:CHECKED], data.test_y[:CHECKED], eps=e.eps, step_size=step_size(e), steps=e.steps,
+            threat=e.threat, seed=e.seed)
+        for name in (name for name, holds in checks.items() if not holds):
+            log.warning("check failed on the first %d images: %s", CHECKED, name)
         parts = []
         for k, (a, b) in enumerate(blocks):
             path = folder / f"{k}.npz"
@@ -274,7 +280,7 @@ class Store:
         for k in range(len(blocks)):
             (folder / f"{k}.npz").unlink(missing_ok=True)
         folder.rmdir()
-        return {"batch_size": e.batch_size, "precision": "float32", "images": e.images}
+        return {"batch_size": e.batch_size, "precision": "float32", "images": e.images, "checks": checks}
 
     def _work(self, name: str) -> Path:
         folder = self.root / "work"
@@ -303,13 +309,17 @@ def split_name(spec: DataSpec) -> str:
     return f"{spec.name}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
 
 
+def step_size(e: EvalSpec) -> float:
+    """PGD step of an evaluation in [0, 1] pixels; 2.5 eps / steps where the spec leaves it open."""
+    return e.step_size if e.step_size is not None else 2.5 * e.eps / e.steps
+
+
 def evaluate_block(e: EvalSpec, model, images: torch.Tensor, labels: torch.Tensor, block: int) -> dict[str, torch.Tensor]:
     """Masks by stage for one block of test images."""
     if e.kind == "clean":
         return {"none": evaluate.clean_mask(model, images, labels, batch_size=e.batch_size)}
     if e.kind == "pgd":
-        step_size = e.step_size if e.step_size is not None else 2.5 * e.eps / e.steps
-        mask = evaluate.pgd_mask(model, images, labels, eps=e.eps, step_size=step_size, steps=e.steps,
+        mask = evaluate.pgd_mask(model, images, labels, eps=e.eps, step_size=step_size(e), steps=e.steps,
                                  restarts=e.restarts, threat=e.threat, batch_size=e.batch_size, seed=e.seed,
                                  block=block)
         return {e.attack_name: mask}

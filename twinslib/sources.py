@@ -17,7 +17,10 @@ class Archive:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A known image set, with all its training images. `archives` are looked for in the folder `archives/FOLDER` of the data folder."""
+    """A known image set, with all its training images.
+
+    `archives` are looked for in the folder `archives/FOLDER` of the data folder.
+    """
 
     description: str
     num_classes: int

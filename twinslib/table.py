@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from .checkpoint import atomic_write
-from .runs import Job, Store
+from .runs import Job, Store, Task
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
 COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
@@ -52,3 +52,25 @@ def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda tmp, table=table: table.to_csv(tmp, index=False))
     return frame
+
+
+def sanity(store: Store, jobs: Sequence[Job]) -> dict[str, bool]:
+    """What must hold for robust numbers to be believed, over all finished measurements of `jobs`."""
+    kept, bounded, falling, weaker = True, True, True, True
+    for job in jobs:
+        finished = [(e, m) for e in job.evals if (m := store.masks(job.spec, e))]
+        clean = next((m["none"] for e, m in finished if e.kind == "clean"), None)
+        pgd = sorted(((e.eps, m[e.attack_name]) for e, m in finished if e.kind == "pgd"), key=lambda pair: pair[0])
+        for e, stages in finished:
+            record = store.provenance(Task(job.spec, e)) or {}
+            kept &= all(record.get("checks", {}).values())
+            if clean is not None and e.kind != "clean":
+                bounded &= all(not (m[:len(clean)] & ~clean[:len(m)]).any() for m in stages.values())
+            if e.kind == "autoattack":
+                same = [m for eps, m in pgd if eps == e.eps and len(m) >= e.images]
+                weaker &= all(list(stages.values())[-1].sum() <= m[:e.images].sum() + e.images // 100 for m in same)
+        falling &= all(a[1].mean() >= b[1].mean() for a, b in zip(pgd, pgd[1:], strict=False))
+    return {"recorded checks of every attack passed (range, mode, logits, gradient, norm kept)": bool(kept),
+            "no image is right under attack and wrong without": bool(bounded),
+            "accuracy falls with the radius": bool(falling),
+            "AutoAttack (or its part) leaves no more images than PGD, to within 1 % of them": bool(weaker)}

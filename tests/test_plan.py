@@ -1,0 +1,213 @@
+"""Cost estimates against hand counts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twinslib import paths, plan, study
+from twinslib.config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.evaluate import ATTACKS
+from twinslib.packed import write_npz
+from twinslib.runs import Job, Store, Task, write_json
+from twinslib.sources import SOURCES
+
+FILES = sorted((paths.notebooks_dir() / "params").glob("*/*.yaml"))
+PRESETS = [("toy", number) for number in sorted(study.STUDIES)] + [(p.parent.name, p.stem) for p in FILES]
+
+RUN = RunSpec(data=DataSpec(name="toy_source", image_size=16, train_images=50, val_images=10),
+              model=ModelSpec(arch="tiny_resnet"), method=METHODS["at"], attack=AttackSpec(steps=5),
+              optim=OptimSpec(epochs=3, batch_size=20, val_every=2, val_steps=4))
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Each test has a data folder of its own, so nothing is remembered about the sets."""
+    plan.train_images.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    # epochs x images x (2 per PGD step + 3 per pass) + measurements after epochs 2 and 3 on 10 images
+    ("natural", 3 * 50 * 3 + 2 * 10),
+    ("at", 3 * 50 * (2 * 5 + 3) + 2 * 10 * (1 + 2 * 4)),
+    ("twins_at", 3 * 50 * (2 * 5 + 3) + 2 * 10 * (1 + 2 * 4)),
+    ("trades", 3 * 50 * (2 * 5 + 6) + 2 * 10 * (1 + 2 * 4)),
+    ("twins_trades", 3 * 50 * (2 * 5 + 6) + 2 * 10 * (1 + 2 * 4)),
+])
+def test_forwards_of_training(name: str, expected: int) -> None:
+    """Image forwards of a training run, counted by hand."""
+    assert plan.forwards(Task(replace(RUN, method=METHODS[name])), 50) == expected
+
+
+@pytest.mark.parametrize(("every", "measurements"), [(0, 0), (1, 3), (2, 2), (3, 1), (4, 1)])
+def test_measurements_are_counted_as_they_are_made(every: int, measurements: int) -> None:
+    """Every `val_every` epochs and after the last, as the training loop does; 0 is never."""
+    run = replace(RUN, optim=replace(RUN.optim, val_every=every))
+    without = replace(run, data=replace(RUN.data, val_images=0))
+    assert plan.forwards(Task(run), 50) - plan.forwards(Task(without), 50) == measurements * 10 * 9
+
+
+@pytest.mark.parametrize(("evaluation", "expected"), [
+    (EvalSpec(kind="clean", images=40), 40),
+    (EvalSpec(kind="pgd", images=40, eps=0.1, steps=7), 40 * 14),
+    (EvalSpec(kind="pgd", images=40, eps=0.1, steps=7, restarts=3), 40 * 42),
+    (EvalSpec(kind="autoattack", images=40, eps=0.1, attacks=("apgd-ce",)), 40 * 200),
+    (EvalSpec(kind="autoattack", images=40, eps=0.1), 40 * (200 + 0.35 * (1800 + 2700 + 5000))),
+])
+def test_forwards_of_evaluations(evaluation: EvalSpec, expected: float) -> None:
+    """Image forwards of an evaluation, counted by hand; training images play no part."""
+    assert plan.forwards(Task(RUN, evaluation), 50) == plan.forwards(Task(RUN, evaluation), 7) == pytest.approx(expected)
+
+
+def test_every_attack_has_a_cost() -> None:
+    """No attack that a spec may name is missing from the table."""
+    assert set(plan.AUTOATTACK_FORWARDS) == set(ATTACKS)
+
+
+def test_macs_scale_linearly_with_images() -> None:
+    """Twice the images, twice the work, for training and evaluation; a larger network costs more."""
+    bare = replace(RUN, data=replace(RUN.data, val_images=0))
+    double = replace(bare, data=replace(bare.data, train_images=100))
+    assert plan.macs(Task(double)) == pytest.approx(2 * plan.macs(Task(bare)))
+    one, two = (plan.macs(Task(RUN, EvalSpec(kind="clean", images=n))) for n in (50, 100))
+    assert 0 < one == pytest.approx(two / 2)
+    wider = replace(RUN, model=ModelSpec(arch="thin_resnet18"))
+    assert plan.macs(Task(wider, EvalSpec(kind="clean", images=50))) > one
+
+
+def test_upsampling_and_cropping_change_the_cost() -> None:
+    """Work is counted at the size that the network sees: the crop, or what it is up-sampled to."""
+    def clean(**changes: object) -> float:
+        return plan.macs(Task(replace(RUN, **changes), EvalSpec(kind="clean", images=1)))
+
+    # 4 x the pixels, 4 x the convolutions (the linear layer stays)
+    assert clean(model=ModelSpec(arch="tiny_resnet", upsample=32)) == pytest.approx(4 * clean(), rel=0.01)
+    half = replace(RUN.data, augment="resized_crop_flip", crop=8)
+    assert clean(data=half) == pytest.approx(clean() / 4, rel=0.01)
+
+
+def test_memory_grows_with_what_is_stored() -> None:
+    """Memory is positive, grows with batch, images and network, and shrinks with bfloat16."""
+    def memory(optim: OptimSpec = RUN.optim, **changes: object) -> int:
+        return plan.memory_bytes(replace(RUN, optim=optim, **changes))
+
+    assert 0 < memory() < memory(replace(RUN.optim, batch_size=40)) < memory(replace(RUN.optim, batch_size=400))
+    assert memory(replace(RUN.optim, precision="bfloat16")) < memory()
+    assert memory() < memory(data=replace(RUN.data, train_images=500))
+    assert memory() < memory(model=ModelSpec(arch="resnet18"))
+
+
+def test_memory_bounds_what_a_step_keeps() -> None:
+    """The estimate is not below the tensors that one training pass really keeps for its backward pass."""
+    from twinslib.models import make_model
+
+    model = make_model("tiny_resnet", 10, seed=0)
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(torch.rand(20, 3, 16, 16)).sum()
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert sum(kept.values()) <= plan.memory_bytes(RUN) <= 4 * (sum(kept.values()) + 4 * parameters)
+    loss.backward()
+
+
+@pytest.mark.parametrize(("spec", "expected"), [
+    (DataSpec(name="cifar10"), (50_000, 10)),
+    (DataSpec(name="cifar10", val_images=1000), (49_000, 10)),
+    (DataSpec(name="cifar10", train_images=9500, val_images=500), (9500, 10)),
+    (DataSpec(name="tinyimagenet32", exclude=tuple("abcdef"), val_images=1000), (96_000, 194)),
+    (DataSpec(name="toy_source", image_size=16, train_images=50, val_images=10), (50, 10)),
+])
+def test_train_images(spec: DataSpec, expected: tuple[int, int]) -> None:
+    """Counts without the image files come from the list of known sets, for embedded sets from the set itself."""
+    assert plan.train_images(spec) == expected
+
+
+def test_train_images_of_a_packed_set() -> None:
+    """A set that is there is counted, whatever the list says, with excluded classes left out."""
+    labels = np.repeat(np.arange(4), 5)
+    images = np.zeros((20, 8, 8, 3), np.uint8)
+    write_npz(paths.data_dir() / "cifar10.npz", {
+        "train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels,
+        "class_names": np.array(["a", "b", "c", "d"])})
+    assert plan.train_images(DataSpec(name="cifar10", image_size=8, exclude=("b",), val_images=3)) == (12, 3)
+
+
+def test_train_images_of_an_unknown_set() -> None:
+    """A set that is neither there nor known is an error that names it."""
+    with pytest.raises(FileNotFoundError, match="got 'cifar11'; did you mean 'cifar10'"):
+        plan.train_images(DataSpec(name="cifar11"))
+    assert all(s.train_images >= 10 * s.num_classes for s in SOURCES.values())
+
+
+# -- speed -----------------------------------------------------------------------------------------------------------
+CLEAN = EvalSpec(kind="clean", images=40)
+JOBS = [Job("x", RUN, (CLEAN,)), Job("x", replace(RUN, seed=1), (CLEAN,))]
+
+
+def finish(store: Store, spec: RunSpec, seconds: float, device: str = "cpu") -> None:
+    """Leave what a finished training run leaves for the estimate of speed."""
+    write_json(store.root / "provenance" / f"{spec.hash}.json", {"train": {"device": device, "seconds": seconds}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store("toy", device="cpu", root=tmp_path / "store")
+
+
+def test_measured_rate(store: Store) -> None:
+    """The rate is the work of what is done, divided by its seconds; other devices and short runs do not count."""
+    tasks = plan.tasks_of(JOBS)
+    assert len(tasks) == 4 and plan.measured_rate(store, tasks) is None
+    finish(store, RUN, 1e6, device="another GPU")
+    assert plan.measured_rate(store, tasks) is None
+    finish(store, RUN, 4.0)
+    assert plan.measured_rate(store, tasks) is None
+    finish(store, RUN, 10.0)
+    assert plan.measured_rate(store, tasks) == pytest.approx(plan.macs(Task(RUN)) / 10)
+    finish(store, JOBS[1].spec, 30.0)
+    assert plan.rate(store, tasks) == (pytest.approx(2 * plan.macs(Task(RUN)) / 40),
+                                       "measured on the finished runs of this store")
+
+
+def test_unknown_rate_is_probed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is done yet, the last run's network is timed on the device, and the text says so."""
+    probed = plan.probed_rate(RUN, torch.device("cpu"), seconds=0.05)
+    assert 1e6 < probed < 1e14
+    monkeypatch.setattr(plan, "probed_rate", lambda spec, device: 123.0 if spec == JOBS[1].spec else 0.0)
+    assert plan.rate(store, plan.tasks_of(JOBS)) == (123.0, "probed for two seconds on this cpu")
+
+
+def test_remaining_hours_use_what_is_done(store: Store) -> None:
+    """The estimate for what is left stands on the runs that are done, so an equal run takes as long."""
+    finish(store, RUN, 7200.0)
+    assert plan.remaining_hours(store, [Task(JOBS[1].spec)], JOBS) == pytest.approx(2.0)
+    assert plan.remaining_hours(store, [], JOBS) == 0
+
+
+def test_description_of_what_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours are work / rate, run by run; what is done is marked and costs nothing."""
+    monkeypatch.setattr(Store, "missing", lambda self, jobs: [Task(JOBS[1].spec, CLEAN)])
+    flops = 2 * plan.macs(Task(RUN, CLEAN)) / 3600  # one hour for the evaluation
+    header, first, second, total = plan.describe(store, JOBS, flops=flops).splitlines()
+    assert header.split() == ["run", "method", "data", "arch", "seed", "train", "evaluate", "memory"]
+    assert first.startswith(RUN.hash) and first.endswith("done") and first.count("0.00 h") == 2
+    assert second.startswith(JOBS[1].spec.hash) and second.count("0.00 h") == second.count("1.00 h") == 1
+    assert total.startswith("2 runs, 1 of 4 tasks left, about 1.0 h (") and "given:" in total and "GiB" in total
+
+
+@pytest.mark.parametrize(("preset", "number"), PRESETS, ids="-".join)
+def test_presets_can_be_planned(store: Store, preset: str, number: str) -> None:
+    """Every preset's plan can be printed without its images: all runs, their number, hours and memory."""
+    jobs, _ = study.jobs(preset, number)
+    lines = plan.describe(store, jobs, flops=1e13).splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [job.spec.hash for job in jobs]
+    tasks = sum(1 + len(job.evals) for job in jobs)
+    assert lines[-1].startswith(f"{len(jobs)} runs, {tasks} of {tasks} tasks left, about ")
+    assert " h (10 TFLOP/s, given: 10 TFLOP/s), at most " in lines[-1] and lines[-1].endswith(" GiB")

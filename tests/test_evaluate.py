@@ -74,21 +74,21 @@ def test_autoattack_equals_the_closed_form(threat, attacks, device):
     assert not (final & ~pgd)[decided].any()
 
 
-def test_autoattack_equals_the_package():
-    """One block of a convolutional network: the masks of one call of the package's standard version, stage by stage."""
+def test_stages_equal_one_call_of_the_package():
+    """Attacks run one by one on what is left give the mask of one call of the package with both, image by image."""
     import pyautoattack
 
     net = conv_net().requires_grad_(False)
     images, labels = pictures(net, 12)
     labels[0] = (labels[0] + 1) % 10
-    eps = 4 / 255
-    masks = autoattack_masks(net, images, labels, eps=eps, batch_size=12, seed=5, block=3)
+    masks = autoattack_masks(net, images, labels, eps=4 / 255, attacks=FAST, batch_size=12, seed=5, block=3)
     with torch.random.fork_rng(devices=[]):
-        adversary = pyautoattack.AutoAttack(net, eps=eps, seed=block_seed(5, "autoattack", 3), version="standard")
-        _, predicted = adversary.run_standard_evaluation((images / 255), labels, batch_size=12)
+        adversary = pyautoattack.AutoAttack(net, eps=4 / 255, seed=block_seed(5, "autoattack", 3), version="standard")
+        adversary.attacks_to_run = list(FAST)
+        _, predicted = adversary.run_standard_evaluation(images / 255, labels, batch_size=12)
     counts = [int(mask.sum()) for mask in masks.values()]
-    assert torch.equal(masks["+".join(STANDARD)], predicted == labels)
-    assert list(masks) == ["apgd-ce", "apgd-ce+apgd-t", "apgd-ce+apgd-t+fab-t", "+".join(STANDARD)]
+    assert list(masks) == ["apgd-ce", "apgd-ce+apgd-t"]
+    assert torch.equal(masks["apgd-ce+apgd-t"], predicted == labels)
     assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < 11
 
 
@@ -112,11 +112,11 @@ def test_settings_are_those_of_the_standard_version(threat):
 def test_pgd_never_beats_autoattack():
     """Convolutional network: AutoAttack leaves at most as many images as PGD, PGD at most the clean ones."""
     net = conv_net()
-    images, labels = pictures(net, 40)
+    images, labels = pictures(net, 24)
     eps = 4 / 255
     pgd = pgd_mask(net, images, labels, eps=eps, step_size=1 / 255, steps=20, restarts=2, batch_size=40)
     best = autoattack_masks(net, images, labels, eps=eps, attacks=FAST, batch_size=40)["apgd-ce+apgd-t"]
-    assert 0 < best.sum() <= pgd.sum() < 40
+    assert 0 < best.sum() <= pgd.sum() < 24
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -178,7 +178,7 @@ def test_global_state_is_given_back():
     cuda_before = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     sys.settrace(trace)
     try:
-        autoattack_masks(net, images, labels, eps=4 / 255, attacks=("apgd-ce", "fab-t"), batch_size=6)
+        autoattack_masks(net, images, labels, eps=0.5, attacks=("fab-t",), batch_size=6)
         after = sys.gettrace()
     finally:
         sys.settrace(trace_before)

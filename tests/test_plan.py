@@ -202,7 +202,7 @@ def test_description_of_what_is_left(store: Store, monkeypatch: pytest.MonkeyPat
     assert total.startswith("2 runs, 1 of 4 tasks left, about 1.0 h (") and "given:" in total and "GiB" in total
 
 
-@pytest.mark.parametrize(("preset", "number"), PRESETS, ids="-".join)
+@pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_presets_can_be_planned(store: Store, preset: str, number: str) -> None:
     """Every preset's plan can be printed without its images: all runs, their number, hours and memory."""
     jobs, _ = study.jobs(preset, number)

@@ -6,6 +6,7 @@ default is never changed once results exist.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -281,7 +282,7 @@ def from_dict(cls: type, values: dict, where: str = "") -> object:
     where = where or cls.__name__
     if not isinstance(values, dict):
         raise TypeError(f"expected a mapping for {where}, got {values!r}")
-    hints = typing.get_type_hints(cls, {**globals(), cls.__name__: cls})
+    hints = _hints(cls)
     for key in values:
         choose(key, hints, f"key of {where}")
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in values
@@ -289,6 +290,11 @@ def from_dict(cls: type, values: dict, where: str = "") -> object:
     if missing:
         raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
     return cls(**{key: _read(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, object]:
+    return typing.get_type_hints(cls, {**globals(), cls.__name__: cls})
 
 
 def _read(hint: object, value: object, where: str) -> object:

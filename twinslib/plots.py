@@ -118,7 +118,7 @@ def robust_curves(rows: pd.DataFrame, datasets: Sequence[str] | None = None) -> 
             ax.set(xlabel="", ylabel="")
         _labels(fig, _radius_label(rows), "accuracy (%)")
         handles = [Line2D([], [], label=report.method_label(m), **look) for m, look in _looks(methods).items()]
-        parts = _widest(report.estimates(rows).query("attack != 'none'").loc[lambda f: report.is_autoattack(f)])
+        parts = _widest(report.final(rows)[report.is_autoattack])
         if len(parts):
             names = " or ".join(dict.fromkeys(map(report.attack_label, parts["attack"])))
             handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white",
@@ -204,7 +204,7 @@ def _looks(methods: Sequence[str]) -> dict[str, dict]:
 
 
 def _radius_label(rows: pd.DataFrame) -> str:
-    attacks = _strongest(report.final(rows)[lambda f: report.is_pgd(f)])["attack"]
+    attacks = _strongest(report.final(rows)[report.is_pgd])["attack"]
     names = " or ".join(dict.fromkeys(map(report.attack_label, attacks)))
     return "attack radius eps" + (f" ({names})" if names else "")
 
@@ -239,8 +239,8 @@ def _panels(n: int, height: float = 2.1) -> tuple[Figure, list[Axes], list[Axes]
     columns = {1: 1, 2: 2, 4: 2}.get(n, 3)
     lines = math.ceil(n / columns)
     height *= {1: 1.3, 2: 1.2, 3: 1}[columns]
-    fig, axes = plt.subplots(lines, columns, figsize=(5.5 if n == 1 else WIDTH, height * lines + 0.5), squeeze=False)
-    axes = list(axes.flat)
+    fig = Figure(figsize=(5.5 if n == 1 else WIDTH, height * lines + 0.5))  # not pyplot's: nothing is shown by itself
+    axes = list(fig.subplots(lines, columns, squeeze=False).flat)
     for ax in axes[n:]:
         ax.set_axis_off()
     return fig, axes[:n], axes[n:]

@@ -1,0 +1,179 @@
+"""The command line: bad calls get one message, a stopped sweep goes on, a finished one has nothing to do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from twinslib import __main__ as cli
+from twinslib import paths, plan
+
+ROOT = Path(__file__).parent.parent
+ATTACK = {"eps": 0.1, "step_size": 0.05, "steps": 1}
+MICRO = {  # the parameters of notebook 01, so small that a run takes a second
+    "preset": "toy", "threads": 1, "arch": "tiny_resnet", "norm": "batch", "start": "robust",
+    "sources": {"robust": {"data": {"name": "toy_source", "image_size": 16, "train_images": 40},
+                           "optim": {"epochs": 1, "batch_size": 20}, "attack": ATTACK}},
+    "targets": {"toy_source": {"data": {"image_size": 16, "train_images": 30, "val_images": 10}}},
+    "methods": ["at", "twins_trades"], "seeds": [0, 1], "optim": {"epochs": 2, "batch_size": 10}, "attack": ATTACK,
+    "source_evaluations": [{"kind": "clean", "images": 20}],
+    "evaluations": [{"kind": "clean", "images": 20}, {"kind": "pgd", "images": 10, "eps": 0.1, "steps": 2}],
+}
+
+
+def call(*arguments: str) -> int:
+    """Exit status of the command, in this process."""
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.fixture
+def micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A notebooks folder with the parameters above, and no timing of the machine."""
+    folder = tmp_path / "notebooks"
+    (folder / "params" / "small").mkdir(parents=True)
+    source = "\n".join(f"{name}: {type(value).__name__} = {value!r}" for name, value in MICRO.items())
+    (folder / "01_micro.ipynb").write_text(json.dumps(
+        {"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}]}))
+    monkeypatch.setattr(paths, "notebooks_dir", lambda: folder)
+    monkeypatch.setattr(plan, "probed_rate", lambda spec, device: 1e10)
+    return folder
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("9m", 540), ("1.5h", 5400), ("0.1s", 0.1), ("0s", 0)])
+def test_durations(text: str, expected: float) -> None:
+    """Seconds, minutes and hours."""
+    assert cli.seconds(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["sweep", "--preset", "smal"], "preset to be one of toy, small, medium, paper, got 'smal'; did you mean 'small'?"),
+    (["sweep", "--preset", "toy", "--only", "99"], "expected notebook to be one of 01, got '99'"),
+    (["sweep", "--preset", "medium"], "params/medium/01.yaml, got no such file"),
+    (["sweep"], "the following arguments are required: --preset"),
+    *((["sweep", "--preset", "toy", "--budget", text], f"expected a duration such as 90s, 9m or 1.5h, got '{text}'")
+      for text in ("9", "m", "1d", "9 m", "nan", "1e3s")),
+    (["sweep", "--preset", "toy", "--device", "tpu"], "expected cpu or a CUDA device that is there, got 'tpu'"),
+    (["sweep", "--preset", "toy", "--device", "cuda:99"], "expected cpu or a CUDA device that is there, got 'cuda:99'"),
+    (["sweep", "--preset", "toy", "--threads", "-1"], "expected --threads above 0, got -1"),
+    (["sweep", "--preset", "toy", "--threads", "two"], "invalid int value: 'two'"),
+    (["sweep", "--preset", "toy", "--dry-run", "--tflops", "0"], "expected --tflops above 0, got 0.0"),
+    (["swep"], "invalid choice: 'swep'"),
+    ([], "the following arguments are required: command"),
+    (["data", "explain", "cifar11"], "got 'cifar11'; did you mean 'cifar10'?"),
+])
+def test_bad_calls(micro: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
+    """A bad call ends with status 2, one line that says error, and nothing computed."""
+    assert call(*arguments) == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if "error:" in line]
+    assert message in line and out == "" and "Traceback" not in err
+    assert not paths.results_dir().exists()
+
+
+@pytest.mark.parametrize(("yaml", "message"), [
+    ("attack: {eps: 8}", "expected eps in [0, 1] (pixel units), got 8; write 8/255"),
+    ("attack: {eps: 8/255}", "expected float for attack in params/small/01.yaml, eps, got '8/255'; write 1.0e-3"),
+    ("optim: {lr: 1e-3}", "expected a number for targets.toy_source.optim.lr, got the text '1e-3'; in YAML write 1.0e-3"),
+    ("optim: {milestones: [30, 50]}", "expected milestones in (0, 1), as shares of the run"),
+    ("arch: tiny_renset", "did you mean 'tiny_resnet'?"),
+    ("norm: bach", "did you mean 'batch'?"),
+    ("methods: [twins-at]", "did you mean 'twins_at'?"),
+    ("metods: [at]", "did you mean 'methods'?"),
+    ("targets: {cifar11: {}}", "got 'cifar11'; did you mean 'cifar10'?"),
+    ("targets: {cifar10: {}}", "expected cifar10.npz in"),
+    ("optim: [", "expected YAML in params/small/01.yaml"),
+    ("evaluations: [{kind: clean, images: 100000}]", "expected at most"),
+])
+def test_bad_presets(micro: Path, capsys: pytest.CaptureFixture, yaml: str, message: str) -> None:
+    """A wrong value in a preset's file: status 2, exactly one line, no run."""
+    (micro / "params" / "small" / "01.yaml").write_text(yaml)
+    assert call("sweep", "--preset", "small") == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("error: ") and message in err and out == ""
+    assert not list(paths.results_dir().glob("*/runs/*"))
+
+
+def test_bad_call_in_a_process_of_its_own() -> None:
+    """`python -m twinslib` with a wrong preset: status 2, one line."""
+    done = subprocess.run([sys.executable, "-m", "twinslib", "sweep", "--preset", "tiny"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: expected preset to be one of toy, small, medium, paper, got 'tiny'\n"
+
+
+def test_stopped_and_resumed(micro: Path, capsys: pytest.CaptureFixture) -> None:
+    """A spent budget leaves a checkpoint and says what is left; calling again finishes; then nothing is to do."""
+    store = paths.results_dir() / "toy"
+    assert call("sweep", "--preset", "toy", "--budget", "0.1s") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("done: 0 tasks in 0.") and lines[0].endswith("failed: 0; left: 14")
+    assert sum(line.startswith("left: train") for line in lines) and lines[-2] == "left: … and 9 more"
+    assert lines[-1].startswith("left in all: about ") and lines[-1].endswith("call again to go on")
+    assert list((store / "work").glob("*.ckpt")) and not list((store / "runs").glob("*"))
+
+    assert call("sweep", "--preset", "toy", "--budget", "10m") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("done: 14 tasks in ") and out.endswith("; failed: 0; left: 0\n")
+    assert not list((store / "work").glob("*.ckpt"))
+    rows = pd.read_csv(store / "rows" / "transfer.csv")
+    assert len(rows) == 9 and rows.seed.tolist() == sorted(rows.seed)
+    assert pd.read_csv(store / "epochs" / "transfer.csv").groupby("run").size().tolist().count(2) == 4
+
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file() and "work" not in p.parts}
+    assert call("sweep", "--preset", "toy") == 0
+    assert capsys.readouterr().out.startswith("done: 0 tasks in 0.0 min; failed: 0; left: 0")
+    assert {p: p.read_bytes() for p in before} == before
+    assert call("sweep", "--preset", "toy", "--dry-run") == 0
+    *_, last_run, total = capsys.readouterr().out.splitlines()
+    assert last_run.endswith("done") and total.startswith("5 runs, 0 of 14 tasks left, about 0.0 h (")
+
+
+def test_dry_run(micro: Path, capsys: pytest.CaptureFixture) -> None:
+    """--dry-run prints runs in order of seeds with hours and memory, computes nothing; a number counts once."""
+    assert call("sweep", "--preset", "toy", "--only", "01", "01", "--dry-run", "--tflops", "0.02") == 0
+    header, *runs, total = capsys.readouterr().out.splitlines()
+    assert [line.split()[4] for line in runs] == ["0", "0", "0", "1", "1"]
+    assert runs[0].split()[1] == "at" and all(line.count(" h ") == 2 and line.endswith("GiB") for line in runs)
+    assert total.startswith("5 runs, 14 of 14 tasks left, about ") and "given: 0.02 TFLOP/s" in total
+    assert not list(paths.results_dir().rglob("*.*"))
+
+
+def test_diverged_runs_give_status_1(micro: Path, capsys: pytest.CaptureFixture) -> None:
+    """A run that diverges is named with its reason, status 1, and the tasks that stand on it are counted as failed."""
+    (micro / "params" / "small" / "01.yaml").write_text("optim: {epochs: 1, lr: 1.0e+30}\nseeds: [0]\nmethods: [at]")
+    assert call("sweep", "--preset", "small") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("done: 2 tasks") and "failed: 3; left: 0" in out
+    assert "failed: train method at, seed 0" in out and "lower lr" in out and "training or source run failed" in out
+
+
+def test_signal_handlers_are_given_back(micro: Path) -> None:
+    """Inside, a signal is noted; afterwards Ctrl-C does again what it did before, also after an error."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyError), cli.stop_signals() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGTERM, signal.SIGINT]
+        raise KeyError
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_sigterm_stops_cleanly() -> None:
+    """SIGTERM to a sweep of the real toy preset: status 3, a checkpoint, and what is left is printed."""
+    sweep = subprocess.Popen([sys.executable, "-m", "twinslib", "sweep", "--preset", "toy"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert "train method at" in sweep.stderr.readline()
+    sweep.send_signal(signal.SIGTERM)
+    out, err = sweep.communicate(timeout=300)
+    assert sweep.returncode == 3 and "Traceback" not in err
+    assert "left: train method at" in out and "call again to go on" in out
+    assert len(list((paths.results_dir() / "toy" / "work").glob("*.ckpt"))) == 1

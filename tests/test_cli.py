@@ -1,17 +1,20 @@
 """The command line: bad calls get one message, a stopped sweep goes on, a finished one has nothing to do."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from twinslib import __main__ as cli
-from twinslib import paths, plan
+from twinslib import paths, plan, runs
 
 ROOT = Path(__file__).parent.parent
 ATTACK = {"eps": 0.1, "step_size": 0.05, "steps": 1}
@@ -87,18 +90,28 @@ def test_bad_calls(micro: Path, capsys: pytest.CaptureFixture, arguments: list[s
     ("norm: bach", "did you mean 'batch'?"),
     ("methods: [twins-at]", "did you mean 'twins_at'?"),
     ("metods: [at]", "did you mean 'methods'?"),
-    ("targets: {cifar11: {}}", "got 'cifar11'; did you mean 'cifar10'?"),
-    ("targets: {cifar10: {}}", "expected cifar10.npz in"),
     ("optim: [", "expected YAML in params/small/01.yaml"),
-    ("evaluations: [{kind: clean, images: 100000}]", "expected at most"),
 ])
 def test_bad_presets(micro: Path, capsys: pytest.CaptureFixture, yaml: str, message: str) -> None:
-    """A wrong value in a preset's file: status 2, exactly one line, no run."""
+    """A wrong value in a preset's file: status 2, exactly one line, nothing computed."""
     (micro / "params" / "small" / "01.yaml").write_text(yaml)
     assert call("sweep", "--preset", "small") == 2
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and err.startswith("error: ") and message in err and out == ""
-    assert not list(paths.results_dir().glob("*/runs/*"))
+    assert not paths.results_dir().exists()
+
+
+@pytest.mark.parametrize(("yaml", "message"), [
+    ("targets: {cifar11: {}}", "got 'cifar11'; did you mean 'cifar10'?"),
+    ("targets: {cifar10: {}}", "expected cifar10.npz in"),
+    ("evaluations: [{kind: clean, images: 100000}]", "expected at most"),
+])
+def test_images_that_are_not_there(micro: Path, capsys: pytest.CaptureFixture, yaml: str, message: str) -> None:
+    """Unknown and missing sets and too many test images: status 2 and exactly one line that says what to do."""
+    (micro / "params" / "small" / "01.yaml").write_text(yaml)
+    assert call("sweep", "--preset", "small") == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("error: ") and message in err and out == ""
 
 
 def test_bad_call_in_a_process_of_its_own() -> None:
@@ -109,13 +122,15 @@ def test_bad_call_in_a_process_of_its_own() -> None:
     assert done.stderr == "error: expected preset to be one of toy, small, medium, paper, got 'tiny'\n"
 
 
-def test_stopped_and_resumed(micro: Path, capsys: pytest.CaptureFixture) -> None:
+def test_stopped_and_resumed(micro: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spent budget leaves a checkpoint and says what is left; calling again finishes; then nothing is to do."""
+    clock = itertools.count()  # 0.06 s from one look at the clock to the next: the budget ends after the first step
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: 0.06 * next(clock), perf_counter=time.perf_counter))
     store = paths.results_dir() / "toy"
     assert call("sweep", "--preset", "toy", "--budget", "0.1s") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("done: 0 tasks in 0.") and lines[0].endswith("failed: 0; left: 14")
-    assert sum(line.startswith("left: train") for line in lines) and lines[-2] == "left: … and 9 more"
+    assert lines[1].startswith("left: train method at, seed 0, toy_source") and lines[-2] == "left: … and 9 more"
     assert lines[-1].startswith("left in all: about ") and lines[-1].endswith("call again to go on")
     assert list((store / "work").glob("*.ckpt")) and not list((store / "runs").glob("*"))
 
@@ -148,7 +163,7 @@ def test_dry_run(micro: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_diverged_runs_give_status_1(micro: Path, capsys: pytest.CaptureFixture) -> None:
     """A run that diverges is named with its reason, status 1, and the tasks that stand on it are counted as failed."""
-    (micro / "params" / "small" / "01.yaml").write_text("optim: {epochs: 1, lr: 1.0e+30}\nseeds: [0]\nmethods: [at]")
+    (micro / "params" / "small" / "01.yaml").write_text("optim: {epochs: 1, batch_size: 10, lr: 1.0e+38}\nseeds: [0]\nmethods: [at]")
     assert call("sweep", "--preset", "small") == 1
     out = capsys.readouterr().out
     assert out.startswith("done: 2 tasks") and "failed: 3; left: 0" in out

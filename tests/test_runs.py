@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_budget_stops_and_the_next_call_goes_on(undisturbed, tmp_path) -> None:
     store = Store("tiny", device="cpu", root=tmp_path)
     assert len(sweep(store, tiny_jobs(), budget=0.0).left) == 10
     for _ in range(100):
-        if not sweep(store, tiny_jobs(), budget=0.3).left:
+        if not sweep(store, tiny_jobs(), budget=1.0).left:
             break
     table.write(store, tiny_jobs(), "tiny")
     assert contents(tmp_path) == undisturbed[1]
@@ -263,7 +264,7 @@ def test_provenance_has_no_paths_or_names(undisturbed) -> None:
     for text in texts:
         assert str(Path.home()) not in text and os.uname().nodename not in text and str(root) not in text
         entry = json.loads(text)["train"]
-        assert entry["seconds"] > 0 and entry["threads"] == 1 and entry["versions"]["torch"] == torch.__version__
+        assert entry["seconds"] > 0 and entry["threads"] == 1 and entry["versions"]["torch"] == version("torch")
 
 
 def test_masks_are_nested_subsets_of_one_order(undisturbed) -> None:

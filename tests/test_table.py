@@ -95,9 +95,6 @@ def test_files_are_the_tables(store: Store, done: bool) -> None:
     assert [p.name for p in sorted((store.root / "rows").iterdir())] == ["transfer.csv"]
 
 
-CHECKS = "recorded|no image|falls|AutoAttack"
-
-
 @pytest.mark.parametrize(("masks", "checks", "failing"), [
     (MASKS, {}, None),
     (MASKS, {"norm_kept": True}, None),

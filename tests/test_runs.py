@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest
 import torch
 
 from twinslib import runs, table
-from twinslib.config import AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, method
-from twinslib.runs import Job, Store, Task, sweep
+from twinslib.config import AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, method
+from twinslib.runs import Job, Store, sweep
 
 EPS = 16 / 255
 
@@ -156,15 +157,11 @@ def test_second_sweep_on_one_store_is_refused(undisturbed, tmp_path) -> None:
     assert sweep(store, tiny_jobs()[:1]).failed == []
 
 
-def test_budget_stops_and_the_next_call_goes_on(undisturbed, tmp_path) -> None:
-    """A spent budget leaves tasks; calls with small budgets make progress and end with the same rows."""
+def test_budget_stops(undisturbed, tmp_path) -> None:
+    """A spent budget leaves all that is not done; a generous one leaves nothing."""
     store = Store("tiny", device="cpu", root=tmp_path)
     assert len(sweep(store, tiny_jobs(), budget=0.0).left) == 10
-    for _ in range(100):
-        if not sweep(store, tiny_jobs(), budget=1.0).left:
-            break
-    table.write(store, tiny_jobs(), "tiny")
-    assert contents(tmp_path) == undisturbed[1]
+    assert sweep(store, tiny_jobs(), budget=600.0).left == []
 
 
 def test_diverged_run_is_reported_and_the_others_go_on(tmp_path) -> None:
@@ -247,13 +244,34 @@ def test_fresh_clone_needs_no_training_for_finished_rows(undisturbed, tmp_path) 
     assert store.run(jobs[1].spec)["weights"] == recorded
 
 
-def test_more_images_than_there_are_is_refused(undisturbed) -> None:
-    """An evaluation on more test images than the set has is an error with the number that there is."""
-    root, _ = undisturbed
-    store = Store("tiny", device="cpu", root=root)
-    too_many = EvalSpec(kind="clean", images=10**6)
-    with pytest.raises(ValueError, match="expected at most"):
-        store.do(Task(tiny_jobs()[1].spec, too_many), is_source=False, stop=lambda: False, on_step=lambda *_: None)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"evals": (EvalSpec(kind="clean", images=10**6),)}, "expected at most"),
+    ({"data": {"exclude": ("nonesuch",)}}, "expected one of the 10 classes"),
+    ({"data": {"train_images": 10**6}}, "ask for fewer"),
+    ({"data": {"name": "nonesuch"}}, "nonesuch"),
+    ({"data": {"image_size": 13}}, "13"),
+    ({"weights": WeightsSpec(file="nonesuch.safetensors", classes=5), "source": None}, "nonesuch.safetensors"),
+])
+def test_impossible_requests_are_refused_before_any_work(tmp_path, change: dict, message: str) -> None:
+    """Too many images, an unknown class or set, a wrong size, missing weights: one message, and nothing was computed."""
+    jobs = tiny_jobs(("at",))
+    spec = replace(jobs[1].spec, **{k: v for k, v in change.items() if k in ("weights", "source")})
+    spec = replace(spec, data=replace(spec.data, **change.get("data", {})))
+    store = Store("tiny", device="cpu", root=tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        sweep(store, [jobs[0], Job("tiny", spec, change.get("evals", jobs[1].evals))])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interrupted_in_every_block(undisturbed, tmp_path) -> None:
+    """With no time at all each call still computes one step or block, and the bytes at the end are the same."""
+    for _ in range(200):
+        if not sweep(Store("tiny", device="cpu", root=tmp_path), tiny_jobs(), budget=0.0).left:
+            break
+    table.write(Store("tiny", device="cpu", root=tmp_path), tiny_jobs(), "tiny")
+    assert contents(tmp_path) == undisturbed[1]
+    record = json.loads(next((tmp_path / "provenance").glob("*.json")).read_text())
+    assert not any(entry.get("unfinished") for entry in record.values() if isinstance(entry, dict))
 
 
 def test_provenance_has_no_paths_or_names(undisturbed) -> None:

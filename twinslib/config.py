@@ -321,17 +321,3 @@ def _read(hint: object, value: object, where: str) -> object:
     if type(value) is not hint:
         raise TypeError(f"expected {hint.__name__} for {where}, got {value!r}")
     return value
-
-
-def differences(a: object, b: object, prefix: str = "") -> list[str]:
-    """Readable list of the fields in which two specs of one type differ."""
-    out = []
-    for f in dataclasses.fields(a):
-        left, right = getattr(a, f.name), getattr(b, f.name)
-        if left == right:
-            continue
-        if dataclasses.is_dataclass(left) and dataclasses.is_dataclass(right):
-            out += differences(left, right, f"{prefix}{f.name}.")
-        else:
-            out.append(f"{prefix}{f.name}: {left!r} against {right!r}")
-    return out

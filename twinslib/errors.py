@@ -16,3 +16,7 @@ def choose(value: str, legal: Iterable[str], what: str) -> str:
     if value in legal:
         return value
     raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{did_you_mean(value, legal)}")
+
+
+class Diverged(ValueError):
+    """Loss, weights or logits are no longer finite: this run has failed, others need not."""

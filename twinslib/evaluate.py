@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import Forward, check_radius, input_gradient, pgd, pgd_robust_mask, random_point
-from .errors import choose
+from .errors import Diverged, choose
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _logits(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"expected float32 logits of shape ({len(x)}, classes), got {tuple(logits.shape)} in "
                          f"{logits.dtype}; evaluate a float32 copy of the network")
     if not torch.isfinite(logits).all():
-        raise ValueError("expected finite logits on clean images, got NaN or infinity; check the weights")
+        raise Diverged("expected finite logits on clean images, got NaN or infinity; check the weights")
     if y.min() < 0 or y.max() >= logits.shape[1]:
         raise ValueError(f"expected labels in 0..{logits.shape[1] - 1}, the classes of the network, got "
                          f"{int(y.min())}..{int(y.max())}; replace the head or choose the matching data")

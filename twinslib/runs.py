@@ -29,10 +29,11 @@ import torch
 from . import data as datasets
 from . import evaluate, models, norms, paths, provenance
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
-from .config import DataSpec, EvalSpec, RunSpec, canonical_json, from_dict, to_dict
+from .config import DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
+from .errors import Diverged
 from .fold import FoldedCopy
 from .packed import write_npz
-from .train import Diverged, OutOfTime, fit
+from .train import OutOfTime, fit
 
 log = logging.getLogger(__name__)
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
@@ -117,7 +118,29 @@ class Store:
     def provenance(self, task: Task) -> dict | None:
         """When, where and with what a task was done, or None."""
         path = self.root / "provenance" / f"{task.spec.hash}.json"
-        return read_json(path).get(task.kind) if path.exists() else None
+        entry = read_json(path).get(task.kind) if path.exists() else None
+        return None if entry is None or entry.get("unfinished") else entry
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise, before any work, what is wrong with the images or weights that `tasks` need.
+
+        Raises:
+            FileNotFoundError: a packed set or pre-trained weights are missing.
+            ValueError: a damaged set, an unknown class to leave out, or more images asked for than there are.
+        """
+        wanted: dict[DataSpec, int] = {}
+        for task in tasks:
+            if task.spec.weights is not None:
+                self._origin(task.spec)
+            images = task.evaluation.images if task.evaluation else 0
+            wanted[task.spec.data] = max(images, wanted.get(task.spec.data, 0))
+        for spec, images in wanted.items():
+            packed = datasets.load_packed(spec.name, spec.image_size)
+            split = datasets.make_split(packed, exclude=spec.exclude, train_images=spec.train_images,
+                                        val_images=spec.val_images, seed=spec.split_seed)
+            if images > len(split.test):
+                raise ValueError(f"expected at most {len(split.test)} test images of {spec.name}, got {images}; "
+                                 "lower images in the evaluation")
 
     def missing(self, jobs: Sequence[Job]) -> list[Task]:
         """Tasks that are not done, in order: sources first, each training before its evaluations, AutoAttack after all else
@@ -213,17 +236,22 @@ class Store:
 
     # -- computing -----------------------------------------------------------------------------------------------
     def do(self, task: Task, *, is_source: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
-        """Do one task whose needs are met; results appear by atomic rename."""
-        started, clock = provenance.now(), time.perf_counter()
-        if task.evaluation is None:
-            extra = self._train(task.spec, is_source, stop, on_step)
-        else:
-            extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
+        """Do one task whose needs are met; results appear by atomic rename. Its provenance counts the seconds of earlier
+        stretches that were stopped (those of a killed process are lost)."""
         path = self.root / "provenance" / f"{task.spec.hash}.json"
         record = read_json(path) if path.exists() else {"run": task.spec.hash}
-        entry = provenance.record(started, time.perf_counter() - clock, self.device, **extra)
-        record[task.kind] = entry
-        write_json(path, record)
+        before = record.get(task.kind, {})
+        spent = before["seconds"] if before.get("unfinished") else 0.0
+        started, clock, extra = provenance.now(), time.perf_counter(), {"unfinished": True}
+        try:
+            if task.evaluation is None:
+                extra = self._train(task.spec, is_source, stop, on_step)
+            else:
+                extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
+        finally:
+            seconds = spent + time.perf_counter() - clock
+            record[task.kind] = provenance.record(started, seconds, self.device, **extra)
+            write_json(path, record)
 
     def _train(self, spec: RunSpec, is_source: bool, stop, on_step) -> dict:
         model, data = self.start(spec), self.data(spec.data)
@@ -244,9 +272,6 @@ class Store:
 
     def _evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
         data = self.data(spec.data)
-        if e.images > len(data.test_y):
-            raise ValueError(f"expected at most {len(data.test_y)} test images of {spec.data.name}, got {e.images}; "
-                             "lower images in the evaluation")
         model = FoldedCopy(self.trained(spec))
         folder = self._work(f"{spec.hash}-{e.hash}")
         folder.mkdir(exist_ok=True)
@@ -256,15 +281,16 @@ class Store:
             threat=e.threat, seed=e.seed)
         for name in (name for name, holds in checks.items() if not holds):
             log.warning("check failed on the first %d images: %s", CHECKED, name)
-        parts = []
+        parts, computed = [], False
         for k, (a, b) in enumerate(blocks):
             path = folder / f"{k}.npz"
             if not path.exists():
-                if parts and stop():
+                if computed and stop():
                     raise OutOfTime(f"stopped at block {k} of {len(blocks)}")
                 masks = evaluate_block(e, model, data.test_x[a:b], data.test_y[a:b], k)
                 arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
                 write_npz(path, arrays, compress=True)
+                computed = True
             with np.load(path, allow_pickle=False) as stored:
                 parts.append({name: stored[name] for name in stored.files})
             on_step(k + 1, len(blocks))
@@ -351,6 +377,7 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
 
     with store.locked():
         tasks = store.missing(jobs)
+        store.check(tasks)
         sources = {t.spec.source for t in tasks} | {j.spec.source for j in jobs} | {
             s.source for s in [j.spec.source for j in jobs] if s is not None}
         broken: set[str] = set()
@@ -377,7 +404,3 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
                 report.done.append(task)
     return report
 
-
-def read_spec(path: Path) -> RunSpec:
-    """The spec stored in a run's or a source network's JSON."""
-    return from_dict(RunSpec, read_json(path)["spec"])

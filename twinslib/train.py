@@ -16,6 +16,7 @@ from . import attacks, evaluate, norms
 from .checkpoint import load_training, save_training
 from .config import RunSpec
 from .data import DeviceSet, augment
+from .errors import Diverged
 from .fold import FoldedCopy
 from .objectives import OBJECTIVES, split_wings, wing_loss
 from .schedules import factor
@@ -25,10 +26,6 @@ log = logging.getLogger(__name__)
 
 class OutOfTime(Exception):
     """The time budget is spent; a checkpoint has been written."""
-
-
-class Diverged(ArithmeticError):
-    """Loss or weights are no longer finite."""
 
 
 def generator(device: torch.device | str, seed: int, purpose: str, count: int) -> torch.Generator:

@@ -33,12 +33,13 @@ def tiny_jobs(methods: tuple[str, ...] = ("at", "twins_trades"), *, lr: float = 
              EvalSpec(kind="autoattack", images=6, eps=EPS, attacks=("apgd-ce",), batch_size=3))
     tunes = [RunSpec(data=DataSpec(name="toy_target", train_images=60, **data), model=ModelSpec(arch="tiny_resnet"),
                      method=method(name), optim=optim, attack=attack, source=source) for name in methods]
-    return [Job("tiny", source, evals[:1]), *(Job("tiny", t, evals) for t in tunes)]
+    return [Job("tiny", source, evals[:1], ship=True), *(Job("tiny", t, evals) for t in tunes)]
 
 
 def contents(root: Path) -> dict[str, bytes]:
     """Bytes of everything that must not depend on how often a sweep was interrupted."""
-    kept = [p for p in sorted(root.rglob("*")) if p.is_file() and not {"work", "provenance"} & set(p.relative_to(root).parts)]
+    kept = [p for p in sorted(root.rglob("*")) if p.is_file() and not p.name.startswith(".")
+            and not {"work", "provenance"} & set(p.relative_to(root).parts)]
     return {str(p.relative_to(root)): p.read_bytes() for p in kept}
 
 
@@ -147,6 +148,17 @@ def test_killed_at_ten_random_moments(undisturbed, tmp_path) -> None:
     process = child(tmp_path)
     assert process.wait(timeout=300) == 0
     assert contents(tmp_path) == undisturbed[1]
+
+
+def test_left_overs_of_a_killed_process_are_removed(tmp_path) -> None:
+    """Half-written temporary files go when the next sweep begins; finished files stay."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    sweep(store, tiny_jobs()[:1])
+    before = contents(tmp_path)
+    for folder in ("runs", "masks", "weights"):
+        (tmp_path / folder / ".half.json.123.tmp").write_text("half")
+    sweep(store, tiny_jobs()[:1])
+    assert not list(tmp_path.rglob("*.tmp")) and contents(tmp_path) == before
 
 
 def test_second_sweep_on_one_store_is_refused(undisturbed, tmp_path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import stats
+from . import stats, table
+from .checkpoint import atomic_write
 from .evaluate import STANDARD
 from .runs import Job, Store, Task
 
@@ -387,6 +388,29 @@ def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
     return {"work": kind, "tasks done": f"{len(done)} of {len(frame)}", "hours": f"{done['seconds'].sum() / 3600:.3g}",
             "device": listed(done["device"]), "commit": listed(commits),
             "torch": listed(versions["torch"] for versions in done["versions"])}
+
+
+# -- the page of tables -----------------------------------------------------------------------------------------------
+def transfer_tables(store: Store, jobs: Sequence[Job]) -> str:
+    """The tables of notebook 01 as one Markdown page, from stored results alone: accuracies, paired differences, and our
+    numbers next to public ones."""
+    tunes = [job for job in jobs if job.spec.source or job.spec.weights]
+    of_targets = table.rows(store, tunes)
+    paired = paired_rows(store, tunes)
+    parts = [f"# Robustness transfer, preset {store.preset}", "Accuracy in percent.", caption(of_targets),
+             to_markdown(accuracy_table(of_targets)), "## Paired differences",
+             "In points, on the same test images.", reading(paired), to_markdown(paired_table(paired)),
+             "## Next to public numbers",
+             f"TWINS-AT minus AT, mean over five data sets: {reported()} points. Public re-runs, TWINS-TRADES minus TRADES:",
+             to_markdown(reference_differences()), to_markdown(reference_table(of_targets, store, tunes))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def write(store: Store, number: str, text: str) -> Path:
+    """Write `text` to tables/<number>.md of the store, whole or not at all."""
+    path = store.root / "tables" / f"{number}.md"
+    atomic_write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    return path
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

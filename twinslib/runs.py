@@ -41,11 +41,15 @@ CHECKED = 50  # images on which an evaluation's checks are tried before it start
 
 @dataclass(frozen=True)
 class Job:
-    """A training run and what is measured on it; its sources are runs of their own."""
+    """A training run and what is measured on it; its sources are runs of their own.
+
+    `ship`: its weights are kept with the results, for other runs to start from (as those of any run's source are).
+    """
 
     study: str
     spec: RunSpec
     evals: tuple[EvalSpec, ...]
+    ship: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class Store:
             raise ValueError(f"{path.name}: {error}") from None
 
     # -- computing -----------------------------------------------------------------------------------------------
-    def do(self, task: Task, *, is_source: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
+    def do(self, task: Task, *, ship: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
         """Do one task whose needs are met; results appear by atomic rename. Its provenance counts the seconds of earlier
         stretches that were stopped (those of a killed process are lost)."""
         path = self.root / "provenance" / f"{task.spec.hash}.json"
@@ -245,7 +249,7 @@ class Store:
         started, clock, extra = provenance.now(), time.perf_counter(), {"unfinished": True}
         try:
             if task.evaluation is None:
-                extra = self._train(task.spec, is_source, stop, on_step)
+                extra = self._train(task.spec, ship, stop, on_step)
             else:
                 extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
         finally:
@@ -253,15 +257,15 @@ class Store:
             record[task.kind] = provenance.record(started, seconds, self.device, **extra)
             write_json(path, record)
 
-    def _train(self, spec: RunSpec, is_source: bool, stop, on_step) -> dict:
+    def _train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
         model, data = self.start(spec), self.data(spec.data)
         checkpoint = self._work(f"{spec.hash}.ckpt")
         history = fit(spec, model, data, device=self.device, checkpoint=checkpoint, stop=stop, on_step=on_step)
-        folder = self.root / "weights" if is_source else self.root / "work"
+        folder = self.root / "weights" if ship else self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
-        save_weights(weights, model, {"spec": canonical_json(spec)}, half=is_source)
-        if is_source:
+        save_weights(weights, model, {"spec": canonical_json(spec)}, half=ship)
+        if ship:
             write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
         record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs,
                   "classes": data.num_classes, "train_images": len(data.train_y), "val_images": len(data.val_y),
@@ -326,6 +330,9 @@ class Store:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
+            for folder in ("runs", "masks", "provenance", "splits", "weights", "work"):
+                for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
+                    left_over.unlink(missing_ok=True)
             yield
 
 
@@ -378,8 +385,7 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
     with store.locked():
         tasks = store.missing(jobs)
         store.check(tasks)
-        sources = {t.spec.source for t in tasks} | {j.spec.source for j in jobs} | {
-            s.source for s in [j.spec.source for j in jobs] if s is not None}
+        shipped = {t.spec.source for t in tasks} | {j.spec.source for j in jobs} | {j.spec for j in jobs if j.ship}
         broken: set[str] = set()
         for i, task in enumerate(tasks):
             if i and over():  # not before the first: every call gets on, however short its budget
@@ -391,7 +397,7 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
                 continue
             log.info("%s", task)
             try:
-                store.do(task, is_source=task.spec in sources, stop=over,
+                store.do(task, ship=task.spec in shipped, stop=over,
                          on_step=lambda done, total, task=task: on_step(task, done, total))
             except OutOfTime:
                 report.left = tasks[i:]

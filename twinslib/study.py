@@ -65,7 +65,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
     runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
-    jobs = [Job("transfer", spec, source_evals) for spec in runs if spec is begin]
+    jobs = [Job("transfer", spec, source_evals, ship=True) for spec in runs if spec is begin]
     origin = {"source": begin} if isinstance(begin, RunSpec) else {"weights": begin}
     for name, target in targets.items():
         _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
@@ -85,7 +85,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
                     optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
                     attack=from_dict(AttackSpec, attack, "attack"), seed=seed, **origin)
                 jobs.append(Job("transfer", spec, evals))
-    return jobs + [Job("transfer", spec, source_evals) for spec in runs if spec is not begin]
+    return jobs + [Job("transfer", spec, source_evals, ship=True) for spec in runs if spec is not begin]
 
 
 def settings(jobs: Sequence[Job]) -> list[dict]:

@@ -102,3 +102,18 @@ def test_committed_results_are_complete() -> None:
                 for name, (slow, fast) in twins_step.RATIOS.items():
                     estimate = twins_step.ratio(result["seconds"][clock][slow], result["seconds"][clock][fast])[0]
                     assert ratios[name]["estimate"] == pytest.approx(estimate), file.name
+
+
+def test_readme_states_the_measured_ratios() -> None:
+    """Each line of the README's table is that of a committed file: estimate and interval, digit for digit."""
+    text = (twins_step.RESULTS.parent / "README.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| thin_")]
+    measured = {}
+    for file in twins_step.RESULTS.glob("*.json"):
+        stored = json.loads(file.read_text())
+        for result in stored["results"]:
+            for clock, ratios in result["ratios"].items():
+                cells = [f"{r['estimate']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in ratios.values()]
+                label = f"{stored['provenance']['threads']}, {'wall' if clock == 'wall' else 'processor time'}"
+                measured[f"| {result['arch']} | {label} | {' | '.join(cells)} |"] = file.name
+    assert lines and set(lines) <= set(measured)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import build, plan, study, table
 from .runs import Job, Report, Store, Task, sweep
@@ -91,7 +92,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     if threads and store.device.type == "cpu":
         torch.set_num_threads(threads)
     clock = time.monotonic()
-    with stop_signals() as stopped, contextlib.closing(Progress()) as progress:
+    above_bar = logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
+    with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
         report = sweep(store, jobs, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
     for name in sorted({job.study for job in jobs}):
         table.write(store, [job for job in jobs if job.study == name], name)

@@ -224,6 +224,16 @@ def test_paired_table_by_hand():
     assert out["data set"].iloc[-1] == "mean of 2 data sets"
 
 
+def test_paired_table_has_a_mean_only_where_there_is_one():
+    """A measurement on two of three data sets has its own line of means and leaves that of three empty."""
+    three = paired_frame(*((d, "0", (0.01, -0.02, 0.05)) for d in ("cifar10", "cub64", "caltech64")))
+    two = three[:2].assign(metric="robust_acc", eps=8 / 255, attack="pgd20")
+    out = report.paired_table(pd.concat([three, two])).set_index("data set").iloc[:, 2:]
+    assert out.loc["Caltech-101"].tolist() == ["+1.0 [-2.0, +5.0]", "not run"]
+    assert [bool(cell) for cell in out.loc["mean of 3 data sets"]] == [True, False]
+    assert [bool(cell) for cell in out.loc["mean of 2 data sets"]] == [False, True]
+
+
 def test_paired_table_over_seeds():
     """Per data set, and for the mean over data sets, Student's interval over the seeds' differences."""
     rows = [(d, s, (v, v - 0.01, v + 0.01)) for d, base in (("cifar10", 0.0), ("cub64", 0.02))

@@ -448,17 +448,21 @@ def _last_stages(evals: Sequence, others: Sequence) -> list:
 
 def _spread(found: pd.DataFrame, lines: list, index: list[tuple], names: tuple[str, ...],
             cell: Callable[[float, float, float], str]) -> pd.DataFrame:
-    """One text column per attack (clean, PGD, AutoAttack; each by eps), one line per entry of `lines`."""
+    """One text column per attack (clean, PGD, AutoAttack; each by eps), one line per entry of `lines`.
+
+    A measurement without a result is "not run"; in a line of means it stays empty if it has no mean over that many.
+    """
     kind = {a: 0 if a == "none" else 1 if a.startswith("pgd") else 2 for a in found["attack"].unique()}
     keys = _unique(zip(found["threat"], found["eps"], found["attack"], strict=True))
     out = pd.DataFrame(index, columns=list(names), dtype=str)
     for threat, eps, attack in sorted(keys, key=lambda k: (kind[k[2]], k[0], k[1], len(k[2]))):
         group = found[(found["threat"] == threat) & (found["eps"] == eps) & (found["attack"] == attack)]
         at = {r.line: r for r in group.itertuples() if not math.isnan(r.value)}
+        empty = {k for k in lines if any(str(part).startswith("mean of") for part in k)} - set(group["line"])
         ns = sorted(group["n"].unique())
         images = f"{ns[0]:,} images" if len(ns) == 1 else f"{ns[0]:,} to {ns[-1]:,} images"
         many = len(ns) > 1
         out[f"{_header(attack, threat, eps)} ({images})"] = [
-            cell(at[k].value, at[k].low, at[k].high) + (f", n = {at[k].n:,}" if many else "") if k in at else NOT_RUN
-            for k in lines]
+            cell(at[k].value, at[k].low, at[k].high) + (f", n = {at[k].n:,}" if many else "") if k in at
+            else "" if k in empty else NOT_RUN for k in lines]
     return out

@@ -44,20 +44,6 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, low, high, n)
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Score interval of a proportion: covers with probability close to `level` on average, narrower than the exact one.
-
-    Wilson 1927. Errors as `clopper_pearson`.
-    """
-    _check_counts(successes, n, level)
-    z2 = float(stats.norm.isf((1 - level) / 2)) ** 2
-    p = successes / n
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    low = 0.0 if successes == 0 else centre - half
-    return Interval(p, low, 1.0 if successes == n else centre + half, n)
-
-
 def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95) -> PairedDifference:
     """accuracy(a) - accuracy(b) where both judge the same images in the same order.
 

@@ -42,7 +42,7 @@ RATIOS = {  # name -> (slower, faster)
     "ours bfloat16 against textbook float32": ("textbook float32", "ours bfloat16"),
     "bfloat16, ours against textbook": ("textbook bfloat16", "ours bfloat16"),
 }
-StepFunction = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+StepFunction = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # images, labels, number of the step
 
 
 def run_spec(arch: str, batch_size: int, precision: str) -> RunSpec:
@@ -79,12 +79,13 @@ def make_step(variant: str, arch: str, batch_size: int, device: str) -> tuple[to
     if author == "ours":
         model = twinsify(start_network(arch)).to(device=device, memory_format=torch.channels_last)  # as train.fit does
         step = Step(model, spec, device)
-        return model, lambda x, y, g: step(x, y, g, spec.optim.lr)[0]
+        return model, lambda x, y, count: step(x, y, count, spec.optim.lr)[0]
     model = two_wings(start_network(arch)).to(device)
     a, o = spec.attack, spec.optim
-    return model, TextbookStep(model, eps=a.eps, step_size=a.step_size, steps=a.steps,
-                               twins_weight=spec.method.twins_weight, lr=o.lr, momentum=o.momentum,
-                               weight_decay=o.weight_decay, autocast=precision == "bfloat16")
+    textbook = TextbookStep(model, eps=a.eps, step_size=a.step_size, steps=a.steps,
+                            twins_weight=spec.method.twins_weight, lr=o.lr, momentum=o.momentum,
+                            weight_decay=o.weight_decay, autocast=precision == "bfloat16")
+    return model, lambda x, y, count: textbook(x, y, generator(device, spec.seed, "attack", count))
 
 
 def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, float]]:
@@ -98,7 +99,7 @@ def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, fl
     for variant in VARIANTS:
         model, step = make_step(variant, arch, batch_size, device)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        losses[variant] = step(x, y, generator(device, 0, "attack", 0)).item()
+        losses[variant] = step(x, y, 0).item()
         after = dict(model.named_parameters())
         updates[variant] = torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)])
     reference = VARIANTS[0]
@@ -122,9 +123,8 @@ def measure(arch: str, batch_size: int, device: str, repeats: int) -> dict[str, 
     for count in range(-2, repeats):  # two rounds to warm up
         x, y = random_batch(arch, batch_size, device, count)
         for variant in VARIANTS if count % 2 else reversed(VARIANTS):
-            g = generator(device, 0, "attack", count)
             started = read_clocks()
-            steps[variant](x, y, g)
+            steps[variant](x, y, count)
             ended = read_clocks()
             if count >= 0:
                 for samples, begin, end in zip(seconds.values(), started, ended, strict=True):

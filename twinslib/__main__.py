@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import build, plan, study, table
-from .runs import Job, Report, Store, Task, sweep
+from .runs import Best, Job, Report, Store, Task, sweep
 
 
 def seconds(text: str) -> float:
@@ -79,14 +79,18 @@ def run_sweep(args: argparse.Namespace) -> int:
     for option, value in (("--threads", args.threads), ("--tflops", args.tflops)):
         if value is not None and not value > 0:
             raise ValueError(f"expected {option} above 0, got {value}")
-    jobs = []
+    plans = []
     for number in dict.fromkeys(args.only or sorted(study.STUDIES)):
-        found, settings = study.jobs(args.preset, number)
-        jobs += found
-    jobs.sort(key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
+        found, settings = study.plan(args.preset, number)
+        plans.append(found)
+
+    def planned(best: Best) -> list[Job]:
+        jobs = [job for one in plans for job in one(best=best)]
+        return sorted(jobs, key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
+
     store = Store(args.preset, device=args.device)
     if args.dry_run:
-        print(plan.describe(store, jobs, flops=args.tflops * 1e12 if args.tflops else None))
+        print(plan.describe(store, planned(best=store.best), flops=args.tflops * 1e12 if args.tflops else None))
         return 0
     threads = args.threads or settings["threads"]
     if threads and store.device.type == "cpu":
@@ -94,7 +98,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     clock = time.monotonic()
     above_bar = logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
     with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
-        report = sweep(store, jobs, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+        report = sweep(store, planned, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+    jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
         table.write(store, [job for job in jobs if job.study == name], name)
     print(summary(report, store, jobs, time.monotonic() - clock))
@@ -110,6 +115,8 @@ def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> s
         lines += [f"left: {task}" for task in report.left[:5]]
         lines += [f"left: … and {len(report.left) - 5} more"] if len(report.left) > 5 else []
         lines.append(f"left in all: about {hours:.1f} h on this device; call again to go on")
+    if report.waiting:
+        lines.append(f"not counted: {report.waiting} runs whose hyper-parameters are still to be chosen")
     return "\n".join(lines)
 
 

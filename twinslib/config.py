@@ -87,19 +87,30 @@ class AttackSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What is minimised, through which wings. Defaults: the official TWINS code; each quirk is a switch.
+    """What is minimised, through which wings, and what ties the network to its start. Defaults: the official TWINS code;
+    each quirk is a switch.
 
     Args:
         name: label in tables.
         objective: natural, at (cross-entropy on adversarial images) or trades.
-        wings: single (one ordinary network) or twins (first half of the batch frozen, second half adaptive).
-        twins_weight: lambda, weight of the frozen wing's loss.
+        wings: single (one ordinary network); twins (first half of the batch frozen, second half adaptive); the controls
+            two_adaptive (as twins, but the first half has an ordinary batch norm of its own) and split (one ordinary
+            network, the halves pass one after the other); or frozen (one network, statistics of pre-training throughout).
+        twins_weight: lambda, weight of the first half's loss.
         normalize_loss: divide the sum of both wings' losses by 1 + lambda (official code does not).
         share_affine: both wings use one gamma and beta (official code: each wing has its own, both trained).
-        attack_wing: wing that is attacked (official code: adaptive, with running statistics).
+        attack_wing: wing that is attacked (official code: adaptive, with running statistics); alternating: adaptive in
+            even steps, frozen in odd ones.
         trades_beta: weight of the KL term.
         kl_divisor: batch (official TWINS-TRADES code: KL summed over a wing's half, divided by the batch size, so that
             the effective beta is half of trades_beta) or wing (mean over the wing's own images).
+        distill_weight: of KL(start network || network) on adversarial images, both through the start's head (Learning
+            without Forgetting, Li and Hoiem 2016; the official code's remnants name 0.3).
+        feature_weight: of the mean squared distance to the start network's features on adversarial images.
+        l2sp_weight: alpha of alpha/2 ||w - w_start||^2, in place of weight decay for all but the head (L2-SP, Li et al.
+            2018).
+        source_weight: of the source task's loss on as many source images as target images (joint training).
+        source_classes: number of source classes, chosen by unbalanced optimal transport; None: all.
     """
 
     name: str
@@ -111,14 +122,44 @@ class MethodSpec:
     attack_wing: str = "adaptive"
     trades_beta: float = 6.0
     kl_divisor: str = "batch"
+    distill_weight: float = 0.0
+    feature_weight: float = 0.0
+    l2sp_weight: float = 0.0
+    source_weight: float = 0.0
+    source_classes: int | None = None
 
     def __post_init__(self) -> None:
         choose(self.objective, ("natural", "at", "trades"), "objective")
-        choose(self.wings, ("single", "twins"), "wings")
-        choose(self.attack_wing, ("adaptive", "frozen"), "attack_wing")
+        choose(self.wings, ("single", "twins", "two_adaptive", "split", "frozen"), "wings")
+        choose(self.attack_wing, ("adaptive", "frozen", "alternating"), "attack_wing")
         choose(self.kl_divisor, ("batch", "wing"), "kl_divisor")
-        _require(self.twins_weight >= 0, "twins_weight >= 0", self.twins_weight)
-        _require(self.trades_beta >= 0, "trades_beta >= 0", self.trades_beta)
+        for name in ("twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight", "source_weight"):
+            _require(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
+        _require(self.two_branches or self.attack_wing == "adaptive", "attack_wing adaptive without two branches",
+                 self.attack_wing)
+        _require(self.source_classes is None or self.source_classes > 0, "source_classes > 0 or null", self.source_classes)
+        _require(self.source_classes is None or self.source_weight > 0, "source_weight > 0 with source_classes",
+                 self.source_weight)
+        _require(self.source_weight == 0 or (self.wings, self.objective) == ("single", "at"),
+                 "wings single and objective at with source_weight", f"{self.wings}, {self.objective}")
+        attacked = self.objective != "natural"
+        _require(attacked or self.distill_weight == self.feature_weight == 0,
+                 "an objective with adversarial images for distillation", self.objective)
+
+    @property
+    def halves(self) -> bool:
+        """True if the loss is a sum over two halves of the batch."""
+        return self.wings in ("twins", "two_adaptive", "split")
+
+    @property
+    def two_branches(self) -> bool:
+        """True if each batch norm is double."""
+        return self.wings in ("twins", "two_adaptive")
+
+    @property
+    def needs_origin(self) -> bool:
+        """True if the start network, with its own head, is needed throughout training."""
+        return max(self.distill_weight, self.feature_weight, self.source_weight) > 0
 
 
 METHODS = {
@@ -129,11 +170,29 @@ METHODS = {
         MethodSpec(name="trades", objective="trades"),
         MethodSpec(name="twins_at", wings="twins"),
         MethodSpec(name="twins_trades", wings="twins", objective="trades"),
+        # ways of keeping robustness that the paper compares with, rebuilt by us
+        MethodSpec(name="distill", distill_weight=0.3),
+        MethodSpec(name="feature_distill", feature_weight=1.0),
+        MethodSpec(name="l2sp", l2sp_weight=0.01),
+        MethodSpec(name="joint", source_weight=0.3),
+        MethodSpec(name="joint_uot", source_weight=0.3, source_classes=20),
+        MethodSpec(name="frozen_at", wings="frozen"),
+        MethodSpec(name="at_natural"),  # from a naturally trained network
+        MethodSpec(name="at_random"),  # from random weights
+        # controls of TWINS, each differing from it or from its baseline in one thing
+        MethodSpec(name="at_lr"),  # lr times 1 + lambda
+        MethodSpec(name="at_split", wings="split"),
+        MethodSpec(name="two_adaptive", wings="two_adaptive"),
+        MethodSpec(name="twins_shared", wings="twins", share_affine=True),
+        MethodSpec(name="twins_attack_frozen", wings="twins", attack_wing="frozen"),
+        MethodSpec(name="twins_attack_alternating", wings="twins", attack_wing="alternating"),
+        MethodSpec(name="trades_beta3", objective="trades", trades_beta=3.0),
+        MethodSpec(name="twins_trades_wing", wings="twins", objective="trades", kl_divisor="wing"),
     )
 }
 
 
-def method(name: str, **changes: object) -> MethodSpec:
+def method(name: str, /, **changes: object) -> MethodSpec:
     """The method called `name`, with `changes` to its switches."""
     spec = METHODS[choose(name, METHODS, "method")]
     return from_dict(MethodSpec, {**dataclasses.asdict(spec), **changes})
@@ -197,9 +256,18 @@ class RunSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        twins = self.method.wings == "twins"
-        _require(not twins or self.model.norm == "batch", "norm 'batch' for a two-wing method", self.model.norm)
+        m = self.method
+        _require(m.wings in ("single", "split") or self.model.norm == "batch", f"norm 'batch' for the wings {m.wings!r}",
+                 self.model.norm)
         _require(not (self.source and self.weights), "a source run or weights from elsewhere", "both")
+        keeps = m.needs_origin or m.l2sp_weight > 0 or m.wings == "frozen"
+        _require(self.source or self.weights or not keeps, f"a source run or weights for method {m.name!r}", "neither",
+                 "it keeps something of its start")
+        if m.source_weight:
+            _require(self.source is not None, f"a source run for method {m.name!r}", self.weights and self.weights.file,
+                     "joint training needs the images of the source task")
+            sides = [(d.image_size, d.crop or d.image_size) for d in (self.data, self.source.data)]
+            _require(sides[0] == sides[1], f"source images of the target's size {sides[0]} for method {m.name!r}", sides[1])
         if self.source is not None:
             same = (self.model.arch, self.model.norm) == (self.source.model.arch, self.source.model.norm)
             _require(same, f"source of arch and norm {self.model.arch}, {self.model.norm}",

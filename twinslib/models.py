@@ -4,8 +4,9 @@ Attacks and noise therefore always live in [0, 1] pixels of the image as it is s
 (normalising, upsampling). `ARCHS` lists the names; a network from elsewhere joins by `Classifier(network)`.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -227,6 +228,45 @@ def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: i
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
     return model
+
+
+class Features:
+    """What goes into the head of a network: passes inside `watching()` are remembered until `take()`.
+
+    The network carries a hook inside the context only, so that copies made outside have none.
+    """
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        self._head = model.get_submodule(head)
+        self._seen: list[torch.Tensor] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        handle = self._head.register_forward_pre_hook(lambda _, inputs: self._seen.append(inputs[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._seen.clear()
+
+    def take(self) -> torch.Tensor:
+        """Features (N, d) of all images that passed since the last call, in their order."""
+        seen, self._seen[:] = list(self._seen), []
+        return seen[0] if len(seen) == 1 else torch.cat(seen)
+
+
+def with_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
+    """A second network on the same parameters and buffers, with `head` in the place of the layer called `name`.
+
+    Training one trains the other; modes and hooks are their own.
+    """
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers(), *head.parameters())}
+    view = copy.deepcopy(model, memo)
+    if not name:
+        return head
+    parent, _, child = name.rpartition(".")
+    setattr(view.get_submodule(parent), child, head)
+    return view
 
 
 def count_cost(model: nn.Module, image_size: int) -> tuple[int, int, int]:

@@ -140,6 +140,21 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
     )
 
 
+def freeze_statistics(model: nn.Module) -> nn.Module:
+    """Put each batch norm of the network (in place) into eval mode: it normalises with its running statistics, which stay
+    as they are, while weights and biases still train. `model.train()` undoes it.
+
+    Raises:
+        ValueError: no batch norm.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze")
+    for norm in norms:
+        norm.eval()
+    return model
+
+
 def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     """An ordinary network (a copy) that computes exactly what one wing computes in eval mode.
 

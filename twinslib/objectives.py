@@ -55,17 +55,18 @@ OBJECTIVES = {
 
 
 def split_wings(method: MethodSpec, batch_size: int) -> tuple[int, list[tuple[slice, float]]]:
-    """How many first images take the frozen wing, and the (slice, weight) of each wing that gets any image.
+    """How many first images take the second branch, and the (slice, weight) of each half that gets any image.
 
     TWINS splits the batch, it does not copy it (official code: first half frozen, second half adaptive); with an odd
-    batch the adaptive wing gets the extra image, a batch of one goes to the adaptive wing alone.
+    batch the adaptive wing gets the extra image, a batch of one goes to the adaptive wing alone. Controls with other
+    branches split alike.
     """
-    if method.wings == "single":
+    if not method.halves:
         return 0, [(slice(0, batch_size), 1.0)]
-    n_frozen = batch_size // 2
-    parts = [(slice(0, n_frozen), method.twins_weight), (slice(n_frozen, batch_size), 1.0)]
+    first = batch_size // 2
+    parts = [(slice(0, first), method.twins_weight), (slice(first, batch_size), 1.0)]
     scale = 1 + method.twins_weight if method.normalize_loss else 1.0
-    return n_frozen, [(part, weight / scale) for part, weight in parts if part.stop > part.start]
+    return first if method.two_branches else 0, [(part, weight / scale) for part, weight in parts if part.stop > part.start]
 
 
 def wing_loss(method: MethodSpec, logits: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:

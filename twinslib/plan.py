@@ -4,6 +4,7 @@ Passes are counted per image in forwards (F): a PGD step is 2 F (gradient with r
 pass 3 F. AutoAttack is counted as if 35 % of the images survived APGD-CE (our choice), so its time is a rough guess.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ def forwards(task: Task, train_images: int) -> float:
     if e is None:
         objective = OBJECTIVES[spec.method.objective]
         attack = 2 * spec.attack.steps if objective.attacks else 0
+        if spec.method.source_weight:  # as many source images as target images
+            attack += 3 + (2 * spec.source.attack.steps if spec.source.method.objective != "natural" else 0)
+        attack += 1 if max(spec.method.distill_weight, spec.method.feature_weight) else 0
         measured = math.ceil(spec.optim.epochs / spec.optim.val_every) if spec.optim.val_every else 0
         validation = measured * spec.data.val_images * (1 + (2 * spec.optim.val_steps if objective.attacks else 0))
         return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation
@@ -76,7 +80,8 @@ def memory_bytes(spec: RunSpec) -> int:
     _, parameters, activations = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
     width = 2 if spec.optim.precision == "bfloat16" else 4
     stored = 3 * spec.data.image_size**2 * (images + spec.data.val_images)
-    return int(stored + 4 * 4 * parameters + activations / 4 * width * spec.optim.batch_size)
+    batch = spec.optim.batch_size * (2 if spec.method.source_weight else 1)
+    return int(stored + 4 * 4 * parameters + activations / 4 * width * batch)
 
 
 def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
@@ -131,6 +136,8 @@ def remaining_hours(store: Store, left: Sequence[Task], jobs: Sequence[Job]) -> 
 
 def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> str:
     """The plan as text: each run with its tasks left, their number, estimated hours and memory."""
+    waiting = {job.spec for job in jobs if not job.settled}
+    jobs = [dataclasses.replace(job, settled=True) for job in jobs]  # what stands in costs as much
     every = tasks_of(jobs)
     left = store.missing(jobs)
     speed, origin = (flops / 2, f"given: {flops / 1e12:g} TFLOP/s") if flops else rate(store, every)
@@ -141,7 +148,8 @@ def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> s
         measure = sum(macs(t) for t in mine if t.evaluation is not None) / speed / 3600
         s = job.spec
         lines.append(f"{s.hash}  {s.method.name:12} {s.data.name:15} {s.model.arch:16} {s.seed:4}  {train:6.2f} h  "
-                     f"{measure:6.2f} h  {memory_bytes(s) / 2**30:4.1f} GiB" + ("" if mine else "  done"))
+                     f"{measure:6.2f} h  {memory_bytes(s) / 2**30:4.1f} GiB" + ("" if mine else "  done")
+                     + ("  to be tuned" if s in waiting else ""))
     hours = sum(map(macs, left)) / speed / 3600
     lines.append(f"{len(jobs)} runs, {len(left)} of {len(every)} tasks left, about {hours:.1f} h "
                  f"({speed * 2 / 1e12:.3g} TFLOP/s, {origin}), at most {max(memory_bytes(j.spec) for j in jobs) / 2**30:.1f} GiB")

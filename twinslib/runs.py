@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from . import data as datasets
-from . import evaluate, models, norms, paths, provenance
+from . import evaluate, models, norms, paths, provenance, retain, rules
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
 from .config import DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
 from .errors import Diverged
@@ -43,13 +43,20 @@ CHECKED = 50  # images on which an evaluation's checks are tried before it start
 class Job:
     """A training run and what is measured on it; its sources are runs of their own.
 
-    `ship`: its weights are kept with the results, for other runs to start from (as those of any run's source are).
+    Args:
+        ship: its weights are kept with the results, for other runs to start from (as those of any run's source are).
+        settled: False while runs that choose its hyper-parameters are missing; `spec` then only stands in for it.
     """
 
     study: str
     spec: RunSpec
     evals: tuple[EvalSpec, ...]
     ship: bool = False
+    settled: bool = True
+
+
+Best = Callable[[Sequence[RunSpec]], RunSpec | None]  # the best of some candidates, or None while one is missing
+Plan = Callable[..., Sequence[Job]]  # called with best=
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,26 @@ class Store:
         entry = read_json(path).get(task.kind) if path.exists() else None
         return None if entry is None or entry.get("unfinished") else entry
 
+    def diverged(self, spec: RunSpec) -> str | None:
+        """Why the training of a run ended without a result, or None."""
+        path = self.root / "provenance" / f"{spec.hash}.json"
+        return read_json(path).get("train", {}).get("diverged") if path.exists() else None
+
+    def best(self, candidates: Sequence[RunSpec]) -> RunSpec | None:
+        """Of runs that differ in hyper-parameters the one with the best last validation measurement: the mean of clean and
+        robust accuracy (the first of equals). None while one of them is missing; one that diverged is the worst.
+
+        Raises:
+            ValueError: a finished candidate has no validation measurement.
+        """
+        scores = []
+        for spec in candidates:
+            record = self.run(spec)
+            if record is None and self.diverged(spec) is None:
+                return None
+            scores.append(-1.0 if record is None else validation_score(record["epochs"], spec))
+        return candidates[max(range(len(scores)), key=scores.__getitem__)]
+
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise, before any work, what is wrong with the images or weights that `tasks` need.
 
@@ -138,6 +165,8 @@ class Store:
                 self._origin(task.spec)
             images = task.evaluation.images if task.evaluation else 0
             wanted[task.spec.data] = max(images, wanted.get(task.spec.data, 0))
+            if task.spec.method.source_weight and task.evaluation is None:
+                self._check_source(task.spec)
         for spec, images in wanted.items():
             packed = datasets.load_packed(spec.name, spec.image_size)
             split = datasets.make_split(packed, exclude=spec.exclude, train_images=spec.train_images,
@@ -146,11 +175,26 @@ class Store:
                 raise ValueError(f"expected at most {len(split.test)} test images of {spec.name}, got {images}; "
                                  "lower images in the evaluation")
 
+    @staticmethod
+    def _check_source(spec: RunSpec) -> None:
+        source = spec.source.data
+        try:
+            packed = datasets.load_packed(source.name, source.image_size)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"expected the source images {source.name} for method {spec.method.name!r}, which trains "
+                                    f"on them too, got none; leave the method out or get them: {error}") from None
+        classes = len(packed.class_names) - len(source.exclude)
+        if (spec.method.source_classes or 0) > classes:
+            raise ValueError(f"expected source_classes of at most {classes} for method {spec.method.name!r} "
+                             f"({source.name}), got {spec.method.source_classes}")
+
     def missing(self, jobs: Sequence[Job]) -> list[Task]:
         """Tasks that are not done, in order: sources first, each training before its evaluations, AutoAttack after all else
         of its seed (it costs most and changes least)."""
         tasks: list[Task] = []
         for job in jobs:
+            if not job.settled or (not job.evals and self.diverged(job.spec)):  # of no use to train it again
+                continue
             evals = [e for e in job.evals if self.masks(job.spec, e) is None]
             if self.run(job.spec) is None or (evals and self.weights_path(job.spec) is None):
                 chain, spec = [], job.spec
@@ -193,22 +237,32 @@ class Store:
             model = load_into(self._shell(spec), state)
         return model.to(self.device)
 
+    def origin(self, spec: RunSpec) -> torch.nn.Module | None:
+        """The network whose weights a run starts from, with its own head, on the device; None for random weights."""
+        if spec.source is None and spec.weights is None:
+            return None
+        path, classes = self._origin(spec)
+        state, _ = load_weights(path)
+        model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample, seed=spec.seed)
+        with self._named(path):
+            return load_into(model, state).to(self.device)
+
     def start(self, spec: RunSpec) -> torch.nn.Module:
         """The network that a run starts from: source weights (or none), fresh head, wings."""
-        classes = self.data(spec.data).num_classes
-        size = spec.data.crop or spec.data.image_size
-        if spec.source is None and spec.weights is None:
+        classes, model = self.data(spec.data).num_classes, self.origin(spec)
+        if model is None:
             model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample,
                                       seed=spec.seed)
         else:
-            path, source_classes = self._origin(spec)
-            state, _ = load_weights(path)
-            model = models.make_model(spec.model.arch, source_classes, norm=spec.model.norm,
-                                      upsample=spec.model.upsample, seed=spec.seed)
-            with self._named(path):
-                model = load_into(model, state)
+            size = spec.data.crop or spec.data.image_size
             model = models.replace_head(model, classes, image_size=size, seed=spec.seed)
         return self._with_wings(spec, model)
+
+    def source_images(self, spec: RunSpec, start: torch.nn.Module) -> datasets.DeviceSet:
+        """The source task's training images that joint training uses: all, or those of the classes that resemble the
+        target in the features of `start`."""
+        source, keep = self.data(spec.source.data), spec.method.source_classes
+        return source if keep is None else retain.nearest_classes(start, source, self.data(spec.data), keep)
 
     def _origin(self, spec: RunSpec) -> tuple[Path, int]:
         """(file, classes) of the weights that a run starts from."""
@@ -229,7 +283,10 @@ class Store:
 
     @staticmethod
     def _with_wings(spec: RunSpec, model: torch.nn.Module) -> torch.nn.Module:
-        return norms.twinsify(model, share_affine=spec.method.share_affine) if spec.method.wings == "twins" else model
+        if not spec.method.two_branches:
+            return model
+        second = "frozen" if spec.method.wings == "twins" else "adaptive"
+        return norms.twinsify(model, share_affine=spec.method.share_affine, second=second)
 
     @contextlib.contextmanager
     def _named(self, path: Path) -> Iterator[None]:
@@ -247,20 +304,27 @@ class Store:
         before = record.get(task.kind, {})
         spent = before["seconds"] if before.get("unfinished") else 0.0
         started, clock, extra = provenance.now(), time.perf_counter(), {"unfinished": True}
+        stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
         try:
             if task.evaluation is None:
                 extra = self._train(task.spec, ship, stop, on_step)
             else:
                 extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
+        except Diverged as error:
+            extra["diverged"] = str(error)
+            raise
         finally:
             seconds = spent + time.perf_counter() - clock
-            record[task.kind] = provenance.record(started, seconds, self.device, **extra)
+            record[task.kind] = provenance.record(started, seconds, self.device, rules=stamps, **extra)
             write_json(path, record)
 
     def _train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
         model, data = self.start(spec), self.data(spec.data)
+        start = self.origin(spec) if spec.method.needs_origin else None
+        source = self.source_images(spec, start) if spec.method.source_weight else None
         checkpoint = self._work(f"{spec.hash}.ckpt")
-        history = fit(spec, model, data, device=self.device, checkpoint=checkpoint, stop=stop, on_step=on_step)
+        history = fit(spec, model, data, device=self.device, start=start, source=source, checkpoint=checkpoint, stop=stop,
+                      on_step=on_step)
         folder = self.root / "weights" if ship else self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
@@ -270,6 +334,9 @@ class Store:
         record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs,
                   "classes": data.num_classes, "train_images": len(data.train_y), "val_images": len(data.val_y),
                   "weights": tensor_hash(load_weights(weights)[0])}
+        if source is not None:
+            chosen = sorted(set(source.train_y.tolist()))
+            record |= {"source_images": len(source.train_y), "source_classes": [source.class_names[i] for i in chosen]}
         write_json(self.root / "runs" / f"{spec.hash}.json", record)
         checkpoint.unlink(missing_ok=True)
         return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": spec.optim.precision}
@@ -336,6 +403,16 @@ class Store:
             yield
 
 
+def validation_score(epochs: Sequence[dict], spec: RunSpec) -> float:
+    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement."""
+    measured = [row for row in epochs if "val_clean_acc" in row]
+    if not measured:
+        raise ValueError(f"expected validation accuracy of run {spec.hash} to choose hyper-parameters by, got none; set "
+                         "val_images and val_every")
+    values = [measured[-1][k] for k in ("val_clean_acc", "val_robust_acc") if k in measured[-1]]
+    return sum(values) / len(values)
+
+
 def split_name(spec: DataSpec) -> str:
     """Name of the file of indices: the set, and a hash of what they were chosen by."""
     chosen = json.dumps([spec.image_size, list(spec.exclude), spec.train_images, spec.val_images, spec.split_seed])
@@ -367,15 +444,21 @@ class Report:
     done: list[Task] = dataclasses.field(default_factory=list)
     failed: list[tuple[Task, str]] = dataclasses.field(default_factory=list)
     left: list[Task] = dataclasses.field(default_factory=list)
+    waiting: int = 0  # runs whose hyper-parameters are not chosen yet
 
 
-def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, stop: Callable[[], bool] = lambda: False,
+def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = None,
+          stop: Callable[[], bool] = lambda: False,
           on_step: Callable[[Task, int, int], None] = lambda task, done, total: None) -> Report:
     """Do the missing tasks of `jobs` in order until all are done or `budget` seconds are spent; resumes where it stopped.
     Every call does at least one training step or block of images.
 
     A run that diverges is reported and the others go on. `stop` ends the sweep cleanly (a checkpoint is written).
+
+    Args:
+        jobs: jobs, or a function that makes them; it is asked again when a run that others wait for is finished.
     """
+    plan = jobs if callable(jobs) else lambda best: jobs
     report = Report()
     deadline = None if budget is None else time.monotonic() + budget
 
@@ -383,24 +466,25 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
         return stop() or (deadline is not None and time.monotonic() >= deadline)
 
     with store.locked():
-        tasks = store.missing(jobs)
-        store.check(tasks)
-        shipped = {t.spec.source for t in tasks} | {j.spec.source for j in jobs} | {j.spec for j in jobs if j.ship}
+        planned = plan(best=store.best)
+        tasks = store.missing(planned)
+        store.check([*tasks, *(Task(job.spec) for job in planned if not job.settled)])
         broken: set[str] = set()
-        for i, task in enumerate(tasks):
-            if i and over():  # not before the first: every call gets on, however short its budget
-                report.left = tasks[i:]
-                break
+        while tasks:
+            task = tasks[0]
+            if report.done or report.failed:  # not before the first: every call gets on, however short its budget
+                if over():
+                    break
             needs = {task.spec.hash} | ({task.spec.source.hash} if task.spec.source else set())
             if needs & broken:
-                report.failed.append((task, "its training or source run failed"))
+                report.failed.append((tasks.pop(0), "its training or source run failed"))
                 continue
             log.info("%s", task)
+            shipped = {t.spec.source for t in tasks} | {j.spec.source for j in planned} | {j.spec for j in planned if j.ship}
             try:
                 store.do(task, ship=task.spec in shipped, stop=over,
                          on_step=lambda done, total, task=task: on_step(task, done, total))
             except OutOfTime:
-                report.left = tasks[i:]
                 break
             except Diverged as error:
                 broken.add(task.spec.hash)
@@ -408,5 +492,11 @@ def sweep(store: Store, jobs: Sequence[Job], *, budget: float | None = None, sto
                 log.error("%s", error)
             else:
                 report.done.append(task)
+            del tasks[0]
+            if task.evaluation is None and not all(job.settled for job in planned):
+                planned = plan(best=store.best)
+                failed = {t for t, _ in report.failed}
+                tasks = [t for t in store.missing(planned) if t not in failed]
+        report.left = tasks
+        report.waiting = sum(not job.settled for job in planned)
     return report
-

@@ -4,6 +4,9 @@ The toy numbers are the notebook's own `parameters` cell; notebooks/params/<pres
 """
 
 import ast
+import dataclasses
+import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +14,22 @@ from pathlib import Path
 import yaml
 
 from . import paths
-from .config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, from_dict, method
+from .config import (
+    METHODS,
+    AttackSpec,
+    DataSpec,
+    EvalSpec,
+    MethodSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    WeightsSpec,
+    from_dict,
+    method,
+)
 from .errors import choose
 from .objectives import OBJECTIVES
-from .runs import Job
+from .runs import Best, Job, Plan
 
 PRESETS = ("toy", "small", "medium", "paper")
 SETTINGS = ("preset", "threads")  # parameters that change no run
@@ -48,16 +63,34 @@ def _check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence
         raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
 
 
+# whose learning rate a method takes where it has no grid of its own, and what it starts from where that is another network
+LR_OF = {
+    "distill": "at", "feature_distill": "at", "l2sp": "at", "joint": "at", "joint_uot": "at", "frozen_at": "at",
+    "at_natural": "at", "at_random": "at",
+    "at_lr": "twins_at", "at_split": "twins_at", "two_adaptive": "twins_at", "twins_shared": "twins_at",
+    "twins_attack_frozen": "twins_at", "twins_attack_alternating": "twins_at",
+    "trades_beta3": "trades", "twins_trades_wing": "twins_trades",
+}  # fmt: skip
+START = {"at_natural": "natural", "at_random": None}
+LAMBDA = "twins_at_lambda"
+
+
 def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict],
-             methods: Sequence[str], seeds: Sequence[int], optim: dict, attack: dict, source_evaluations: Sequence[dict],
-             evaluations: Sequence[dict]) -> list[Job]:
-    """Robustness transfer (TWINS, C2 and C3): every method from one source network on every target data set.
+             methods: Sequence[str], seeds: Sequence[int], baselines: Sequence[str], controls: Sequence[str],
+             lambdas: Sequence[float], compared_on: Sequence[str], grids: dict[str, dict], optim: dict, attack: dict,
+             source_evaluations: Sequence[dict], evaluations: Sequence[dict], best: Best) -> list[Job]:
+    """Robustness transfer (TWINS, C1-C4, C8, C9): every method from one source network on every target data set.
 
     Args:
         sources: pre-training runs by name; `start` names the one that fine-tuning starts from.
         targets: data set name -> {data, optim, method} that override the shared `optim` and the method's switches
-            (`twins_weight` and the like; for two-wing methods only).
-        evaluations: EvalSpec fields, with an optional list `targets` that limits a costly one to some data sets.
+            (`twins_weight` and the like; for methods that split the batch only).
+        methods: on every target. baselines, controls: on the targets `compared_on`.
+        lambdas: further weights of TWINS-AT's frozen wing, on `compared_on`.
+        grids: method -> field (`lr`, or a switch of the method) -> values. Every combination is trained with the first
+            seed; `best` chooses by validation accuracy, on each target by itself, and all seeds use what was chosen. A
+            method without `lr` in its grid takes the rate of the method it is compared with (`LR_OF`).
+        evaluations: EvalSpec fields, with optional lists `targets`, `methods` and `seeds` that limit a costly one.
     Returns:
         Jobs in order of priority: the start network, seed 0 of everything before seed 1 of anything, other sources.
     """
@@ -65,27 +98,88 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
     runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
-    jobs = [Job("transfer", spec, source_evals, ship=True) for spec in runs if spec is begin]
-    origin = {"source": begin} if isinstance(begin, RunSpec) else {"weights": begin}
+    sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
+    others = [*baselines, *controls, *sweep_of_lambda]
     for name, target in targets.items():
         _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
+    for label in (*methods, *baselines, *controls, *grids):
+        choose(label, METHODS, "method")
+        choose(START.get(label) or start, grid, f"start of {label}")
     for e in evaluations:
         for name in e.get("targets", ()):
             choose(name, targets, "target of an evaluation")
+        for label in e.get("methods", ()):
+            choose(label, [*methods, *others], "method of an evaluation")
+        if not set(e.get("seeds", seeds)) <= set(seeds):
+            raise ValueError(f"expected seeds of an evaluation among {list(seeds)}, got {e['seeds']}")
+    for name in compared_on:
+        choose(name, targets, "data set of compared_on")
+    for label in others:
+        _check_parent(label, methods)
+
+    def template(name: str, label: str, **switches: object) -> RunSpec:
+        """The run with the hyper-parameters that are given, not chosen."""
+        target, known = targets[name], METHODS["twins_at" if label in sweep_of_lambda else label]
+        if known.halves:
+            switches = target.get("method", {}) | switches
+        if label in sweep_of_lambda:
+            switches |= {"name": label, "twins_weight": float(sweep_of_lambda[label])}
+        origin = grid.get(START.get(label, start))
+        return RunSpec(
+            data=from_dict(DataSpec, {"name": name, **target.get("data", {})}, f"targets.{name}.data"),
+            model=ModelSpec(arch=arch, norm=norm, upsample=target.get("upsample")), method=method(known.name, **switches),
+            optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
+            attack=from_dict(AttackSpec, attack, "attack"), seed=seeds[0],
+            **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+
+    jobs: list[Job] = []
+
+    @functools.cache
+    def tuned(name: str, label: str) -> tuple[RunSpec, bool]:
+        """The run for the first seed with what was chosen for it, and whether all of it has been chosen."""
+        spec, values, settled = template(name, label), grids.get(label, {}), True
+        if "lr" not in values and label not in methods:
+            rated, settled = tuned(name, _parent(label))
+            lr = rated.optim.lr * (1 + rated.method.twins_weight if label == "at_lr" else 1)
+            spec = dataclasses.replace(spec, optim=dataclasses.replace(spec.optim, lr=lr))
+        candidates = [_changed(spec, dict(zip(values, combination, strict=True)))
+                      for combination in itertools.product(*values.values())]
+        if len(candidates) == 1 or not settled:
+            return candidates[0], settled
+        jobs.extend(Job("tuning", c, ()) for c in candidates)
+        chosen = best(candidates)
+        return chosen or candidates[0], chosen is not None
+
     for seed in seeds:
-        for name, target in targets.items():
-            evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k != "targets"}, "evaluations")
-                          for e in evaluations if name in e.get("targets", targets))
-            for label in methods:
-                switches = target.get("method", {}) if METHODS[choose(label, METHODS, "method")].wings == "twins" else {}
-                spec = RunSpec(
-                    data=from_dict(DataSpec, {"name": name, **target.get("data", {})}, f"targets.{name}.data"),
-                    model=ModelSpec(arch=arch, norm=norm, upsample=target.get("upsample")),
-                    method=method(label, **switches),
-                    optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
-                    attack=from_dict(AttackSpec, attack, "attack"), seed=seed, **origin)
-                jobs.append(Job("transfer", spec, evals))
-    return jobs + [Job("transfer", spec, source_evals, ship=True) for spec in runs if spec is not begin]
+        for name in targets:
+            for label in (*methods, *(others if name in compared_on else ())):
+                spec, settled = tuned(name, label)
+                here = {"targets": name, "methods": label, "seeds": seed}
+                evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in here}, "evaluations")
+                              for e in evaluations if all(v in e.get(k, (v,)) for k, v in here.items()))
+                jobs.append(Job("transfer", dataclasses.replace(spec, seed=seed), evals, settled=settled))
+    pretrained = [Job("transfer", spec, source_evals, ship=True) for spec in runs]
+    return sorted([*jobs, *pretrained], key=lambda job: job.spec is not begin) if begin in runs else [*jobs, *pretrained]
+
+
+def _parent(label: str) -> str:
+    return "twins_at" if label.startswith(LAMBDA) else LR_OF[label]
+
+
+def _check_parent(label: str, methods: Sequence[str]) -> None:
+    if not label.startswith(LAMBDA) and label not in LR_OF:
+        raise ValueError(f"expected a baseline or control ({', '.join(LR_OF)}), got {label!r}; list it under methods")
+    if _parent(label) not in methods:
+        raise ValueError(f"expected {_parent(label)!r} among methods for {label!r}, which takes its learning rate, "
+                         f"got {', '.join(methods)}; add it")
+
+
+def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:
+    """`spec` with another lr or other switches of its method."""
+    switches = {k: v for k, v in values.items() if k != "lr"}
+    return dataclasses.replace(
+        spec, method=from_dict(MethodSpec, {**dataclasses.asdict(spec.method), **switches}, "grids"),
+        optim=from_dict(OptimSpec, {**dataclasses.asdict(spec.optim), "lr": values.get("lr", spec.optim.lr)}, "grids"))
 
 
 def settings(jobs: Sequence[Job]) -> list[dict]:
@@ -183,9 +277,10 @@ def notebook(number: str) -> Path:
     return found[choose(number, found, "notebook")]
 
 
-def jobs(preset: str, number: str) -> tuple[list[Job], dict]:
-    """Jobs of notebook `number` at `preset`, and the settings (preset, threads) that go with them."""
+def plan(preset: str, number: str) -> tuple[Plan, dict]:
+    """The jobs of notebook `number` at `preset`, as a function of how hyper-parameters are chosen, and the settings (preset,
+    threads) that go with them."""
     known = parameters(notebook(number))
     values = known | overrides(preset, number, known)
     settings = {k: values.pop(k) for k in SETTINGS}
-    return STUDIES[choose(number, STUDIES, "notebook with a study")](**values), settings
+    return functools.partial(STUDIES[choose(number, STUDIES, "notebook with a study")], **values), settings

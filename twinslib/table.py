@@ -20,7 +20,7 @@ def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     out = []
     for job in jobs:
         spec = job.spec
-        record = store.run(spec)
+        record = store.run(spec) if job.settled else None
         for e in job.evals if record else ():
             for stage, mask in (store.masks(spec, e) or {}).items():
                 images = f"{record['split']}[:{len(mask)}]"
@@ -33,7 +33,7 @@ def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """One row per epoch of the finished training runs of `jobs`."""
     out = []
     for job in jobs:
-        record = store.run(job.spec)
+        record = store.run(job.spec) if job.settled else None
         for row in record["epochs"] if record else ():
             out.append(dict(zip(KEYS, _keys(store, job), strict=True)) | {"run": job.spec.hash, **row})
     return pd.DataFrame(out) if out else pd.DataFrame(columns=[*KEYS, "run", "epoch"])
@@ -45,9 +45,11 @@ def _keys(store: Store, job: Job) -> list:
 
 
 def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
-    """Write both files for `study`, each by atomic rename, and return the rows."""
+    """Write both files for `study`, each by atomic rename, and return the rows; runs that nothing was to be measured on have
+    epochs only."""
     frame = rows(store, jobs)
-    for kind, table in (("rows", frame), ("epochs", epochs(store, jobs))):
+    measured = [("rows", frame)] if any(job.evals for job in jobs) else []
+    for kind, table in (*measured, ("epochs", epochs(store, jobs))):
         path = store.root / kind / f"{study}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda tmp, table=table: table.to_csv(tmp, index=False))
@@ -57,7 +59,7 @@ def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
 def sanity(store: Store, jobs: Sequence[Job]) -> dict[str, bool]:
     """What must hold for robust numbers to be believed, over all finished measurements of `jobs`."""
     kept, bounded, falling, weaker = True, True, True, True
-    for job in jobs:
+    for job in (job for job in jobs if job.settled):
         finished = [(e, m) for e in job.evals if (m := store.masks(job.spec, e))]
         clean = next((m["none"] for e, m in finished if e.kind == "clean"), None)
         pgd = sorted(((e.eps, m[e.attack_name]) for e, m in finished if e.kind == "pgd"), key=lambda pair: pair[0])

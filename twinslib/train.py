@@ -8,17 +8,19 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from . import attacks, evaluate, norms
 from .checkpoint import load_training, save_training
-from .config import RunSpec
+from .config import AttackSpec, RunSpec
 from .data import DeviceSet, augment
 from .errors import Diverged
 from .fold import FoldedCopy
 from .objectives import OBJECTIVES, split_wings, wing_loss
+from .retain import Retention
 from .schedules import factor
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,9 @@ class Attacker:
     The copy follows the live network by `refresh`; the live network's modes and statistics are never touched.
     """
 
-    def __init__(self, model: torch.nn.Module, spec: RunSpec) -> None:
-        dtype = torch.bfloat16 if spec.optim.precision == "bfloat16" else torch.float32
-        self.spec = spec.attack
-        self.copy = FoldedCopy(model, wing=spec.method.attack_wing, dtype=dtype)
+    def __init__(self, model: torch.nn.Module, attack: AttackSpec, *, wing: str = "adaptive", precision: str) -> None:
+        self.spec = attack
+        self.copy = FoldedCopy(model, wing=wing, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         self.copy.refresh()
@@ -60,48 +61,82 @@ class Attacker:
 
 
 class Step:
-    """One optimiser step: attack, one pass per input through the wings, one backward pass, one SGD step."""
+    """One optimiser step: attack, one pass per input through the wings, one backward pass, one SGD step.
 
-    def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str) -> None:
-        self.model, self.spec = model.train(), spec  # measurements use copies, so the mode stays
+    Args:
+        start: the network that training starts from with its own head; needed by methods that stay near it.
+        source: images of the source task on the device; needed by joint training.
+    """
+
+    def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str, *,
+                 start: torch.nn.Module | None = None, source: DeviceSet | None = None) -> None:
+        self.model, self.spec, self.device = model.train(), spec, device  # measurements use copies, so the mode stays
+        if spec.method.wings == "frozen":
+            norms.freeze_statistics(model)
         self.objective = OBJECTIVES[spec.method.objective]
-        self.attacker = Attacker(model, spec) if self.objective.attacks else None
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=spec.optim.lr, momentum=spec.optim.momentum,
-                                         weight_decay=spec.optim.weight_decay)
         self.device_type = torch.device(device).type
         self.bfloat16 = spec.optim.precision == "bfloat16"
+        self.retention = Retention(model, spec, start=start, source=source,
+                                   make_attack=partial(Attacker, precision=spec.optim.precision))
+        self.attackers = []
+        if self.objective.attacks:
+            wings = ("adaptive", "frozen") if spec.method.attack_wing == "alternating" else (spec.method.attack_wing,)
+            self.attackers = [Attacker(model, spec.attack, wing=wing, precision=spec.optim.precision) for wing in wings]
+        self.optimizer = torch.optim.SGD(self.retention.groups(), lr=spec.optim.lr, momentum=spec.optim.momentum,
+                                         weight_decay=spec.optim.weight_decay)
 
-    def loss(self, inputs: dict[str, torch.Tensor], y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, logits of the first pass) for images by kind ("clean", "adversarial"), through the wings."""
-        n_frozen, _ = split_wings(self.spec.method, len(y))
-        with (norms.wings(self.model, n_frozen),
+    def loss(self, inputs: dict[str, torch.Tensor], y: torch.Tensor,
+             joint: tuple[torch.Tensor, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, logits of the first pass) for images by kind ("clean", "adversarial"), through the wings.
+
+        Args:
+            joint: source images and labels, which pass together with the adversarial ones.
+        """
+        n_frozen, parts = split_wings(self.spec.method, len(y))
+        sequential = self.spec.method.wings == "split"
+        with (norms.wings(self.model, n_frozen), self.retention.watching(),
               torch.autocast(self.device_type, torch.bfloat16, enabled=self.bfloat16)):
-            logits = {kind: self.model(inputs[kind].contiguous(memory_format=torch.channels_last))
-                      for kind in self.objective.inputs}
+            logits, extra = {}, []
+            for kind in self.objective.inputs:
+                x = inputs[kind] if joint is None else torch.cat((inputs[kind], joint[0]))
+                x = x.contiguous(memory_format=torch.channels_last)
+                out = torch.cat([self.model(x[part]) for part, _ in parts]) if sequential else self.model(x)
+                logits[kind] = out[:len(y)]
+                extra.append(self.retention.loss(kind, inputs[kind], None if joint is None else joint[1]))
         logits = {kind: value.float() if value.dtype == torch.bfloat16 else value for kind, value in logits.items()}
-        return wing_loss(self.spec.method, logits, y), logits[self.objective.inputs[0]]
+        loss = wing_loss(self.spec.method, logits, y)
+        return sum((e for e in extra if e is not None), loss), logits[self.objective.inputs[0]]
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor, attack_generator: torch.Generator,
-                 lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 3, S, S) float32 in [0, 1]; returns (loss, correct predictions of the first pass) on the device."""
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, count: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, S, S) float32 in [0, 1] of step `count`; returns (loss, correct predictions of the first pass) on the
+        device."""
         inputs = {"clean": x}
-        if self.attacker is not None:
-            inputs["adversarial"] = self.attacker(x, y, attack_generator)
+        if self.attackers:
+            attack = self.attackers[count % len(self.attackers)]
+            inputs["adversarial"] = attack(x, y, self._generator("attack", count))
+        joint = self.retention.draw(len(y), lambda purpose: self._generator(purpose, count))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss, logits = self.loss(inputs, y)
+        loss, logits = self.loss(inputs, y, joint)
         loss.backward()
+        self.retention.add_gradients()
         self.optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
+    def _generator(self, purpose: str, count: int) -> torch.Generator:
+        return generator("cpu" if purpose == "source" else self.device, self.spec.seed, purpose, count)
+
 
 def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
-        checkpoint: Path | None = None, stop: Callable[[], bool] = lambda: False,
+        start: torch.nn.Module | None = None, source: DeviceSet | None = None, checkpoint: Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int, int], None] = lambda done, total: None) -> History:
     """Train `model` (already with its head and wings, on `device`) as `spec` says; returns the per-epoch rows.
 
     Args:
+        start: on `device`, the network that training starts from with its own head, for methods that stay near it.
+        source: training images of the source task, for joint training.
         checkpoint: file for the state at each epoch's end; where it exists, training continues from it.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
@@ -113,26 +148,28 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     if broken:
         raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=torch.channels_last)
-    step_fn = Step(model, spec, device)
+    step_fn = Step(model, spec, device, start=start, source=source)
     n, batch = len(data.train_y), optim.batch_size
     per_epoch = -(-n // batch)
     total = per_epoch * optim.epochs
-    history, start = History(), 0
+    history, first = History(), 0
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images of the running epoch
     if checkpoint is not None and checkpoint.exists():
         state = load_training(checkpoint, config=spec.hash)
         model.load_state_dict(state["model"])
+        step_fn.retention.load_state_dict(state["retention"])
         step_fn.optimizer.load_state_dict(state["optimizer"])
-        history.epochs, start = state["epochs"], state["step"]
+        history.epochs, first = state["epochs"], state["step"]
         sums.copy_(state["sums"])
 
     def save(step: int) -> None:
         if checkpoint is not None:
             save_training(checkpoint, {"model": model.state_dict(), "optimizer": step_fn.optimizer.state_dict(),
+                                       "retention": step_fn.retention.state_dict(),
                                        "epochs": history.epochs, "step": step, "sums": sums.cpu()}, config=spec.hash)
 
     order = None
-    for step in range(start, total):
+    for step in range(first, total):
         epoch, i = divmod(step, per_epoch)
         if order is None or i == 0:
             order = torch.randperm(n, generator=generator("cpu", spec.seed, "order", epoch)).to(device)
@@ -141,7 +178,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
                     size=spec.data.crop)
         y = data.train_y[index]
         lr = optim.lr * factor(optim.schedule, step, total, optim.milestones, optim.warmup)
-        loss, correct = step_fn(x, y, generator(device, spec.seed, "attack", step), lr)
+        loss, correct = step_fn(x, y, step, lr)
         sums += torch.stack([loss.double() * len(y), correct.double(), torch.full_like(loss, len(y)).double()])
         if i == per_epoch - 1:
             history.epochs.append(_epoch_row(spec, model, data, epoch, lr, sums))

@@ -1,0 +1,100 @@
+"""The acceptance rules of the claims ledger (reference/claims.yaml), and the stamps that fix them before a run.
+
+Every run's provenance carries the stamp of each rule as it was when the run began. A rule that is edited afterwards no
+longer has that stamp, so what it would judge can be told from what it was written for.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from importlib import resources
+
+import yaml
+
+from .config import METHODS, from_dict, spec_hash
+from .errors import choose
+
+MEASURES = ("gain", "spread", "margin", "shown")
+SCALES = ("small", "medium", "paper")  # a toy run judges nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust:
+    """What counts as robust accuracy: at this radius, by the strongest attack that all compared runs have on so many images."""
+
+    threat: str
+    eps: float
+    min_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When a claim counts as reproduced; `text` says it in words, the rest is what the code applies."""
+
+    version: int
+    measure: str
+    text: str
+    pairs: tuple[tuple[str, ...], ...]
+    metrics: tuple[str, ...]
+    robust: Robust
+    min_datasets: int = 1
+    min_seeds: int = 1
+    datasets: tuple[str, ...] = ()  # empty: all of the preset that have runs of both methods
+    margin: float = 0.0
+    alpha: float = 0.05
+    controls: tuple[tuple[str, ...], ...] = ()  # if the gain vanishes against one of these, the explanation is in doubt
+    changes: str = ""  # why this version replaces the one before
+
+    def __post_init__(self) -> None:
+        choose(self.measure, MEASURES, "measure")
+        for metric in self.metrics:
+            choose(metric, ("clean", "robust"), "metric")
+        for pair in (*self.pairs, *self.controls):
+            if len(pair) != 2:
+                raise ValueError(f"expected pairs of a method and a baseline, got {list(pair)}")
+            for name in pair:
+                choose(name, METHODS, "method of a rule")
+        if self.version > 1 and not self.changes:
+            raise ValueError(f"expected `changes` to say why the rule is in version {self.version}, got nothing")
+
+    @property
+    def stamp(self) -> str:
+        """Version and hash: changes with any word or number of the rule."""
+        return f"{self.version}:{spec_hash(self)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One entry of the ledger: what a paper says, how sure we are that it says so, and the rule."""
+
+    id: str
+    paper: str
+    notebook: str
+    sentence: str
+    source: str
+    certainty: str
+    rule: Rule
+    reported: tuple[str, ...] = field(default=())  # (method, baseline) in reference/reported.csv
+
+
+def read(text: str) -> tuple[Claim, ...]:
+    """The claims of a ledger file.
+
+    Raises:
+        ValueError, TypeError: not YAML, an unknown key, or a value of another type.
+    """
+    try:
+        stored = yaml.safe_load(text)["claims"]
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ValueError(f"expected YAML with a mapping `claims`, got {error!r}") from None
+    return tuple(from_dict(Claim, {"id": name, **entry}, name) for name, entry in stored.items())
+
+
+@functools.cache
+def claims() -> tuple[Claim, ...]:
+    """The project's claims."""
+    return read((resources.files(__package__) / "reference" / "claims.yaml").read_text(encoding="utf-8"))
+
+
+def stamps() -> dict[str, str]:
+    """claim id -> stamp of its rule, for the provenance of a run that begins now."""
+    return {claim.id: claim.rule.stamp for claim in claims()}

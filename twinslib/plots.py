@@ -1,12 +1,14 @@
-"""Figures as functions of tidy rows; nothing is computed anew. Percent on every axis, 95 % intervals on every point.
+"""Figures as functions of tidy rows; nothing is computed anew. Percent or points on every axis, 95 % intervals as bars.
 
-A method has one colour, line style and marker in all figures, so that they read in grey and to the colour-blind. Filled
-markers are PGD, hollow ones AutoAttack or a part of it. Bars are the intervals that `report.caption` describes.
+A method has one colour, line style and marker in all figures, so that they read in grey and to the colour-blind; a data
+set has a look that no method has. Filled markers are PGD, hollow ones AutoAttack or a part of it; in `forest` filled ones
+differ from 0 by a test. Bars are the intervals that `report.caption` describes.
 """
 
 import contextlib
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.ticker import MultipleLocator
 
 from . import report
@@ -32,7 +35,20 @@ OTHERS = (  # for methods without a look of their own, by order
     {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "X"},
     {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"},
 )
-TICKS = (1, 2, 5, 10, 20)  # points between ticks
+QUIET = {"color": "#767676", "linestyle": "none", "marker": "o", "markersize": 2.2}  # methods that only give the context
+DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
+    {"color": "#332288", "marker": "o"}, {"color": "#44AA99", "marker": "s"}, {"color": "#882255", "marker": "^"},
+    {"color": "#999933", "marker": "v"}, {"color": "#CC6677", "marker": "p"}, {"color": "#117733", "marker": "h"},
+    {"color": "#AA4499", "marker": "<"}, {"color": "#88CCEE", "marker": ">"},
+)
+MEAN = {"color": "#000000", "marker": "D", "markersize": 4.6, "elinewidth": 1.9, "markerfacecolor": "#000000"}
+BANDS = ("#F1F1F1", "#FFFFFF")  # behind every other comparison
+LEVEL = 0.05  # of the tests that fill a marker
+SMALL = 7  # points; no text is smaller
+RADII = (5.5, 8, 11, 14, 18, 22, 27, 32, 38, 46)  # points from a dot to its number, tried in this order
+TURNS = [math.pi * i / 8 for i in (0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15)]  # right, left, above, below first
+FENCE = 2.0  # a difference farther than this many quartile ranges outside the quartiles stretches no axis
+TICKS = (1, 2, 5, 10, 20, 50)  # points between ticks
 SETTINGS = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "figure.labelsize": 9, "legend.fontsize": 9,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.frameon": False, "axes.spines.top": False,
@@ -132,7 +148,9 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
     """Robust against clean accuracy, a panel per data set; an arrow leads from each baseline to its TWINS variant.
 
     Robust is the strongest PGD at the largest radius of `rows`. All panels span the same number of points, so that
-    lengths can be compared between data sets.
+    lengths can be compared between data sets. Methods outside `pairs` are small grey dots without bars, numbered as the
+    legend says. They widen the panels to twice the span of the others at most: what lies farther out is a triangle at
+    the edge.
 
     Args:
         datasets: as for `robust_curves`.
@@ -146,12 +164,13 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
     if both.empty:
         raise ValueError("expected clean and PGD accuracy of at least one run, got none; finish the sweep first")
     methods = list(dict.fromkeys(rows["method"]))
-    looks = _looks(methods)
-    ends = both.groupby("dataset")[["low_clean", "high_clean", "low_robust", "high_robust"]]
-    low, high = 100 * ends.min(), 100 * ends.max()
-    span = min(100, 1.08 * max((high[f"high_{k}"] - low[f"low_{k}"]).max() for k in ("clean", "robust")))
+    paired = {name for pair in pairs for name in pair}
+    looks = _looks([m for m in methods if m in paired])
+    numbers = {m: str(i) for i, m in enumerate((m for m in methods if m not in paired), start=1)}
+    limits, span = _windows(both, looks)
     with style():
         fig, axes, spare = _panels(len(datasets), height=2.4)
+        outside = []
         for name, ax in zip(datasets, axes, strict=True):
             ax.set_title(report.dataset_label(name))
             here = {row.method: row for row in both[both["dataset"] == name].itertuples()}
@@ -159,26 +178,123 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
                 ax.text(0.5, 0.5, report.NOT_RUN, ha="center", transform=ax.transAxes)
                 continue
             at = {method: (100 * row.value_clean, 100 * row.value_robust) for method, row in here.items()}
-            for method, row in here.items():
-                x, y = at[method]
-                ax.errorbar(x, y, xerr=[[x - 100 * row.low_clean], [100 * row.high_clean - x]],
-                            yerr=[[y - 100 * row.low_robust], [100 * row.high_robust - y]], elinewidth=0.8,
-                            ecolor=(looks[method]["color"], 0.6), **looks[method] | {"linestyle": "none"})
+            for method, look in looks.items():
+                if method in here:
+                    (x, y), row = at[method], here[method]
+                    ax.errorbar(x, y, xerr=[[x - 100 * row.low_clean], [100 * row.high_clean - x]],
+                                yerr=[[y - 100 * row.low_robust], [100 * row.high_robust - y]], elinewidth=0.8,
+                                ecolor=(look["color"], 0.6), **look | {"linestyle": "none"})
             for method, baseline in pairs:
                 if method in at and baseline in at:
                     _arrow(ax, at[baseline], at[method], looks[method]["color"], head=math.dist(at[baseline],
                                                                                                at[method]) > span / 10)
-            for axis, kind in (("x", "clean"), ("y", "robust")):
-                middle = (low.loc[name, f"low_{kind}"] + high.loc[name, f"high_{kind}"]) / 2
-                start = min(max(middle - span / 2, 0), 100 - span)
-                ax.set(**{f"{axis}lim": (start, start + span)})
-                getattr(ax, f"{axis}axis").set_major_locator(MultipleLocator(next(t for t in TICKS if span / t < 6)))
+            for axis, (low, high) in zip("xy", limits[name], strict=True):
+                ax.set(**{f"{axis}lim": (low, high)})
+                getattr(ax, f"{axis}axis").set_major_locator(MultipleLocator(_tick(span)))
             ax.set_box_aspect(1)
+            for method in numbers:
+                if method in at and _dot(ax, at[method]):
+                    outside.append(method)
         first = robust.iloc[0]
         radius = report.eps_label(first.eps, first.threat)
         _labels(fig, "clean accuracy (%)", f"{report.attack_label(first.attack)} accuracy at {radius} (%)")
         _legend(fig, spare, [Line2D([], [], label=report.method_label(m), **look | {"linestyle": "none"})
                              for m, look in looks.items()], handlelength=1)
+        if numbers:
+            handles = [Line2D([], [], label=f"{k} {report.method_label(m)}", **QUIET) for m, k in numbers.items()]
+            if outside:
+                handles.append(Line2D([], [], label="outside (clean, robust)", **QUIET | {"marker": (3, 0, 90), "markersize": 4}))
+            _key(fig, handles)
+            fig.draw_without_rendering()  # places the axes: only now distances between points are known
+            for name, ax in zip(datasets, axes, strict=True):
+                here = both[both["dataset"] == name]
+                at = dict(zip(here["method"], zip(100 * here["value_clean"], 100 * here["value_robust"], strict=True),
+                              strict=True))
+                _number(ax, {k: at[m] for m, k in numbers.items() if m in at}, [at[m] for m in looks if m in at])
+    return fig
+
+
+def forest(differences: pd.DataFrame, robust: tuple[str, str, float] | None = None) -> Figure:
+    """Paired differences in points with their 95 % intervals: clean accuracy on the left, robust on the right.
+
+    A row for each comparison, in the order of `differences`; in it one marker per data set, then their mean as a diamond.
+    A marker is filled where the Holm-adjusted p is at most 0.05; means are not tested and always filled. Both panels
+    have the same scale. Differences far from most others do not stretch it: they are an arrow head at the edge with the
+    number beside it, and bars that leave the panel end in an arrow head. A row says on how many seeds it rests if that
+    number differs within `differences`. Lines without a value are left out; a row without any is "not run".
+
+    Args:
+        differences: as `report.differences` makes them, values in fractions; data set "mean" is the mean over data sets.
+        robust: (attack, threat, eps) on the right; by default the PGD with most steps at the largest eps that has values.
+    Raises:
+        ValueError: no lines, columns are missing, several lines for one marker, `robust` is not among the lines, or no
+            PGD of a single threat model to choose it from.
+    """
+    lines = _checked(differences)
+    attack, threat, eps = robust = _measurement(lines, robust)
+    panels = {"clean": lines[lines["attack"] == "none"], "robust": lines[_is(lines, robust)]}
+    for panel in panels.values():
+        repeated = panel[panel.duplicated(["dataset", "method", "baseline"])]
+        if len(repeated):
+            raise ValueError("expected one line per data set, method, baseline and measurement, got several for "
+                             f"{', '.join(repeated.iloc[0][['dataset', 'method', 'baseline']])}; choose the lines to draw")
+    panels = {name: panel.dropna(subset=["value", "low", "high"]) for name, panel in panels.items()}
+    drawn = pd.concat(panels.values())
+    names = [d for d in dict.fromkeys(lines["dataset"]) if d != "mean"]
+    looks = {name: DATASETS[i % len(DATASETS)] for i, name in enumerate(names)} | {"mean": MEAN}
+    left, right = _range(drawn)
+    beyond = drawn[(drawn["value"] < left) | (drawn["value"] > right)]
+    mixed = drawn["seeds"].nunique() > 1
+    rows, top = [], 0.0  # y in points of the page, from above
+    for method, baseline in dict.fromkeys(zip(lines["method"], lines["baseline"], strict=True)):
+        mine = drawn[(drawn["method"] == method) & (drawn["baseline"] == baseline)]
+        numbered = set(beyond.loc[beyond.index.intersection(mine.index), "dataset"])
+        label = _wrapped(f"{report.method_label(method)} - {report.method_label(baseline)}"
+                         + (f" ({_seeds(mine['seeds'])})" if mixed and len(mine) else ""))
+        slots = {d: 8.5 if d in numbered else 5 if d == "mean" else 4 for d in looks if d in set(mine["dataset"])}
+        height = max(sum(slots.values()), 9 * len(label)) + 5
+        y, at = top + (height - sum(slots.values())) / 2, {}
+        for name, slot in slots.items():
+            at[name] = y + slot / 2
+            y += slot
+        rows.append((method, baseline, "\n".join(label), top, top + height, at))
+        top += height
+    with style():
+        fig = Figure(figsize=(WIDTH, top / 72 + 1.2))
+        axes = fig.subplots(1, 2, sharex=True, sharey=True)
+        titles = "clean accuracy", f"{report.attack_label(attack)} at {report.eps_label(eps, threat)}"
+        for ax, panel, title in zip(axes, panels.values(), titles, strict=True):
+            ax.set_title(title)
+            ax.axvline(0, color="#555555", linewidth=0.8, zorder=1)
+            for i, (method, baseline, _, low, high, at) in enumerate(rows):
+                band = BANDS[i % 2]
+                ax.axhspan(low, high, color=band, linewidth=0, zorder=0)
+                mine = panel[(panel["method"] == method) & (panel["baseline"] == baseline)]
+                for line in mine.itertuples():
+                    _difference(ax, at[line.dataset], line, looks[line.dataset], (left, right), band)
+                if mine.empty:
+                    side = 1 if left + right > 0 else -1  # of the line at 0, where there is room
+                    ax.annotate(report.NOT_RUN, (0, (low + high) / 2), (4 * side, 0), textcoords="offset points",
+                                ha="left" if side > 0 else "right", va="center", fontsize=SMALL, color="#555555")
+            ax.tick_params(axis="y", length=0)
+            ax.grid(axis="y", visible=False)
+            ax.spines["left"].set_visible(False)
+        axes[0].set(xlim=(left, right), ylim=(top, 0))
+        axes[0].xaxis.set_major_locator(MultipleLocator(_tick(right - left)))
+        axes[0].set_yticks([(low + high) / 2 for *_, low, high, _ in rows], [label for _, _, label, *_ in rows], fontsize=7.5)
+        fig.supxlabel("difference in points with its 95 % interval (right of 0 the first method is higher)")
+        shown = [d for d in looks if d in set(drawn["dataset"])]
+        handles = [Line2D([], [], color=looks[d]["color"], marker=looks[d]["marker"], linewidth=1.9 if d == "mean" else 0.9,
+                          label="mean of data sets" if d == "mean" else report.dataset_label(d)) for d in shown]
+        plain = {"linestyle": "none", "marker": "o", "color": "#555555"}
+        handles += [Line2D([], [], label=f"filled: Holm-adjusted p ≤ {LEVEL}", **plain),
+                    Line2D([], [], label="hollow: p above that, or none", markerfacecolor="white", **plain)]
+        if len(beyond) or (drawn["low"] < left).any() or (drawn["high"] > right).any():
+            handles.append(Line2D([], [], label="beyond the axis", **plain | {"marker": CARETLEFT, "markersize": 5}))
+        fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, handlelength=2)
+        fig.draw_without_rendering()
+        missing = top / 72 - axes[0].get_window_extent().height / fig.dpi
+        fig.set_figheight(fig.get_figheight() + missing)  # so that a point of y is a point on the page
     return fig
 
 
@@ -209,10 +325,14 @@ def _radius_label(rows: pd.DataFrame) -> str:
     return "attack radius eps" + (f" ({names})" if names else "")
 
 
+def _effort(found: pd.DataFrame) -> pd.Series:
+    """Steps times restarts of each PGD attack."""
+    return found["attack"].str.extract(r"pgd(\d+)(?:x(\d+))?").fillna("1").astype(int).prod(axis=1)
+
+
 def _strongest(found: pd.DataFrame) -> pd.DataFrame:
     """Of several PGD attacks at one radius the one with the most steps times restarts; sorted by radius."""
-    effort = found["attack"].str.extract(r"pgd(\d+)(?:x(\d+))?").fillna("1").astype(int).prod(axis=1)
-    return found.assign(effort=effort).sort_values("effort").drop_duplicates(
+    return found.assign(effort=_effort(found)).sort_values("effort").drop_duplicates(
         ["dataset", "method", "seed", "eps"], keep="last").sort_values("eps", kind="stable")
 
 
@@ -232,6 +352,152 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color
     """Arrow from marker to marker; a plain line where they are too near for a head."""
     ax.annotate("", end, start, zorder=1.9, arrowprops={"arrowstyle": "-|>" if head else "-", "color": color,
                                                         "shrinkA": 0, "shrinkB": 3 if head else 0, "linewidth": 1.3})
+
+
+def _windows(both: pd.DataFrame, main: Iterable[str]) -> tuple[dict[str, list[tuple[float, float]]], float]:
+    """Limits of each data set's panel, clean then robust, in percent, and the span that they share.
+
+    They hold the methods `main` with their intervals (all methods where none of these is), and those of the others that
+    lie no farther outside than half the span of the former.
+    """
+    needed = {}
+    for name, here in both.groupby("dataset", sort=False):
+        loud = here[here["method"].isin(list(main))]
+        loud = loud if len(loud) else here
+        needed[name] = [(100 * loud[f"low_{k}"].min(), 100 * loud[f"high_{k}"].max()) for k in ("clean", "robust")]
+    reach = max(high - low for ends in needed.values() for low, high in ends) / 2
+    for name, here in both.groupby("dataset", sort=False):
+        points = [100 * here["value_clean"], 100 * here["value_robust"]]
+        near = [v.between(low - reach, high + reach) for v, (low, high) in zip(points, needed[name], strict=True)]
+        points = [v[near[0] & near[1]] for v in points]
+        needed[name] = [(min(low, *v), max(high, *v)) for v, (low, high) in zip(points, needed[name], strict=True)]
+    span = min(100, 1.08 * max(high - low for ends in needed.values() for low, high in ends))
+    starts = {name: [min(max((low + high - span) / 2, 0), 100 - span) for low, high in ends] for name, ends in needed.items()}
+    return {name: [(start, start + span) for start in pair] for name, pair in starts.items()}, span
+
+
+def _dot(ax: Axes, point: tuple[float, float]) -> bool:
+    """A quiet marker; a triangle at the edge for a point outside, which is then True."""
+    inside = _inside(ax, point)
+    way = [int(p > q) - int(p < q) for p, q in zip(point, inside, strict=True)]
+    angle = math.degrees(math.atan2(way[1], way[0])) - 90
+    ax.plot(*inside, **QUIET | ({"marker": (3, 0, angle), "markersize": 4} if any(way) else {}), zorder=1.8, clip_on=False)
+    return any(way)
+
+
+def _inside(ax: Axes, point: tuple[float, float]) -> tuple[float, ...]:
+    """The point itself, or the nearest one just within the panel."""
+    bounds = zip(point, (ax.get_xlim(), ax.get_ylim()), strict=True)
+    return tuple(p if low <= p <= high else min(max(p, low + (high - low) / 40), high - (high - low) / 40)
+                 for p, (low, high) in bounds)
+
+
+def _number(ax: Axes, points: dict[str, tuple[float, float]], others: Sequence[tuple[float, float]]) -> None:
+    """Write each key of `points` as near to its point as it fits without covering other keys or markers, if need be with
+    a line to it; to the key of a point outside its percentages are added.
+
+    Args:
+        others: points of larger markers.
+    """
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        return tuple(72 / ax.figure.dpi * ax.transData.transform(_inside(ax, point)))  # in points of the page
+
+    dots = {key: place(point) for key, point in points.items()}
+    taken = [(x, y, 2, 2) for x, y in dots.values()] + [(*place(point), 3.5, 3.5) for point in others]
+    left, bottom, right, top = 72 / ax.figure.dpi * ax.get_window_extent().get_points().ravel()
+    for key, (x, y) in dots.items():
+        text = key if _inside(ax, points[key]) == points[key] else f"{key} ({points[key][0]:.0f}, {points[key][1]:.0f})"
+        width, height = 2.1 * len(text) + 1, 3.2  # half of them
+        for radius, turn in ((r, t) for r in RADII for t in TURNS):
+            away = math.cos(turn) * (radius + width - 3), math.sin(turn) * radius
+            u, v = x + away[0], y + away[1]
+            clear = all(abs(u - a) >= width + c or abs(v - b) >= height + d for a, b, c, d in taken)
+            alone = radius > RADII[0] or all(math.dist((u, v), dot) > 1.4 * math.hypot(*away) for k, dot in dots.items()
+                                             if k != key)
+            if clear and alone and left + width < u < right - width and bottom + height < v < top - height:
+                break
+        taken.append((u, v, width, height))
+        line = {"arrowstyle": "-", "color": QUIET["color"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate(text, _inside(ax, points[key]), away, textcoords="offset points", ha="center", va="center_baseline",
+                    fontsize=SMALL, color="#333333", in_layout=False, arrowprops=line if radius > RADII[0] else None)
+
+
+def _checked(differences: pd.DataFrame) -> pd.DataFrame:
+    """The lines with values in points and an index of their own."""
+    needed = ["dataset", "method", "baseline", "threat", "eps", "attack", "seeds", "value", "low", "high", "p_holm"]
+    absent = [c for c in needed if c not in differences.columns]
+    if absent:
+        raise ValueError(f"expected differences with the columns {', '.join(needed)}, got none called {', '.join(absent)}; "
+                         "pass what report.differences returns")
+    if differences.empty:
+        raise ValueError("expected at least one paired difference, got none; pass pairs of methods that the study has")
+    lines = differences[needed].reset_index(drop=True)
+    return lines.assign(**{c: 100 * lines[c].astype(float) for c in ("value", "low", "high")})
+
+
+def _measurement(lines: pd.DataFrame, robust: tuple[str, str, float] | None) -> tuple[str, str, float]:
+    """(attack, threat, eps) of the panel of robust accuracy."""
+    if robust is not None:
+        if not _is(lines, robust).any():
+            known = dict.fromkeys(zip(lines["attack"], lines["threat"], lines["eps"], strict=True))
+            raise ValueError(f"expected a measurement of the lines, got {robust}; choose from {', '.join(map(str, known))}")
+        return robust
+    found = lines[report.is_pgd(lines)]
+    found = found.dropna(subset="value") if found["value"].notna().any() else found
+    if found["threat"].nunique() != 1:
+        threats = ", ".join(found["threat"].unique()) or "no PGD at all"
+        raise ValueError(f"expected PGD of one threat model, got {threats}; pass robust=(attack, threat, eps)")
+    found = found[found["eps"] == found["eps"].max()]
+    best = found.loc[_effort(found).idxmax()]
+    return best["attack"], best["threat"], best["eps"]
+
+
+def _is(lines: pd.DataFrame, robust: tuple[str, str, float]) -> pd.Series:
+    attack, threat, eps = robust
+    return (lines["attack"] == attack) & (lines["threat"] == threat) & ((lines["eps"] - eps).abs() < 1e-6)
+
+
+def _range(drawn: pd.DataFrame) -> tuple[float, float]:
+    """Limits in points that hold 0 and all interval ends but those far from most (Tukey's fences)."""
+    ends = pd.Series(drawn[["value", "low", "high"]].to_numpy().ravel())
+    first, third = ends.quantile([0.25, 0.75]) if len(ends) else (0.0, 0.0)
+    reach = FENCE * max(third - first, 1.0)
+    ends = [*ends[ends.between(first - reach, third + reach)], 0.0]
+    margin = 0.04 * max(max(ends) - min(ends), 2.0)
+    return min(ends) - margin, max(ends) + margin
+
+
+def _difference(ax: Axes, y: float, line: tuple, look: dict, limits: tuple[float, float], band: str) -> None:
+    """One marker with its interval; arrow heads where it leaves the limits, with the number if the marker does."""
+    face = look["color"] if line.p_holm <= LEVEL else "white"
+    style = {"markersize": 3.2, "elinewidth": 0.9, "markerfacecolor": face, "markeredgewidth": 0.8, "linestyle": "none"} | look
+    ax.errorbar(line.value, y, xerr=[[line.value - line.low], [line.high - line.value]], zorder=3,
+                label=f"_{line.dataset}", **style)
+    for edge, head, sign in ((limits[0], CARETLEFT, -1), (limits[1], CARETRIGHT, 1)):
+        if max(sign * (line.low - edge), sign * (line.high - edge)) > 0:
+            ax.plot(edge, y, marker=head, color=look["color"], markersize=4.5, markeredgewidth=0, zorder=4)
+        if sign * (line.value - edge) > 0:
+            ax.annotate(f"{line.value:+.1f}".replace("-", "−"), (edge, y), (-6 * sign, 0), textcoords="offset points",
+                        ha="left" if sign < 0 else "right", va="center", fontsize=SMALL, in_layout=False, zorder=3.5,
+                        weight="bold" if line.dataset == "mean" else "normal",
+                        bbox={"facecolor": band, "edgecolor": "none", "pad": 0.4})
+
+
+def _wrapped(label: str, width: int = 32) -> list[str]:
+    """Lines of a row label, broken before the minus if it is long."""
+    parts = [label] if len(label) <= width else label.replace(" - ", "\n- ").split("\n")
+    return [line for part in parts for line in textwrap.wrap(part, width, break_on_hyphens=False)]
+
+
+def _seeds(counts: pd.Series) -> str:
+    """3 seeds, or 1 to 3 seeds."""
+    low, high = int(counts.min()), int(counts.max())
+    return (f"{low}" if low == high else f"{low} to {high}") + (" seed" if high == 1 else " seeds")
+
+
+def _tick(span: float) -> int:
+    """Points between ticks, so that there are few."""
+    return next(t for t in TICKS if span / t < 6)
 
 
 def _panels(n: int, height: float = 2.1) -> tuple[Figure, list[Axes], list[Axes]]:
@@ -263,3 +529,17 @@ def _legend(fig: Figure, spare: list[Axes], handles: list[Line2D], **options: fl
         fig.legend(handles=handles, loc="outside right center", **options)
     else:
         fig.legend(handles=handles, loc="outside upper center", ncols=4 if len(handles) == 4 else 3, **options)
+
+
+def _key(fig: Figure, handles: list[Line2D]) -> None:
+    """A second legend, below all, for which the figure grows."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = min(len(handles), max(1, int(72 * fig.get_figwidth() / (0.56 * SMALL * longest + 18))))
+    key = fig.legend(handles=handles, loc="lower center", ncols=columns, fontsize=SMALL, handlelength=1, labelspacing=0.3,
+                     handletextpad=0.4, columnspacing=1, borderaxespad=0.2)
+    height = key.get_window_extent().height / fig.dpi + 0.05
+    fig.set_figheight(fig.get_figheight() + height)
+    bottom = height / fig.get_figheight()
+    fig.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))
+    if fig.get_supxlabel():
+        fig.supxlabel(fig.get_supxlabel(), y=bottom + 0.005)

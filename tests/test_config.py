@@ -63,13 +63,31 @@ def test_golden_hashes(spec: object, golden: str) -> None:
     assert spec_hash(spec) == golden
 
 
+GOLDEN_METHODS = {
+    "natural": "3b1c1c29ab2a", "at": "158bfb5df312", "trades": "1ee9d68a7be0", "twins_at": "341692e67844",
+    "twins_trades": "4c1869853f37",  # these five as before there were others
+    "distill": "df20272b429e", "feature_distill": "f951c718a25d", "l2sp": "7b0ea2fbd266", "joint": "2b66509d4b8d",
+    "joint_uot": "e2498b0efb10", "frozen_at": "8ed070529e8d", "at_natural": "e6f0919e38f5", "at_random": "a7d04f8d2941",
+    "at_lr": "ab6a2b0fe70e", "at_split": "21cfbf14b846", "two_adaptive": "3b0fc36ea48d", "twins_shared": "3f2abcc6988f",
+    "twins_attack_frozen": "ffe946f0e46c", "twins_attack_alternating": "35a49910551c", "trades_beta3": "e35ae1f31031",
+    "twins_trades_wing": "affb268b6e41",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_golden_methods(name: str) -> None:
+    """What a method's name stands for is never changed: results are stored under its hash."""
+    assert spec_hash(METHODS[name]) == GOLDEN_METHODS[name]
+
+
 GOLDEN_DEFAULTS = {
     DataSpec: dict(image_size=32, exclude=(), train_images=None, val_images=0, augment="crop_flip", crop=None,
                    split_seed=0),
     ModelSpec: dict(norm="batch", upsample=None),
     AttackSpec: dict(threat="linf", eps=8 / 255, step_size=2 / 255, steps=10, loss="ce", random_start=True),
     MethodSpec: dict(objective="at", wings="single", twins_weight=1.0, normalize_loss=False, share_affine=False,
-                     attack_wing="adaptive", trades_beta=6.0, kl_divisor="batch"),
+                     attack_wing="adaptive", trades_beta=6.0, kl_divisor="batch", distill_weight=0.0, feature_weight=0.0,
+                     l2sp_weight=0.0, source_weight=0.0, source_classes=None),
     OptimSpec: dict(epochs=60, batch_size=128, lr=0.003, momentum=0.9, weight_decay=1e-5, schedule="piecewise",
                     milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10),
     WeightsSpec: dict(origin=""),
@@ -137,10 +155,17 @@ data_specs = st.builds(
     DataSpec, name=st.text(), image_size=count, exclude=st.lists(st.text(), max_size=3).map(tuple),
     train_images=st.none() | count, val_images=st.integers(0, 99), augment=st.sampled_from(AUGMENTATIONS),
     split_seed=st.integers(0, 9))
-method_specs = st.builds(
-    MethodSpec, name=st.text(), objective=st.sampled_from(["natural", "at", "trades"]), twins_weight=st.floats(0, 9),
-    normalize_loss=st.booleans(), share_affine=st.booleans(), attack_wing=st.sampled_from(["adaptive", "frozen"]),
-    trades_beta=st.floats(0, 99), kl_divisor=st.sampled_from(["batch", "wing"]))
+weight = st.floats(0, 99)
+switches = dict(name=st.text(), twins_weight=weight, normalize_loss=st.booleans(), share_affine=st.booleans(),
+                trades_beta=weight, kl_divisor=st.sampled_from(["batch", "wing"]))
+objectives = st.sampled_from(["natural", "at", "trades"])
+free_methods = st.builds(MethodSpec, objective=objectives, wings=st.sampled_from(["single", "split"]), **switches) | st.builds(
+    MethodSpec, objective=objectives, wings=st.sampled_from(["twins", "two_adaptive"]),
+    attack_wing=st.sampled_from(["adaptive", "frozen", "alternating"]), **switches)
+keeping_methods = st.builds(
+    MethodSpec, objective=st.sampled_from(["at", "trades"]), wings=st.sampled_from(["single", "split", "twins", "frozen"]),
+    distill_weight=weight, feature_weight=weight, l2sp_weight=weight, **switches)
+joint_methods = st.builds(MethodSpec, source_weight=st.floats(0.1, 9), source_classes=st.none() | count, **switches)
 optim_specs = st.builds(
     OptimSpec, epochs=count, batch_size=count, lr=st.floats(1e-9, 9), momentum=st.just(0) | share,
     schedule=st.sampled_from(sorted(SCHEDULES)), milestones=st.lists(share, max_size=3).map(tuple), warmup=share,
@@ -150,13 +175,17 @@ optim_specs = st.builds(
 weights_specs = st.builds(WeightsSpec, file=st.just("a.pt"), classes=count, origin=st.text())
 
 
-def run_specs(source: st.SearchStrategy) -> st.SearchStrategy:
-    return st.builds(RunSpec, data=data_specs, model=st.just(ModelSpec(arch="resnet18", norm="group")),
-                     method=method_specs, optim=optim_specs, attack=attack_specs, source=source, seed=count)
+def run_specs(source: st.SearchStrategy, methods: st.SearchStrategy = free_methods,
+              data: st.SearchStrategy = data_specs) -> st.SearchStrategy:
+    return st.builds(RunSpec, data=data, model=st.just(ModelSpec(arch="resnet18", upsample=64)), method=methods,
+                     optim=optim_specs, attack=attack_specs, source=source, seed=count)
 
 
 plain_specs = run_specs(st.none())
-specs = run_specs(run_specs(st.none() | plain_specs)) | st.builds(replace, plain_specs, weights=weights_specs)
+one_size = st.builds(DataSpec, name=st.text(), image_size=st.just(48), crop=st.none() | st.just(48))
+specs = (run_specs(run_specs(st.none() | plain_specs), free_methods | keeping_methods)
+         | run_specs(run_specs(st.none(), data=one_size), joint_methods, one_size)
+         | st.builds(replace, plain_specs, weights=weights_specs, method=free_methods | keeping_methods))
 
 
 @settings(max_examples=25, deadline=None)
@@ -256,15 +285,14 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: EvalSpec(kind="autoattack", images=1, eps=0.1, attacks=("apgd-tt",)), "did you mean 'apgd-t'?"),
     (lambda: EvalSpec(kind="autoattack", images=1, eps=0.1, attacks=()), "expected at least one attack, none twice"),
     (lambda: EvalSpec(kind="autoattack", images=1, eps=0.1, attacks=("square",) * 2), "none twice"),
-    (lambda: method("twins-at"), "expected method to be one of natural, at, trades, twins_at, twins_trades, "
-                                 "got 'twins-at'; did you mean 'twins_at'?"),
+    (lambda: method("twins-at"), "expected method to be one of natural, at, trades, twins_at, twins_trades, distill, .*"
+                                 ", got 'twins-at'; did you mean 'twins_at'?"),
     (lambda: method("at", twin_weight=1.0), "key of MethodSpec .*; did you mean 'twins_weight'?"),
-    (lambda: method("twins_at", twins_weight=-1.0), "expected twins_weight >= 0, got -1.0"),
-    (lambda: method("trades", trades_beta=-1.0), "expected trades_beta >= 0, got -1.0"),
     (lambda: MethodSpec(name="a", objective="trade"), "expected objective to be one of natural, at, trades, got 'trade'"
                                                       "; did you mean 'trades'?"),
-    (lambda: MethodSpec(name="a", wings="twin"), "expected wings to be one of single, twins, got 'twin'"),
-    (lambda: MethodSpec(name="a", attack_wing="both"), "expected attack_wing to be one of adaptive, frozen"),
+    (lambda: MethodSpec(name="a", wings="twin"), "one of single, twins, two_adaptive, split, frozen, got 'twin'"
+                                                  "; did you mean 'twins'?"),
+    (lambda: MethodSpec(name="a", attack_wing="both"), "attack_wing to be one of adaptive, frozen, alternating, got 'both'"),
     (lambda: MethodSpec(name="a", kl_divisor="half"), "expected kl_divisor to be one of batch, wing, got 'half'"),
     (lambda: ModelSpec(arch="resnet5"), "expected arch to be one of "),
     (lambda: ModelSpec(arch="resnet18", norm="bach"), "batch, group, layer, got 'bach'; did you mean 'batch'?"),
@@ -287,8 +315,19 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: OptimSpec(warmup=1.0), "expected warmup in [0, 1), a share of the run, got 1.0"),
     (lambda: OptimSpec(val_every=-1), "expected val_every >= 0, got -1"),
     (lambda: OptimSpec(val_steps=-1), "expected val_steps >= 0, got -1"),
-    (lambda: RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["twins_at"]),
-     "expected norm 'batch' for a two-wing method, got 'group'"),
+    (lambda: MethodSpec(name="a", source_classes=5), "expected source_weight > 0 with source_classes, got 0.0"),
+    (lambda: method("joint", source_classes=0), "expected source_classes > 0 or null, got 0"),
+    (lambda: method("joint_uot", source_weight=0.0), "expected source_weight > 0 with source_classes, got 0.0"),
+    (lambda: method("distill", objective="natural"),
+     "expected an objective with adversarial images for distillation, got 'natural'"),
+    (lambda: method("feature_distill", objective="natural"),
+     "expected an objective with adversarial images for distillation, got 'natural'"),
+    (lambda: replace(TUNED, method=METHODS["joint"]),
+     "expected source images of the target's size (32, 32) for method 'joint', got (16, 16)"),
+    (lambda: replace(TUNED, method=METHODS["joint"], data=DataSpec(name="a", image_size=64, augment="center_crop", crop=16)),
+     "expected source images of the target's size (64, 16) for method 'joint', got (16, 16)"),
+    (lambda: replace(TUNED, method=METHODS["joint_uot"], source=None, weights=WeightsSpec(file="a.pt", classes=2)),
+     "expected a source run for method 'joint_uot', got 'a.pt'; joint training needs the images of the source task"),
     (lambda: replace(TUNED, weights=WeightsSpec(file="a.pt", classes=2)),
      "expected a source run or weights from elsewhere, got 'both'"),
     (lambda: WeightsSpec(file="weights/a.pt", classes=2), "expected the name of a file, without folders"),
@@ -305,6 +344,74 @@ def test_illegal_values(make, message: str) -> None:
     assert all(piece in text for piece in message.split(".*")), text
 
 
+@pytest.mark.parametrize("field", ["twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight",
+                                   "source_weight"])
+def test_negative_weights(field: str) -> None:
+    """Each weight of a term may be 0 or more; a negative one, or one that is no number, is refused by name."""
+    assert getattr(MethodSpec(name="a", **{field: 0.0}), field) == 0
+    for value in (-1e-9, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"expected {field} >= 0, got {value}"):
+            MethodSpec(name="a", **{field: value})
+
+
+@pytest.mark.parametrize("wing", ["frozen", "alternating"])
+@pytest.mark.parametrize("wings", ["single", "twins", "two_adaptive", "split", "frozen"])
+def test_attacked_wing_needs_two_branches(wings: str, wing: str) -> None:
+    """Only where each batch norm is double is there another wing to attack."""
+    if wings in ("twins", "two_adaptive"):
+        assert MethodSpec(name="a", wings=wings, attack_wing=wing).attack_wing == wing
+        return
+    with pytest.raises(ValueError, match=f"expected attack_wing adaptive without two branches, got '{wing}'"):
+        MethodSpec(name="a", wings=wings, attack_wing=wing)
+
+
+@pytest.mark.parametrize(("changes", "got"), [
+    ({"wings": "twins"}, "twins, at"), ({"wings": "split"}, "split, at"), ({"wings": "two_adaptive"}, "two_adaptive, at"),
+    ({"wings": "frozen"}, "frozen, at"), ({"objective": "trades"}, "single, trades"),
+    ({"objective": "natural"}, "single, natural"),
+])
+def test_joint_training_is_for_one_network_and_at(changes: dict, got: str) -> None:
+    """Source images pass with the adversarial ones of one ordinary network; nothing else is defined."""
+    with pytest.raises(ValueError, match=f"expected wings single and objective at with source_weight, got '{got}'"):
+        method("joint", **changes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_norms_of_methods(name: str) -> None:
+    """Methods with other statistics than an ordinary network's need batch norm; all others take any."""
+    parts = TUNE | {"source": RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["at"])}
+    make = lambda: RunSpec(**parts, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS[name])  # noqa: E731
+    needs = {"twins_at": "twins", "twins_trades": "twins", "twins_shared": "twins", "twins_attack_frozen": "twins",
+             "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "two_adaptive": "two_adaptive",
+             "frozen_at": "frozen"}
+    if name not in needs:
+        assert make().model.norm == "group"
+        return
+    with pytest.raises(ValueError, match=f"expected norm 'batch' for the wings '{needs[name]}', got 'group'"):
+        make()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_start_of_methods(name: str) -> None:
+    """A method that keeps something of its start is refused without one, and takes weights from elsewhere unless it needs
+    the source's images."""
+    parts = TUNE | {"model": ModelSpec(arch="tiny_resnet"), "method": METHODS[name]}
+    file = WeightsSpec(file="a.pt", classes=2)
+    keeps = name in ("distill", "feature_distill", "l2sp", "frozen_at", "joint", "joint_uot")
+    if keeps:
+        with pytest.raises(ValueError, match=f"expected a source run or weights for method '{name}', got 'neither'; it keeps"):
+            RunSpec(**parts)
+    else:
+        assert RunSpec(**parts).source is None
+    if name.startswith("joint"):
+        with pytest.raises(ValueError, match=f"expected a source run for method '{name}', got 'a.pt'"):
+            RunSpec(**parts, weights=file)
+    else:
+        assert RunSpec(**parts, weights=file).weights == file
+    source = RunSpec(**TUNE, model=ModelSpec(arch="tiny_resnet"), method=METHODS["natural"])
+    assert RunSpec(**parts, source=source).source == source
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_network_has_a_spec(arch: str, norm: str) -> None:
@@ -314,13 +421,59 @@ def test_every_network_has_a_spec(arch: str, norm: str) -> None:
         ModelSpec(arch=arch + "x")
 
 
-def test_methods_are_the_official_ones() -> None:
-    """Five methods by name; `method` changes switches and nothing else, and checks them."""
-    assert list(METHODS) == ["natural", "at", "trades", "twins_at", "twins_trades"]
-    assert all(m.name == name and m.wings == ("twins" if "twins" in name else "single") for name, m in METHODS.items())
+@pytest.mark.parametrize("name", ["natural", "at", "trades", "twins_at", "twins_trades"])
+def test_methods_of_the_paper(name: str) -> None:
+    """The paper's five differ from each other in objective and wings, and in nothing else from the official defaults."""
+    objective, wings = name.removeprefix("twins_"), "twins" if "twins" in name else "single"
+    assert METHODS[name] == MethodSpec(name=name, objective=objective, wings=wings)
+
+
+@pytest.mark.parametrize(("name", "base", "changes"), [
+    ("distill", "at", {"distill_weight": 0.3}),
+    ("feature_distill", "at", {"feature_weight": 1.0}),
+    ("l2sp", "at", {"l2sp_weight": 0.01}),
+    ("joint", "at", {"source_weight": 0.3}),
+    ("joint_uot", "joint", {"source_classes": 20}),
+    ("frozen_at", "at", {"wings": "frozen"}),
+    ("at_natural", "at", {}), ("at_random", "at", {}), ("at_lr", "at", {}),
+    ("at_split", "at", {"wings": "split"}),
+    ("two_adaptive", "twins_at", {"wings": "two_adaptive"}),
+    ("twins_shared", "twins_at", {"share_affine": True}),
+    ("twins_attack_frozen", "twins_at", {"attack_wing": "frozen"}),
+    ("twins_attack_alternating", "twins_at", {"attack_wing": "alternating"}),
+    ("trades_beta3", "trades", {"trades_beta": 3.0}),
+    ("twins_trades_wing", "twins_trades", {"kl_divisor": "wing"}),
+])
+def test_baselines_and_controls_differ_in_one_thing(name: str, base: str, changes: dict) -> None:
+    """Each is its base with one switch changed, or another start or rate that the study gives it."""
+    assert METHODS[name] == replace(METHODS[base], name=name, **changes)
+
+
+def test_methods_by_name() -> None:
+    """Every method is registered under its own name; `method` changes switches and nothing else, and checks them."""
+    assert {name: m.name for name, m in METHODS.items()} == {name: name for name in GOLDEN_METHODS}
     assert method("twins_at", twins_weight=0.4) == replace(METHODS["twins_at"], twins_weight=0.4)
+    assert method("twins_at", name="other").name == "other"
+    assert type(method("l2sp", l2sp_weight=1).l2sp_weight) is float
     with pytest.raises(TypeError, match="expected bool for MethodSpec.normalize_loss"):
         method("twins_at", normalize_loss=1)
+    with pytest.raises(TypeError, match="expected int for MethodSpec.source_classes, got 3.0"):
+        method("joint", source_classes=3.0)
+
+
+@pytest.mark.parametrize(("wings", "halves", "two_branches"), [
+    ("single", False, False), ("twins", True, True), ("two_adaptive", True, True), ("split", True, False),
+    ("frozen", False, False),
+])
+def test_wings(wings: str, halves: bool, two_branches: bool) -> None:
+    """Which wings weigh two halves of the batch, and which have two branches in each batch norm."""
+    m = MethodSpec(name="a", wings=wings)
+    assert (m.halves, m.two_branches) == (halves, two_branches)
+
+
+def test_who_needs_the_start_network() -> None:
+    """Distillation and joint training use the start network and its head all along; L2-SP keeps its own copy of weights."""
+    assert [name for name, m in METHODS.items() if m.needs_origin] == ["distill", "feature_distill", "joint", "joint_uot"]
 
 
 @pytest.mark.parametrize(("spec", "name"), [

@@ -5,9 +5,9 @@ from importlib import resources
 
 import pytest
 
-from twinslib import paths, report
+from twinslib import paths, public, report
 
-ROWS = report.reference_rows()
+ROWS = public.reference_rows()
 FILES = sorted(p.name for p in (resources.files("twinslib") / "reference").iterdir() if p.name.endswith(".csv"))
 
 
@@ -61,14 +61,14 @@ def test_spot_checks(source, method, dataset, attack, value):
 
 def test_mean_gains_of_the_rerun():
     """The means over the five data sets agree with a calculation made apart from the file."""
-    table = report.reference_differences()
+    table = public.reference_differences()
     assert table.iloc[-1].tolist()[:4] == ["mean of 5 data sets", "+2.47", "+0.43", "+0.51"]
     assert list(table.columns[1:4]) == ["clean", "PGD-10 at 8/255", "AutoAttack at 8/255"]
 
 
 def test_reported_effect_says_how_sure_it_is():
     """The one effect size of the paper that may be shown, in the one wording that may be used."""
-    assert report.reported() == "reported, second-hand: +2.18 clean, +1.21 robust"
+    assert public.reported() == "reported, second-hand: +2.18 clean, +1.21 robust"
 
 
 def test_counterparts_exist():

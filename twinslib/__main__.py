@@ -1,9 +1,10 @@
-"""Command line: python -m twinslib {data, sweep}.
+"""Command line: python -m twinslib {data, sweep, claims}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
     python -m twinslib sweep --preset medium --budget 9m           stop cleanly after nine minutes; the next call goes on
     python -m twinslib sweep --preset paper --dry-run              print the runs, hours and memory, compute nothing
+    python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
 """
 
 import argparse
@@ -14,12 +15,15 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import build, plan, study, table
+from . import build, claims, plan, rules, study, table
+from .checkpoint import atomic_write
+from .errors import choose
 from .runs import Best, Job, Report, Store, Task, sweep
 
 
@@ -101,9 +105,26 @@ def run_sweep(args: argparse.Namespace) -> int:
         report = sweep(store, planned, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
     jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
-        table.write(store, [job for job in jobs if job.study == name], name)
+        table.write(store, jobs, name)
     print(summary(report, store, jobs, time.monotonic() - clock))
     return 1 if report.failed else (3 if stopped else 0)
+
+
+def run_claims(args: argparse.Namespace) -> int:
+    chosen = [c for c in rules.claims() if not args.id or c.id in args.id]
+    for name in args.id:
+        choose(name, [c.id for c in rules.claims()], "claim")
+    store = Store(args.preset, device="cpu")
+    for number in dict.fromkeys(c.notebook for c in chosen):
+        jobs = study.plan(args.preset, number)[0](best=store.best)
+        verdicts = [claims.judge(c, store, jobs) for c in chosen if c.notebook == number]
+        claims.write(store, verdicts)
+        for line in claims.to_table(verdicts).to_dict("records"):
+            print(f"{line.pop('claim')}  {line.pop('sentence')}", *(f"    {k}: {v}" for k, v in line.items()), "", sep="\n")
+    if args.into:
+        text = claims.put_into(args.into.read_text(encoding="utf-8"), store)
+        atomic_write(args.into, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    return 0
 
 
 def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> str:
@@ -134,6 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.set_defaults(func=run_sweep)
+    p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")
+    p.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
+    p.add_argument("id", nargs="*", help="claims, such as C2; default: all")
+    p.add_argument("--into", type=Path, metavar="FILE", help="also put the verdicts between the marks in this Markdown file")
+    p.set_defaults(func=run_claims)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:

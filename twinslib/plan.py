@@ -118,7 +118,7 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
 
 def tasks_of(jobs: Sequence[Job]) -> list[Task]:
     """Every task of the jobs, done or not."""
-    return [t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.evals)]]
+    return list(dict.fromkeys(t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.evals)]))
 
 
 def rate(store: Store, tasks: Sequence[Task]) -> tuple[float, str]:

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.ticker import MultipleLocator
 
-from . import report
+from . import compare, report
 from .checkpoint import atomic_write
 
 WIDTH = 7.0  # inches, the text width of a printed page
@@ -144,7 +144,7 @@ def robust_curves(rows: pd.DataFrame, datasets: Sequence[str] | None = None) -> 
 
 
 def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
-                 pairs: Sequence[tuple[str, str]] = report.PAIRS) -> Figure:
+                 pairs: Sequence[tuple[str, str]] = compare.PAIRS) -> Figure:
     """Robust against clean accuracy, a panel per data set; an arrow leads from each baseline to its TWINS variant.
 
     Robust is the strongest PGD at the largest radius of `rows`. All panels span the same number of points, so that
@@ -170,7 +170,7 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
     limits, span = _windows(both, looks)
     with style():
         fig, axes, spare = _panels(len(datasets), height=2.4)
-        outside = []
+        outside = False
         for name, ax in zip(datasets, axes, strict=True):
             ax.set_title(report.dataset_label(name))
             here = {row.method: row for row in both[both["dataset"] == name].itertuples()}
@@ -192,24 +192,19 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
                 ax.set(**{f"{axis}lim": (low, high)})
                 getattr(ax, f"{axis}axis").set_major_locator(MultipleLocator(_tick(span)))
             ax.set_box_aspect(1)
-            for method in numbers:
-                if method in at and _dot(ax, at[method]):
-                    outside.append(method)
+            outside |= any([_dot(ax, at[method]) for method in numbers if method in at])
         first = robust.iloc[0]
         radius = report.eps_label(first.eps, first.threat)
         _labels(fig, "clean accuracy (%)", f"{report.attack_label(first.attack)} accuracy at {radius} (%)")
-        _legend(fig, spare, [Line2D([], [], label=report.method_label(m), **look | {"linestyle": "none"})
-                             for m, look in looks.items()], handlelength=1)
+        if looks:
+            _legend(fig, spare, [Line2D([], [], label=report.method_label(m), **look | {"linestyle": "none"})
+                                 for m, look in looks.items()], handlelength=1)
         if numbers:
-            handles = [Line2D([], [], label=f"{k} {report.method_label(m)}", **QUIET) for m, k in numbers.items()]
-            if outside:
-                handles.append(Line2D([], [], label="outside (clean, robust)", **QUIET | {"marker": (3, 0, 90), "markersize": 4}))
-            _key(fig, handles)
+            _key(fig, numbers, outside)
             fig.draw_without_rendering()  # places the axes: only now distances between points are known
             for name, ax in zip(datasets, axes, strict=True):
                 here = both[both["dataset"] == name]
-                at = dict(zip(here["method"], zip(100 * here["value_clean"], 100 * here["value_robust"], strict=True),
-                              strict=True))
+                at = {row.method: (100 * row.value_clean, 100 * row.value_robust) for row in here.itertuples()}
                 _number(ax, {k: at[m] for m, k in numbers.items() if m in at}, [at[m] for m in looks if m in at])
     return fig
 
@@ -231,70 +226,50 @@ def forest(differences: pd.DataFrame, robust: tuple[str, str, float] | None = No
             PGD of a single threat model to choose it from.
     """
     lines = _checked(differences)
-    attack, threat, eps = robust = _measurement(lines, robust)
-    panels = {"clean": lines[lines["attack"] == "none"], "robust": lines[_is(lines, robust)]}
-    for panel in panels.values():
-        repeated = panel[panel.duplicated(["dataset", "method", "baseline"])]
-        if len(repeated):
-            raise ValueError("expected one line per data set, method, baseline and measurement, got several for "
-                             f"{', '.join(repeated.iloc[0][['dataset', 'method', 'baseline']])}; choose the lines to draw")
-    panels = {name: panel.dropna(subset=["value", "low", "high"]) for name, panel in panels.items()}
-    drawn = pd.concat(panels.values())
+    robust = _measurement(lines, robust)
+    panels = [_single(lines[lines["attack"] == "none"]), _single(lines[_is(lines, robust)])]
+    drawn = pd.concat(panels)
     names = [d for d in dict.fromkeys(lines["dataset"]) if d != "mean"]
     looks = {name: DATASETS[i % len(DATASETS)] for i, name in enumerate(names)} | {"mean": MEAN}
-    left, right = _range(drawn)
-    beyond = drawn[(drawn["value"] < left) | (drawn["value"] > right)]
-    mixed = drawn["seeds"].nunique() > 1
-    rows, top = [], 0.0  # y in points of the page, from above
-    for method, baseline in dict.fromkeys(zip(lines["method"], lines["baseline"], strict=True)):
-        mine = drawn[(drawn["method"] == method) & (drawn["baseline"] == baseline)]
-        numbered = set(beyond.loc[beyond.index.intersection(mine.index), "dataset"])
-        label = _wrapped(f"{report.method_label(method)} - {report.method_label(baseline)}"
-                         + (f" ({_seeds(mine['seeds'])})" if mixed and len(mine) else ""))
-        slots = {d: 8.5 if d in numbered else 5 if d == "mean" else 4 for d in looks if d in set(mine["dataset"])}
-        height = max(sum(slots.values()), 9 * len(label)) + 5
-        y, at = top + (height - sum(slots.values())) / 2, {}
-        for name, slot in slots.items():
-            at[name] = y + slot / 2
-            y += slot
-        rows.append((method, baseline, "\n".join(label), top, top + height, at))
-        top += height
+    limits = _range(drawn)
+    beyond = drawn[~drawn["value"].between(*limits)]
+    comparisons = list(dict.fromkeys(zip(lines["method"], lines["baseline"], strict=True)))
+    strips = _strips(comparisons, drawn, beyond, looks)
+    height = strips[-1][1]
     with style():
-        fig = Figure(figsize=(WIDTH, top / 72 + 1.2))
+        fig = Figure(figsize=(WIDTH, height / 72 + 1.2))
         axes = fig.subplots(1, 2, sharex=True, sharey=True)
-        titles = "clean accuracy", f"{report.attack_label(attack)} at {report.eps_label(eps, threat)}"
-        for ax, panel, title in zip(axes, panels.values(), titles, strict=True):
+        titles = "clean accuracy", f"{report.attack_label(robust[0])} at {report.eps_label(robust[2], robust[1])}"
+        for ax, panel, title in zip(axes, panels, titles, strict=True):
             ax.set_title(title)
             ax.axvline(0, color="#555555", linewidth=0.8, zorder=1)
-            for i, (method, baseline, _, low, high, at) in enumerate(rows):
-                band = BANDS[i % 2]
-                ax.axhspan(low, high, color=band, linewidth=0, zorder=0)
-                mine = panel[(panel["method"] == method) & (panel["baseline"] == baseline)]
+            for i, (pair, (top, bottom, places)) in enumerate(zip(comparisons, strips, strict=True)):
+                ax.axhspan(top, bottom, color=BANDS[i % 2], linewidth=0, zorder=0)
+                mine = _of_pair(panel, pair)
                 for line in mine.itertuples():
-                    _difference(ax, at[line.dataset], line, looks[line.dataset], (left, right), band)
+                    _difference(ax, places[line.dataset], line, looks[line.dataset], limits, BANDS[i % 2])
                 if mine.empty:
-                    side = 1 if left + right > 0 else -1  # of the line at 0, where there is room
-                    ax.annotate(report.NOT_RUN, (0, (low + high) / 2), (4 * side, 0), textcoords="offset points",
-                                ha="left" if side > 0 else "right", va="center", fontsize=SMALL, color="#555555")
+                    _not_run(ax, (top + bottom) / 2, side=1 if sum(limits) > 0 else -1)
             ax.tick_params(axis="y", length=0)
             ax.grid(axis="y", visible=False)
             ax.spines["left"].set_visible(False)
-        axes[0].set(xlim=(left, right), ylim=(top, 0))
-        axes[0].xaxis.set_major_locator(MultipleLocator(_tick(right - left)))
-        axes[0].set_yticks([(low + high) / 2 for *_, low, high, _ in rows], [label for _, _, label, *_ in rows], fontsize=7.5)
+        axes[0].set(xlim=limits, ylim=(height, 0))
+        axes[0].xaxis.set_major_locator(MultipleLocator(_tick(limits[1] - limits[0])))
+        axes[0].set_yticks([(top + bottom) / 2 for top, bottom, _ in strips],
+                           ["\n".join(_row_label(pair, drawn)) for pair in comparisons], fontsize=7.5)
         fig.supxlabel("difference in points with its 95 % interval (right of 0 the first method is higher)")
-        shown = [d for d in looks if d in set(drawn["dataset"])]
-        handles = [Line2D([], [], color=looks[d]["color"], marker=looks[d]["marker"], linewidth=1.9 if d == "mean" else 0.9,
-                          label="mean of data sets" if d == "mean" else report.dataset_label(d)) for d in shown]
+        handles = [Line2D([], [], color=looks[d]["color"], marker=looks[d]["marker"], linewidth=looks[d].get("elinewidth", 0.9),
+                          label="mean of data sets" if d == "mean" else report.dataset_label(d))
+                   for d in looks if d in set(drawn["dataset"])]
         plain = {"linestyle": "none", "marker": "o", "color": "#555555"}
         handles += [Line2D([], [], label=f"filled: Holm-adjusted p ≤ {LEVEL}", **plain),
                     Line2D([], [], label="hollow: p above that, or none", markerfacecolor="white", **plain)]
-        if len(beyond) or (drawn["low"] < left).any() or (drawn["high"] > right).any():
+        if (drawn["low"] < limits[0]).any() or (drawn["high"] > limits[1]).any():
             handles.append(Line2D([], [], label="beyond the axis", **plain | {"marker": CARETLEFT, "markersize": 5}))
-        fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, handlelength=2)
+        fig.legend(handles=handles, loc="outside upper center", ncols=2 if len(handles) == 4 else 3, fontsize=8, handlelength=2)
         fig.draw_without_rendering()
-        missing = top / 72 - axes[0].get_window_extent().height / fig.dpi
-        fig.set_figheight(fig.get_figheight() + missing)  # so that a point of y is a point on the page
+        missing = height / 72 - axes[0].get_window_extent().height / fig.dpi
+        fig.set_figheight(fig.get_figheight() + missing)  # so that a unit of y is a point of the page
     return fig
 
 
@@ -404,6 +379,7 @@ def _number(ax: Axes, points: dict[str, tuple[float, float]], others: Sequence[t
 
     dots = {key: place(point) for key, point in points.items()}
     taken = [(x, y, 2, 2) for x, y in dots.values()] + [(*place(point), 3.5, 3.5) for point in others]
+    texts = []
     left, bottom, right, top = 72 / ax.figure.dpi * ax.get_window_extent().get_points().ravel()
     for key, (x, y) in dots.items():
         text = key if _inside(ax, points[key]) == points[key] else f"{key} ({points[key][0]:.0f}, {points[key][1]:.0f})"
@@ -411,12 +387,14 @@ def _number(ax: Axes, points: dict[str, tuple[float, float]], others: Sequence[t
         for radius, turn in ((r, t) for r in RADII for t in TURNS):
             away = math.cos(turn) * (radius + width - 3), math.sin(turn) * radius
             u, v = x + away[0], y + away[1]
-            clear = all(abs(u - a) >= width + c or abs(v - b) >= height + d for a, b, c, d in taken)
+            clear = all(abs(u - a) >= width + c or abs(v - b) >= height + d for a, b, c, d in taken + texts)
+            clear &= all(abs(x + t * away[0] - a) >= c or abs(y + t * away[1] - b) >= d  # nor does the line to it
+                         for a, b, c, d in texts for t in (0.2, 0.4, 0.6, 0.8))
             alone = radius > RADII[0] or all(math.dist((u, v), dot) > 1.4 * math.hypot(*away) for k, dot in dots.items()
                                              if k != key)
             if clear and alone and left + width < u < right - width and bottom + height < v < top - height:
                 break
-        taken.append((u, v, width, height))
+        texts.append((u, v, width, height))
         line = {"arrowstyle": "-", "color": QUIET["color"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0}
         ax.annotate(text, _inside(ax, points[key]), away, textcoords="offset points", ha="center", va="center_baseline",
                     fontsize=SMALL, color="#333333", in_layout=False, arrowprops=line if radius > RADII[0] else None)
@@ -457,6 +435,51 @@ def _is(lines: pd.DataFrame, robust: tuple[str, str, float]) -> pd.Series:
     return (lines["attack"] == attack) & (lines["threat"] == threat) & ((lines["eps"] - eps).abs() < 1e-6)
 
 
+def _single(panel: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a panel that have a value; each is the only one for its marker."""
+    again = panel[panel.duplicated(["dataset", "method", "baseline"])]
+    if len(again):
+        raise ValueError("expected one line per data set, method, baseline and measurement, got several for "
+                         f"{', '.join(again.iloc[0][['dataset', 'method', 'baseline']])}; choose the lines to draw")
+    return panel.dropna(subset=["value", "low", "high"])
+
+
+def _of_pair(lines: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    return lines[(lines["method"] == pair[0]) & (lines["baseline"] == pair[1])]
+
+
+def _strips(comparisons: Sequence[tuple[str, str]], drawn: pd.DataFrame, beyond: pd.DataFrame,
+            looks: Iterable[str]) -> list[tuple[float, float, dict[str, float]]]:
+    """Of each comparison its top and bottom and the heights of its data sets, in points of the page from above.
+
+    Data sets without a line take no room; those with a number take that of the number.
+    """
+    out, top = [], 0.0
+    for pair in comparisons:
+        present, numbered = (set(_of_pair(lines, pair)["dataset"]) for lines in (drawn, beyond))
+        rooms = {d: 8.5 if d in numbered else 5 if d == "mean" else 4 for d in looks if d in present}
+        height = max(sum(rooms.values()), 9 * len(_row_label(pair, drawn))) + 5
+        y, places = top + (height - sum(rooms.values())) / 2, {}
+        for name, room in rooms.items():
+            places[name] = y + room / 2
+            y += room
+        out.append((top, top + height, places))
+        top += height
+    return out
+
+
+def _row_label(pair: tuple[str, str], drawn: pd.DataFrame, width: int = 32) -> list[str]:
+    """Lines of a comparison's label, broken before the minus if it is long; with the number of seeds if that differs."""
+    seeds, every = _of_pair(drawn, pair)["seeds"], drawn["seeds"]
+    counts = dict.fromkeys(f"{count:.0f}" for count in (seeds.min(), seeds.max()))
+    unit = "seed" if seeds.max() == 1 else "seeds"
+    tail = f" ({' to '.join(counts)} {unit})".replace(" ", "\u00a0") if len(seeds) and every.nunique() > 1 else ""
+    parts = [report.method_label(pair[0]), f"- {report.method_label(pair[1])}{tail.replace(chr(160), ' ', 1)}"]
+    parts = [" ".join(parts)] if len(" ".join(parts)) <= width else parts
+    wrapped = [line for part in parts for line in textwrap.wrap(part, width, break_on_hyphens=False)]
+    return [line.replace("\u00a0", " ") for line in wrapped]
+
+
 def _range(drawn: pd.DataFrame) -> tuple[float, float]:
     """Limits in points that hold 0 and all interval ends but those far from most (Tukey's fences)."""
     ends = pd.Series(drawn[["value", "low", "high"]].to_numpy().ravel())
@@ -475,7 +498,7 @@ def _difference(ax: Axes, y: float, line: tuple, look: dict, limits: tuple[float
                 label=f"_{line.dataset}", **style)
     for edge, head, sign in ((limits[0], CARETLEFT, -1), (limits[1], CARETRIGHT, 1)):
         if max(sign * (line.low - edge), sign * (line.high - edge)) > 0:
-            ax.plot(edge, y, marker=head, color=look["color"], markersize=4.5, markeredgewidth=0, zorder=4)
+            ax.plot(edge, y, marker=head, color=look["color"], markersize=4.5, markeredgewidth=0, zorder=2.9)
         if sign * (line.value - edge) > 0:
             ax.annotate(f"{line.value:+.1f}".replace("-", "−"), (edge, y), (-6 * sign, 0), textcoords="offset points",
                         ha="left" if sign < 0 else "right", va="center", fontsize=SMALL, in_layout=False, zorder=3.5,
@@ -483,16 +506,10 @@ def _difference(ax: Axes, y: float, line: tuple, look: dict, limits: tuple[float
                         bbox={"facecolor": band, "edgecolor": "none", "pad": 0.4})
 
 
-def _wrapped(label: str, width: int = 32) -> list[str]:
-    """Lines of a row label, broken before the minus if it is long."""
-    parts = [label] if len(label) <= width else label.replace(" - ", "\n- ").split("\n")
-    return [line for part in parts for line in textwrap.wrap(part, width, break_on_hyphens=False)]
-
-
-def _seeds(counts: pd.Series) -> str:
-    """3 seeds, or 1 to 3 seeds."""
-    low, high = int(counts.min()), int(counts.max())
-    return (f"{low}" if low == high else f"{low} to {high}") + (" seed" if high == 1 else " seeds")
+def _not_run(ax: Axes, y: float, side: int) -> None:
+    """Says so beside the line at 0, to its right (1) or left (-1)."""
+    ax.annotate(report.NOT_RUN, (0, y), (4 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right",
+                va="center", fontsize=SMALL, color="#555555")
 
 
 def _tick(span: float) -> int:
@@ -531,8 +548,11 @@ def _legend(fig: Figure, spare: list[Axes], handles: list[Line2D], **options: fl
         fig.legend(handles=handles, loc="outside upper center", ncols=4 if len(handles) == 4 else 3, **options)
 
 
-def _key(fig: Figure, handles: list[Line2D]) -> None:
-    """A second legend, below all, for which the figure grows."""
+def _key(fig: Figure, numbers: dict[str, str], outside: bool) -> None:
+    """A second legend, of the quiet markers: below all, for which the figure grows."""
+    handles = [Line2D([], [], label=f"{k} {report.method_label(m)}", **QUIET) for m, k in numbers.items()]
+    if outside:
+        handles.append(Line2D([], [], label="outside (clean, robust)", **QUIET | {"marker": (3, 0, 90), "markersize": 4}))
     longest = max(len(handle.get_label()) for handle in handles)
     columns = min(len(handles), max(1, int(72 * fig.get_figwidth() / (0.56 * SMALL * longest + 18))))
     key = fig.legend(handles=handles, loc="lower center", ncols=columns, fontsize=SMALL, handlelength=1, labelspacing=0.3,
@@ -540,6 +560,8 @@ def _key(fig: Figure, handles: list[Line2D]) -> None:
     height = key.get_window_extent().height / fig.dpi + 0.05
     fig.set_figheight(fig.get_figheight() + height)
     bottom = height / fig.get_figheight()
+    if fig.get_supxlabel():  # the layout makes room for labels at the edge only
+        label = fig.supxlabel(fig.get_supxlabel(), y=bottom + 0.02 / fig.get_figheight())
+        bottom += (label.get_window_extent().height / fig.dpi + 0.05) / fig.get_figheight()
+        fig.supylabel(fig.get_supylabel(), y=(1 + bottom) / 2)
     fig.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))
-    if fig.get_supxlabel():
-        fig.supxlabel(fig.get_supxlabel(), y=bottom + 0.005)

@@ -1,4 +1,4 @@
-"""Run notebooks at a preset and keep the result: python -m twinslib.render --preset toy [NN …] [--force] [--keep-going]
+"""Run notebooks at a preset and keep the result: python -m twinslib.render --preset toy [NN …] [--force] [--as-is] [--keep-going]
 
 Each notebook runs under a temporary name beside its final one. Only when every code cell has run without an error does
 it become results/<preset>/NN_name.ipynb, with NN_name.html beside it: what lies there is always a finished rendering.
@@ -71,7 +71,7 @@ def _literal(path: Path) -> str:
 
 def fingerprint(notebook: Path, parameters: Mapping, folder: Path) -> str:
     """Hash of all that a rendering depends on: notebook, parameters, the package, the rows in `folder`."""
-    files = [notebook, *sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(__file__).parent.rglob("*.csv")),
+    files = [notebook, *(f for kind in ("py", "csv", "yaml") for f in sorted(Path(__file__).parent.rglob(f"*.{kind}"))),
              *sorted(folder.glob("**/*.csv"))]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for file in files:
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
     parser.add_argument("--force", action="store_true", help="render again what has not changed")
     parser.add_argument("--update", action="store_true", help="with toy: put the outputs into notebooks/ (to commit them)")
+    parser.add_argument("--as-is", action="store_true", help="compute nothing: show what is finished, call the rest not run")
     parser.add_argument("--keep-going", action="store_true", help="go on with the next notebook after a failure")
     args = parser.parse_args(argv)
     try:
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             notebook = study.notebook(number)
             defaults = study.parameters(notebook)
             values = study.overrides(args.preset, number, defaults)
-            jobs.append((notebook, values))
+            jobs.append((notebook, values | ({"compute": False} if args.as_is else {})))
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -70,31 +70,30 @@ class Retention:
         self.method, self.model, self.spec, self.source = m, model, spec, source
         self.distills = max(m.distill_weight, m.feature_weight) > 0
         self.source_head: torch.nn.Module | None = None
+        self.attack: Callable | None = None
         self.features: Features | None = None
         self.anchors: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        if not (self.distills or m.l2sp_weight or m.source_weight):
+        if m.needs_origin and start is None:
+            raise ValueError(f"expected the start network for method {m.name!r}, got None")
+        if m.source_weight and source is None:
+            raise ValueError(f"expected the source images for method {m.name!r}, got None")
+        if not (m.needs_origin or m.l2sp_weight):
             return
-        for value, name in ((start if self.distills or m.source_weight else model, "start network"),
-                            (source if m.source_weight else model, "source images")):
-            if value is None:
-                raise ValueError(f"expected the {name} for method {m.name!r}, got None")
         size = spec.data.crop or spec.data.image_size
         self.head = find_head(model, size)
         if m.l2sp_weight:
             self.anchors = [(p, p.detach().clone()) for p in self._backbone()]
-        if self.distills or m.source_weight:
+        if m.needs_origin:
+            self.features = Features(model, self.head)
             start_head = find_head(start, size)
-        if m.source_weight:  # trained on, so a copy; before any hook
+        if m.source_weight:  # trained on, so a copy
             self.source_head = copy.deepcopy(start.get_submodule(start_head)).requires_grad_(True)
-            self.view = with_head(model, self.head, self.source_head)
-            attacked = spec.source.method.objective != "natural"
-            self.attack = make_attack(self.view, spec.source.attack) if attacked else None
+            if spec.source.method.objective != "natural":
+                self.attack = make_attack(with_head(model, self.head, self.source_head), spec.source.attack)
         if self.distills:
             self.start = start.eval().requires_grad_(False)
             self.start_head = start.get_submodule(start_head)
             self.start_features = Features(start, start_head)
-        if self.distills or m.source_weight:
-            self.features = Features(model, self.head)
 
     def groups(self) -> list[dict]:
         """Parameter groups of the optimiser: with L2-SP weight decay acts on the head only; a source head trains too."""

@@ -86,14 +86,14 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Cross
     For normal effects this covers with at least `level`, whatever the variances and from two seeds on (Banerjee 1960);
     both parts hold the interaction, so luck with the seeds cannot make it shorter than the images allow. Simulated at
     95 %, 3 seeds, seed effects of 0 to 4 image standard errors: covers 0.95 to 0.998, where Satterthwaite's degrees of
-    freedom fall to 0.92 (2 seeds: 0.88) and subtracting the interaction to 0.91. Skewed seed effects, such as a run
-    that collapses now and then, cover less (0.91 if exponential), as with any interval on three seeds.
+    freedom fall to 0.92 (2 seeds: 0.87) and taking the interaction off V_seed to 0.91. Skewed seed effects, such as a
+    run that collapses now and then, are covered less (0.89 if exponential), as by any t interval on three seeds.
 
     The half-width over images is that of Tango's (1998) score interval with continuity correction on each side of the
     estimate (as in MOVER, Zou and Donner 2008), for an effective number of images (Korn and Graubard 1998): n if the
     seeds agree, up to seeds * n if they err independently. So it holds where few images tell a and b apart: seeds that
     agree on every image give the limits of `paired_difference` or up to 1 / n more, and masks without any disagreement
-    +-4.7 / n at 95 % for large n. The p-value inverts the interval: below 1 - level exactly when that excludes 0.
+    +-4.8 / n at 95 % for large n. The p-value inverts the interval: below 1 - level exactly when that excludes 0.
 
     Args:
         a, b: booleans, shape (seeds, N), True where the network of that seed classifies that image correctly.
@@ -126,7 +126,7 @@ def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -
 
     Such are the differences of two methods seed by seed, or their means data set by data set: the interval then speaks
     about new seeds, or about data sets like these. Covers with probability `level` when the values are normal, for any
-    number of them, and with at least that (0.92 or higher levels) when their variances differ (Bakirov and Szekely
+    number of them, and for levels from 0.92 with at least that when their variances differ (Bakirov and Szekely
     2006). A bootstrap of three values that says 95 % covers about 75 %.
 
     Raises:

@@ -32,7 +32,7 @@ from .objectives import OBJECTIVES
 from .runs import Best, Job, Plan
 
 PRESETS = ("toy", "small", "medium", "paper")
-SETTINGS = ("preset", "threads")  # parameters that change no run
+SETTINGS = ("preset", "threads", "compute")  # parameters that change no run
 
 
 def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
@@ -278,8 +278,8 @@ def notebook(number: str) -> Path:
 
 
 def plan(preset: str, number: str) -> tuple[Plan, dict]:
-    """The jobs of notebook `number` at `preset`, as a function of how hyper-parameters are chosen, and the settings (preset,
-    threads) that go with them."""
+    """The jobs of notebook `number` at `preset`, as a function of how hyper-parameters are chosen, and the settings
+    (`SETTINGS`) that go with them."""
     known = parameters(notebook(number))
     values = known | overrides(preset, number, known)
     settings = {k: values.pop(k) for k in SETTINGS}

@@ -45,8 +45,9 @@ def _keys(store: Store, job: Job) -> list:
 
 
 def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
-    """Write both files for `study`, each by atomic rename, and return the rows; runs that nothing was to be measured on have
-    epochs only."""
+    """Write both files for the jobs of `study`, each by atomic rename, and return the rows; runs that nothing was to be
+    measured on have epochs only."""
+    jobs = [job for job in jobs if job.study == study]
     frame = rows(store, jobs)
     measured = [("rows", frame)] if any(job.evals for job in jobs) else []
     for kind, table in (*measured, ("epochs", epochs(store, jobs))):

@@ -1,0 +1,184 @@
+"""Differences between methods on the same test images, from stored masks: by seed, over seeds, over data sets.
+
+Frames hold fractions, tables are text in points.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import stats
+from .config import EvalSpec
+from .report import MEAN, dataset_label, header, method_label, points, spread, unique
+from .runs import Job, Store
+
+PAIRS = (("twins_at", "at"), ("twins_trades", "trades"))
+BASELINES = tuple((name, "at") for name in ("distill", "feature_distill", "l2sp", "joint", "joint_uot", "frozen_at",
+                                            "at_natural", "at_random"))
+CONTROLS = (  # what the gain of TWINS is held against, then TWINS with one thing changed
+    ("twins_at", "at_lr"), ("twins_at", "at_split"), ("twins_at", "two_adaptive"), ("twins_at", "frozen_at"),
+    ("twins_trades", "trades_beta3"), ("twins_trades_wing", "trades"), ("twins_shared", "twins_at"),
+    ("twins_attack_frozen", "twins_at"), ("twins_attack_alternating", "twins_at"),
+)  # fmt: skip
+MEASURED = ["metric", "threat", "eps", "attack"]
+Masks = list[tuple[str, EvalSpec, int, tuple[np.ndarray, np.ndarray] | None]]  # data set, measurement, seed, both masks
+
+
+def comparisons(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    """(method, baseline) for everything that `jobs` compare: TWINS and its baselines, ways of keeping robustness, controls,
+    other weights of the frozen wing."""
+    names = unique(job.spec.method.name for job in jobs)
+    lambdas = [(name, "twins_at") for name in names if name.startswith("twins_at_lambda")]
+    return [pair for pair in (*PAIRS, *BASELINES, *CONTROLS, *lambdas) if set(pair) <= set(names)]
+
+
+def paired_masks(store: Store, jobs: Sequence[Job], method: str, baseline: str) -> Masks:
+    """The masks of a method and its baseline on the same test images, for each data set, measurement and seed that `jobs`
+    have for both; None where one is not done.
+
+    Raises:
+        ValueError: two runs for one data set, method and seed, or two runs whose test images differ.
+    """
+    plan: dict[tuple[str, str, int], Job] = {}
+    for job in jobs:
+        key = job.spec.data.name, job.spec.method.name, job.spec.seed
+        if plan.setdefault(key, job).spec != job.spec:
+            raise ValueError(f"expected one run per data set, method and seed, got two for {', '.join(map(str, key))}; "
+                             "pass the jobs of one study, arch and norm")
+        plan[key] = dataclasses.replace(job, evals=tuple(dict.fromkeys([*plan[key].evals, *job.evals])))
+    out: Masks = []
+    for (dataset, name, seed), ours in plan.items():
+        theirs = plan.get((dataset, baseline, seed))
+        if name != method or theirs is None:
+            continue
+        records = [store.run(job.spec) for job in (ours, theirs)] if ours.settled and theirs.settled else [None]
+        splits = [] if None in records else [record["split"] for record in records]
+        if len(set(splits)) > 1:
+            raise ValueError(f"expected {method} and {baseline} on the same images of {dataset}, got the splits "
+                             f"{splits[0]} and {splits[1]}; give both the same data")
+        for e in _last_stages(ours.evals, theirs.evals):
+            found = [store.masks(job.spec, e) for job in (ours, theirs)] if splits else [None]
+            out.append((dataset, e, seed, None if None in found else tuple(m[e.attack_name] for m in found)))
+    return out
+
+
+def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
+    """accuracy(method) - accuracy(baseline) on the same test images, seed by seed, as fractions.
+
+    Args:
+        pairs: (method, baseline) names; a pair is used on every data set where `jobs` has both.
+    Returns:
+        One line per (dataset, method, baseline, seed) and measurement, in the order of `jobs`: value with the 95 %
+        interval of `stats.paired_difference` over its n images; NaN where a run or a measurement is not done.
+    Raises:
+        ValueError: see `paired_masks`.
+    """
+    out = []
+    for method, baseline in pairs:
+        for dataset, e, seed, masks in paired_masks(store, jobs, method, baseline):
+            found = stats.paired_difference(*masks)[:3] if masks else [math.nan] * 3
+            out.append([dataset, method, baseline, str(seed), *_measurement(e), e.images, *found])
+    return pd.DataFrame(out, columns=["dataset", "method", "baseline", "seed", *MEASURED, "n", "value", "low", "high"])
+
+
+def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """accuracy(method) - accuracy(baseline) over all finished seeds, as fractions, with 95 % intervals.
+
+    Returns:
+        One line per (dataset, method, baseline) and measurement. With one seed the interval is that of
+        `stats.paired_difference` and speaks about other images, with more that of `stats.crossed_difference`, about other
+        images and other seeds. p_holm is corrected over the data sets of a comparison (Holm). A line with dataset "mean"
+        follows where a comparison has at least two data sets: Student's interval over their means, which speaks about data
+        sets like these. Not done: NaN with 0 seeds.
+    Raises:
+        ValueError: see `paired_masks`.
+    """
+    out = []
+    for method, baseline in pairs:
+        masks = paired_masks(store, jobs, method, baseline)
+        for measured in unique(_measurement(e) for _, e, _, _ in masks):
+            lines = []
+            for dataset in unique(d for d, e, _, _ in masks if _measurement(e) == measured):
+                mine = [(e.images, both) for d, e, _, both in masks if d == dataset and _measurement(e) == measured]
+                lines.append([dataset, *over_seeds([both for _, both in mine if both], mine[0][0])])
+            done = [i for i, line in enumerate(lines) if line[2]]
+            corrected = dict(zip(done, stats.holm([lines[i][6] for i in done]), strict=True)) if done else {}
+            lines = [[*line, corrected.get(i, math.nan)] for i, line in enumerate(lines)]
+            if len(done) > 1:
+                whole = stats.student_interval([lines[i][3] for i in done])
+                least = [min(lines[i][k] for i in done) for k in (1, 2)]  # images, seeds
+                lines.append([MEAN, *least, *whole[:3], math.nan, math.nan])
+            out += [[d, method, baseline, *measured, *rest] for d, *rest in lines]
+    return pd.DataFrame(out, columns=["dataset", "method", "baseline", *MEASURED, "n", "seeds", "value", "low", "high", "p_value",
+                                      "p_holm"])
+
+
+def over_seeds(masks: Sequence[tuple[np.ndarray, np.ndarray]], images: int) -> tuple:
+    """(images, seeds, value, low, high, p-value) of a difference, from both masks of each finished seed, on the images that
+    all of them have (measurements are on nested subsets)."""
+    if not masks:
+        return images, 0, *[math.nan] * 4
+    common = min(len(mask) for mask, _ in masks)
+    masks = [tuple(mask[:common] for mask in both) for both in masks]
+    found = (stats.crossed_difference(*map(np.stack, zip(*masks, strict=True))) if len(masks) > 1
+             else stats.paired_difference(*masks[0]))
+    return found.n, len(masks), found.estimate, found.low, found.high, found.p_value
+
+
+def difference_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`differences` in points with their 95 % intervals: one line per comparison and data set, then their mean; a star marks
+    differences that stay significant at 5 % after correction over the data sets."""
+    found = found.assign(line=list(zip(found["method"], found["baseline"], found["dataset"], strict=True)))
+    lines = unique(found["line"])
+    seeds = {line: _range(group.min(), group.max()) for line, group in found.groupby("line")["seeds"]}
+    index = [(f"{method_label(m)} - {method_label(b)}", dataset_label(d), seeds[m, b, d]) for m, b, d in lines]
+    return spread(found, lines, index, ("difference", "data set", "seeds"),
+                  lambda row: points(row.value, row.low, row.high) + (" *" if row.p_holm <= 0.05 else ""))
+
+
+def paired_table(paired: pd.DataFrame) -> pd.DataFrame:
+    """Differences of `paired_rows` in points with their 95 % intervals: one line per comparison, data set and seed. The
+    intervals speak about new test images only."""
+    paired = paired.assign(line=list(zip(*(paired[c] for c in ("method", "baseline", "dataset", "seed")), strict=True)))
+    lines = unique(paired["line"])
+    index = [(f"{method_label(a)} - {method_label(b)}", dataset_label(d), s) for a, b, d, s in lines]
+    return spread(paired, lines, index, ("difference", "data set", "seed"), lambda row: points(row.value, row.low, row.high))
+
+
+def reading(found: pd.DataFrame) -> str:
+    """`differences` in words: on how many data sets each method is above its baseline, and where that is significant."""
+    sentences = []
+    for (method, baseline), group in found[found["dataset"] != MEAN].groupby(["method", "baseline"], sort=False):
+        parts, missing, done = [], int(group["value"].isna().sum()), group.dropna(subset="value")
+        for (threat, eps, attack), g in done.groupby(["threat", "eps", "attack"], sort=False):
+            certain = g[g["p_holm"] <= 0.05]["value"]
+            parts.append(f"{header(attack, threat, eps)} is higher in {(g['value'] > 0).sum()} of {len(g)} "
+                         f"(significantly in {(certain > 0).sum()}, significantly lower in {(certain < 0).sum()})")
+        seeds = f"data sets, {_range(done['seeds'].min(), done['seeds'].max(), 'seed')}" if len(done) else "no data set"
+        head = f"{method_label(method)} against {method_label(baseline)} on the same test images ({seeds}): "
+        tail = f"; {missing} comparisons not run" if missing else ""
+        sentences.append(head + ("; ".join(parts) or "nothing measured yet") + tail + ".")
+    return " ".join(sentences)
+
+
+def _measurement(e: EvalSpec) -> tuple[str, str, float, str]:
+    return "clean_acc" if e.kind == "clean" else "robust_acc", e.threat, e.eps, e.attack_name
+
+
+def _range(low: int, high: int, unit: str = "") -> str:
+    """2, or 1 to 3; with a unit also its plural."""
+    number = f"{low}" if low == high else f"{low} to {high}"
+    return number + (f" {unit}{'' if high == 1 else 's'}" if unit else "")
+
+
+def _last_stages(evals: Sequence, others: Sequence) -> list:
+    """Evaluations that both runs have; of those with one attack and eps the one on the most images."""
+    best = {}
+    for e in evals:
+        key = e.threat, e.eps, e.attack_name
+        if e in others and (key not in best or e.images > best[key].images):
+            best[key] = e
+    return list(best.values())

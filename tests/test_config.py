@@ -380,15 +380,15 @@ def test_joint_training_is_for_one_network_and_at(changes: dict, got: str) -> No
 def test_norms_of_methods(name: str) -> None:
     """Methods with other statistics than an ordinary network's need batch norm; all others take any."""
     parts = TUNE | {"source": RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["at"])}
-    make = lambda: RunSpec(**parts, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS[name])  # noqa: E731
+    parts |= {"model": ModelSpec(arch="resnet18", norm="group"), "method": METHODS[name]}
     needs = {"twins_at": "twins", "twins_trades": "twins", "twins_shared": "twins", "twins_attack_frozen": "twins",
              "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "two_adaptive": "two_adaptive",
              "frozen_at": "frozen"}
     if name not in needs:
-        assert make().model.norm == "group"
+        assert RunSpec(**parts).model.norm == "group"
         return
     with pytest.raises(ValueError, match=f"expected norm 'batch' for the wings '{needs[name]}', got 'group'"):
-        make()
+        RunSpec(**parts)
 
 
 @pytest.mark.parametrize("name", METHODS)

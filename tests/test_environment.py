@@ -18,6 +18,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from twinslib.provenance import PACKAGES
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = [Requirement(r) for r in PROJECT["dependencies"]]
@@ -117,6 +119,20 @@ def test_whole_package_is_installed():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT).as_posix().replace("/", ".") for file in (ROOT / "twinslib").rglob("*.py")}
     assert folders == set(setuptools["packages"])
+
+
+def test_files_of_the_package_are_installed():
+    """Each file of the package that is no code (published numbers, rules of the claims) is listed for installation."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["twinslib"]
+    there = [p for p in (ROOT / "twinslib").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert {p.name for p in there} >= {"claims.yaml", "reported.csv"}
+    assert [p.name for p in there if not any(p.match(f"twinslib/{pattern}") for pattern in patterns)] == []
+
+
+def test_versions_that_numbers_depend_on_are_recorded():
+    """The provenance of a run names the version of every package that its numbers are computed with."""
+    recorded = set(map(canonicalize_name, PACKAGES))
+    assert {"torch", "torchvision", "numpy", "scipy", "scikit-learn", "mlxtend", "pyautoattack", "pot"} <= recorded
 
 
 @pytest.fixture

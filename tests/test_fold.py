@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from twinslib.fold import FoldedCopy
-from twinslib.models import ARCHS, make_model, replace_head
+from twinslib.models import ARCHS, make_model, replace_head, with_head
 from twinslib.norms import NORMS, TwinNorm, twinsify, wings
 
 
@@ -77,6 +77,41 @@ def test_each_wing(wing, share_affine):
             check_equal(folded, twin, x, 1e-12)
     assert any(isinstance(m, TwinNorm) for m in twin.modules())
     assert not any(isinstance(m, TwinNorm) for m in folded.modules())
+
+
+@pytest.mark.parametrize("wing", ["adaptive", "frozen"])
+def test_each_of_two_adaptive_branches(wing):
+    """The copy of a branch equals that branch with its own running statistics, both of which move in training."""
+    twin = shake(twinsify(shake(make_model("tiny_resnet", 6, seed=0)), second="adaptive")).double()
+    x = torch.rand(5, 3, 16, 16, dtype=torch.float64)
+    folded = FoldedCopy(twin, wing=wing, dtype=torch.float64)
+    before = folded(x)
+    with wings(twin.train(), 2), torch.no_grad():
+        twin(x)
+    folded.refresh()
+    assert not torch.allclose(folded(x), before, atol=1e-3)
+    with wings(twin.eval(), wing):
+        check_equal(folded, twin, x, 1e-12)
+
+
+def test_follows_a_network_that_shares_its_weights():
+    """The copy of a network with a second head follows training of the network that it shares all else with, and of that
+    head."""
+    model = shake(make_model("tiny_resnet", 6, seed=0)).double()
+    head = nn.Linear(32, 3).double()
+    view = with_head(model, "network.fc", head)
+    folded = FoldedCopy(view, dtype=torch.float64)
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    check_equal(folded, copy.deepcopy(view).eval(), x, 1e-12)
+    before = folded(x)
+    model.train()(x)
+    shake(model, 1)
+    shake(head, 2)
+    folded.refresh()
+    hand = copy.deepcopy(model).eval()
+    hand.network.fc = head
+    assert not torch.allclose(folded(x), before, atol=1e-3)
+    check_equal(folded, hand, x, 1e-12)
 
 
 @pytest.mark.parametrize("name, some", [("densenet121", True), ("mobilenet_v3_small", True), ("googlenet", True)])

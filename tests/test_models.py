@@ -12,11 +12,13 @@ from twinslib.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Classifier,
+    Features,
     Normalize,
     count_cost,
     find_head,
     make_model,
     replace_head,
+    with_head,
 )
 from twinslib.norms import NORMS, twinsify
 
@@ -155,6 +157,89 @@ def test_the_last_layer_that_gives_the_output_is_the_head():
             return logits
 
     assert find_head(Auxiliary(), 4) == "head"
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("convert", [lambda m: m, twinsify])
+def test_features_are_what_the_head_multiplies(convert):
+    """Features of each pass in turn, with their graph; the head of them is the output."""
+    model = convert(make_model("tiny_resnet", 5, seed=0)).eval()
+    features, x = Features(model, "network.fc"), torch.rand(4, 3, 16, 16)
+    with features.watching():
+        logits = model(x)
+        seen = features.take()
+        assert seen.shape == (4, 32) and torch.equal(model.network.fc(seen), logits)
+        seen.sum().backward()
+        assert model.network.conv1.weight.grad.abs().sum() > 0
+        features.take()  # the head was called once more above
+        model(x[:3])
+        model(x[3:])
+        assert torch.allclose(features.take(), seen, atol=1e-6)
+
+
+def test_features_are_watched_inside_the_context_only():
+    """No hook before and after, also after an error, nor in copies made outside; what was not taken is forgotten."""
+    model = make_model("tiny_resnet", 5, seed=0).eval()
+    features, x = Features(model, "network.fc"), torch.rand(2, 3, 16, 16)
+    assert hooks(model) == 0
+    with pytest.raises(ValueError, match="float images"), features.watching():
+        assert hooks(model) == 1
+        model(x)
+        model(x[0])
+    assert hooks(model) == hooks(copy.deepcopy(model)) == 0
+    model(x)
+    with features.watching():
+        model(x[:1])
+        assert features.take().shape == (1, 32)
+
+
+@pytest.mark.parametrize("convert", [lambda m: m, twinsify])
+def test_with_head_is_the_same_network_with_another_head(convert):
+    """Same features, the other head; the given network computes what it did."""
+    model, head = convert(make_model("tiny_resnet", 5, seed=0)).eval(), nn.Linear(32, 3)
+    x = torch.rand(4, 3, 16, 16)
+    logits = model(x)
+    view, features = with_head(model, "network.fc", head), Features(model, "network.fc")
+    with features.watching():
+        assert torch.equal(model(x), logits)
+        seen = features.take()
+    assert torch.equal(view(x), head(seen)) and view.network.fc is head
+    nested = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    assert with_head(nested, "1", other := nn.Linear(48, 2))[1] is other and nested[1].out_features == 5
+    assert with_head(nn.Linear(4, 6), "", other) is other
+
+
+def test_with_head_shares_weights_and_statistics():
+    """All parameters and buffers but the head's are the same objects, so training one network trains the other, both ways."""
+    model, head = make_model("tiny_resnet", 5, seed=0), nn.Linear(32, 3)
+    view = with_head(model, "network.fc", head)
+    for mine, yours in ((model.named_parameters(), view.named_parameters()), (model.named_buffers(), view.named_buffers())):
+        yours = dict(yours)
+        assert all(yours[name] is tensor for name, tensor in mine if ".fc." not in name)
+    assert {id(p) for p in view.network.fc.parameters()} == {id(p) for p in head.parameters()}
+    x = torch.rand(4, 3, 16, 16)
+    for trained, other in ((model, view), (view, model)):
+        before = other.eval()(x)
+        optimizer = torch.optim.SGD([p for n, p in trained.named_parameters() if ".fc." not in n], lr=0.5)
+        trained.train()(x).logsumexp(1).sum().backward()
+        optimizer.step()
+        assert not torch.allclose(other.eval()(x), before, atol=1e-3)
+        state = trained.state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items() if ".fc." not in k)
+
+
+def test_with_head_has_modes_and_hooks_of_its_own():
+    """eval() and hooks of one network do not reach the other."""
+    model = make_model("tiny_resnet", 5, seed=0).train()
+    view = with_head(model, "network.fc", nn.Linear(32, 3)).eval()
+    assert all(m.training for m in model.modules()) and not any(m.training for m in view.modules())
+    model.network.bn1.register_forward_hook(lambda *args: None)
+    assert hooks(view) == 0
+    view.network.conv1.register_forward_pre_hook(lambda *args: None)
+    assert hooks(model) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from twinslib.norms import ALL_FROZEN, NORMS, TwinNorm, norm_layer, to_plain, twin_norms, twinsify, wings
+from twinslib.norms import (
+    ALL_FROZEN,
+    NORMS,
+    TwinNorm,
+    freeze_statistics,
+    norm_layer,
+    to_plain,
+    twin_norms,
+    twinsify,
+    wings,
+)
 
 TORCHVISION = (
     "resnet18",
@@ -246,6 +256,48 @@ def test_second_adaptive_is_ordinary():
     plain(x[:4])
     assert torch.allclose(twin[1].frozen.running_mean, plain[1].running_mean)
     assert not torch.allclose(twin[1].adaptive.running_mean, plain[1].running_mean)
+
+
+def test_second_adaptive_normalises_with_its_own_batch():
+    """In training each part of the batch meets the statistics of that part alone; in eval mode each branch its own."""
+    twin = twinsify(small(), second="adaptive").train()
+    x = torch.rand(6, 3, 8, 8)
+    with wings(twin, 4):
+        out = twin(x)
+    plain = [small().train(), small().train()]
+    want = torch.cat((plain[0](x[:4]), plain[1](x[4:])))
+    assert torch.allclose(out, want, atol=1e-6) and not torch.allclose(small().train()(x), want, atol=1e-3)
+    with torch.no_grad():
+        for wing, network in zip(("frozen", "adaptive"), plain, strict=True):
+            assert torch.allclose(to_plain(twin, wing).eval()(x), network.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own"])
+def test_freeze_statistics(name):
+    """Each batch norm, of any kind, normalises with its running statistics and keeps them; all else trains, drop layers too,
+    until train() is called."""
+    model, x = build(name).train(), torch.rand(3, 3, 64, 64)
+    drops = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    assert freeze_statistics(model) is model and model.training and all(drop.training for drop in drops)
+    for drop in drops:
+        drop.p = 0.0  # random otherwise
+    plain = copy.deepcopy(model).eval()
+    out, want = model(x), plain(x)
+    assert torch.equal(out, want)
+    out.square().sum().backward()
+    want.square().sum().backward()
+    for p, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p.grad, expected.grad)
+    assert equal(dict(model.named_buffers()), before)
+    model.train()(x)
+    assert not equal(dict(model.named_buffers()), before)
+
+
+def test_freeze_statistics_needs_batch_norm():
+    """A network without statistics is refused by name."""
+    with pytest.raises(ValueError, match="network with batch norm, got Sequential without; there is nothing to freeze"):
+        freeze_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)))
 
 
 def test_modes_are_kept():

@@ -130,6 +130,31 @@ def test_split_wings(n: int, weight: float, normalize: bool, n_frozen: int, part
     assert split_wings(spec, n) == (n_frozen, [(slice(*ends), pytest.approx(w)) for ends, w in parts])
 
 
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 8, 9])
+@pytest.mark.parametrize("wings", ["two_adaptive", "split"])
+def test_controls_weigh_the_halves_as_twins_does(wings: str, n: int, weight: float) -> None:
+    """Slices, weights and so the loss are those of TWINS; a network with one branch sends no image to a second one."""
+    twins, control = (method("twins_at", wings=w, twins_weight=weight) for w in ("twins", wings))
+    n_second, parts = split_wings(control, n)
+    assert parts == split_wings(twins, n)[1] and n_second == (n // 2 if wings == "two_adaptive" else 0)
+    assert wing_loss(control, logits(n), labels(n)) == wing_loss(twins, logits(n), labels(n))
+
+
+@pytest.mark.parametrize("wings", ["single", "frozen"])
+def test_whole_batches_stay_whole(wings: str) -> None:
+    """One network, also one with frozen statistics, has one part of weight 1, and lambda changes nothing."""
+    assert split_wings(method("at", wings=wings, twins_weight=0.4), 9) == (0, [(slice(0, 9), 1.0)])
+
+
+def test_split_loss_of_equal_halves_is_a_multiple_of_the_mean() -> None:
+    """The halves' means, weighted 1 and 1, are twice the mean over the batch; normalised they are the mean itself."""
+    z, y = logits(8), labels(8)
+    whole = wing_loss(METHODS["at"], z, y)
+    torch.testing.assert_close(wing_loss(METHODS["at_split"], z, y), 2 * whole)
+    torch.testing.assert_close(wing_loss(method("at_split", normalize_loss=True), z, y), whole)
+
+
 @pytest.mark.parametrize("n", [1, 2, 9, 128])
 @pytest.mark.parametrize("name", METHODS)
 def test_wings_cover_the_batch_once(name: str, n: int) -> None:
@@ -137,7 +162,7 @@ def test_wings_cover_the_batch_once(name: str, n: int) -> None:
     n_frozen, parts = split_wings(METHODS[name], n)
     covered = [i for part, _ in parts for i in range(n)[part]]
     assert covered == list(range(n)) and all(part.stop > part.start for part, _ in parts)
-    assert n_frozen == (n // 2 if METHODS[name].wings == "twins" else 0)
+    assert n_frozen == (n // 2 if METHODS[name].wings in ("twins", "two_adaptive") else 0)
     assert torch.isfinite(wing_loss(METHODS[name], logits(n), labels(n)))
 
 

@@ -35,10 +35,24 @@ def forget():
     ("twins_at", 3 * 50 * (2 * 5 + 3) + 2 * 10 * (1 + 2 * 4)),
     ("trades", 3 * 50 * (2 * 5 + 6) + 2 * 10 * (1 + 2 * 4)),
     ("twins_trades", 3 * 50 * (2 * 5 + 6) + 2 * 10 * (1 + 2 * 4)),
+    # one network, or two branches that share the batch: as at
+    *((name, 3 * 50 * (2 * 5 + 3) + 2 * 10 * (1 + 2 * 4)) for name in ("l2sp", "frozen_at", "at_split", "two_adaptive")),
+    # one more forward, through the start network
+    ("distill", 3 * 50 * (2 * 5 + 3 + 1) + 2 * 10 * (1 + 2 * 4)),
+    ("feature_distill", 3 * 50 * (2 * 5 + 3 + 1) + 2 * 10 * (1 + 2 * 4)),
 ])
 def test_forwards_of_training(name: str, expected: int) -> None:
     """Image forwards of a training run, counted by hand."""
-    assert plan.forwards(Task(replace(RUN, method=METHODS[name])), 50) == expected
+    assert plan.forwards(Task(replace(RUN, method=METHODS[name], source=RUN)), 50) == expected
+
+
+@pytest.mark.parametrize("name", ["joint", "joint_uot"])
+@pytest.mark.parametrize(("source", "per_image"), [("at", 2 * 7 + 3), ("trades", 2 * 7 + 3), ("natural", 3)])
+def test_joint_training_counts_source_images(name: str, source: str, per_image: int) -> None:
+    """As many source images as target images, attacked as in their own training, pass forward and back."""
+    run = replace(RUN, source=replace(RUN, method=METHODS[source], attack=AttackSpec(steps=7)))
+    difference = plan.forwards(Task(replace(run, method=METHODS[name])), 50) - plan.forwards(Task(run), 50)
+    assert difference == 3 * 50 * per_image
 
 
 @pytest.mark.parametrize(("every", "measurements"), [(0, 0), (1, 3), (2, 2), (3, 1), (4, 1)])
@@ -97,6 +111,8 @@ def test_memory_grows_with_what_is_stored() -> None:
     assert memory(replace(RUN.optim, precision="bfloat16")) < memory()
     assert memory() < memory(data=replace(RUN.data, train_images=500))
     assert memory() < memory(model=ModelSpec(arch="resnet18"))
+    one, both = (memory(source=RUN, method=METHODS[name]) for name in ("at", "joint"))
+    assert one < memory(replace(RUN.optim, batch_size=40)) <= both
 
 
 def test_memory_bounds_what_a_step_keeps() -> None:
@@ -202,12 +218,38 @@ def test_description_of_what_is_left(store: Store, monkeypatch: pytest.MonkeyPat
     assert total.startswith("2 runs, 1 of 4 tasks left, about 1.0 h (") and "given:" in total and "GiB" in total
 
 
+def test_what_waits_is_marked(store: Store) -> None:
+    """Runs whose hyper-parameters are not chosen yet count as their stand-in and say so; candidates and others do not."""
+    candidate, waiting = Job("tuning", RUN, ()), Job("x", replace(RUN, seed=1), (CLEAN,), settled=False)
+    lines = plan.describe(store, [candidate, waiting], flops=1e10).splitlines()
+    assert [line.endswith("to be tuned") for line in lines[1:-1]] == [False, True]
+    assert lines[-1].startswith("2 runs, 3 of 3 tasks left, ")
+    settled = plan.describe(store, [candidate, replace(waiting, settled=True)], flops=1e10)
+    assert settled == "\n".join(lines).replace("  to be tuned", "")
+
+
+def test_a_run_of_two_studies_counts_once(store: Store) -> None:
+    """A candidate that was chosen is the run that is measured: one line, its training counted once."""
+    jobs = [Job("tuning", RUN, ()), Job("x", RUN, (CLEAN,))]
+    assert plan.tasks_of(jobs) == [Task(RUN), Task(RUN, CLEAN)]
+    flops = 2 * plan.macs(Task(RUN)) / 3600  # one hour for the training
+    _, *runs, total = plan.describe(store, jobs, flops=flops).splitlines()
+    assert len(runs) == 1 and runs[0].count("1.00 h") == 1
+    assert total.startswith("1 runs, 2 of 2 tasks left, about 1.0 h")
+
+
+def unknown(candidates) -> None:
+    """No candidate is finished."""
+
+
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_presets_can_be_planned(store: Store, preset: str, number: str) -> None:
-    """Every preset's plan can be printed without its images: all runs, their number, hours and memory."""
-    jobs, _ = study.jobs(preset, number)
-    lines = plan.describe(store, jobs, flops=1e13).splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == [job.spec.hash for job in jobs]
-    tasks = sum(1 + len(job.evals) for job in jobs)
-    assert lines[-1].startswith(f"{len(jobs)} runs, {tasks} of {tasks} tasks left, about ")
-    assert " h (10 TFLOP/s, given: 10 TFLOP/s), at most " in lines[-1] and lines[-1].endswith(" GiB")
+    """Every preset's plan can be printed without its images: all runs, what is to be tuned, their number, hours and memory."""
+    jobs = study.plan(preset, number)[0](best=unknown)
+    header, *lines, total = plan.describe(store, jobs, flops=1e13).splitlines()
+    waiting = {job.spec.hash for job in jobs if not job.settled}
+    assert dict.fromkeys(line.split()[0] for line in lines) == dict.fromkeys(job.spec.hash for job in jobs)
+    assert {line.split()[0] for line in lines if line.endswith("to be tuned")} == waiting
+    tasks = len({(job.spec, e) for job in jobs for e in (None, *job.evals)})
+    assert total.startswith(f"{len(lines)} runs, {tasks} of {tasks} tasks left, about ")
+    assert " h (10 TFLOP/s, given: 10 TFLOP/s), at most " in total and total.endswith(" GiB")

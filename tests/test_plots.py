@@ -1,15 +1,20 @@
 """Figures from made-up rows: what is drawn, whether it can be read, and that equal rows give equal bytes."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.text import Annotation, Text
 
 from twinslib import plots, table
 
 METHODS = {"at": (0.60, 0.30), "trades": (0.55, 0.32), "twins_at": (0.64, 0.33), "twins_trades": (0.55, 0.33)}
 DATASETS = ["cifar10", "cifar100", "caltech64", "cub64", "dogs64", "toy_target"]
+COMPARISONS = [("twins_at", "at"), ("twins_trades", "trades"), ("mine", "at")]
+STRANGERS = [f"stranger{i}" for i in range(18)]  # methods without a look of their own
 
 
 def made_up(datasets=DATASETS[:1], seeds=(0,), methods=METHODS):
@@ -30,6 +35,20 @@ def made_up(datasets=DATASETS[:1], seeds=(0,), methods=METHODS):
     return pd.DataFrame(out, columns=table.COLUMNS)
 
 
+def made_up_differences(comparisons=COMPARISONS, datasets=DATASETS[:5], seeds=1):
+    """Lines as `report.differences` makes them: clean and PGD-20 at two radii, by data set and for their mean; values and
+    p grow along the data sets."""
+    columns = ["dataset", "method", "baseline", "metric", "threat", "eps", "attack", "n", "seeds", "value", "low", "high",
+               "p_value", "p_holm"]
+    out, count = [], itertools.count()
+    for (method, baseline), (attack, k) in itertools.product(comparisons, [("none", 0), ("pgd20", 4), ("pgd20", 8)]):
+        for i, dataset in enumerate([*datasets, "mean"]):
+            value, p = 0.01 * (i - 2) + 0.001 * (next(count) % 10), np.nan if dataset == "mean" else 0.02 * (i + 1)
+            out.append([dataset, method, baseline, "robust_acc" if k else "clean_acc", "linf", k / 255, attack, 1000, seeds,
+                        value, value - 0.01, value + 0.015, p / 2, p])
+    return pd.DataFrame(out, columns=columns)
+
+
 @pytest.fixture(autouse=True)
 def headless():
     """No window is opened, no figure stays."""
@@ -41,6 +60,37 @@ def headless():
 def filled(ax):
     """Data lines with their legend label, error bars and seed dots apart."""
     return {c.get_label(): c.lines[0] for c in ax.containers if not c.get_label().startswith("_")}
+
+
+def markers(ax):
+    """Markers of a forest with their bars, by data set in the order of the rows."""
+    out = {}
+    for c in ax.containers:
+        out.setdefault(c.get_label().removeprefix("_"), []).append(c)
+    return out
+
+
+def written(ax):
+    return [t.get_text() for t in ax.texts if t.get_text()]
+
+
+def assert_legible(fig, size):
+    """No text is below `size` points or leaves the page, and no two texts touch."""
+    fig.canvas.draw()
+    texts = [*fig.texts]
+    for ax in fig.axes:
+        ticks = [t for axis in (ax.xaxis, ax.yaxis) for t in axis.get_major_ticks()
+                 if min(axis.get_view_interval()) <= t.get_loc() <= max(axis.get_view_interval())]
+        texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *(t.label1 for t in ticks if ax.axison)]
+    for legend in [*fig.legends, *(ax.get_legend() for ax in fig.axes)]:
+        texts += legend.get_texts() if legend else []
+    boxes = {t: Text.get_window_extent(t) for t in texts if t.get_text() and t.get_visible()}  # of the text, not its arrow
+    assert min(t.get_fontsize() for t in boxes) >= size
+    for box in boxes.values():
+        assert -0.5 <= box.x0 and box.x1 <= fig.bbox.x1 + 0.5 and -0.5 <= box.y0 and box.y1 <= fig.bbox.y1 + 0.5
+    touching = [(a.get_text(), b.get_text()) for (a, first), (b, second) in itertools.combinations(boxes.items(), 2)
+                if first.padded(-1).overlaps(second.padded(-1))]
+    assert not touching
 
 
 def hollow(ax):
@@ -209,3 +259,210 @@ def test_robust_curve_refuses_two_data_sets():
     """One axis shows one data set."""
     with pytest.raises(ValueError, match="expected one data set, got cifar10, cifar100; use robust_curves"):
         plots.robust_curve(made_up(DATASETS[:2]), plt.subplots()[1])
+
+
+# -- methods that only give the context -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def crowded():
+    """All 22 methods on five data sets: one stranger far to the lower left of the others, the rest near."""
+    plt.switch_backend("Agg")
+    rows = made_up(DATASETS[:5], methods=[*METHODS, *STRANGERS])
+    rows = rows[rows["attack"].isin(["none", "pgd20"])]
+    shift = rows["method"].map({m: 0.007 * (i % 5) + 0.004 * (i % 3) for i, m in enumerate(STRANGERS)}).fillna(0.0)
+    rows = rows.assign(value=rows["value"] + shift.where(rows["method"].isin(STRANGERS), 0.0))
+    return rows.assign(value=rows["value"].where(rows["method"] != "stranger17", 0.0))
+
+
+def dots(ax):
+    """Positions of quiet markers, those at the edge apart."""
+    quiet = [line for line in ax.lines if line.get_color() == plots.QUIET["color"]]
+    found = {True: [], False: []}
+    for line in quiet:
+        found[line.get_marker() == "o"].append((line.get_xdata()[0], line.get_ydata()[0]))
+    return found[True], found[False]
+
+
+def test_other_methods_are_numbered_dots(crowded):
+    """Methods outside the pairs are grey dots at their values without bars, with the number that the key gives them."""
+    fig = plots.clean_robust(crowded)
+    (key,) = fig.legends
+    assert [t.get_text() for t in key.get_texts()][:2] == ["1 stranger0", "2 stranger1"]
+    assert [t.get_text() for t in key.get_texts()][17:] == ["18 stranger17", "outside (clean, robust)"]
+    for name, ax in zip(DATASETS[:5], fig.axes, strict=False):
+        assert len(ax.containers) == 4
+        numbers = {t.get_text().split()[0]: t.xy for t in ax.texts if t.get_text()}
+        assert set(numbers) == {str(i) for i in range(1, 19)}
+        mine = crowded[(crowded["dataset"] == name) & (crowded["method"] == "stranger3")]
+        clean, robust = (mine.loc[mine["attack"] == a, "value"].iloc[-1] for a in ("none", "pgd20"))
+        assert numbers["4"] == pytest.approx((100 * clean, 100 * robust)) and numbers["4"] in dots(ax)[0]
+
+
+def test_far_method_stands_at_the_edge(crowded):
+    """It is a triangle within the panel, with its percentages; the panels span little more than without it."""
+    fig = plots.clean_robust(crowded)
+    without = plots.clean_robust(crowded[crowded["method"].isin(METHODS)])
+    for ax, narrow in zip(fig.axes[:5], without.axes, strict=False):
+        ((x, y),) = dots(ax)[1]
+        assert ax.get_xlim()[0] < x < ax.get_xlim()[1] and ax.get_ylim()[0] <= y < ax.get_ylim()[1]
+        assert "18 (0, 0)" in written(ax)
+        assert np.ptp(ax.get_xlim()) <= 2 * np.ptp(narrow.get_xlim())
+
+
+def test_crowd_is_legible(crowded):
+    """With 22 methods no text is below 7 points, none touches another and none leaves the page."""
+    fig = plots.clean_robust(crowded)
+    assert fig.get_figwidth() <= 7
+    assert_legible(fig, 7)
+
+
+def test_only_other_methods():
+    """Without any of the paired methods the panels fit the dots, and the key is the only legend."""
+    fig = plots.clean_robust(made_up(DATASETS[:1], methods=["mine", "yours"]))
+    assert [[t.get_text() for t in legend.get_texts()] for legend in fig.legends] == [["1 mine", "2 yours"]]
+    assert len(dots(fig.axes[0])[0]) == 2 and dots(fig.axes[0])[1] == []
+
+
+# -- forest -----------------------------------------------------------------------------------------------------------
+def test_forest_draws_the_lines():
+    """Markers and bars are the lines in points: clean left, the PGD at the largest eps right, rows in order of the lines."""
+    lines = made_up_differences()
+    fig = plots.forest(lines)
+    assert [ax.get_title() for ax in fig.axes] == ["clean accuracy", "PGD-20 at 8/255"]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["TWINS-AT - AT", "TWINS-TRADES - TRADES", "mine - AT"]
+    for ax, eps in zip(fig.axes, (0, 8 / 255), strict=True):
+        assert list(dict.fromkeys(markers(ax))) == [*DATASETS[:5], "mean"]
+        for name, drawn in markers(ax).items():
+            mine = lines[(lines["dataset"] == name) & (lines["eps"] == eps)]
+            assert [c.lines[0].get_xdata()[0] for c in drawn] == pytest.approx(list(100 * mine["value"]))
+            bars = [c.lines[2][0].get_segments()[0][:, 0] for c in drawn]
+            assert np.array(bars) == pytest.approx(100 * mine[["low", "high"]].to_numpy())
+        heights = [c.lines[0].get_ydata()[0] for c in ax.containers]
+        assert heights == sorted(heights) and ax.get_ylim()[0] > ax.get_ylim()[1]  # downwards
+        assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines)
+
+
+def test_forest_order_is_that_of_the_lines():
+    """Comparisons stand in order of first appearance."""
+    fig = plots.forest(made_up_differences(COMPARISONS[::-1], DATASETS[:1]))
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["mine - AT", "TWINS-TRADES - TRADES", "TWINS-AT - AT"]
+
+
+def test_data_sets_have_looks_of_their_own():
+    """Data sets differ in colour and marker from each other, in colour from every method; their mean is a bold diamond."""
+    (ax, _) = plots.forest(made_up_differences()).axes
+    first = {name: drawn[0].lines[0] for name, drawn in markers(ax).items()}
+    for look in ("get_color", "get_marker"):
+        assert len({getattr(line, look)() for line in first.values()}) == 6
+    known = {look["color"] for look in [*plots.LOOKS.values(), *plots.OTHERS, plots.QUIET]} - {plots.MEAN["color"]}
+    assert not known & {look["color"] for look in plots.DATASETS}
+    assert first["mean"].get_marker() == "D" and first["mean"].get_markersize() > first["cifar10"].get_markersize()
+
+
+def test_filled_where_the_adjusted_p_is_small():
+    """Filled up to 0.05 and never by the unadjusted p; hollow without a p, but means are filled; the legend says so."""
+    lines = made_up_differences(COMPARISONS[:1])
+    p = dict(zip(DATASETS, [0.05, 0.0501, np.nan, 0.0, 1.0], strict=False))
+    fig = plots.forest(lines.assign(p_holm=lines["dataset"].map(p), p_value=0.0))
+    for ax in fig.axes:
+        full = {name: c.lines[0].get_markerfacecolor() == c.lines[0].get_color() for name, (c,) in markers(ax).items()}
+        assert full == dict(zip([*DATASETS[:5], "mean"], [True, False, False, True, False, True], strict=True))
+    (legend,) = fig.legends
+    labels = [t.get_text() for t in legend.get_texts()]
+    assert labels == ["CIFAR-10", "CIFAR-100", "Caltech-101", "CUB-200 (2010)", "Stanford Dogs (boxes)", "mean of data sets",
+                      "filled: Holm-adjusted p ≤ 0.05", "hollow: p above that, or none"]
+
+
+def test_far_difference_is_an_arrow_head_with_its_number():
+    """It stretches no axis; both panels share one scale, and all other markers are inside."""
+    lines = made_up_differences()
+    far = (lines["dataset"] == "cub64") & (lines["method"] == "mine") & (lines["attack"] == "none")
+    lines.loc[far, ["value", "low", "high"]] = [-0.204, -0.23, -0.18]
+    wide = (lines["dataset"] == "cifar10") & (lines["method"] == "mine") & (lines["eps"] == 8 / 255)
+    lines.loc[wide, "high"] = 0.4
+    left, right = plots.forest(lines).axes
+    assert left.get_xlim() == right.get_xlim() and left.get_xlim()[0] > -10 and right.get_xlim()[1] < 10
+    assert (written(left), written(right)) == (["−20.4"], [])
+    heads = [[(line.get_marker(), line.get_xdata()[0]) for line in ax.lines if line.get_marker() in (CARETLEFT, CARETRIGHT)]
+             for ax in (left, right)]
+    assert heads == [[(CARETLEFT, left.get_xlim()[0])], [(CARETRIGHT, left.get_xlim()[1])]]
+    inside = [left.get_xlim()[0] < c.lines[0].get_xdata()[0] < left.get_xlim()[1] for c in left.containers + right.containers]
+    assert inside.count(False) == 1
+
+
+def test_forest_not_run():
+    """Lines without a value leave no marker; a row without any says so, in each panel by itself."""
+    lines = made_up_differences()
+    gone = (lines["method"] == "mine") | ((lines["method"] == "twins_at") & (lines["eps"] == 8 / 255))
+    gone |= (lines["method"] == "twins_trades") & (lines["dataset"] == "cub64")
+    lines.loc[gone, ["value", "low", "high", "p_value", "p_holm"]] = np.nan
+    left, right = plots.forest(lines).axes
+    assert (written(left), written(right)) == (["not run"], ["not run"] * 2)
+    assert (len(left.containers), len(right.containers)) == (6 + 5, 5)
+    assert len(left.get_yticklabels()) == 3
+
+
+def test_forest_with_nothing_run():
+    """A study whose runs are all to come has its rows already."""
+    lines = made_up_differences().assign(value=np.nan, low=np.nan, high=np.nan)
+    assert [written(ax) for ax in plots.forest(lines).axes] == [["not run"] * 3] * 2
+
+
+def test_seeds_in_the_row():
+    """Where lines rest on different numbers of seeds each row says on how many; else none does."""
+    lines = made_up_differences()
+    counts = lines["method"].map({"twins_at": 1, "twins_trades": 3, "mine": 3})
+    lines = lines.assign(seeds=counts.where((lines["method"] != "mine") | (lines["dataset"] != "cub64"), 2))
+    lines.loc[(lines["method"] == "twins_at") & (lines["eps"] == 4 / 255), "seeds"] = 9  # not drawn
+    assert [t.get_text() for t in plots.forest(lines).axes[0].get_yticklabels()] == [
+        "TWINS-AT - AT (1 seed)", "TWINS-TRADES - TRADES (3 seeds)", "mine - AT (2 to 3 seeds)"]
+    same = plots.forest(made_up_differences(seeds=3)).axes[0]
+    assert [t.get_text() for t in same.get_yticklabels()][0] == "TWINS-AT - AT"
+
+
+def test_robust_panel_is_chosen():
+    """By default the PGD with most steps at the largest eps that has values, else what is asked for."""
+    lines = made_up_differences(COMPARISONS[:1], DATASETS[:1])
+    last = lines[lines["eps"] == 8 / 255]
+    more = pd.concat([last.assign(attack="pgd100"), lines, last.assign(attack="apgd-ce", eps=16 / 255),
+                      last.assign(attack="pgd100x5", value=np.nan), last.assign(attack="pgd10")])
+    assert plots.forest(more).axes[1].get_title() == "PGD-100 at 8/255"
+    assert plots.forest(more, ("pgd20", "linf", 4 / 255)).axes[1].get_title() == "PGD-20 at 4/255"
+    assert plots.forest(more, ("apgd-ce", "linf", 16 / 255)).axes[1].get_title() == "APGD-CE at 16/255"
+
+
+@pytest.mark.parametrize("lines, robust, message", [
+    (made_up_differences().iloc[:0], None, "expected at least one paired difference, got none; pass pairs"),
+    (made_up_differences().drop(columns=["low", "p_holm"]), None, "got none called low, p_holm; pass what"),
+    (pd.concat([made_up_differences()] * 2), None, "got several for cifar10, twins_at, at; choose the lines to draw"),
+    (made_up_differences().query("attack == 'none'"), None, "expected PGD of one threat model, got no PGD at all; pass robust"),
+    (pd.concat([made_up_differences(), made_up_differences().query("eps > 0").assign(threat="l2")]), None,
+     "expected PGD of one threat model, got linf, l2; pass robust"),
+    (made_up_differences(), ("pgd50", "linf", 8 / 255), "got .*pgd50.*; choose from .*pgd20"),
+])
+def test_refused_differences(lines, robust, message):
+    """Nothing to draw, missing columns, two lines for one marker, and no way to tell which attack to draw."""
+    with pytest.raises(ValueError, match=message):
+        plots.forest(lines, robust)
+
+
+def test_forest_is_legible():
+    """Twenty comparisons at print width, some far, some not run, with long names and seeds: no text is below 7 points, none
+    touches another, none leaves the page; the height grows with the rows."""
+    comparisons = [*COMPARISONS, *((f"a long name of stranger {i}, with a switch", "at") for i in range(17))]
+    lines = made_up_differences(comparisons)
+    lines.loc[lines["method"].str.contains("1[0-2],"), ["value", "low", "high"]] -= 0.3
+    lines.loc[lines["method"].str.contains(" [3-5],"), ["value", "low", "high"]] = np.nan
+    lines.loc[lines["dataset"] == "cub64", "seeds"] = 3
+    fig = plots.forest(lines)
+    assert fig.get_figwidth() <= 7 and fig.get_figheight() > 3 * plots.forest(made_up_differences()).get_figheight()
+    assert len(written(fig.axes[0])) == 3 * 6 + 3
+    assert_legible(fig, 7)
+
+
+def test_same_differences_same_bytes(tmp_path):
+    """PNG and PDF of a forest are byte-identical for equal lines, whatever the user's settings."""
+    lines = made_up_differences()
+    first = plots.save(plots.forest(lines), tmp_path / "one")
+    with plt.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        second = plots.save(plots.forest(lines.copy()), tmp_path / "two")
+    assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]

@@ -1,17 +1,16 @@
-"""Tables and sentences of the notebooks against calculations by hand."""
+"""Tables and sentences of the notebooks against calculations by hand; the page that holds them all."""
 
+import dataclasses
 import json
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from twinslib import report, table
+from twinslib import pages, public, report, table
 from twinslib.config import DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, canonical_json, method
 from twinslib.packed import write_npz
 from twinslib.runs import Job, Store, Task, write_json
-from twinslib.stats import paired_difference
 
 CLEAN = EvalSpec(kind="clean", images=10)
 PGD = EvalSpec(kind="pgd", images=10, eps=8 / 255)
@@ -149,111 +148,7 @@ def test_caption():
     assert report.caption(frame(row(), row(seed=1))).startswith("Means over the seeds 0, 1. Intervals: 95 % (Student)")
 
 
-# -- paired differences -----------------------------------------------------------------------------------------------
-A = [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
-B = [1, 1, 1, 1, 0, 0, 1, 1, 0, 0]
-
-
-def pair(store, dataset="cifar10", seed=0, a=A, b=B, split="same"):
-    """A finished TWINS-AT run with mask a and a finished AT run with mask b."""
-    jobs = [job(dataset, "at", seed), job(dataset, "twins_at", seed)]
-    for j, mask in zip(jobs, (b, a), strict=True):
-        finish(store, j, {CLEAN: mask, PGD: mask}, split=f"{split}")
-    return jobs
-
-
-def test_paired_rows(store):
-    """Method minus baseline on the same images, with the interval of `stats`; the order of jobs does not matter."""
-    jobs = pair(store)
-    out = report.paired_rows(store, jobs)
-    expected = paired_difference(np.array(A, bool), np.array(B, bool))
-    assert out["method"].tolist() == ["twins_at"] * 2 and out["attack"].tolist() == ["none", "pgd20"]
-    for found in out.itertuples():
-        assert (found.value, found.low, found.high, found.n) == expected[:4]
-        assert found.value == pytest.approx(0.1)
-    assert report.paired_rows(store, jobs[::-1]).equals(out)
-
-
-def test_paired_rows_not_run(store):
-    """A planned comparison that is not finished is a line of NaN, "not run" in the table and counted in the reading."""
-    jobs = [*pair(store), job("cub64", "at"), job("cub64", "twins_at"), job("tinyimagenet32", "natural", evals=[CLEAN])]
-    finish(store, jobs[2], {CLEAN: A, PGD: A})
-    out = report.paired_rows(store, jobs)
-    assert out["value"].isna().tolist() == [False, False, True, True]
-    shown = report.paired_table(out)
-    assert shown["data set"].tolist() == ["CIFAR-10", "CUB-200 (2010)", "mean of 2 data sets"]
-    assert (shown.iloc[1:, 3:] == "not run").all(axis=None)
-    assert "2 comparisons not run" in report.reading(out)
-
-
-def test_paired_rows_of_autoattack(store):
-    """The last stage is compared, on the evaluation with the most images."""
-    jobs = [job(name=name, evals=[PART]) for name in ("at", "twins_at")]
-    for j, mask in zip(jobs, (B[:8], A[:8]), strict=True):
-        finish(store, j, {PART: mask})
-    (found,) = report.paired_rows(store, jobs).itertuples()
-    assert (found.attack, found.n, found.value) == ("apgd-ce+apgd-t", 8, 1 / 8)
-
-
-def test_paired_rows_refuses_other_images(store):
-    """Runs on different splits are not the same images, even if as many."""
-    jobs = pair(store)
-    finish(store, jobs[0], {CLEAN: A, PGD: A}, split="another")
-    with pytest.raises(ValueError, match="on the same images of cifar10, got the splits same and another"):
-        report.paired_rows(store, jobs)
-
-
-def test_paired_rows_refuses_two_studies(store):
-    """Two runs for one data set, method and seed are not silently mixed."""
-    with pytest.raises(ValueError, match="expected one run per data set, method and seed, got two for cifar10, at, 0"):
-        report.paired_rows(store, [job(), job(train_images=100)])
-
-
-def paired_frame(*rows):
-    columns = "dataset method baseline seed metric threat eps attack n value low high".split()
-    return pd.DataFrame([[d, "twins_at", "at", s, "clean_acc", "linf", 0.0, "none", 100, *v] for d, s, v in rows],
-                        columns=columns)
-
-
-def test_paired_table_by_hand():
-    """The mean over data sets is plain, its distances to the limits are root sums of squares over k (3, 4 -> 5 / 2)."""
-    out = report.paired_table(paired_frame(("cifar10", "0", (0.01, -0.02, 0.05)), ("cub64", "0", (0.03, -0.01, 0.06))))
-    assert list(out.columns) == ["difference", "data set", "seed", "clean (100 images)"]
-    assert out["difference"].unique().tolist() == ["TWINS-AT - AT"]
-    assert out.iloc[:, 3].tolist() == ["+1.0 [-2.0, +5.0]", "+3.0 [-1.0, +6.0]", "+2.0 [-0.5, +4.5]"]
-    assert out["data set"].iloc[-1] == "mean of 2 data sets"
-
-
-def test_paired_table_has_a_mean_only_where_there_is_one():
-    """A measurement on two of three data sets has its own line of means and leaves that of three empty."""
-    three = paired_frame(*((d, "0", (0.01, -0.02, 0.05)) for d in ("cifar10", "cub64", "caltech64")))
-    two = three[:2].assign(metric="robust_acc", eps=8 / 255, attack="pgd20")
-    out = report.paired_table(pd.concat([three, two])).set_index("data set").iloc[:, 2:]
-    assert out.loc["Caltech-101"].tolist() == ["+1.0 [-2.0, +5.0]", "not run"]
-    assert [bool(cell) for cell in out.loc["mean of 3 data sets"]] == [True, False]
-    assert [bool(cell) for cell in out.loc["mean of 2 data sets"]] == [False, True]
-
-
-def test_paired_table_over_seeds():
-    """Per data set, and for the mean over data sets, Student's interval over the seeds' differences."""
-    rows = [(d, s, (v, v - 0.01, v + 0.01)) for d, base in (("cifar10", 0.0), ("cub64", 0.02))
-            for s, v in (("0", base + 0.01), ("1", base + 0.02), ("2", base + 0.03))]
-    out = report.paired_table(paired_frame(*rows)).set_index(["data set", "seed"]).iloc[:, -1]
-    half = 4.302653 * 1.0 / math.sqrt(3)
-    for name, mean in (("CIFAR-10", 2.0), ("CUB-200 (2010)", 4.0), ("mean of 2 data sets", 3.0)):
-        assert out[name, "mean of 3"] == f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
-
-
-def test_reading():
-    """Counts data sets above 0 and intervals that exclude 0, both ways; ties are not "higher"."""
-    out = report.reading(paired_frame(("a", "0", (0.02, 0.01, 0.03)), ("b", "0", (0.01, -0.01, 0.03)),
-                                      ("c", "0", (0.0, -0.01, 0.01)), ("d", "0", (-0.02, -0.03, -0.01))))
-    assert out == ("TWINS-AT against AT on the same test images (data sets, one seed): clean is higher in 2 of 4 "
-                   "(interval above 0 in 1, below 0 in 1).")
-    assert report.reading(paired_frame()) == ""
-
-
-# -- reference and provenance -----------------------------------------------------------------------------------------
+# -- numbers of others -----------------------------------------------------------------------------------------
 def test_reference_table(store):
     """Ours beside the public numbers, one line per method and source; what differs comes from spec, record and rows."""
     jobs = [job("caltech64", "trades"), job("caltech64", "twins_at")]
@@ -261,7 +156,7 @@ def test_reference_table(store):
         finish(store, j, {})
     rows = frame(row("caltech64", "trades"), row("caltech64", "trades", attack="pgd20", eps=8 / 255, value=0.3),
                  row("caltech64", "trades", attack="apgd-ce", eps=4 / 255), row("caltech64", "twins_at"))
-    out = report.reference_table(rows, store, jobs)
+    out = public.reference_table(rows, store, jobs)
     assert out["method"].tolist() == ["TRADES", "TRADES"]
     first, second = out.to_dict("records")
     assert (first["clean, ours"], first["clean, reference"]) == ("50.0 [18.7, 81.3]", "66.78")
@@ -282,9 +177,59 @@ def test_reference_table_leaves_out_what_agrees(store):
         same = job(arch="resnet50", image_size=224, weights=file and WeightsSpec(file=file, classes=1000))
         finish(store, same, {})
         rows = frame(row(), row("toy_target"), row("their_own_set"))
-        (line,) = report.reference_table(rows, store, [same, job("toy_target")]).to_dict("records")
+        (line,) = public.reference_table(rows, store, [same, job("toy_target")]).to_dict("records")
         assert line["what differs"] == f"9,500 training images; {differs}clean on 10 images (there number not stated)"
-    assert report.reference_table(frame(row("toy_target")), store, [job("toy_target")]).empty
+    assert public.reference_table(frame(row("toy_target")), store, [job("toy_target")]).empty
+
+
+# -- what was chosen, and where it comes from -------------------------------------------------------------------------
+def candidates(store, results, name="at", field="lr"):
+    """Jobs of study "tuning" for values of `field`; results: value -> (clean, robust) validation accuracy, None if not run, or
+    why it diverged."""
+    jobs = []
+    for value, result in results.items():
+        changed = {"optim": OptimSpec(lr=value)} if field == "lr" else {"method": method(name, **{field: value})}
+        jobs.append(Job("tuning", dataclasses.replace(job(name=name).spec, **changed), ()))
+        path = f"{jobs[-1].spec.hash}.json"
+        if isinstance(result, str):
+            write_json(store.root / "provenance" / path, {"train": {"diverged": result}})
+        elif result:
+            last = dict(zip(("val_clean_acc", "val_robust_acc"), result, strict=True))
+            epochs = [{"epoch": 1, "val_clean_acc": 0.99, "val_robust_acc": 0.99}, {"epoch": 2, **last}, {"epoch": 3}]
+            write_json(store.root / "runs" / path, {"spec": json.loads(canonical_json(jobs[-1].spec)), "val_images": 500,
+                                                    "epochs": epochs})
+    return jobs
+
+
+def test_tuning_table(store):
+    """Every candidate with its last validation accuracies; chosen is the best mean of both, not the best of one."""
+    jobs = candidates(store, {0.01: (0.8, 0.1), 0.03: (0.5, 0.42), 0.1: (0.45, 0.43)})
+    out = report.tuning_table(store, [*jobs, job(), job(seed=1)])
+    assert list(out.columns[:2]) == ["data set", "method"] and (out.iloc[:, :2] == ["CIFAR-10", "AT"]).all(axis=None)
+    assert out.iloc[:, 2:].values.tolist() == [["lr 0.01", "80.0", "10.0", 500, ""], ["lr 0.03", "50.0", "42.0", 500, "yes"],
+                                               ["lr 0.1", "45.0", "43.0", 500, ""]]
+
+
+@pytest.mark.parametrize(("results", "chosen"), [
+    ({0.01: (0.8, 0.4), 0.03: (0.5, 0.3), 0.1: (0.4, 0.3)}, ["yes, at an end of its grid", "", ""]),
+    ({0.01: (0.5, 0.3), 0.03: (0.4, 0.3), 0.1: (0.8, 0.4)}, ["", "", "yes, at an end of its grid"]),
+    ({0.01: (0.5, 0.3), 0.03: (0.8, 0.4)}, ["", "yes"]),
+    ({0.01: (0.8, 0.4), 0.03: (0.5, 0.3), 0.1: None}, ["", "", ""]),
+    ({0.01: (0.4, 0.2), 0.03: (0.5, 0.3), 0.1: "loss is nan"}, ["", "yes", ""]),
+], ids=["lower end", "upper end", "two values have no middle", "one missing", "one diverged"])
+def test_choice(store, results, chosen):
+    """An end of a grid of three is marked; nothing is chosen before all are done; a run that diverged loses and is called so."""
+    out = report.tuning_table(store, candidates(store, results))
+    assert out["chosen"].tolist() == chosen
+    for value, shown in zip(results.values(), out["clean, validation"], strict=True):
+        assert shown == (f"{100 * value[0]:.1f}" if isinstance(value, tuple) else "diverged" if value else "not run")
+
+
+def test_tuning_table_names_switches(store):
+    """A switch of a method is named like a learning rate; without tuning the table is empty."""
+    jobs = candidates(store, {0.3: None, 1.0: None}, name="distill", field="distill_weight")
+    assert report.tuning_table(store, jobs)["candidate"].tolist() == ["distill_weight 0.3", "distill_weight 1"]
+    assert report.tuning_table(store, [job()]).empty
 
 
 def test_provenance_table(store):
@@ -313,3 +258,54 @@ def test_markdown():
     assert lines[0].startswith("| a\\|b ") and set(lines[1]) == {"|", "-"}
     assert [c.strip() for c in lines[2].strip("|").split("|")] == ["x", "1.0"]
     assert [c.strip() for c in lines[3].strip("|").split("|")] == ["long text", ""]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+HEADINGS = ["# Robustness transfer, preset test", "## Claims", "## Accuracy", "## Differences", "## Differences seed by seed",
+            "## Hyper-parameters chosen on validation images", "## Next to public numbers"]
+
+
+def sections(text):
+    """The page by heading."""
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("#")]
+    return {lines[a]: "\n".join(lines[a + 1:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)}
+
+
+def test_page(store):
+    """All headings in order, below each the numbers of the store; source networks are neither compared nor listed."""
+    jobs = [Job("transfer", SOURCE, (CLEAN,), ship=True), *candidates(store, {0.01: (0.8, 0.4), 0.03: (0.5, 0.3)})]
+    finish(store, jobs[0], {CLEAN: [1] * 10})
+    for dataset, right in (("cifar10", 5), ("cub64", 7), ("dogs64", 4)):
+        for name, more in (("at", 0), ("twins_at", 1)):
+            jobs.append(job(dataset, name))
+            finish(store, jobs[-1], {e: [i < right + more for i in range(10)] for e in (CLEAN, PGD)})
+    jobs.append(job("cifar10", "trades"))
+    text = pages.transfer(store, jobs)
+    found = sections(text)
+    assert list(found) == HEADINGS and text.endswith("|\n") and "\n\n\n" not in text
+    claimed, accuracy, differences, by_seed, chosen, public_numbers = list(found.values())[1:]
+    assert [line.split("|")[1].strip() for line in claimed.strip().splitlines()[2:]] == ["C1", "C2", "C3", "C4", "C8", "C9"]
+    assert "50.0 [18.7, 81.3]" in accuracy and "(10 images)" in accuracy and "Tiny-ImageNet" not in accuracy
+    assert "TWINS-AT against AT" in differences and "mean of data sets" in differences
+    assert by_seed.count("TWINS-AT - AT") == 3 and "mean" not in by_seed
+    assert "lr 0.01" in chosen and "| yes " in chosen
+    assert "+2.18 clean, +1.21 robust" in public_numbers and "what differs" in public_numbers
+    assert pages.transfer(store, jobs) == text
+
+
+@pytest.mark.parametrize("names", [[], ["at"], ["at", "twins_at", "trades", "twins_trades"]])
+def test_page_with_nothing_finished(store, names):
+    """The page has all its headings before any run is done, also where nothing is to be compared."""
+    found = sections(pages.transfer(store, [job(name=name) for name in names]))
+    assert list(found) == HEADINGS
+    assert "No measurement is finished yet." in found["## Accuracy"]
+    assert ("TWINS-AT against AT" in found["## Differences"]) == ("twins_at" in names)
+
+
+def test_page_is_a_file(store):
+    """The page lies under the number of its notebook and replaces the one before."""
+    for text in ("before\n", "λ = 0.4\n"):
+        path = pages.write(store, "01", text)
+    assert path == store.root / "tables" / "01.md" and path.read_text(encoding="utf-8") == "λ = 0.4\n"
+    assert [p.name for p in path.parent.iterdir()] == ["01.md"]

@@ -79,7 +79,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# distillation ------------------------------------------------------------------------------------------------------
+# -- distillation ----------------------------------------------------------------------------------------------------
 
 
 def test_distillation_is_the_mean_divergence() -> None:
@@ -203,7 +203,7 @@ def test_measurements_do_not_disturb(name: str) -> None:
     assert same(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
-# L2-SP -------------------------------------------------------------------------------------------------------------
+# -- L2-SP -----------------------------------------------------------------------------------------------------------
 
 
 def test_l2sp_step_in_closed_form() -> None:
@@ -263,7 +263,7 @@ def test_l2sp_gradient_is_alpha_times_the_way_from_the_start() -> None:
             torch.testing.assert_close(p.grad, want, rtol=1e-9, atol=1e-12, msg=lambda m, k=k: f"{k}: {m}")
 
 
-# joint training ----------------------------------------------------------------------------------------------------
+# -- joint training --------------------------------------------------------------------------------------------------
 
 
 def joint_by_hand(model: nn.Module, start: nn.Module, x: torch.Tensor, y: torch.Tensor, source_x: torch.Tensor,
@@ -387,7 +387,7 @@ def test_source_images_are_augmented_as_in_the_source_run() -> None:
     assert (x == 0).any() and x.shape == (16, 3, 16, 16)
 
 
-# the images of joint training --------------------------------------------------------------------------------------
+# -- the images of joint training ------------------------------------------------------------------------------------
 
 
 COLOURS = torch.tensor([[250, 30, 30], [30, 250, 30], [30, 30, 250], [240, 240, 20], [20, 240, 240], [240, 20, 240]],
@@ -437,7 +437,7 @@ def test_image_features_by_hand(batch_size: int) -> None:
     assert abs(got - want).max() < 1e-5 and model.training
 
 
-# all together ------------------------------------------------------------------------------------------------------
+# -- all together ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "stop_at"), [*((name, 2) for name in (*TIED, "twins_attack_alternating")),

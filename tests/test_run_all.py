@@ -170,9 +170,13 @@ def test_run_all_refuses(arguments, message):
 
 
 def test_run_all_dry_run():
-    """A real call in the active environment: --dry-run lists the toy runs and computes nothing."""
+    """A real call in the active environment: --dry-run lists the toy runs, tuned and to be tuned, and computes nothing."""
     done = run_all("toy", "--dry-run", TWINS_PYTHON=sys.executable, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    runs, _ = study.jobs("toy", study.notebook("01").stem[:2])
-    assert f"{len(runs)} runs" in done.stdout
+    jobs = study.plan("toy", study.notebook("01").stem[:2])[0](best=lambda candidates: None)
+    _, *lines, total = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines} == {job.spec.hash for job in jobs}
+    waiting = {job.spec.hash for job in jobs if not job.settled}
+    assert waiting and {line.split()[0] for line in lines if line.endswith("to be tuned")} == waiting
+    assert total.startswith(f"{len(lines)} runs, ")
     assert not [p for p in paths.results_dir().rglob("*") if p.is_file()]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from twinslib import runs, table
-from twinslib.config import AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, method
-from twinslib.runs import Job, Store, sweep
+from twinslib import models, rules, runs, table
+from twinslib.checkpoint import load_weights
+from twinslib.config import (
+    AttackSpec,
+    DataSpec,
+    EvalSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    WeightsSpec,
+    canonical_json,
+    method,
+)
+from twinslib.runs import Job, Store, Task, sweep, write_json
 
 EPS = 16 / 255
 
@@ -226,15 +238,14 @@ def test_damaged_source_weights_are_named(undisturbed, tmp_path, damage, message
 
 def test_source_weights_of_another_width_are_refused(undisturbed, tmp_path) -> None:
     """Source weights whose tensors do not fit the network are named, not loaded in part."""
-    from twinslib.checkpoint import load_weights, save_weights
-    from twinslib.models import make_model
+    from twinslib.checkpoint import save_weights
 
     jobs = tiny_jobs(("at",))
     store = Store("tiny", device="cpu", root=tmp_path)
     sweep(store, jobs[:1])
     path = store.weights_path(jobs[0].spec)
     _, meta = load_weights(path)
-    save_weights(path, make_model("thin_resnet10", 10, seed=0), meta)
+    save_weights(path, models.make_model("thin_resnet10", 10, seed=0), meta)
     with pytest.raises(ValueError, match=f"{path.name}: expected"):
         sweep(store, jobs)
 
@@ -305,3 +316,280 @@ def test_masks_are_nested_subsets_of_one_order(undisturbed) -> None:
     with np.load(root / "splits" / f"{runs.split_name(spec.data)}.npz") as split:
         order = split["test"]
     assert len(set(order.tolist())) == len(order) == len(store.data(spec.data).test_y)
+
+
+# -- hyper-parameters ------------------------------------------------------------------------------------------------
+BARE = replace(tiny_jobs(("at",), epochs=1)[1].spec, source=None)
+CANDIDATES = [replace(BARE, optim=replace(BARE.optim, lr=lr)) for lr in (0.1, 0.2, 0.3)]
+
+
+def finish(store: Store, spec: RunSpec, *epochs: tuple[float | None, float | None]) -> None:
+    """Leave the record of a finished run with (clean, robust) validation accuracy per epoch; None: not measured."""
+    rows = [{"epoch": i, **{k: v for k, v in zip(("val_clean_acc", "val_robust_acc"), pair, strict=True) if v is not None}}
+            for i, pair in enumerate(epochs, start=1)]
+    write_json(store.root / "runs" / f"{spec.hash}.json", {"spec": json.loads(canonical_json(spec)), "epochs": rows})
+
+
+def diverge(store: Store, spec: RunSpec) -> None:
+    write_json(store.root / "provenance" / f"{spec.hash}.json", {"train": {"diverged": "NaN", "unfinished": True}})
+
+
+@pytest.mark.parametrize(("epochs", "chosen"), [
+    ([[(0.6, 0.2)], [(0.5, 0.4)], [(0.3, 0.5)]], 1),  # means 0.4, 0.45, 0.4
+    ([[(0.9, 0.9), (0.2, 0.2)], [(0.1, 0.1), (0.3, 0.3)], [(0.25, 0.25)]], 1),  # the last epoch counts, not the best
+    ([[(0.4, 0.4), (None, None)], [(0.1, 0.1)], [(0.3, 0.3)]], 0),  # the last that was measured
+    ([[(0.3, 0.5)], [(0.5, 0.3)], [(0.4, 0.4)]], 0),  # the first of equals
+    ([[(0.1, 0.1)], [(0.5, 0.3)], [(0.5, 0.3)]], 1),
+    ([[(0.6, None)], [(0.7, None)], [(0.5, None)]], 1),  # natural training measures no robust accuracy
+    ([[(0.0, 0.0)], None, None], 0),
+    ([None, None, [(0.0, 0.0)]], 2),  # diverged is worse than all wrong
+    ([None, None, None], 0),
+], ids=["mean", "last epoch", "last measured", "tie", "tie later", "clean only", "diverged after", "diverged before", "all"])
+def test_best(tmp_path, epochs: list, chosen: int) -> None:
+    """The best candidate has the highest mean of clean and robust validation accuracy at its last measurement, the first of
+    equals; diverged ones (None) come last."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    for spec, found in zip(CANDIDATES, epochs, strict=True):
+        finish(store, spec, *found) if found else diverge(store, spec)
+    assert store.best(CANDIDATES) is CANDIDATES[chosen]
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_no_best_while_one_is_missing(tmp_path, absent: int) -> None:
+    """Nothing is chosen before every candidate has finished or diverged; an interrupted one has not."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    for i, spec in enumerate(CANDIDATES):
+        if i != absent:
+            finish(store, spec, (0.5, 0.5))
+    assert store.best(CANDIDATES) is None
+    write_json(tmp_path / "provenance" / f"{CANDIDATES[absent].hash}.json", {"train": {"unfinished": True}})
+    assert store.best(CANDIDATES) is None and store.diverged(CANDIDATES[absent]) is None
+    diverge(store, CANDIDATES[absent])
+    assert store.best(CANDIDATES) is CANDIDATES[absent == 0] and store.diverged(CANDIDATES[absent]) == "NaN"
+
+
+def test_best_needs_validation(tmp_path) -> None:
+    """Without a measurement on validation images nothing can be chosen, and the message says what to set."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    for spec in CANDIDATES:
+        finish(store, spec, (None, None))
+    with pytest.raises(ValueError, match=f"expected validation accuracy of run {CANDIDATES[0].hash} .*val_images and val_every"):
+        store.best(CANDIDATES)
+
+
+class TinyPlan:
+    """AT whose rate is chosen among `values` with seed 0 and used with seeds 0 and 1; counts how often it is asked."""
+
+    def __init__(self, *values: float, evals: tuple[EvalSpec, ...] = (EvalSpec(kind="clean", images=20),), **changes) -> None:
+        base = replace(BARE, **changes)
+        self.candidates = [replace(base, optim=replace(base.optim, lr=lr)) for lr in values]
+        self.evals, self.asked = evals, 0
+
+    def __call__(self, best) -> Sequence[Job]:
+        self.asked += 1
+        chosen = best(self.candidates)
+        tunes = [replace(chosen or self.candidates[0], seed=seed) for seed in (0, 1)]
+        return [*(Job("tuning", c, ()) for c in self.candidates),
+                *(Job("tiny", t, self.evals, settled=chosen is not None) for t in tunes)]
+
+
+def write_all(store: Store, plan: TinyPlan) -> dict[str, bytes]:
+    """Write the tables of both studies; returns the bytes of the store."""
+    for name in ("tuning", "tiny"):
+        table.write(store, [job for job in plan(store.best) if job.study == name], name)
+    return contents(store.root)
+
+
+def test_plan_is_asked_again(tmp_path) -> None:
+    """Candidates are trained first; when the last is finished the runs that waited are done, with what was chosen, and the
+    chosen candidate is not trained twice."""
+    plan, store = TinyPlan(0.001, 0.1), Store("tiny", device="cpu", root=tmp_path)
+    report = sweep(store, plan)
+    chosen = store.best(plan.candidates)
+    score = {c: np.mean([store.run(c)["epochs"][-1][k] for k in ("val_clean_acc", "val_robust_acc")]) for c in plan.candidates}
+    assert chosen == max(plan.candidates, key=score.get) and len(set(score.values())) == 2
+    other, e = replace(chosen, seed=1), plan.evals[0]
+    assert report.done == [*map(Task, plan.candidates), Task(chosen, e), Task(other), Task(other, e)]
+    assert (report.failed, report.left, report.waiting) == ([], [], 0)
+    assert plan.asked == 3  # at the start and after each candidate, not after runs that nothing waits for
+
+
+def test_waiting_runs_are_counted(tmp_path) -> None:
+    """A sweep that ends before a choice leaves the candidates and says how many runs wait; later calls get on to the end."""
+    plan, store = TinyPlan(0.001, 0.1), Store("tiny", device="cpu", root=tmp_path)
+    left = []
+    for _ in range(30):
+        report = sweep(store, plan, budget=0.0)
+        left.append((len(report.left), report.waiting))
+        if not any(left[-1]):
+            break
+    assert left[0] == (2, 2) and left[-1] == (0, 0)
+    assert sorted(set(left), key=left.index) == [(2, 2), (1, 2), (3, 0), (2, 0), (1, 0), (0, 0)]
+    once = Store("tiny", device="cpu", root=tmp_path / "once")
+    sweep(once, plan)
+    assert write_all(once, plan) == {k: v for k, v in write_all(store, plan).items() if not k.startswith("once")}
+
+
+@pytest.mark.parametrize("values", [(1e30, 0.05), (0.05, 1e30)], ids=["first", "last"])
+def test_diverged_candidate_does_not_block(tmp_path, values: tuple[float, ...]) -> None:
+    """A candidate that diverges is reported once, the others are chosen from, and later sweeps leave it alone."""
+    plan, store = TinyPlan(*values), Store("tiny", device="cpu", root=tmp_path)
+    report = sweep(store, plan)
+    (task, why), = report.diverged
+    assert report.failed == []
+    assert task == Task(plan.candidates[values.index(1e30)]) and "lower lr" in why
+    assert report.waiting == 0 and report.left == [] and {j.spec.optim.lr for j in plan(store.best)[2:]} == {0.05}
+    again = sweep(store, plan)
+    assert (again.done, again.failed, again.diverged, again.left, again.waiting) == ([], [], [], [], 0)
+
+
+def test_all_candidates_diverged(tmp_path) -> None:
+    """Where every candidate diverges the sweep ends, and what stands on them has failed."""
+    plan, store = TinyPlan(1e30, 1e31), Store("tiny", device="cpu", root=tmp_path)
+    report = sweep(store, plan)
+    assert [t for t, _ in report.diverged] == [Task(c) for c in plan.candidates]
+    assert report.done == report.left == [] and report.failed and {t.spec for t, _ in report.failed} >= {plan.candidates[0]}
+
+
+def test_unsettled_jobs_alone_are_no_work(tmp_path) -> None:
+    """Jobs that wait for others make no tasks, also when their stand-in could be trained."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    jobs = [replace(job, settled=False) for job in tiny_jobs()]
+    assert store.missing(jobs) == []
+    report = sweep(store, jobs)
+    assert (report.done, report.left, report.waiting) == ([], [], 3) and not (tmp_path / "runs").exists()
+
+
+def test_diverged_runs_that_are_measured_are_tried_again(tmp_path) -> None:
+    """A run with evaluations is left to do after it diverged (its code may have been repaired); a candidate is not."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    diverge(store, BARE)
+    e = EvalSpec(kind="clean", images=20)
+    assert store.missing([Job("tiny", BARE, (e,))]) == [Task(BARE), Task(BARE, e)]
+    assert store.missing([Job("tuning", BARE, ())]) == []
+
+
+# -- methods that need more than their start's weights -----------------------------------------------------------------
+KEEPING = {"joint": {}, "joint_uot": {"source_classes": 3}, "distill": {}, "l2sp": {}, "frozen_at": {}}
+
+
+def keeping_jobs(*names: str) -> list[Job]:
+    """The source, and one epoch of two steps of each method, with nothing to measure."""
+    source, job = tiny_jobs(("at",), epochs=1)
+    spec = replace(job.spec, data=replace(job.spec.data, train_images=40))
+    return [source, *(Job("tiny", replace(spec, method=method(name, **KEEPING[name])), ()) for name in names)]
+
+
+def test_methods_that_keep_something_can_be_interrupted(tmp_path) -> None:
+    """Stopped after every step, with the start read anew each time, they end with the same bytes; joint runs record which
+    source images they had, and frozen statistics are still those of the source."""
+    jobs = keeping_jobs(*KEEPING)
+    once, often = (Store("tiny", device="cpu", root=tmp_path / name) for name in ("once", "often"))
+    assert not sweep(once, jobs).failed
+    turns = 1
+    while sweep(often, jobs, budget=0.0).left and turns < 50:
+        turns += 1
+    assert turns > 2 * len(KEEPING) and contents(often.root) == contents(once.root)
+    records = {job.spec.method.name: once.run(job.spec) for job in jobs[1:]}
+    assert len({record["weights"] for record in records.values()}) == len(KEEPING)
+    names = set(once.data(jobs[0].spec.data).class_names)
+    few, every = records["joint_uot"], records["joint"]
+    assert len(set(few["source_classes"])) == 3 and set(few["source_classes"]) < names
+    assert 0 < few["source_images"] < every["source_images"] == 60 and set(every["source_classes"]) == names
+    assert [name for name, r in records.items() if "source_images" in r] == ["joint", "joint_uot"]
+    source, frozen, free = (load_weights(once.weights_path(jobs[i].spec))[0] for i in (0, -1, -2))
+    statistics = [name for name in source if name.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(source[name], frozen[name]) for name in statistics)
+    assert not any(torch.equal(source[name], free[name]) for name in statistics)
+
+
+def test_random_and_given_starts(tmp_path) -> None:
+    """A run without a source starts from its seed's random weights; one with a source has the source's, under a new head."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    jobs = keeping_jobs("l2sp")
+    sweep(store, jobs[:1])
+    random = replace(BARE, seed=7)
+    assert store.origin(random) is None
+    fresh = models.make_model("tiny_resnet", 10, seed=7).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in store.start(random).state_dict().items())
+    state, _ = load_weights(store.weights_path(jobs[0].spec))
+    origin, start = store.origin(jobs[1].spec).state_dict(), store.start(jobs[1].spec).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in origin.items())
+    assert {name for name in state if not torch.equal(state[name], start[name])} == {"network.fc.weight", "network.fc.bias"}
+
+
+def joint(name: str = "toy_source", classes: int | None = None, exclude: tuple[str, ...] = ()) -> RunSpec:
+    """A joint fine-tune from a source on the images `name`."""
+    spec = tiny_jobs(("at",))[1].spec
+    source = replace(spec.source, data=replace(spec.source.data, name=name, exclude=exclude))
+    return replace(spec, source=source, method=method("joint", source_classes=classes))
+
+
+@pytest.mark.parametrize("kind", ["run", "candidate", "waiting"])
+@pytest.mark.parametrize(("spec", "error", "message"), [
+    (joint("tinyimagenet32"), FileNotFoundError,
+     "expected the source images tinyimagenet32 for method 'joint', which trains on them too, got none; leave the method out"),
+    (joint(classes=11), ValueError, "expected source_classes of at most 10 for method 'joint' \\(toy_source\\), got 11"),
+    (joint(classes=10, exclude=("a",)), ValueError, "expected source_classes of at most 9 for method 'joint'"),
+], ids=["no images", "classes", "excluded"])
+def test_source_images_are_checked_before_any_work(tmp_path, spec: RunSpec, error: type, message: str, kind: str) -> None:
+    """A method that trains on images of the source is refused by name where they are missing or have too few classes."""
+    job = {"run": Job("tiny", spec, tiny_jobs()[1].evals), "candidate": Job("tuning", spec, ()),
+           "waiting": Job("tiny", spec, (), settled=False)}[kind]
+    with pytest.raises(error, match=message):
+        sweep(Store("tiny", device="cpu", root=tmp_path), [*tiny_jobs(), job])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_only_training_needs_the_source_images(tmp_path) -> None:
+    """Measuring a joint run, and training other methods from the same weights, needs no source images; ten of ten classes
+    may be asked for."""
+    store, spec = Store("tiny", device="cpu", root=tmp_path), joint("tinyimagenet32")
+    store.check([Task(spec, EvalSpec(kind="clean", images=20)), Task(replace(spec, method=method("l2sp")))])
+    store.check([Task(joint(classes=10))])
+    with pytest.raises(FileNotFoundError, match="tinyimagenet32"):
+        store.check([Task(spec)])
+
+
+def test_evaluations_of_waiting_runs_are_checked_before_any_work(tmp_path) -> None:
+    """Too many test images for a run that still waits are refused before its candidates are trained."""
+    plan = TinyPlan(0.05, 0.1, evals=(EvalSpec(kind="clean", images=10**6),))
+    with pytest.raises(ValueError, match="expected at most .* test images of toy_target, got 1000000"):
+        sweep(Store("tiny", device="cpu", root=tmp_path), plan)
+    assert not (tmp_path / "runs").exists()
+
+
+# -- rules ------------------------------------------------------------------------------------------------------------
+def test_stamps_of_the_rules_are_recorded(undisturbed) -> None:
+    """The provenance of every training and evaluation has the stamp of each claim's rule."""
+    entries = [entry for p in (undisturbed[0] / "provenance").glob("*.json") for kind, entry in json.loads(p.read_text()).items()
+               if kind != "run"]
+    assert len(entries) == 10 and all(entry["rules"] == rules.stamps() for entry in entries) and rules.stamps()
+
+
+def test_stamps_are_those_of_the_beginning(tmp_path, monkeypatch) -> None:
+    """A task that was stopped and goes on keeps the stamps of the rules as they were when it began; what begins later has
+    the later ones."""
+    source = tiny_jobs(epochs=1)[0]
+    job = replace(source, evals=(EvalSpec(kind="pgd", images=20, eps=EPS, steps=1, batch_size=10), *source.evals))
+    kinds = ["train", *(Task(job.spec, e).kind for e in job.evals)]
+    for turn in range(30):
+        monkeypatch.setattr(rules, "stamps", lambda turn=turn: {"C2": f"{turn}:x"})
+        done = sweep(Store("tiny", device="cpu", root=tmp_path), [job], budget=0.0)
+        if not done.left:
+            break
+    record = json.loads((tmp_path / "provenance" / f"{job.spec.hash}.json").read_text())
+    # three steps, then two blocks, then one, each in a turn of its own
+    assert [record[kind]["rules"]["C2"] for kind in kinds] == ["0:x", "3:x", "5:x"]
+
+
+def test_stamps_are_on_disk_before_the_first_step(tmp_path, monkeypatch) -> None:
+    """Whatever ends a task, also a kill, what it continues with is stamped as it was when the task began."""
+    seen = []
+
+    def look(task: Task, done: int, total: int) -> None:
+        path = tmp_path / "provenance" / f"{task.spec.hash}.json"
+        seen.append(json.loads(path.read_text()).get(task.kind) if path.exists() else None)
+
+    sweep(Store("tiny", device="cpu", root=tmp_path), tiny_jobs(epochs=1)[:1], on_step=look)
+    assert seen[0] is not None and seen[0]["rules"] == rules.stamps() and seen[0]["unfinished"]

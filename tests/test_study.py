@@ -1,32 +1,72 @@
-"""Grids of runs: their order, what reaches which run, and parameters that are refused."""
+"""Grids of runs: their order, how hyper-parameters are chosen, what reaches which run, and parameters that are refused."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from twinslib import paths, study
-from twinslib.config import METHODS, RunSpec
+from twinslib.config import METHODS, MethodSpec, RunSpec
+from twinslib.runs import Job
 
 FILES = sorted((paths.notebooks_dir() / "params").glob("*/*.yaml"))
 PRESETS = [("toy", number) for number in sorted(study.STUDIES)] + [(p.parent.name, p.stem) for p in FILES]
-TWO_WINGS = [name for name, m in METHODS.items() if m.wings == "twins"]
+PAPER = ["natural", "at", "trades", "twins_at", "twins_trades"]
+AT_FAMILY = ["distill", "feature_distill", "l2sp", "joint", "joint_uot", "frozen_at", "at_natural", "at_random"]
+CONTROLS = ["at_lr", "at_split", "two_adaptive", "twins_shared", "twins_attack_frozen", "twins_attack_alternating",
+            "trades_beta3", "twins_trades_wing"]
+HALVES = ["twins_at", "twins_trades", "at_split", "two_adaptive", "twins_shared", "twins_attack_frozen",
+          "twins_attack_alternating", "twins_trades_wing"]
+
+
+def first(candidates: Sequence[RunSpec]) -> RunSpec:
+    return candidates[0]
+
+
+def last(candidates: Sequence[RunSpec]) -> RunSpec:
+    return candidates[-1]
+
+
+def unknown(candidates: Sequence[RunSpec]) -> None:
+    """No candidate is finished."""
 
 
 def arguments(**changes: object) -> dict:
-    """Arguments of `transfer`: two sources, two targets, all methods, two seeds."""
+    """Arguments of `transfer`: two sources, two targets, the paper's methods, two seeds, nothing to choose."""
     source = {"data": {"name": "toy_source", "image_size": 16}, "optim": {"epochs": 1}}
     return {
         "arch": "tiny_resnet", "norm": "batch", "start": "robust",
         "sources": {"natural": source | {"method": "natural"}, "robust": source | {"attack": {"steps": 3}}},
-        "targets": {"a": {"data": {"val_images": 5}, "method": {"twins_weight": 0.4}}, "b": {"optim": {"lr": 0.5}}},
-        "methods": list(METHODS), "seeds": [0, 1], "optim": {"epochs": 2, "lr": 0.1}, "attack": {"eps": 0.1},
+        "targets": {"a": {"data": {"val_images": 5, "image_size": 16}, "method": {"twins_weight": 0.4}},
+                    "b": {"data": {"image_size": 16}, "optim": {"lr": 0.5}}},
+        "methods": PAPER, "baselines": [], "controls": [], "lambdas": [], "compared_on": [], "grids": {},
+        "seeds": [0, 1], "optim": {"epochs": 2, "lr": 0.1}, "attack": {"eps": 0.1},
         "source_evaluations": [{"kind": "clean", "images": 9}],
         "evaluations": [{"kind": "clean", "images": 7}, {"kind": "pgd", "images": 7, "eps": 0.1, "targets": ["b"]}],
+        "best": first,
     } | changes
 
 
+def everything(**changes: object) -> dict:
+    """The same with all baselines and controls on target a, and learning rates of the paper's adversarial methods, one each."""
+    rates = {"at": 0.01, "trades": 0.02, "twins_at": 0.03, "twins_trades": 0.04}
+    return arguments(methods=PAPER[1:], baselines=AT_FAMILY, controls=CONTROLS, lambdas=[0.1, 3], compared_on=["a"],
+                     grids={name: {"lr": [lr]} for name, lr in rates.items()}) | changes
+
+
+def tuned(jobs: Sequence[Job]) -> list[Job]:
+    """The fine-tuning jobs that something is measured on."""
+    return [j for j in jobs if j.study == "transfer" and not j.ship]
+
+
+def by_cell(jobs: Sequence[Job]) -> dict[tuple[str, str, int], Job]:
+    return {(j.spec.data.name, j.spec.method.name, j.spec.seed): j for j in tuned(jobs)}
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
 def test_order_of_priority() -> None:
     """The start network first, then all of seed 0 before any of seed 1; every combination exactly once."""
     jobs = study.transfer(**arguments())
@@ -36,25 +76,50 @@ def test_order_of_priority() -> None:
     assert [t.seed for t in tunes] == [0] * 10 + [1] * 10
     for seed in (0, 1):
         cells = [(t.data.name, t.method.name) for t in tunes if t.seed == seed]
-        assert cells == [(data, name) for data in "ab" for name in METHODS]
+        assert cells == [(data, name) for data in "ab" for name in PAPER]
     assert len({j.spec.hash for j in jobs}) == len(jobs) == 22
-    assert {j.study for j in jobs} == {"transfer"}
+    assert {j.study for j in jobs} == {"transfer"} and all(j.settled for j in jobs)
 
 
-def test_every_source_is_a_job_before_what_starts_from_it() -> None:
-    """Whatever a run starts from is in the list, earlier; sources that nothing starts from are measured as well."""
-    jobs = [j.spec for j in study.transfer(**arguments())]
-    for i, spec in enumerate(jobs):
-        assert spec.source is None or spec.source in jobs[:i]
-    assert {s.method.name for s in jobs if s.source is None} == {"natural", "at"}
+def test_order_with_baselines_and_controls() -> None:
+    """Methods, baselines, controls, then further lambdas, on the data sets that they are compared on; others have the methods
+    alone."""
+    jobs = study.transfer(**everything())
+    on_a = [*PAPER[1:], *AT_FAMILY, *CONTROLS, "twins_at_lambda0.1", "twins_at_lambda3"]
+    assert [(j.spec.seed, j.spec.data.name, j.spec.method.name) for j in tuned(jobs)] == [
+        (seed, data, name) for seed in (0, 1) for data, names in (("a", on_a), ("b", PAPER[1:])) for name in names]
+    assert jobs[0].spec.method.name == "at" and jobs[0].ship and jobs[-1].spec.method.name == "natural" and jobs[-1].ship
 
 
-def test_two_wing_switches_reach_two_wing_methods_only() -> None:
-    """A target's method switches change its two-wing runs; single-network runs and other targets keep the defaults."""
-    for job in study.transfer(**arguments())[1:]:
-        spec = job.spec
-        switched = spec.data.name == "a" and spec.method.name in TWO_WINGS
-        assert spec.method == replace(METHODS[spec.method.name], twins_weight=0.4 if switched else 1.0)
+def test_every_source_is_a_job() -> None:
+    """Whatever a run starts from is in the list and kept; sources that nothing starts from are measured as well."""
+    for jobs in (study.transfer(**arguments()), study.transfer(**everything())):
+        shipped = {j.spec for j in jobs if j.ship}
+        assert {j.spec.source for j in jobs} - {None} <= shipped
+        assert {s.method.name for s in shipped} == {"natural", "at"}
+        assert all(j.evals for j in jobs if j.ship)
+
+
+def test_candidates_come_before_what_waits_for_them() -> None:
+    """Each tuning run stands before every run that takes something it decides, of the first seed, with nothing to measure."""
+    grids = {"at": {"lr": [0.1, 0.2]}, "twins_at": {"lr": [0.1, 0.2]}, "distill": {"distill_weight": [0.1, 0.2, 0.3]}}
+    jobs = study.transfer(**everything(grids=grids, seeds=[5, 2], best=last))
+    place = {(j.study, j.spec.data.name, j.spec.method.name, j.spec.seed): i for i, j in enumerate(jobs)}  # the last of each
+    assert {key[1:] for key in place if key[0] == "tuning"} == {
+        ("a", "at", 5), ("a", "twins_at", 5), ("a", "distill", 5), ("b", "at", 5), ("b", "twins_at", 5)}
+    for parent, children in {"at": ["at", *AT_FAMILY], "twins_at": ["twins_at", *CONTROLS[:6], "twins_at_lambda3"],
+                             "distill": ["distill"]}.items():
+        for child in children:
+            assert place["tuning", "a", parent, 5] < place["transfer", "a", child, 5] < place["transfer", "a", child, 2]
+    assert all(j.evals == () and j.settled and not j.ship for j in jobs if j.study == "tuning")
+
+
+# -- what reaches which run ------------------------------------------------------------------------------------------
+def test_switches_of_a_target_reach_methods_that_split_only() -> None:
+    """A target's method switches change its runs with two halves; other runs and other targets keep the defaults."""
+    for job in tuned(study.transfer(**everything(compared_on=["a", "b"], lambdas=[]))):
+        name, switched = job.spec.method.name, job.spec.data.name == "a" and job.spec.method.name in HALVES
+        assert job.spec.method == replace(METHODS[name], twins_weight=0.4 if switched else 1.0)
 
 
 def test_a_targets_overrides_are_its_own() -> None:
@@ -66,14 +131,52 @@ def test_a_targets_overrides_are_its_own() -> None:
             assert spec.attack.eps == 0.1 and spec.source.attack.steps == 3
 
 
-def test_evaluations_may_be_limited_to_targets() -> None:
-    """An evaluation with `targets` is made on those alone, all others on every target; the list enters no hash."""
-    jobs = study.transfer(**arguments())
-    kinds = {j.spec.data.name: [e.kind for e in j.evals] for j in jobs}
-    assert kinds == {"toy_source": ["clean"], "a": ["clean"], "b": ["clean", "pgd"]}
-    everywhere = arguments()
-    del everywhere["evaluations"][1]["targets"]
-    assert study.transfer(**everywhere)[-2].evals == jobs[-2].evals
+def test_lambdas_are_twins_at_with_another_weight() -> None:
+    """A run per weight and seed, named by it, over the target's own weight; in all else it is TWINS-AT."""
+    cells = by_cell(study.transfer(**everything(lambdas=[0.1, 3, 0.25])))
+    for label, value in (("twins_at_lambda0.1", 0.1), ("twins_at_lambda3", 3.0), ("twins_at_lambda0.25", 0.25)):
+        for seed in (0, 1):
+            twins = cells["a", "twins_at", seed].spec
+            assert twins.method.twins_weight == 0.4
+            named = replace(twins.method, name=label, twins_weight=value)
+            assert cells["a", label, seed].spec == replace(twins, method=named)
+    assert ("b", "twins_at_lambda3", 0) not in cells
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_rates_of_others(own: bool) -> None:
+    """Without a grid for lr a baseline or control takes the rate of the method it is compared with, at_lr 1 + lambda times
+    that of TWINS-AT; a grid of its own counts more."""
+    grids = everything()["grids"] | ({"l2sp": {"lr": [0.7]}, "at_lr": {"lr": [0.8]}} if own else {})
+    cells = by_cell(study.transfer(**everything(grids=grids, compared_on=["a", "b"])))
+    for (data, name, _), job in cells.items():
+        if "trades" in name:
+            expected = 0.04 if "twins" in name else 0.02
+        elif name == "at_lr":
+            expected = 0.8 if own else 0.03 * (1.4 if data == "a" else 2.0)
+        else:
+            of_twins = "twins" in name or name in ("at_split", "two_adaptive")
+            expected = 0.7 if own and name == "l2sp" else 0.03 if of_twins else 0.01
+        assert job.spec.optim.lr == pytest.approx(expected), name
+
+
+def test_rates_without_grids_are_the_targets() -> None:
+    """Where nothing is tuned, all runs on a target have its rate, at_lr 1 + lambda times that."""
+    for (data, name, _), job in by_cell(study.transfer(**everything(grids={}, compared_on=["a", "b"]))).items():
+        factor = {"a": 1.4, "b": 2.0}[data] if name == "at_lr" else 1
+        assert job.spec.optim.lr == pytest.approx({"a": 0.1, "b": 0.5}[data] * factor)
+
+
+def test_starts_of_others() -> None:
+    """Runs start from the named source, but at_natural from the natural one and at_random from random weights."""
+    jobs = study.transfer(**everything())
+    natural = next(j.spec for j in jobs if j.ship and j.spec.method.name == "natural")
+    for (_, name, _), job in by_cell(jobs).items():
+        expected = {"at_natural": natural, "at_random": None}.get(name, jobs[0].spec)
+        assert job.spec.source == expected and job.spec.weights is None
+    at, random, from_natural = (by_cell(jobs)["a", name, 1].spec for name in ("at", "at_random", "at_natural"))
+    assert replace(random, source=at.source, method=at.method) == at  # the start is the one difference
+    assert replace(from_natural, source=at.source, method=at.method) == at
 
 
 def test_start_from_weights_of_others() -> None:
@@ -86,14 +189,137 @@ def test_start_from_weights_of_others() -> None:
     assert not {s.hash for s in tunes("a.pt")} & {s.hash for s in tunes("b.pt")}
 
 
+def test_random_start_beside_weights_of_others() -> None:
+    """at_random has neither source nor file, at_natural may start from a run while the others start from a file."""
+    sources = arguments()["sources"] | {"robust": {"weights": {"file": "a.pt", "classes": 9}}}
+    names = ["l2sp", "at_natural", "at_random"]
+    jobs = study.transfer(**arguments(sources=sources, methods=["at"], baselines=names, compared_on=["a"], seeds=[0]))
+    cells = by_cell(jobs)
+    assert [cells["a", n, 0].spec.weights and cells["a", n, 0].spec.weights.file for n in ("at", *names)] == [
+        "a.pt", "a.pt", None, None]
+    assert cells["a", "at_natural", 0].spec.source.method.name == "natural" and cells["a", "at_random", 0].spec.source is None
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+def test_evaluations_may_be_limited_to_targets() -> None:
+    """An evaluation with `targets` is made on those alone, all others on every target; the list enters no hash."""
+    jobs = study.transfer(**arguments())
+    kinds = {j.spec.data.name: [e.kind for e in j.evals] for j in jobs}
+    assert kinds == {"toy_source": ["clean"], "a": ["clean"], "b": ["clean", "pgd"]}
+    everywhere = arguments()
+    del everywhere["evaluations"][1]["targets"]
+    assert study.transfer(**everywhere)[-2].evals == jobs[-2].evals
+
+
+@pytest.mark.parametrize(("limits", "expected"), [
+    ({}, lambda data, name, seed: True),
+    ({"targets": ["a"]}, lambda data, name, seed: data == "a"),
+    ({"methods": ["at", "l2sp", "twins_at_lambda3"]}, lambda data, name, seed: name in ("at", "l2sp", "twins_at_lambda3")),
+    ({"seeds": [1]}, lambda data, name, seed: seed == 1),
+    ({"targets": ["b"], "methods": ["at"], "seeds": [0]}, lambda *cell: cell == ("b", "at", 0)),
+    ({"targets": []}, lambda data, name, seed: False),
+], ids=str)
+def test_limits_of_evaluations(limits: dict, expected) -> None:
+    """targets, methods and seeds limit an evaluation to the runs that are in all of them; sources are not concerned."""
+    costly = {"kind": "pgd", "images": 3, "eps": 0.2}
+    jobs = study.transfer(**everything(evaluations=[{"kind": "clean", "images": 7}, costly | limits]))
+    assert len(by_cell(jobs)) == 2 * (22 + 4)
+    for cell, job in by_cell(jobs).items():
+        assert [(e.kind, e.images) for e in job.evals] == [("clean", 7)] + [("pgd", 3)] * expected(*cell), cell
+    assert all([e.images for e in j.evals] == [9] for j in jobs if j.ship)
+
+
+# -- hyper-parameters ------------------------------------------------------------------------------------------------
+def test_candidates_are_the_product_of_a_grid() -> None:
+    """Every combination of a method's values is trained, with the first seed only; all else is the run's own."""
+    grids = {"l2sp": {"l2sp_weight": [0.01, 0.1, 1], "lr": [0.2, 0.3]}}
+    jobs = study.transfer(**everything(grids=grids, seeds=[3, 1, 2]))
+    candidates = [j.spec for j in jobs if j.study == "tuning"]
+    assert [(c.method.l2sp_weight, c.optim.lr) for c in candidates] == [
+        (weight, lr) for weight in (0.01, 0.1, 1.0) for lr in (0.2, 0.3)]
+    chosen = by_cell(jobs)["a", "l2sp", 3].spec
+    assert chosen == candidates[0]
+    for c in candidates:
+        assert c.method.name == "l2sp" and c.seed == 3
+        assert replace(c, optim=chosen.optim, method=chosen.method) == chosen
+
+
+def test_what_was_chosen_is_used_by_all_seeds() -> None:
+    """All seeds of a run have the values that `best` took, and the run of the first seed is that candidate itself."""
+    grids = {"at": {"lr": [0.1, 0.2]}, "distill": {"distill_weight": [1, 2], "feature_weight": [3.0]}}
+    jobs = study.transfer(**everything(grids=grids, seeds=[0, 1, 2], best=last))
+    cells = by_cell(jobs)
+    for seed in (0, 1, 2):
+        found = cells["a", "distill", seed]
+        assert (found.spec.method.distill_weight, found.spec.method.feature_weight, found.spec.optim.lr) == (2.0, 3.0, 0.2)
+        assert [cells[data, "at", seed].spec.optim.lr for data in "ab"] == [0.2, 0.2] and found.settled
+    assert cells["a", "distill", 0].spec in {j.spec for j in jobs if j.study == "tuning"}
+
+
+def test_each_target_chooses_by_itself() -> None:
+    """`best` is asked once per target and method, for runs that differ in what the grid names alone."""
+    asked = []
+
+    def best(candidates: Sequence[RunSpec]) -> RunSpec:
+        asked.append([(c.data.name, c.method.name, c.seed, c.optim.lr) for c in candidates])
+        return candidates[candidates[0].data.name == "b"]
+
+    jobs = study.transfer(**everything(grids={"at": {"lr": [0.1, 0.2]}, "trades": {"lr": [0.3, 0.4]}}, best=best))
+    assert asked == [[(data, name, 0, lr) for lr in rates] for data in "ab"
+                     for name, rates in (("at", (0.1, 0.2)), ("trades", (0.3, 0.4)))]
+    cells = by_cell(jobs)
+    assert [cells[data, name, 1].spec.optim.lr for data in "ab" for name in ("at", "trades")] == [0.1, 0.3, 0.2, 0.4]
+    assert cells["a", "trades_beta3", 0].spec.optim.lr == 0.3
+
+
+def test_unsettled_until_every_candidate_is_there() -> None:
+    """What takes a value that is not chosen yet waits, with the first candidate in its place; nothing else does."""
+    grids = {"twins_at": {"lr": [0.1, 0.2]}, "trades": {"lr": [0.3]}}
+    jobs = study.transfer(**everything(grids=grids, best=unknown))
+    waiting = {name for (data, name, _), j in by_cell(jobs).items() if data == "a" and not j.settled}
+    assert waiting == {"twins_at", *CONTROLS[:6], "twins_at_lambda0.1", "twins_at_lambda3"}
+    assert {name for (data, name, _), j in by_cell(jobs).items() if data == "b" and not j.settled} == {"twins_at"}
+    assert all(j.settled for j in jobs if j.ship or j.study == "tuning")
+    assert by_cell(jobs)["a", "at_split", 1].spec.optim.lr == 0.1 and by_cell(jobs)["a", "trades_beta3", 1].spec.optim.lr == 0.3
+
+
+def test_own_candidates_wait_for_the_rate() -> None:
+    """A grid without lr is tried at the rate of the method it is compared with, so not before that is chosen."""
+    grids = {"at": {"lr": [0.1, 0.2]}, "l2sp": {"l2sp_weight": [0.5, 0.6]}}
+
+    def rate_only(candidates: Sequence[RunSpec]) -> RunSpec | None:
+        return candidates[1] if candidates[0].method.name == "at" else None
+
+    def tried(best) -> list:
+        jobs = study.transfer(**everything(grids=grids, best=best))
+        runs = [(j.spec.method.l2sp_weight, j.spec.optim.lr) for j in jobs if j.study == "tuning" and j.spec.data.name == "a"
+                and j.spec.method.name == "l2sp"]
+        return [runs, by_cell(jobs)["a", "l2sp", 1].settled]
+
+    assert tried(unknown) == [[], False]
+    assert tried(rate_only) == [[(0.5, 0.2), (0.6, 0.2)], False]
+    assert tried(last) == [[(0.5, 0.2), (0.6, 0.2)], True]
+
+
+@pytest.mark.parametrize("best", [first, unknown])
+def test_a_grid_of_one_value_is_a_switch(best) -> None:
+    """One value leaves nothing to choose: no candidate is trained, the run has the value and waits for nothing."""
+    jobs = study.transfer(**everything(grids={"joint_uot": {"source_classes": [3]}, "at": {"lr": [0.7]}}, best=best))
+    assert not [j for j in jobs if j.study == "tuning"] and all(j.settled for j in jobs)
+    spec = by_cell(jobs)["a", "joint_uot", 1].spec
+    assert (spec.method.source_classes, spec.method.source_weight, spec.optim.lr) == (3, 0.3, 0.7)
+
+
+# -- refused ---------------------------------------------------------------------------------------------------------
 SOURCE = {"data": {"name": "toy_source"}, "optim": {}}
+ROBUST = {"data": {"name": "toy_source", "image_size": 16}, "optim": {}}
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"start": "robsut"}, ValueError, "expected start to be one of natural, robust, got 'robsut'; did you mean 'robust'?"),
     ({"arch": "tiny_resnt"}, ValueError, "did you mean 'tiny_resnet'?"),
     ({"norm": "grup"}, ValueError, "did you mean 'group'?"),
-    ({"norm": "group"}, ValueError, "expected norm 'batch' for a two-wing method, got 'group'"),
+    ({"norm": "group"}, ValueError, "expected norm 'batch' for the wings 'twins', got 'group'"),
     ({"methods": ["twin_at"]}, ValueError, "expected method to be one of .*; did you mean 'twins_at'?"),
     ({"optim": {"learning_rate": 1}}, ValueError, "expected key of targets.a.optim to be one of epochs, batch_size, lr"),
     ({"attack": {"eps": 8}}, ValueError, "expected eps in \\[0, 1\\] \\(pixel units\\), got 8; write 8/255"),
@@ -107,37 +333,105 @@ SOURCE = {"data": {"name": "toy_source"}, "optim": {}}
     ({"sources": {"robust": {"weights": {"file": "a.pt"}}}}, ValueError, "expected classes in sources.robust.weights"),
     ({"evaluations": [{"kind": "clean", "images": 1, "targets": ["c"]}]}, ValueError, "target of an evaluation .* a, b"),
     ({"evaluations": [{"kind": "pgd", "images": 1, "esp": 0.1}]}, ValueError, "key of evaluations .*'eps'?"),
+    ({"evaluations": [{"kind": "clean", "images": 1, "methods": ["l2ps"]}]}, ValueError,
+     "expected method of an evaluation to be one of at, .*, twins_at_lambda3, got 'l2ps'; did you mean 'l2sp'?"),
+    ({"evaluations": [{"kind": "clean", "images": 1, "methods": ["natural"]}]}, ValueError,
+     "expected method of an evaluation .*, got 'natural'"),
+    ({"evaluations": [{"kind": "clean", "images": 1, "seeds": [0, 7]}]}, ValueError,
+     "expected seeds of an evaluation among \\[0, 1\\], got \\[0, 7\\]"),
+    ({"compared_on": ["cifar"]}, ValueError, "expected data set of compared_on to be one of a, b, got 'cifar'"),
+    ({"baselines": ["l2ps"]}, ValueError, "expected method to be one of .*; did you mean 'l2sp'?"),
+    ({"controls": ["at_lrr"]}, ValueError, "expected method to be one of .*; did you mean 'at_lr'?"),
+    ({"baselines": ["natural"]}, ValueError,
+     "expected a baseline or control \\(distill, .*, twins_trades_wing\\), got 'natural'; list it under methods"),
+    ({"methods": ["trades", "twins_at", "twins_trades"]}, ValueError,
+     "expected 'at' among methods for 'distill', which takes its learning rate, got trades, twins_at, twins_trades; add it"),
+    ({"methods": ["at", "trades", "twins_trades"], "controls": []}, ValueError,
+     "expected 'twins_at' among methods for 'twins_at_lambda0.1', which takes its learning rate"),
+    ({"methods": ["at", "twins_at", "twins_trades"]}, ValueError, "expected 'trades' among methods for 'trades_beta3'"),
+    ({"methods": ["at", "trades", "twins_at"]}, ValueError, "expected 'twins_trades' among methods for 'twins_trades_wing'"),
+    ({"lambdas": [-0.5]}, ValueError, "expected twins_weight >= 0, got -0.5"),
+    ({"grids": {"twin_at": {"lr": [0.1]}}}, ValueError, "expected method to be one of .*; did you mean 'twins_at'?"),
+    ({"grids": {"at": {"leraning": [0.1, 0.2]}}}, ValueError, "expected key of grids to be one of name, objective"),
+    ({"grids": {"at": {"lr": ["1e-3"]}}}, TypeError, "expected a number for grids.lr, got the text '1e-3'; in YAML write"),
+    ({"grids": {"at": {"lr": [0.1, -0.1]}}}, ValueError, "expected lr > 0, got -0.1"),
+    ({"grids": {"distill": {"distill_weight": [-1.0]}}}, ValueError, "expected distill_weight >= 0, got -1.0"),
+    ({"sources": {"robust": ROBUST}}, ValueError, "expected start of at_natural to be one of robust, got 'natural'"),
+    ({"sources": arguments()["sources"] | {"robust": {"weights": {"file": "a.pt", "classes": 9}}}}, ValueError,
+     "expected a source run for method 'joint', got 'a.pt'; joint training needs the images of the source task"),
+    ({"targets": {"a": {"data": {"image_size": 32}}, "b": {}}}, ValueError,
+     "expected source images of the target's size \\(32, 32\\) for method 'joint', got \\(16, 16\\)"),
 ])
 def test_illegal_arguments(changes: dict, error: type, message: str) -> None:
     """Unknown names and wrong values anywhere in the parameters are refused before any run."""
     with pytest.raises(error, match=message):
-        study.transfer(**arguments(**changes))
+        study.transfer(**everything(**changes))
 
 
+@pytest.mark.parametrize(("grid", "message"), [
+    ({"lr": []}, "at.*lr"), ({"lr": 0.1}, "at.*lr"), (None, "at"), ([0.1], "at"),
+], ids=str)
+def test_grids_that_hold_no_values(grid: object, message: str) -> None:
+    """A grid is a mapping to lists with something in them; anything else is refused by name."""
+    with pytest.raises((ValueError, TypeError), match=f"expected .*grids.*{message}.*, got "):
+        study.transfer(**everything(grids={"at": grid}, best=first))
+
+
+# -- presets ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_presets_build_jobs(preset: str, number: str) -> None:
-    """Every preset's parameters make jobs: no two alike, all sources among them, each method on the same targets."""
-    jobs, settings = study.jobs(preset, number)
-    assert jobs and len({j.spec.hash for j in jobs}) == len(jobs)
-    assert settings["preset"] == preset
+    """Every preset's parameters make jobs: no two alike, all sources among them, each of its methods on the same targets,
+    split, seeds and attacks, and nothing unsettled once the candidates are there."""
+    plan, settings = study.plan(preset, number)
+    jobs = plan(best=last)
+    assert settings["preset"] == preset and set(settings) == set(study.SETTINGS)
+    asked = [j.spec.hash for j in jobs if j.study != "tuning"]
+    assert asked and len(set(asked)) == len(asked) and all(j.settled for j in jobs)
     specs = {j.spec for j in jobs}
     assert all(s.source is None or s.source in specs for s in specs)
     by_method: dict[str, set] = {}
-    for j in jobs:
-        if j.spec.source is not None or j.spec.weights is not None:
-            by_method.setdefault(j.spec.method.name, set()).add((j.spec.data, j.spec.optim, j.spec.seed, j.evals))
-    assert len({frozenset(cells) for cells in by_method.values()}) == 1
+    for j in tuned(jobs):
+        s = j.spec
+        by_method.setdefault(s.method.name, set()).add(
+            (s.data, s.seed, s.attack, s.source, s.weights, replace(s.optim, lr=1.0), j.evals))
+    assert len({frozenset(by_method[name]) for name in plan.keywords["methods"]}) == 1
+    for name in (*plan.keywords["baselines"], *plan.keywords["controls"]):  # where they are, as their rivals but for the start
+        cells = {(cell[0], cell[1], cell[2], cell[5]) for cell in by_method[name]}
+        assert cells <= {(cell[0], cell[1], cell[2], cell[5]) for cell in by_method["at"]}
+        assert {cell[0].name for cell in by_method[name]} == set(plan.keywords["compared_on"])
 
 
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
-def test_every_run_is_shown(preset: str, number: str) -> None:
-    """The settings for display hold every data set, method and seed of the jobs."""
-    jobs, _ = study.jobs(preset, number)
+def test_presets_choose_alike(preset: str, number: str) -> None:
+    """A method and what it is compared with are tuned over the same rates, so neither gets more trials."""
+    grids = study.plan(preset, number)[0].keywords["grids"]
+    for pair in (("at", "twins_at"), ("trades", "twins_trades")):
+        assert len({tuple(grids.get(name, {}).get("lr", ())) for name in pair}) == 1
+
+
+@pytest.mark.parametrize("best", [last, unknown])
+@pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
+def test_every_run_is_shown(preset: str, number: str, best) -> None:
+    """The settings for display hold every data set, method and seed of the jobs, and call only sources start networks."""
+    jobs = study.plan(preset, number)[0](best=best)
     lines = study.settings(jobs)
     assert {line["data set"] for line in lines} == {j.spec.data.name for j in jobs}
     for job in jobs:
-        line = next(x for x in lines if x["data set"] == job.spec.data.name and job.spec.method.name in x["methods"])
-        assert str(job.spec.seed) in line["seeds"].split(", ") and line["network"] == job.spec.model.arch
+        mine = [x for x in lines if x["data set"] == job.spec.data.name and job.spec.method.name in x["methods"].split(", ")
+                and x["role"] == ("start network" if job.ship else "target")]
+        assert len(mine) == 1 and str(job.spec.seed) in mine[0]["seeds"].split(", ")
+        assert mine[0]["network"] == job.spec.model.arch
+
+
+def test_parents_are_methods() -> None:
+    """Whatever takes another's rate or start is a method, takes it from one that has its own, and differs from it in switches
+    of its method alone."""
+    assert set(study.LR_OF) == set(METHODS) - set(PAPER) and set(study.START) <= set(study.LR_OF)
+    assert set(study.LR_OF.values()) <= set(PAPER)
+    fields = {f.name for f in dataclasses.fields(MethodSpec)} - {"name"}
+    for name, parent in study.LR_OF.items():
+        differ = [f for f in fields if getattr(METHODS[name], f) != getattr(METHODS[parent], f)]
+        assert len(differ) <= (2 if name == "joint_uot" else 1), (name, differ)
 
 
 # -- parameters and overrides ----------------------------------------------------------------------------------------
@@ -212,6 +506,7 @@ def test_unknown_presets_and_notebooks(folder: Path) -> None:
         study.overrides("medium", "01", {})
     with pytest.raises(ValueError, match="expected notebook to be one of 01, got '1'"):
         study.notebook("1")
-    write_notebook(folder, "eps: float = 0.1\npreset: str = 'toy'\nthreads: int = 1", name="99_y.ipynb")
+    settings = "\n".join(f"{name}: int = 1" for name in study.SETTINGS)
+    write_notebook(folder, settings, name="99_y.ipynb")
     with pytest.raises(ValueError, match="expected notebook with a study to be one of 01, got '99'"):
-        study.jobs("toy", "99")
+        study.plan("toy", "99")

@@ -95,6 +95,32 @@ def test_files_are_the_tables(store: Store, done: bool) -> None:
     assert [p.name for p in sorted((store.root / "rows").iterdir())] == ["transfer.csv"]
 
 
+def test_unsettled_jobs_have_no_rows(store: Store) -> None:
+    """A run that only stands in for another is in no table, also where it is finished; the jobs around it are."""
+    finish(store)
+    waiting = replace(JOB, settled=False)
+    assert len(table.rows(store, [waiting])) == len(table.epochs(store, [waiting])) == 0
+    pd.testing.assert_frame_equal(table.rows(store, [waiting, JOB, waiting]), table.rows(store, [JOB]))
+    pd.testing.assert_frame_equal(table.epochs(store, [waiting, JOB]), table.epochs(store, [JOB]))
+    finish(store, checks={"logits": False})
+    assert all(table.sanity(store, [waiting]).values()) and not all(table.sanity(store, [JOB]).values())
+
+
+def test_studies_are_written_apart(store: Store) -> None:
+    """Each file has the jobs of its study alone; candidates, on which nothing is measured, have epochs and no rows."""
+    finish(store)
+    other = replace(SPEC, optim=replace(SPEC.optim, lr=0.1))
+    finish(store, other, masks={})
+    jobs = [Job("tuning", SPEC, ()), Job("tuning", other, ()), JOB]
+    assert len(table.write(store, jobs, "tuning")) == 0 and len(table.write(store, jobs, "transfer")) == 4
+    files = sorted(p.relative_to(store.root).as_posix() for kind in ("rows", "epochs") for p in (store.root / kind).iterdir())
+    assert files == ["epochs/transfer.csv", "epochs/tuning.csv", "rows/transfer.csv"]
+    epochs = {name: pd.read_csv(store.root / "epochs" / f"{name}.csv") for name in ("transfer", "tuning")}
+    assert epochs["tuning"].run.tolist() == [SPEC.hash] * 2 + [other.hash] * 2
+    assert epochs["transfer"].run.tolist() == [SPEC.hash] * 2
+    assert set(epochs["tuning"].claim) == {"tuning"}
+
+
 @pytest.mark.parametrize(("masks", "checks", "failing"), [
     (MASKS, {}, None),
     (MASKS, {"norm_kept": True}, None),

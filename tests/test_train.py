@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from twinslib import train
-from twinslib.config import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec, method
+from twinslib.config import METHODS, AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.data import DeviceSet
 from twinslib.fold import FoldedCopy
 from twinslib.models import make_model
-from twinslib.norms import TwinNorm, twin_norms, twinsify
+from twinslib.norms import TwinNorm, freeze_statistics, to_plain, twin_norms, twinsify
 from twinslib.train import Diverged, OutOfTime, Step, fit, generator
 
 LAMBDA = 0.4
@@ -21,9 +21,20 @@ LAMBDA = 0.4
 def spec(name: str = "twins_at", *, optim: dict | None = None, **switches) -> RunSpec:
     if name.startswith("twins"):
         switches = {"twins_weight": LAMBDA} | switches
-    return RunSpec(data=DataSpec(name="toy_target", image_size=16, augment="crop"), model=ModelSpec(arch="tiny_resnet"),
-                   method=method(name, **switches), attack=AttackSpec(steps=2),
-                   optim=OptimSpec(**({"epochs": 2, "batch_size": 8, "lr": 0.05, "val_every": 2} | (optim or {}))))
+    optim = OptimSpec(**({"epochs": 2, "batch_size": 8, "lr": 0.05, "val_every": 2} | (optim or {})))
+    data, model = DataSpec(name="toy_target", image_size=16, augment="crop"), ModelSpec(arch="tiny_resnet")
+    source = None
+    if name not in ("natural", "at", "trades", "twins_at", "twins_trades"):  # those need none
+        source = RunSpec(data=replace(data, name="toy_source"), model=model, method=method("at"), attack=AttackSpec(steps=1),
+                         optim=optim)
+    return RunSpec(data=data, model=model, method=method(name, **switches), attack=AttackSpec(steps=2), optim=optim,
+                   source=source)
+
+
+def winged(run: RunSpec, model: torch.nn.Module) -> torch.nn.Module:
+    """The network with the branches of the run's method."""
+    second = "frozen" if run.method.wings == "twins" else "adaptive"
+    return twinsify(model, share_affine=run.method.share_affine, second=second) if run.method.two_branches else model
 
 
 def network(seed: int = 0) -> torch.nn.Module:
@@ -52,10 +63,11 @@ def device_set(n: int = 20) -> DeviceSet:
     return DeviceSet(x[:n], y[:n], x[n:], y[n:], x[n:], y[n:], tuple("0123456789"))
 
 
-def textbook(model: torch.nn.Module, inputs: dict, y: torch.Tensor, objective: str, weight: float, beta: float):
-    """Two separate networks, one per wing, written out; returns loss and gradients by name of the two-wing network."""
+def textbook(model: torch.nn.Module, inputs: dict, y: torch.Tensor, objective: str, weight: float, beta: float,
+             second_trains: bool = False):
+    """Two separate networks, one per wing, written out; returns loss, gradients by name of the two-wing network, networks."""
     frozen, adaptive = copy.deepcopy(model), copy.deepcopy(model)
-    frozen.eval()
+    frozen.train(second_trains)
     adaptive.train()
     half, n = len(y) // 2, len(y)
     parts = []
@@ -77,27 +89,38 @@ def textbook(model: torch.nn.Module, inputs: dict, y: torch.Tensor, objective: s
             gradients |= {f"{layer}.frozen.{leaf}": f.grad, f"{layer}.adaptive.{leaf}": a.grad}
         else:
             gradients[name] = f.grad + a.grad
-    return loss, gradients, adaptive
+    return loss, gradients, frozen, adaptive
 
 
-@pytest.mark.parametrize("n", [8, 9, 3])
-@pytest.mark.parametrize("objective", ["at", "trades"])
-def test_two_wings_equal_two_networks(objective: str, n: int) -> None:
-    """Loss, all gradients and the adaptive statistics agree with two separate textbook networks (float64, 1e-5)."""
-    model = network().double()
-    x, y = batch(n, torch.float64)
-    inputs = {"clean": x, "adversarial": (x + 0.05 * torch.sign(torch.randn_like(x))).clamp(0, 1)}
-    want, gradients, adaptive = textbook(model, inputs, y, objective, LAMBDA, 6.0)
-    twin = twinsify(model)
-    loss, _ = Step(twin, spec(f"twins_{objective}"), "cpu").loss(inputs, y)
+def check_against_textbook(twin: torch.nn.Module, loss: torch.Tensor, want: torch.Tensor, gradients: dict) -> None:
     loss.backward()
     torch.testing.assert_close(loss, want, rtol=1e-5, atol=1e-8)
     got = dict(twin.named_parameters())
     assert got.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(got[name].grad, gradient, rtol=1e-5, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("n", [8, 9, 3])
+@pytest.mark.parametrize("objective", ["at", "trades"])
+@pytest.mark.parametrize("wings", ["twins", "two_adaptive"])
+def test_two_wings_equal_two_networks(wings: str, objective: str, n: int) -> None:
+    """Loss, all gradients and the statistics agree with two separate textbook networks, of which the first is in eval mode
+    for TWINS and in training mode for the control with two adaptive branches (float64, 1e-5)."""
+    model = network().double()
+    x, y = batch(n, torch.float64)
+    inputs = {"clean": x, "adversarial": (x + 0.05 * torch.sign(torch.randn_like(x))).clamp(0, 1)}
+    *want, frozen, adaptive = textbook(model, inputs, y, objective, LAMBDA, 6.0, wings == "two_adaptive")
+    run = spec(f"twins_{objective}", wings=wings)
+    twin = winged(run, model)
+    check_against_textbook(twin, Step(twin, run, "cpu").loss(inputs, y)[0], *want)
     for name, layer in twin_norms(twin):
-        torch.testing.assert_close(layer.adaptive.running_var, adaptive.get_submodule(name).running_var)
+        for wing, plain in ((layer.frozen, frozen), (layer.adaptive, adaptive)):
+            for statistic in ("running_mean", "running_var", "num_batches_tracked"):
+                torch.testing.assert_close(getattr(wing, statistic), getattr(plain.get_submodule(name), statistic))
+        moved = [not torch.equal(wing.running_mean, model.get_submodule(name).running_mean)
+                 for wing in (layer.frozen, layer.adaptive)]
+        assert moved == [wings == "two_adaptive", True]
 
 
 def test_shared_affine_gradient_is_the_sum_of_both_wings() -> None:
@@ -131,15 +154,117 @@ def test_attack_equals_textbook_attack_on_the_adaptive_wing() -> None:
     torch.testing.assert_close(got, x_adv, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["natural", "at", "trades", "twins_at", "twins_trades"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_method_learns_a_batch(name: str, precision: str) -> None:
-    """Loss falls on one repeated batch, in both precisions."""
+def at_gradient(run: RunSpec, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor,
+                frozen: bool) -> tuple[float, list[torch.Tensor]]:
+    """(loss, gradients) of a step on given adversarial images; with `frozen` the statistics stay."""
+    model = copy.deepcopy(model)
+    step = Step(model, run, "cpu")
+    if frozen:
+        freeze_statistics(model)
+    loss, _ = step.loss({"clean": x, "adversarial": x}, y)
+    return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+def test_split_equals_at_with_frozen_statistics(weight: float) -> None:
+    """With frozen statistics the halves do not see each other, so the control of split batches is AT: with the normalised
+    loss at weight 1 exactly, without it 1 + lambda times; at other weights it is AT with weighted halves."""
+    model, (x, y) = network().double(), batch(8, torch.float64)
+    loss, gradients = at_gradient(spec("at"), model, x, y, True)
+    halves = [at_gradient(spec("at"), model, x[h], y[h], True)[1] for h in (slice(0, 4), slice(4, 8))]
+    for normalize in (True, False):
+        run = spec("at_split", twins_weight=weight, normalize_loss=normalize)
+        got_loss, got = at_gradient(run, model, x, y, True)
+        scale = 1 / (1 + weight) if normalize else 1.0
+        for g, plain, first, second in zip(got, gradients, *halves, strict=True):
+            torch.testing.assert_close(g, scale * (weight * first + second), rtol=1e-9, atol=1e-12)
+            if weight == 1:
+                torch.testing.assert_close(g, 2 * scale * plain, rtol=1e-9, atol=1e-12)
+        if weight == 1:
+            assert got_loss == pytest.approx(2 * scale * loss, rel=1e-12)
+
+
+def test_split_differs_from_at_where_statistics_adapt() -> None:
+    """In ordinary training each half is normalised by itself, so loss and gradients are not AT's."""
+    model, (x, y) = network().double(), batch(8, torch.float64)
+    loss, gradients = at_gradient(spec("at"), model, x, y, False)
+    split_loss, split = at_gradient(spec("at_split", normalize_loss=True), model, x, y, False)
+    assert abs(split_loss - loss) > 1e-4
+    assert all(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(split, gradients, strict=True))
+
+
+@pytest.mark.parametrize("n", [8, 9, 1])
+def test_split_updates_statistics_once_per_half(n: int) -> None:
+    """The halves pass one after the other: losses and running statistics are those of two ordinary passes in that order."""
+    model, (x, y) = network().double(), batch(n, torch.float64)
+    hand = copy.deepcopy(model).train()
+    halves = [h for h in (slice(0, n // 2), slice(n // 2, n)) if h.stop > h.start]
+    want = sum(F.cross_entropy(hand(x[h]), y[h]) for h in halves)
+    torch.testing.assert_close(Step(model, spec("at_split"), "cpu").loss({"clean": x, "adversarial": x}, y)[0], want)
+    for (name, got), buffer in zip(model.named_buffers(), hand.buffers(), strict=True):
+        torch.testing.assert_close(got, buffer)
+        assert "num_batches" not in name or got == len(halves)
+
+
+def test_frozen_statistics_of_one_network() -> None:
+    """Loss and gradients are those of the network in eval mode; training with measurements leaves all statistics
+    bit-identical and moves all weights."""
+    model, (x, y) = network().double(), batch(8, torch.float64)
+    hand = copy.deepcopy(model).eval()
+    want = F.cross_entropy(hand(x), y)
+    want.backward()
+    loss, gradients = at_gradient(spec("frozen_at"), model, x, y, False)
+    assert loss == pytest.approx(want.item(), rel=1e-12) != at_gradient(spec("at"), model, x, y, False)[0]
+    for got, p in zip(gradients, hand.parameters(), strict=True):
+        torch.testing.assert_close(got, p.grad)
     model = network()
-    model = twinsify(model) if name.startswith("twins") else model
-    step = Step(model, spec(name, optim={"precision": precision}), "cpu")
+    before = copy.deepcopy(model.state_dict())
+    fit(spec("frozen_at", optim={"val_every": 1}), model, device_set(), device="cpu")
+    statistics = {k for k, _ in model.named_buffers()}
+    assert len(statistics) > 10
+    for k, value in model.state_dict().items():
+        assert torch.equal(value, before[k]) is (k in statistics), k
+
+
+@pytest.mark.parametrize(("name", "attacked"), [
+    ("twins_at", ["adaptive"] * 4), ("twins_attack_frozen", ["frozen"] * 4),
+    ("twins_attack_alternating", ["adaptive", "frozen"] * 2), ("two_adaptive", ["adaptive"] * 4),
+])
+def test_which_wing_is_attacked(name: str, attacked: list[str], monkeypatch) -> None:
+    """Step by step, the logits of what is attacked are those of that wing in eval mode as it is then, not of the other."""
+    run = spec(name)
+    twin = winged(run, network())
+    for _, layer in twin_norms(twin):
+        layer.adaptive.running_mean += 0.3
+    x, y = batch(6)
+    seen = []
+
+    def record(forward, images, labels, **settings):
+        assert settings.pop("generator").initial_seed() == generator("cpu", 0, "attack", len(seen)).initial_seed()
+        logits = {wing: to_plain(twin, wing).eval()(x) for wing in ("adaptive", "frozen")}
+        near = [wing for wing, z in logits.items() if torch.allclose(forward(images), z, rtol=1e-3, atol=1e-4)]
+        seen.append(near)
+        return images
+
+    monkeypatch.setattr(train.attacks, "pgd", record)
+    step = Step(twin, run, "cpu")
+    for count in range(4):
+        step(x, y, count, 0.05)
+    assert seen == [[wing] for wing in attacked]
+
+
+@pytest.mark.parametrize(("name", "precision"), [
+    *((name, "float32") for name in METHODS),
+    *((name, "bfloat16") for name in ("natural", "at", "trades", "twins_at", "twins_trades", "distill", "joint", "l2sp",
+                                      "at_split")),
+])
+def test_every_method_learns_a_batch(name: str, precision: str) -> None:
+    """Loss falls on one repeated batch, in both precisions; the source images of joint training vary."""
+    run = spec(name, optim={"precision": precision})
+    step = Step(winged(run, network()), run, "cpu", start=network(), source=device_set())
     x, y = batch(16)
-    losses = [step(x, y, generator("cpu", 0, "attack", i), 0.05)[0].item() for i in range(12)]
+    lr = 0.2 if name == "frozen_at" else 0.05  # its statistics never fit random images
+    losses = [step(x, y, count, lr)[0].item() for count in range(12)]
     assert losses[-1] < 0.9 * losses[0]
 
 

@@ -111,6 +111,8 @@ def test_ties_go_to_the_smaller_id() -> None:
     source = np.eye(4)[[3, 0, 1, 0, 1, 0]]
     assert select_classes(source, np.eye(4)[[0]], 2).classes.tolist() == [1, 3]
     assert select_classes(np.eye(4)[[0] * 6], np.eye(4)[[0, 1]], 3).classes.tolist() == [0, 1, 2]
+    same, target = np.tile(np.random.default_rng(1).normal(size=(1, 32)), (3, 1)), np.random.default_rng(2).normal(size=(10, 32))
+    assert select_classes(same, target, 2).classes.tolist() == [0, 1]  # though their products differ in the last digit
 
 
 @pytest.mark.parametrize(("call", "message"), [

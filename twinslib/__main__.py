@@ -96,6 +96,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(plan.describe(store, planned(best=store.best), flops=args.tflops * 1e12 if args.tflops else None))
         return 0
+    planned(best=store.best)  # wrong parameters are refused before anything is written
     threads = args.threads or settings["threads"]
     if threads and store.device.type == "cpu":
         torch.set_num_threads(threads)
@@ -131,6 +132,7 @@ def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> s
     """What a sweep did and what it leaves, for the terminal."""
     lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"]
     lines += [f"failed: {task}: {why}" for task, why in report.failed]
+    lines += [f"diverged, so not chosen: {task}" for task, _ in report.diverged]
     if report.left:
         hours = plan.remaining_hours(store, report.left, jobs)
         lines += [f"left: {task}" for task in report.left[:5]]

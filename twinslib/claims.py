@@ -79,14 +79,15 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
         if stamp is not None and stamp != rule.stamp and stamp.split(":")[0] == str(rule.version):
             raise ValueError(f"expected the rule of {claim.id} as it was when run {job.spec.hash} began ({stamp}), got an edited "
                              f"one ({rule.stamp}); restore it, or raise its version, say why under `changes`, and run again")
-        counted += [job] if stamp == rule.stamp else []
-        not_counted += stamp != rule.stamp
+        counts = stamp == rule.stamp or rule.measure == "shown"  # where nothing is judged, everything may be shown
+        counted += [job] if counts else []
+        not_counted += not counts
     common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store.preset)}
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
 
     shown = rule.measure == "shown"
-    least = 1 if shown else max(rule.min_datasets, 2 if rule.measure == "gain" else 1)  # no interval over one data set
+    least = 1 if shown else max(rule.min_datasets, compare.LEAST_DATASETS if rule.measure == "gain" else 1)
     seeds = 1 if shown else rule.min_seeds
     found, detail, short = {}, [], []
     for pair in pairs:
@@ -158,8 +159,8 @@ def _strength(attack: str) -> tuple[int, int]:
 
 
 def _mean(lines: Sequence[Effect]) -> Effect | None:
-    """Mean over data sets, each with the same weight, with Student's interval over them."""
-    if len(lines) < 2:
+    """Mean over data sets, each with the same weight, with Student's interval over them; None for fewer than three."""
+    if len(lines) < compare.LEAST_DATASETS:
         return None
     value, low, high, _ = stats.student_interval([line.value for line in lines])
     return dataclasses.replace(lines[0], dataset=compare.MEAN, images=min(line.images for line in lines),
@@ -254,10 +255,10 @@ def put_into(text: str, store: Store) -> str:
     """`text` with the summary between its two marks, `<!-- claims -->` and `<!-- /claims -->`.
 
     Raises:
-        ValueError: a mark is missing.
+        ValueError: not each mark once, in this order.
     """
     start, end = "<!-- claims -->", "<!-- /claims -->"
-    if text.count(start) != 1 or text.count(end) != 1:
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(f"expected the marks {start} and {end}, each once; put them where the verdicts belong")
     return text.split(start)[0] + f"{start}\n{summary(store)}{end}" + text.split(end)[1]
 

@@ -23,6 +23,7 @@ CONTROLS = (  # what the gain of TWINS is held against, then TWINS with one thin
     ("twins_trades", "trades_beta3"), ("twins_trades_wing", "trades"), ("twins_shared", "twins_at"),
     ("twins_attack_frozen", "twins_at"), ("twins_attack_alternating", "twins_at"),
 )  # fmt: skip
+LEAST_DATASETS = 3  # for a mean: with two, an interval is either endless or, by chance, nothing
 MEASURED = ["metric", "threat", "eps", "attack"]
 Masks = list[tuple[str, EvalSpec, int, tuple[np.ndarray, np.ndarray] | None]]  # data set, measurement, seed, both masks
 
@@ -91,7 +92,7 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
         One line per (dataset, method, baseline) and measurement. With one seed the interval is that of
         `stats.paired_difference` and speaks about other images, with more that of `stats.crossed_difference`, about other
         images and other seeds. p_holm is corrected over the data sets of a comparison (Holm). A line with dataset "mean"
-        follows where a comparison has at least two data sets: Student's interval over their means, which speaks about data
+        follows where a comparison has at least three data sets: Student's interval over their means, which speaks about data
         sets like these. Not done: NaN with 0 seeds.
     Raises:
         ValueError: see `paired_masks`.
@@ -107,7 +108,7 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
             done = [i for i, line in enumerate(lines) if line[2]]
             corrected = dict(zip(done, stats.holm([lines[i][6] for i in done]), strict=True)) if done else {}
             lines = [[*line, corrected.get(i, math.nan)] for i, line in enumerate(lines)]
-            if len(done) > 1:
+            if len(done) >= LEAST_DATASETS:
                 whole = stats.student_interval([lines[i][3] for i in done])
                 least = [min(lines[i][k] for i in done) for k in (1, 2)]  # images, seeds
                 lines.append([MEAN, *least, *whole[:3], math.nan, math.nan])
@@ -131,6 +132,7 @@ def over_seeds(masks: Sequence[tuple[np.ndarray, np.ndarray]], images: int) -> t
 def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     """`differences` in points with their 95 % intervals: one line per comparison and data set, then their mean; a star marks
     differences that stay significant at 5 % after correction over the data sets."""
+    found = found.assign(dataset=found["dataset"].replace({MEAN: dataset_label(MEAN)}))  # so that `spread` knows a mean
     found = found.assign(line=list(zip(found["method"], found["baseline"], found["dataset"], strict=True)))
     lines = unique(found["line"])
     seeds = {line: _range(group.min(), group.max()) for line, group in found.groupby("line")["seeds"]}
@@ -159,7 +161,7 @@ def reading(found: pd.DataFrame) -> str:
                          f"(significantly in {(certain > 0).sum()}, significantly lower in {(certain < 0).sum()})")
         seeds = f"data sets, {_range(done['seeds'].min(), done['seeds'].max(), 'seed')}" if len(done) else "no data set"
         head = f"{method_label(method)} against {method_label(baseline)} on the same test images ({seeds}): "
-        tail = f"; {missing} comparisons not run" if missing else ""
+        tail = f"; {missing} comparison{'' if missing == 1 else 's'} not run" if missing else ""
         sentences.append(head + ("; ".join(parts) or "nothing measured yet") + tail + ".")
     return " ".join(sentences)
 

@@ -13,7 +13,7 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
     tunes = [job for job in jobs if job.study == "transfer" and not job.ship]
     rows = table.rows(store, tunes)
     found = compare.differences(store, tunes, compare.comparisons(tunes))
-    main = found[[pair in compare.PAIRS for pair in zip(found["method"], found["baseline"], strict=True)]]
+    main = found.loc[[pair in compare.PAIRS for pair in zip(found["method"], found["baseline"], strict=True)]]
     parts = [
         f"# Robustness transfer, preset {store.preset}",
         "## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, "01"))),

@@ -137,7 +137,11 @@ def remaining_hours(store: Store, left: Sequence[Task], jobs: Sequence[Job]) -> 
 def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> str:
     """The plan as text: each run with its tasks left, their number, estimated hours and memory."""
     waiting = {job.spec for job in jobs if not job.settled}
-    jobs = [dataclasses.replace(job, settled=True) for job in jobs]  # what stands in costs as much
+    merged: dict[RunSpec, Job] = {}  # one per run; what stands in costs as much as what it stands for
+    for job in jobs:
+        evals = merged[job.spec].evals if job.spec in merged else ()
+        merged[job.spec] = dataclasses.replace(job, evals=tuple(dict.fromkeys((*evals, *job.evals))), settled=True)
+    jobs = list(merged.values())
     every = tasks_of(jobs)
     left = store.missing(jobs)
     speed, origin = (flops / 2, f"given: {flops / 1e12:g} TFLOP/s") if flops else rate(store, every)

@@ -397,7 +397,8 @@ def _number(ax: Axes, points: dict[str, tuple[float, float]], others: Sequence[t
         texts.append((u, v, width, height))
         line = {"arrowstyle": "-", "color": QUIET["color"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0}
         ax.annotate(text, _inside(ax, points[key]), away, textcoords="offset points", ha="center", va="center_baseline",
-                    fontsize=SMALL, color="#333333", in_layout=False, arrowprops=line if radius > RADII[0] else None)
+                    fontsize=SMALL, color="#333333", in_layout=False, annotation_clip=False,  # not even right on the edge
+                    arrowprops=line if radius > RADII[0] else None)
 
 
 def _checked(differences: pd.DataFrame) -> pd.DataFrame:
@@ -501,8 +502,8 @@ def _difference(ax: Axes, y: float, line: tuple, look: dict, limits: tuple[float
             ax.plot(edge, y, marker=head, color=look["color"], markersize=4.5, markeredgewidth=0, zorder=2.9)
         if sign * (line.value - edge) > 0:
             ax.annotate(f"{line.value:+.1f}".replace("-", "−"), (edge, y), (-6 * sign, 0), textcoords="offset points",
-                        ha="left" if sign < 0 else "right", va="center", fontsize=SMALL, in_layout=False, zorder=3.5,
-                        weight="bold" if line.dataset == "mean" else "normal",
+                        ha="left" if sign < 0 else "right", va="center", fontsize=SMALL, in_layout=False, annotation_clip=False,
+                        zorder=3.5, weight="bold" if line.dataset == "mean" else "normal",
                         bbox={"facecolor": band, "edgecolor": "none", "pad": 0.4})
 
 

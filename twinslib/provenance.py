@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill", "nbval", "safetensors",
-            "pyautoattack", "scikit-learn", "mlxtend", "PyYAML")
+            "pyautoattack", "POT", "scikit-learn", "mlxtend", "PyYAML")
 
 
 def now() -> str:

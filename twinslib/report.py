@@ -186,17 +186,21 @@ def tuning_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
             for epoch in record["epochs"] if record else ():
                 measured = epoch if "val_clean_acc" in epoch else measured
             line = {"data set": dataset_label(dataset), "method": method_label(method),
-                    "candidate": ", ".join(f"{key} {value[key]:g}" for key in varied)}
+                    "candidate": ", ".join(f"{key} {_plain(value[key])}" for key in varied)}
             for title, key in (("clean", "val_clean_acc"), ("PGD", "val_robust_acc")):
                 missing = "diverged" if store.diverged(spec) else NOT_RUN
                 line[f"{title}, validation"] = f"{100 * measured[key]:.1f}" if key in measured else missing
             line["images"] = record["val_images"] if record else ""
-            ends = len(varied) == 1 and len(values) > 2 and value[varied[0]] in (min(v[varied[0]] for v in values),
-                                                                               max(v[varied[0]] for v in values))
-            line["chosen"] = "" if spec != chosen else "yes, at an end of its grid" if ends else "yes"
+            at_end = [key for key in varied if isinstance(value[key], float) and len(values) > 2
+                      and value[key] in (min(v[key] for v in values), max(v[key] for v in values))]
+            line["chosen"] = "" if spec != chosen else "yes, at an end of its grid" if at_end else "yes"
             out.append(line)
     return pd.DataFrame(out, columns=["data set", "method", "candidate", "clean, validation", "PGD, validation", "images",
                                       "chosen"])
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------

@@ -31,19 +31,26 @@ def feature_distance(start_features: torch.Tensor, features: torch.Tensor) -> to
     return F.mse_loss(features.float(), start_features.detach().float())
 
 
-def nearest_classes(start: torch.nn.Module, source: DeviceSet, target: DeviceSet, keep: int) -> DeviceSet:
+def nearest_classes(start: torch.nn.Module, source: DeviceSet, target: DeviceSet, keep: int, *,
+                    size: int | None = None) -> DeviceSet:
     """`source` with the training images of its `keep` classes from which unbalanced optimal transport moves most mass to
     the target's classes, by mean features of `start` in eval mode; labels keep their numbers."""
-    means = [transport.class_means(image_features(start, d.train_x), d.train_y.cpu().numpy(), d.num_classes)
+    means = [transport.class_means(image_features(start, d.train_x, size=size), d.train_y.cpu().numpy(),
+                                  d.num_classes)
              for d in (source, target)]
     chosen = torch.from_numpy(transport.select_classes(*means, keep).classes).to(source.train_y.device)
     kept = torch.isin(source.train_y, chosen)
     return dataclasses.replace(source, train_x=source.train_x[kept], train_y=source.train_y[kept])
 
 
-def image_features(model: torch.nn.Module, images: torch.Tensor, batch_size: int = 500) -> np.ndarray:
-    """Features (N, d) of uint8 images, float32 on the CPU: what goes into the head of `model` in eval mode."""
-    features = Features(model, find_head(model, images.shape[-1]))
+def image_features(model: torch.nn.Module, images: torch.Tensor, *, size: int | None = None,
+                   batch_size: int = 500) -> np.ndarray:
+    """Features (N, d) of uint8 images, float32 on the CPU: what goes into the head of `model` in eval mode on the centre crops
+    of `size` pixels (None: the whole images)."""
+    size = size or images.shape[-1]
+    a = (images.shape[-1] - size) // 2
+    images = images[..., a:a + size, a:a + size]
+    features = Features(model, find_head(model, size))
     with torch.no_grad(), attacks.eval_mode(model), features.watching():
         parts = []
         for batch in images.split(batch_size):

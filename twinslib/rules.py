@@ -46,6 +46,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         choose(self.measure, MEASURES, "measure")
+        if not (self.pairs and self.metrics and self.min_datasets > 0 and self.min_seeds > 0):
+            raise ValueError("expected at least one pair, metric, data set and seed in a rule, got "
+                             f"{len(self.pairs)}, {len(self.metrics)}, {self.min_datasets} and {self.min_seeds}")
         for metric in self.metrics:
             choose(metric, ("clean", "robust"), "metric")
         for pair in (*self.pairs, *self.controls):
@@ -83,10 +86,10 @@ def read(text: str) -> tuple[Claim, ...]:
         ValueError, TypeError: not YAML, an unknown key, or a value of another type.
     """
     try:
-        stored = yaml.safe_load(text)["claims"]
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+        entries = yaml.safe_load(text)["claims"].items()
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"expected YAML with a mapping `claims`, got {error!r}") from None
-    return tuple(from_dict(Claim, {"id": name, **entry}, name) for name, entry in stored.items())
+    return tuple(from_dict(Claim, {"id": name} | entry if isinstance(entry, dict) else entry, name) for name, entry in entries)
 
 
 @functools.cache

@@ -121,7 +121,7 @@ class Store:
 
     def weights_path(self, spec: RunSpec) -> Path | None:
         """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained."""
-        for path in (self.root / "weights" / f"{spec.hash}.safetensors", self._work(f"{spec.hash}.safetensors")):
+        for path in (self.root / folder / f"{spec.hash}.safetensors" for folder in ("weights", "work")):
             if path.exists():
                 return path
         return None
@@ -262,7 +262,9 @@ class Store:
         """The source task's training images that joint training uses: all, or those of the classes that resemble the
         target in the features of `start`."""
         source, keep = self.data(spec.source.data), spec.method.source_classes
-        return source if keep is None else retain.nearest_classes(start, source, self.data(spec.data), keep)
+        if keep is None:
+            return source
+        return retain.nearest_classes(start, source, self.data(spec.data), keep, size=spec.data.crop)
 
     def _origin(self, spec: RunSpec) -> tuple[Path, int]:
         """(file, classes) of the weights that a run starts from."""
@@ -305,6 +307,8 @@ class Store:
         spent = before["seconds"] if before.get("unfinished") else 0.0
         started, clock, extra = provenance.now(), time.perf_counter(), {"unfinished": True}
         stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
+        if not before:  # so that they also outlive a kill
+            write_json(path, record | {task.kind: {"seconds": 0.0, "unfinished": True, "rules": stamps}})
         try:
             if task.evaluation is None:
                 extra = self._train(task.spec, ship, stop, on_step)
@@ -444,6 +448,7 @@ class Report:
     done: list[Task] = dataclasses.field(default_factory=list)
     failed: list[tuple[Task, str]] = dataclasses.field(default_factory=list)
     left: list[Task] = dataclasses.field(default_factory=list)
+    diverged: list[tuple[Task, str]] = dataclasses.field(default_factory=list)  # candidates; known as the worst of theirs
     waiting: int = 0  # runs whose hyper-parameters are not chosen yet
 
 
@@ -468,13 +473,13 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
     with store.locked():
         planned = plan(best=store.best)
         tasks = store.missing(planned)
-        store.check([*tasks, *(Task(job.spec) for job in planned if not job.settled)])
+        store.check([*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.evals))])
         broken: set[str] = set()
         while tasks:
             task = tasks[0]
-            if report.done or report.failed:  # not before the first: every call gets on, however short its budget
-                if over():
-                    break
+            begun = report.done or report.failed or report.diverged  # every call gets on, however short its budget
+            if begun and over():
+                break
             needs = {task.spec.hash} | ({task.spec.source.hash} if task.spec.source else set())
             if needs & broken:
                 report.failed.append((tasks.pop(0), "its training or source run failed"))
@@ -488,7 +493,8 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
                 break
             except Diverged as error:
                 broken.add(task.spec.hash)
-                report.failed.append((task, str(error)))
+                candidate = task.spec not in {job.spec for job in planned if job.evals and job.settled}
+                (report.diverged if candidate else report.failed).append((task, str(error)))
                 log.error("%s", error)
             else:
                 report.done.append(task)

@@ -105,7 +105,15 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     for label in (*methods, *baselines, *controls, *grids):
         choose(label, METHODS, "method")
         choose(START.get(label) or start, grid, f"start of {label}")
+    for label, values in grids.items():
+        if not (isinstance(values, dict) and all(isinstance(v, list | tuple) and v for v in values.values())):
+            raise TypeError(f"expected grids.{label} to map fields to lists of at least one value (lr: [0.1]), got {values!r}")
+    if "at_lr" in methods:
+        raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")
     for e in evaluations:
+        for key in ("targets", "methods", "seeds"):
+            if not isinstance(e.get(key, []), list | tuple):
+                raise TypeError(f"expected a list for {key} of an evaluation, got {e[key]!r}")
         for name in e.get("targets", ()):
             choose(name, targets, "target of an evaluation")
         for label in e.get("methods", ()):
@@ -116,6 +124,9 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
         choose(name, targets, "data set of compared_on")
     for label in others:
         _check_parent(label, methods)
+    for what, values in (("methods, baselines, controls and lambdas", [*methods, *others]), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"expected {what} without repeats, got {', '.join(map(str, values))}")
 
     def template(name: str, label: str, **switches: object) -> RunSpec:
         """The run with the hyper-parameters that are given, not chosen."""
@@ -188,19 +199,21 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
     for job in jobs:
         s = job.spec
         attacked = OBJECTIVES[s.method.objective].attacks
-        key = (s.data.name, s.data.train_images, s.source is None and s.weights is None and s.method.name)
+        key = (s.data.name, s.data.train_images, job.ship and s.method.name)
         line = lines.setdefault(key, {
             "data set": s.data.name, "role": "start network" if key[2] else "target",
             "training images": s.data.train_images or f"all but {s.data.val_images}", "network": s.model.arch,
             "pixels": s.model.upsample or s.data.crop or s.data.image_size, "epochs": s.optim.epochs,
-            "batch": s.optim.batch_size, "lr": s.optim.lr, "weight decay": s.optim.weight_decay,
+            "batch": s.optim.batch_size, "lr": [], "weight decay": s.optim.weight_decay,
             "schedule": s.optim.schedule, "precision": s.optim.precision,
             "training attack": f"PGD-{s.attack.steps}, {s.attack.threat} {s.attack.eps * 255:.3g}/255" if attacked else "none",
-            "λ": "", "methods": [], "seeds": []})
-        line["λ"] = s.method.twins_weight if s.method.wings == "twins" else line["λ"]
-        for column, value in (("methods", s.method.name), ("seeds", s.seed)):
-            line[column] += [value] if value not in line[column] else []
-    return [line | {c: ", ".join(map(str, line[c])) for c in ("methods", "seeds")} for line in lines.values()]
+            "λ": [], "methods": [], "seeds": []})
+        weights = [s.method.twins_weight] if s.method.wings == "twins" else []
+        for column, values in (("λ", weights), ("lr", [s.optim.lr]), ("methods", [s.method.name]), ("seeds", [s.seed])):
+            line[column] += [value for value in values if value not in line[column]]
+    lists = {"λ": sorted, "lr": sorted, "methods": list, "seeds": list}
+    return [line | {c: ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in order(line[c]))
+                    for c, order in lists.items()} for line in lines.values()]
 
 
 _sources = sources  # the argument of `transfer` has the same name

@@ -8,7 +8,6 @@ out cheaply (1), target classes hardly (100). The solver is POT's.
 from typing import NamedTuple
 
 import numpy as np
-import ot
 
 ENTROPY = 1.0
 SOURCE_PENALTY, TARGET_PENALTY = 1.0, 100.0
@@ -31,8 +30,8 @@ def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nd
         ValueError: shapes that do not fit, or a class without images.
     """
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(f"expected features (N, d) with labels (N,), got {features.shape} and {labels.shape}")
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
+        raise ValueError(f"expected features (N, d) with labels (N,), N of at least 1, got {features.shape} and {labels.shape}")
     counts = np.bincount(labels, minlength=classes)
     if len(counts) > classes or not counts.all():
         raise ValueError(f"expected images of each of {classes} classes, got labels {labels.min()} to {labels.max()} and "
@@ -52,6 +51,8 @@ def cosine_cost(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def transport_plan(cost: np.ndarray) -> np.ndarray:
     """Plan of unbalanced entropic transport between uniform marginals; nothing is forced to move."""
+    import ot  # takes seconds, and few commands need it
+
     a, b = (np.full(n, 1 / n) for n in cost.shape)
     return ot.unbalanced.sinkhorn_unbalanced(a, b, cost, ENTROPY, (SOURCE_PENALTY, TARGET_PENALTY), method="sinkhorn_stabilized",
                                              numItermax=20_000, stopThr=1e-10)
@@ -73,4 +74,4 @@ def select_classes(source_means: np.ndarray, target_means: np.ndarray, keep: int
         raise ValueError(f"expected keep in 1..{len(source_means)} (the source classes), got {keep}")
     plan = transport_plan(cosine_cost(source_means, target_means))
     mass = plan.sum(axis=1)
-    return Selection(np.sort(np.argsort(-mass, kind="stable")[:keep]), mass, plan)
+    return Selection(np.sort(np.argsort(-mass.round(12), kind="stable")[:keep]), mass, plan)

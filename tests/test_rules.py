@@ -1,0 +1,165 @@
+"""Acceptance rules: read strictly, and stamped so that a rule written after its runs is noticed."""
+
+import dataclasses
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+import yaml
+
+from twinslib import rules, study
+from twinslib.config import EvalSpec
+from twinslib.rules import Claim, Robust, Rule
+
+RULE = Rule(version=1, measure="gain", text="Higher on average.", pairs=(("twins_at", "at"),), metrics=("clean", "robust"),
+            robust=Robust(threat="linf", eps=8 / 255, min_images=1000))
+
+
+def ledger(**changes: object) -> str:
+    """A ledger of one claim, as YAML; `changes` to its rule, a value of None leaves the key out."""
+    rule = {"version": 1, "measure": "gain", "text": "Higher.", "pairs": [["twins_at", "at"]], "metrics": ["robust"],
+            "robust": {"threat": "linf", "eps": 0.03, "min_images": 100}} | changes
+    claim = {"paper": "TWINS", "notebook": "01", "sentence": "It is better.", "source": "abstract", "certainty": "direction",
+             "rule": {k: v for k, v in rule.items() if v is not None}}
+    return yaml.safe_dump({"claims": {"C2": claim}})
+
+
+# -- stamps ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("changes", [
+    {"version": 2, "changes": "a reason"}, {"measure": "spread"}, {"text": "Higher on average!"},
+    {"pairs": (("twins_at", "trades"),)}, {"pairs": (("twins_at", "at"), ("twins_trades", "trades"))},
+    {"pairs": (("at", "twins_at"),)}, {"metrics": ("clean",)}, {"metrics": ("robust", "clean")},
+    {"robust": replace(RULE.robust, threat="l2")}, {"robust": replace(RULE.robust, eps=4 / 255)},
+    {"robust": replace(RULE.robust, min_images=999)}, {"min_datasets": 2}, {"min_seeds": 2}, {"datasets": ("cifar10",)},
+    {"margin": 0.01}, {"alpha": 0.01}, {"controls": (("twins_at", "at_lr"),)}, {"changes": "a reason"},
+], ids=str)
+def test_stamp_changes_with_the_rule(changes: dict) -> None:
+    """Any other word, number, pair or order makes another stamp, which begins with the version."""
+    other = replace(RULE, **changes)
+    assert other.stamp != RULE.stamp and other.stamp.startswith(f"{other.version}:")
+    assert replace(RULE).stamp == RULE.stamp
+
+
+def test_every_field_of_a_rule_is_stamped() -> None:
+    """The list of changes above leaves out no field."""
+    (mark,) = test_stamp_changes_with_the_rule.pytestmark
+    assert {name for changes in mark.args[1] for name in changes} == {f.name for f in dataclasses.fields(Rule)}
+
+
+def test_stamp_is_that_of_the_rule_alone() -> None:
+    """What is said about a claim (sentence, source, certainty, paper, reported numbers) may be edited without another stamp."""
+    claim = Claim(id="C2", paper="a", notebook="01", sentence="b", source="c", certainty="d", rule=RULE)
+    other = Claim(id="C2", paper="e", notebook="01", sentence="f", source="g", certainty="h", rule=RULE, reported=("at", "at"))
+    assert claim.rule.stamp == other.rule.stamp == RULE.stamp
+
+
+def test_stamps_name_every_claim() -> None:
+    """A run's provenance gets one stamp per claim of the ledger."""
+    assert rules.stamps() == {c.id: c.rule.stamp for c in rules.claims()} and len(rules.stamps()) == len(rules.claims())
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+def test_a_ledger_is_read() -> None:
+    """Claims come in the file's order under their ids, with lists as tuples and everything else at its default."""
+    (claim,) = rules.read(ledger())
+    assert (claim.id, claim.rule.pairs, claim.rule.metrics) == ("C2", (("twins_at", "at"),), ("robust",))
+    assert claim.rule == Rule(version=1, measure="gain", text="Higher.", pairs=(("twins_at", "at"),), metrics=("robust",),
+                              robust=Robust(threat="linf", eps=0.03, min_images=100))
+    assert rules.read(ledger(version=2, changes="why"))[0].rule.version == 2
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (ledger(measure="gains"), "measure to be one of gain, spread, margin, shown, got 'gains'; did you mean 'gain'?"),
+    (ledger(metrics=["clean", "robst"]), "metric to be one of clean, robust, got 'robst'; did you mean 'robust'?"),
+    (ledger(pairs=[["twins", "at"]]), "method of a rule to be one of .*, got 'twins'"),
+    (ledger(controls=[["twins_at", "at_rl"]]), "method of a rule to be one of .*, got 'at_rl'; did you mean 'at_lr'?"),
+    (ledger(pairs=[["twins_at"]]), "expected pairs of a method and a baseline, got \\['twins_at'\\]"),
+    (ledger(controls=[["at", "at_lr", "at_split"]]), "expected pairs of a method and a baseline, got"),
+    (ledger(version=2), "expected `changes` to say why the rule is in version 2, got nothing"),
+    (ledger(version=3, changes=""), "why the rule is in version 3"),
+    (ledger(marign=0.1), "key of C2.rule to be one of .*, got 'marign'; did you mean 'margin'?"),
+    (ledger(robust=None), "expected robust in C2.rule, got only"),
+    (ledger(robust={"threat": "linf", "eps": 0.03}), "expected min_images in C2.rule.robust"),
+    (ledger(version="1"), "expected int for C2.rule.version, got '1'"),
+    (ledger(min_seeds=2.0), "expected int for C2.rule.min_seeds, got 2.0"),
+    (ledger(robust={"threat": "linf", "eps": "8/255", "min_images": 1}), "number for C2.rule.robust.eps, got the text '8/255'"),
+    (ledger(metrics="clean"), "expected a list for C2.rule.metrics"),
+    (ledger(pairs=["at"]), "expected a list for C2.rule.pairs"),
+    (ledger().replace("sentence:", "sentnce:"), "key of C2 to be one of .*; did you mean 'sentence'?"),
+    ("claims: {C2: {", "expected YAML with a mapping `claims`"),
+    ("claim: {}", "expected YAML with a mapping `claims`"),
+    ("", "expected YAML with a mapping `claims`"),
+    ("claims: []", "expected YAML with a mapping `claims`"),
+    ("claims:", "expected YAML with a mapping `claims`"),
+    ("claims: {C2: 3}", "expected a mapping for C2, got 3"),
+])
+def test_illegal_ledgers(text: str, message: str) -> None:
+    """Unknown methods, metrics, measures and keys, other types, and a new version without a reason are refused by name."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        rules.read(text)
+
+
+def test_defaults_of_rules_are_never_changed() -> None:
+    """A default is left out of the stamp, so a stamped rule means the default of its day: each is as written here."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Rule) if f.default is not dataclasses.MISSING}
+    assert defaults == {"min_datasets": 1, "min_seeds": 1, "datasets": (), "margin": 0.0, "alpha": 0.05, "controls": (),
+                        "changes": ""}
+    assert all(f.default is dataclasses.MISSING for f in dataclasses.fields(Robust))
+
+
+# -- the committed ledger --------------------------------------------------------------------------------------------
+def test_committed_claims() -> None:
+    """The ledger is read, ids are unique in the text too, and the claims on TWINS are there with all that a reader needs."""
+    claims = rules.claims()
+    assert [c.id for c in claims if "TWINS" in c.paper] == ["C1", "C2", "C3", "C4", "C8", "C9"]
+    text = (resources.files("twinslib") / "reference" / "claims.yaml").read_text(encoding="utf-8")
+    assert [line.strip(" :\n") for line in text.splitlines() if line.startswith("  C")] == [c.id for c in claims]
+    for c in claims:
+        assert all((c.paper, c.sentence, c.source, c.certainty, c.rule.text, c.rule.pairs, c.rule.metrics))
+        assert c.rule.min_seeds >= 1 and c.rule.min_datasets >= 1 and 0 < c.rule.alpha < 0.5 and c.rule.margin >= 0
+        EvalSpec(kind="pgd", images=c.rule.robust.min_images, eps=c.rule.robust.eps, threat=c.rule.robust.threat)
+
+
+def test_rules_change_with_their_version() -> None:
+    """Rules are as they were when the runs they judge began; to edit one, raise its version and enter its new stamp here."""
+    assert rules.stamps() == {"C1": "1:1e8d1c1de0ce", "C2": "1:983ae10ef803", "C3": "1:408a2055c276", "C4": "1:c3044c382991",
+                              "C8": "1:0f1b97d6c904", "C9": "1:6c7e6c69495e"}
+
+
+@pytest.mark.parametrize("preset", rules.SCALES)
+def test_rules_can_be_applied(preset: str) -> None:
+    """Every pair and control of a rule runs at each scale that judges, on enough data sets, with the seeds and the evaluation
+    that the rule asks for (joint training needs the source's images, which the paper's scale lacks)."""
+    for claim in rules.claims():
+        jobs = study.plan(preset, claim.notebook)[0](best=lambda candidates: candidates[0])
+        rule = claim.rule
+        cells: dict[str, set] = {}
+        for job in jobs:
+            enough = any(e.kind != "clean" and (e.threat, e.eps) == (rule.robust.threat, rule.robust.eps)
+                         and e.images >= rule.robust.min_images for e in job.evals)
+            if enough and any(e.kind == "clean" for e in job.evals):
+                cells.setdefault(job.spec.method.name, set()).add((job.spec.data.name, job.spec.seed))
+        for pair in (*rule.pairs, *rule.controls):
+            if preset == "paper" and pair[0].startswith("joint"):
+                continue
+            both = set.intersection(*(cells.get(name, set()) for name in pair))
+            names = {name for name, _ in both if not rule.datasets or name in rule.datasets}
+            if preset == "paper" and rule.datasets:
+                assert names == set(rule.datasets)
+            assert len(names) >= rule.min_datasets, (claim.id, pair)
+            assert all(sum(name == data for data, _ in both) >= rule.min_seeds for name in names), (claim.id, pair)
+
+
+def test_every_baseline_and_control_serves_a_claim() -> None:
+    """What small runs beside the paper's methods is named by a rule, or differs from TWINS in a switch that no claim is about."""
+    named = {name for c in rules.claims() for pair in (*c.rule.pairs, *c.rule.controls) for name in pair}
+    keywords = study.plan("small", "01")[0].keywords
+    unnamed = {*keywords["baselines"], *keywords["controls"]} - named
+    assert unnamed == {"twins_shared", "twins_attack_frozen", "twins_attack_alternating"}
+
+
+@pytest.mark.parametrize("changes", [{"pairs": ()}, {"metrics": ()}, {"min_datasets": 0}, {"min_seeds": 0}])
+def test_a_rule_decides_by_something(changes: dict) -> None:
+    """A rule without a comparison, or content with no run at all, is refused: it would be met by nothing."""
+    with pytest.raises(ValueError, match="at least one pair, metric, data set and seed"):
+        replace(RULE, **changes)

@@ -430,7 +430,7 @@ def test_nearest_classes_keeps_images_of_similar_classes(wanted: list[int]) -> N
 def test_image_features_by_hand(batch_size: int) -> None:
     """What enters the head in eval mode, image by image, in whatever batches."""
     model, images = start_network().train(), image_set(SOURCE_CLASSES, 12).train_x
-    got = image_features(model, images, batch_size)
+    got = image_features(model, images, batch_size=batch_size)
     with torch.no_grad():
         want = backbone(model).eval()(images / 255).numpy()
     assert got.shape == (12, 32) and got.dtype == want.dtype

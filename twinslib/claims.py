@@ -159,10 +159,10 @@ def _strength(attack: str) -> tuple[int, int]:
 
 
 def _mean(lines: Sequence[Effect]) -> Effect | None:
-    """Mean over data sets, each with the same weight, with Student's interval over them; None for fewer than three."""
+    """Mean over data sets, each with the same weight, with `compare.mean_interval`; None for fewer than three."""
     if len(lines) < compare.LEAST_DATASETS:
         return None
-    value, low, high, _ = stats.student_interval([line.value for line in lines])
+    value, low, high = compare.mean_interval([(line.value, line.low, line.high) for line in lines])
     return dataclasses.replace(lines[0], dataset=compare.MEAN, images=min(line.images for line in lines),
                                seeds=min(line.seeds for line in lines), value=value, low=low, high=high, p_value=math.nan)
 

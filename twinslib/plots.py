@@ -368,8 +368,8 @@ def _inside(ax: Axes, point: tuple[float, float]) -> tuple[float, ...]:
 
 
 def _number(ax: Axes, points: dict[str, tuple[float, float]], others: Sequence[tuple[float, float]]) -> None:
-    """Write each key of `points` as near to its point as it fits without covering other keys or markers, if need be with
-    a line to it; to the key of a point outside its percentages are added.
+    """Write each key of `points` as near to its point as it covers no other key or marker, if need be with a line to
+    it; to the key of a point outside its percentages are added.
 
     Args:
         others: points of larger markers.
@@ -384,21 +384,26 @@ def _number(ax: Axes, points: dict[str, tuple[float, float]], others: Sequence[t
     for key, (x, y) in dots.items():
         text = key if _inside(ax, points[key]) == points[key] else f"{key} ({points[key][0]:.0f}, {points[key][1]:.0f})"
         width, height = 2.1 * len(text) + 1, 3.2  # half of them
+        best = math.inf
         for radius, turn in ((r, t) for r in RADII for t in TURNS):
-            away = math.cos(turn) * (radius + width - 3), math.sin(turn) * radius
-            u, v = x + away[0], y + away[1]
-            clear = all(abs(u - a) >= width + c or abs(v - b) >= height + d for a, b, c, d in taken + texts)
-            clear &= all(abs(x + t * away[0] - a) >= c or abs(y + t * away[1] - b) >= d  # nor does the line to it
-                         for a, b, c, d in texts for t in (0.2, 0.4, 0.6, 0.8))
-            alone = radius > RADII[0] or all(math.dist((u, v), dot) > 1.4 * math.hypot(*away) for k, dot in dots.items()
-                                             if k != key)
-            if clear and alone and left + width < u < right - width and bottom + height < v < top - height:
+            dx, dy = math.cos(turn) * (radius + width - 3), math.sin(turn) * radius
+            u, v = x + dx, y + dy
+            outside = not (left + width < u < right - width and bottom + height + 1.5 < v < top - height)
+            covered = sum(abs(u - a) < width + c and abs(v - b) < height + d for a, b, c, d in taken + texts)
+            crossed = sum(abs(x + t * dx - a) < c and abs(y + t * dy - b) < d  # by the line to it
+                          for a, b, c, d in texts for t in (0.2, 0.4, 0.6, 0.8))
+            unclear = radius == RADII[0] and any(math.dist((u, v), dot) < 1.4 * math.hypot(dx, dy)
+                                                 for other, dot in dots.items() if other != key)
+            faults = 9 * outside + 3 * covered + crossed + unclear
+            if faults < best:
+                best, away, lined = faults, (dx, dy), radius > RADII[0]
+            if not faults:
                 break
-        texts.append((u, v, width, height))
+        texts.append((x + away[0], y + away[1], width, height))
         line = {"arrowstyle": "-", "color": QUIET["color"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0}
         ax.annotate(text, _inside(ax, points[key]), away, textcoords="offset points", ha="center", va="center_baseline",
                     fontsize=SMALL, color="#333333", in_layout=False, annotation_clip=False,  # not even right on the edge
-                    arrowprops=line if radius > RADII[0] else None)
+                    arrowprops=line if lined else None)
 
 
 def _checked(differences: pd.DataFrame) -> pd.DataFrame:

@@ -227,6 +227,14 @@ def test_mean_over_data_sets(store):
     assert math.isnan(mean.p_value) and math.isnan(mean.p_holm)
 
 
+def test_mean_keeps_the_noise_of_its_parts():
+    """Three data sets that agree by chance are not certain: 2 points +- (root of 3 times 1.2 squared) / 3 below, 1.5 above."""
+    low, high = math.sqrt(3) * 0.012 / 3, math.sqrt(3) * 0.015 / 3
+    assert compare.mean_interval([(0.02, 0.008, 0.035)] * 3) == pytest.approx((0.02, 0.02 - low, 0.02 + high))
+    apart = compare.mean_interval([(0.0, -0.001, 0.001), (0.02, 0.019, 0.021), (0.04, 0.039, 0.041)])
+    assert apart == pytest.approx((0.02, 0.02 - 4.302653 * 0.02 / math.sqrt(3), 0.02 + 4.302653 * 0.02 / math.sqrt(3)), abs=1e-7)
+
+
 def test_mean_needs_three_finished_data_sets(store):
     """No line of means over two data sets, or over three of which one is not finished."""
     jobs = gains(store, {("cifar10", WIDE): 5, ("dogs64", WIDE): 6})

@@ -36,7 +36,7 @@ def made_up(datasets=DATASETS[:1], seeds=(0,), methods=METHODS):
 
 
 def made_up_differences(comparisons=COMPARISONS, datasets=DATASETS[:5], seeds=1):
-    """Lines as `report.differences` makes them: clean and PGD-20 at two radii, by data set and for their mean; values and
+    """Lines as `compare.differences` makes them: clean and PGD-20 at two radii, by data set and for their mean; values and
     p grow along the data sets."""
     columns = ["dataset", "method", "baseline", "metric", "threat", "eps", "attack", "n", "seeds", "value", "low", "high",
                "p_value", "p_holm"]

@@ -284,7 +284,7 @@ def test_joint_loss_and_gradients_by_hand(weight: float) -> None:
     model, start = (n.double() for n in networks())
     want, hand, head = joint_by_hand(model, start, x, y, source_x, source_y, weight)
     step = Step(model, spec("joint", source_weight=weight), "cpu", start=start, source=image_set(SOURCE_CLASSES))
-    loss, logits = step.loss({"clean": x, "adversarial": x}, y, (source_x, source_y))
+    loss, logits, _ = step.loss({"clean": x, "adversarial": x}, y, (source_x, source_y))
     torch.testing.assert_close(loss, want, rtol=1e-6, atol=0)
     assert logits.shape == (8, CLASSES)
     for network, other in ((model, hand), (step.retention.source_head, head)):
@@ -485,7 +485,7 @@ def test_distillation_in_joint_training_is_of_target_images() -> None:
     own, kept = backbone(model).train()(torch.cat((x, source_x)))[:8], backbone(start).eval()(x)
     want = loss + 0.5 * (own - kept).square().mean()
     step = Step(model, spec("joint", feature_weight=0.5), "cpu", start=start, source=image_set(SOURCE_CLASSES))
-    got, _ = step.loss({"clean": x, "adversarial": x}, y, (source_x, source_y))
+    got, *_ = step.loss({"clean": x, "adversarial": x}, y, (source_x, source_y))
     torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 

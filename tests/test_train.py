@@ -161,7 +161,7 @@ def at_gradient(run: RunSpec, model: torch.nn.Module, x: torch.Tensor, y: torch.
     step = Step(model, run, "cpu")
     if frozen:
         freeze_statistics(model)
-    loss, _ = step.loss({"clean": x, "adversarial": x}, y)
+    loss, _, _ = step.loss({"clean": x, "adversarial": x}, y)
     return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
 
 

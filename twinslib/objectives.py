@@ -69,9 +69,10 @@ def split_wings(method: MethodSpec, batch_size: int) -> tuple[int, list[tuple[sl
     return first if method.two_branches else 0, [(part, weight / scale) for part, weight in parts if part.stop > part.start]
 
 
-def wing_loss(method: MethodSpec, logits: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the wings' losses (TWINS official code: lambda * frozen + adaptive, not normalised)."""
+def wing_losses(method: MethodSpec, logits: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+    """The weighted loss of each half that gets any image, in their order, shape (1,) or (2,); their sum is minimised (TWINS
+    official code: lambda * frozen + adaptive, not normalised)."""
     objective = OBJECTIVES[method.objective]
     _, parts = split_wings(method, len(y))
-    losses = [w * objective.loss({k: v[part] for k, v in logits.items()}, y[part], method, len(y)) for part, w in parts]
-    return torch.stack(losses).sum()
+    return torch.stack([w * objective.loss({k: v[part] for k, v in logits.items()}, y[part], method, len(y))
+                        for part, w in parts])

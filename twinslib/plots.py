@@ -219,7 +219,7 @@ def forest(differences: pd.DataFrame, robust: tuple[str, str, float] | None = No
     number differs within `differences`. Lines without a value are left out; a row without any is "not run".
 
     Args:
-        differences: as `report.differences` makes them, values in fractions; data set "mean" is the mean over data sets.
+        differences: as `compare.differences` makes them, values in fractions; data set "mean" is the mean over data sets.
         robust: (attack, threat, eps) on the right; by default the PGD with most steps at the largest eps that has values.
     Raises:
         ValueError: no lines, columns are missing, several lines for one marker, `robust` is not among the lines, or no
@@ -412,7 +412,7 @@ def _checked(differences: pd.DataFrame) -> pd.DataFrame:
     absent = [c for c in needed if c not in differences.columns]
     if absent:
         raise ValueError(f"expected differences with the columns {', '.join(needed)}, got none called {', '.join(absent)}; "
-                         "pass what report.differences returns")
+                         "pass what compare.differences returns")
     if differences.empty:
         raise ValueError("expected at least one paired difference, got none; pass pairs of methods that the study has")
     lines = differences[needed].reset_index(drop=True)

@@ -17,9 +17,10 @@ from . import attacks, evaluate, norms
 from .checkpoint import load_training, save_training
 from .config import AttackSpec, RunSpec
 from .data import DeviceSet, augment
+from .dynamics import Recorder, statistics
 from .errors import Diverged
 from .fold import FoldedCopy
-from .objectives import OBJECTIVES, split_wings, wing_loss
+from .objectives import OBJECTIVES, split_wings, wing_losses
 from .retain import Retention
 from .schedules import factor
 
@@ -66,10 +67,13 @@ class Step:
     Args:
         start: the network that training starts from with its own head; needed by methods that stay near it.
         source: images of the source task on the device; needed by joint training.
+        recorder: keeps how the weights move, without changing them.
     """
 
     def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str, *,
-                 start: torch.nn.Module | None = None, source: DeviceSet | None = None) -> None:
+                 start: torch.nn.Module | None = None, source: DeviceSet | None = None,
+                 recorder: Recorder | None = None) -> None:
+        self.recorder = recorder
         self.model, self.spec, self.device = model.train(), spec, device  # measurements use copies, so the mode stays
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
@@ -86,8 +90,9 @@ class Step:
                                          weight_decay=spec.optim.weight_decay)
 
     def loss(self, inputs: dict[str, torch.Tensor], y: torch.Tensor,
-             joint: tuple[torch.Tensor, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, logits of the first pass) for images by kind ("clean", "adversarial"), through the wings.
+             joint: tuple[torch.Tensor, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(loss, logits of the first pass, losses of the halves) for images by kind ("clean", "adversarial"), through the
+        wings.
 
         Args:
             joint: source images and labels, which pass together with the adversarial ones.
@@ -104,8 +109,8 @@ class Step:
                 logits[kind] = out[:len(y)]
                 extra.append(self.retention.loss(kind, inputs[kind], None if joint is None else joint[1]))
         logits = {kind: value.float() if value.dtype == torch.bfloat16 else value for kind, value in logits.items()}
-        loss = wing_loss(self.spec.method, logits, y)
-        return sum((e for e in extra if e is not None), loss), logits[self.objective.inputs[0]]
+        halves = wing_losses(self.spec.method, logits, y)
+        return sum((e for e in extra if e is not None), halves.sum()), logits[self.objective.inputs[0]], halves
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, count: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1] of step `count`; returns (loss, correct predictions of the first pass) on the
@@ -118,10 +123,17 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss, logits = self.loss(inputs, y, joint)
+        loss, logits, halves = self.loss(inputs, y, joint)
+        recorder = self.recorder if self.recorder is not None and self.recorder.wants(count) else None
+        if recorder:
+            recorder.before(self.model, halves)
         loss.backward()
         self.retention.add_gradients()
+        if recorder:
+            recorder.gradients()
         self.optimizer.step()
+        if recorder:
+            recorder.after(count, lr)
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
     def _generator(self, purpose: str, count: int) -> torch.Generator:
@@ -129,14 +141,15 @@ class Step:
 
 
 def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
-        start: torch.nn.Module | None = None, source: DeviceSet | None = None, checkpoint: Path | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        start: torch.nn.Module | None = None, source: DeviceSet | None = None, recorder: Recorder | None = None,
+        checkpoint: Path | None = None, stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int, int], None] = lambda done, total: None) -> History:
     """Train `model` (already with its head and wings, on `device`) as `spec` says; returns the per-epoch rows.
 
     Args:
         start: on `device`, the network that training starts from with its own head, for methods that stay near it.
         source: training images of the source task, for joint training.
+        recorder: keeps how weights and statistics move; part of the checkpoint.
         checkpoint: file for the state at each epoch's end; where it exists, training continues from it.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
@@ -148,7 +161,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     if broken:
         raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=torch.channels_last)
-    step_fn = Step(model, spec, device, start=start, source=source)
+    step_fn = Step(model, spec, device, start=start, source=source, recorder=recorder)
+    statistics_before = statistics(model) if recorder else {}
     n, batch = len(data.train_y), optim.batch_size
     per_epoch = -(-n // batch)
     total = per_epoch * optim.epochs
@@ -161,11 +175,14 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         step_fn.optimizer.load_state_dict(state["optimizer"])
         history.epochs, first = state["epochs"], state["step"]
         sums.copy_(state["sums"])
+        if recorder:
+            recorder.load_state_dict(state["recorder"])
 
     def save(step: int) -> None:
         if checkpoint is not None:
             save_training(checkpoint, {"model": model.state_dict(), "optimizer": step_fn.optimizer.state_dict(),
                                        "retention": step_fn.retention.state_dict(),
+                                       "recorder": recorder.state_dict() if recorder else {},
                                        "epochs": history.epochs, "step": step, "sums": sums.cpu()}, config=spec.hash)
 
     order = None
@@ -183,6 +200,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         if i == per_epoch - 1:
             history.epochs.append(_epoch_row(spec, model, data, epoch, lr, sums))
             sums.zero_()
+            if recorder:
+                recorder.measure_drift(model, epoch + 1, statistics_before)
             log.info("method %s, seed %d, %s: epoch %d/%d, %s", spec.method.name, spec.seed, spec.data.name, epoch + 1,
                      optim.epochs, ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items() if k != "epoch"))
             if step + 1 < total:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.text import Annotation, Text
 
-from twinslib import plots, table
+from twinslib import forest, plots, table
 
 METHODS = {"at": (0.60, 0.30), "trades": (0.55, 0.32), "twins_at": (0.64, 0.33), "twins_trades": (0.55, 0.33)}
 DATASETS = ["cifar10", "cifar100", "caltech64", "cub64", "dogs64", "toy_target"]
@@ -327,7 +327,7 @@ def test_only_other_methods():
 def test_forest_draws_the_lines():
     """Markers and bars are the lines in points: clean left, the PGD at the largest eps right, rows in order of the lines."""
     lines = made_up_differences()
-    fig = plots.forest(lines)
+    fig = forest.forest_plot(lines)
     assert [ax.get_title() for ax in fig.axes] == ["clean accuracy", "PGD-20 at 8/255"]
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["TWINS-AT - AT", "TWINS-TRADES - TRADES", "mine - AT"]
     for ax, eps in zip(fig.axes, (0, 8 / 255), strict=True):
@@ -344,18 +344,18 @@ def test_forest_draws_the_lines():
 
 def test_forest_order_is_that_of_the_lines():
     """Comparisons stand in order of first appearance."""
-    fig = plots.forest(made_up_differences(COMPARISONS[::-1], DATASETS[:1]))
+    fig = forest.forest_plot(made_up_differences(COMPARISONS[::-1], DATASETS[:1]))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["mine - AT", "TWINS-TRADES - TRADES", "TWINS-AT - AT"]
 
 
 def test_data_sets_have_looks_of_their_own():
     """Data sets differ in colour and marker from each other, in colour from every method; their mean is a bold diamond."""
-    (ax, _) = plots.forest(made_up_differences()).axes
+    (ax, _) = forest.forest_plot(made_up_differences()).axes
     first = {name: drawn[0].lines[0] for name, drawn in markers(ax).items()}
     for look in ("get_color", "get_marker"):
         assert len({getattr(line, look)() for line in first.values()}) == 6
-    known = {look["color"] for look in [*plots.LOOKS.values(), *plots.OTHERS, plots.QUIET]} - {plots.MEAN["color"]}
-    assert not known & {look["color"] for look in plots.DATASETS}
+    known = {look["color"] for look in [*plots.LOOKS.values(), *plots.OTHERS, plots.QUIET]} - {forest.MEAN["color"]}
+    assert not known & {look["color"] for look in forest.DATASETS}
     assert first["mean"].get_marker() == "D" and first["mean"].get_markersize() > first["cifar10"].get_markersize()
 
 
@@ -363,7 +363,7 @@ def test_filled_where_the_adjusted_p_is_small():
     """Filled up to 0.05 and never by the unadjusted p; hollow without a p, but means are filled; the legend says so."""
     lines = made_up_differences(COMPARISONS[:1])
     p = dict(zip(DATASETS, [0.05, 0.0501, np.nan, 0.0, 1.0], strict=False))
-    fig = plots.forest(lines.assign(p_holm=lines["dataset"].map(p), p_value=0.0))
+    fig = forest.forest_plot(lines.assign(p_holm=lines["dataset"].map(p), p_value=0.0))
     for ax in fig.axes:
         full = {name: c.lines[0].get_markerfacecolor() == c.lines[0].get_color() for name, (c,) in markers(ax).items()}
         assert full == dict(zip([*DATASETS[:5], "mean"], [True, False, False, True, False, True], strict=True))
@@ -380,7 +380,7 @@ def test_far_difference_is_an_arrow_head_with_its_number():
     lines.loc[far, ["value", "low", "high"]] = [-0.204, -0.23, -0.18]
     wide = (lines["dataset"] == "cifar10") & (lines["method"] == "mine") & (lines["eps"] == 8 / 255)
     lines.loc[wide, "high"] = 0.4
-    left, right = plots.forest(lines).axes
+    left, right = forest.forest_plot(lines).axes
     assert left.get_xlim() == right.get_xlim() and left.get_xlim()[0] > -10 and right.get_xlim()[1] < 10
     assert (written(left), written(right)) == (["−20.4"], [])
     heads = [[(line.get_marker(), line.get_xdata()[0]) for line in ax.lines if line.get_marker() in (CARETLEFT, CARETRIGHT)]
@@ -396,7 +396,7 @@ def test_forest_not_run():
     gone = (lines["method"] == "mine") | ((lines["method"] == "twins_at") & (lines["eps"] == 8 / 255))
     gone |= (lines["method"] == "twins_trades") & (lines["dataset"] == "cub64")
     lines.loc[gone, ["value", "low", "high", "p_value", "p_holm"]] = np.nan
-    left, right = plots.forest(lines).axes
+    left, right = forest.forest_plot(lines).axes
     assert (written(left), written(right)) == (["not run"], ["not run"] * 2)
     assert (len(left.containers), len(right.containers)) == (6 + 5, 5)
     assert len(left.get_yticklabels()) == 3
@@ -405,7 +405,7 @@ def test_forest_not_run():
 def test_forest_with_nothing_run():
     """A study whose runs are all to come has its rows already."""
     lines = made_up_differences().assign(value=np.nan, low=np.nan, high=np.nan)
-    assert [written(ax) for ax in plots.forest(lines).axes] == [["not run"] * 3] * 2
+    assert [written(ax) for ax in forest.forest_plot(lines).axes] == [["not run"] * 3] * 2
 
 
 def test_seeds_in_the_row():
@@ -414,9 +414,9 @@ def test_seeds_in_the_row():
     counts = lines["method"].map({"twins_at": 1, "twins_trades": 3, "mine": 3})
     lines = lines.assign(seeds=counts.where((lines["method"] != "mine") | (lines["dataset"] != "cub64"), 2))
     lines.loc[(lines["method"] == "twins_at") & (lines["eps"] == 4 / 255), "seeds"] = 9  # not drawn
-    assert [t.get_text() for t in plots.forest(lines).axes[0].get_yticklabels()] == [
+    assert [t.get_text() for t in forest.forest_plot(lines).axes[0].get_yticklabels()] == [
         "TWINS-AT - AT (1 seed)", "TWINS-TRADES - TRADES (3 seeds)", "mine - AT (2 to 3 seeds)"]
-    same = plots.forest(made_up_differences(seeds=3)).axes[0]
+    same = forest.forest_plot(made_up_differences(seeds=3)).axes[0]
     assert [t.get_text() for t in same.get_yticklabels()][0] == "TWINS-AT - AT"
 
 
@@ -426,9 +426,9 @@ def test_robust_panel_is_chosen():
     last = lines[lines["eps"] == 8 / 255]
     more = pd.concat([last.assign(attack="pgd100"), lines, last.assign(attack="apgd-ce", eps=16 / 255),
                       last.assign(attack="pgd100x5", value=np.nan), last.assign(attack="pgd10")])
-    assert plots.forest(more).axes[1].get_title() == "PGD-100 at 8/255"
-    assert plots.forest(more, ("pgd20", "linf", 4 / 255)).axes[1].get_title() == "PGD-20 at 4/255"
-    assert plots.forest(more, ("apgd-ce", "linf", 16 / 255)).axes[1].get_title() == "APGD-CE at 16/255"
+    assert forest.forest_plot(more).axes[1].get_title() == "PGD-100 at 8/255"
+    assert forest.forest_plot(more, ("pgd20", "linf", 4 / 255)).axes[1].get_title() == "PGD-20 at 4/255"
+    assert forest.forest_plot(more, ("apgd-ce", "linf", 16 / 255)).axes[1].get_title() == "APGD-CE at 16/255"
 
 
 @pytest.mark.parametrize("lines, robust, message", [
@@ -443,7 +443,7 @@ def test_robust_panel_is_chosen():
 def test_refused_differences(lines, robust, message):
     """Nothing to draw, missing columns, two lines for one marker, and no way to tell which attack to draw."""
     with pytest.raises(ValueError, match=message):
-        plots.forest(lines, robust)
+        forest.forest_plot(lines, robust)
 
 
 def test_forest_is_legible():
@@ -454,8 +454,8 @@ def test_forest_is_legible():
     lines.loc[lines["method"].str.contains("1[0-2],"), ["value", "low", "high"]] -= 0.3
     lines.loc[lines["method"].str.contains(" [3-5],"), ["value", "low", "high"]] = np.nan
     lines.loc[lines["dataset"] == "cub64", "seeds"] = 3
-    fig = plots.forest(lines)
-    assert fig.get_figwidth() <= 7 and fig.get_figheight() > 3 * plots.forest(made_up_differences()).get_figheight()
+    fig = forest.forest_plot(lines)
+    assert fig.get_figwidth() <= 7 and fig.get_figheight() > 3 * forest.forest_plot(made_up_differences()).get_figheight()
     assert len(written(fig.axes[0])) == 3 * 6 + 3
     assert_legible(fig, 7)
 
@@ -463,7 +463,7 @@ def test_forest_is_legible():
 def test_same_differences_same_bytes(tmp_path):
     """PNG and PDF of a forest are byte-identical for equal lines, whatever the user's settings."""
     lines = made_up_differences()
-    first = plots.save(plots.forest(lines), tmp_path / "one")
+    first = plots.save(forest.forest_plot(lines), tmp_path / "one")
     with plt.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
-        second = plots.save(plots.forest(lines.copy()), tmp_path / "two")
+        second = plots.save(forest.forest_plot(lines.copy()), tmp_path / "two")
     assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]

@@ -131,3 +131,9 @@ def test_every_number_names_its_attack_and_images(preset: str, number: str) -> N
     robust = rows[rows["metric"] == "robust_acc"]
     assert len(robust) and (robust["attack"] != "none").all() and (robust["eps"] > 0).all()
     assert (rows["images"].str.extract(r"\[:(\d+)\]")[0].astype(int) == rows["n"]).all()
+
+
+def test_readme_prints_the_ledger() -> None:
+    """The verdicts in the README are those of the small preset, put there by the command."""
+    text = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert claims.put_into(text, Store("small", device="cpu", root=RESULTS / "small")) == text

@@ -13,6 +13,8 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
     tunes = [job for job in jobs if job.study == "transfer" and not job.ship]
     rows = table.rows(store, tunes)
     found = compare.differences(store, tunes, compare.comparisons(tunes))
+    paired = compare.paired_rows(store, tunes, compare.comparisons(tunes))
+    begun = paired.groupby(["dataset", "method", "baseline", "seed"])["value"].transform("count") > 0
     main = found.loc[[pair in compare.PAIRS for pair in zip(found["method"], found["baseline"], strict=True)]]
     parts = [
         f"# Robustness transfer, preset {store.preset}",
@@ -20,7 +22,8 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
         "## Accuracy", "In percent.", report.caption(rows), report.to_markdown(report.accuracy_table(rows)),
         "## Differences", "In points, on the same test images. A star: significant at 5 % after correction over data sets.",
         compare.reading(main), report.to_markdown(compare.difference_table(found)),
-        "## Differences seed by seed", report.to_markdown(compare.paired_table(compare.paired_rows(store, tunes))),
+        "## Differences seed by seed", "Of what is finished; the intervals speak about other test images only.",
+        report.to_markdown(compare.paired_table(paired.loc[begun])),
         "## Hyper-parameters chosen on validation images", report.to_markdown(report.tuning_table(store, jobs)),
         "## Next to public numbers",
         f"TWINS-AT minus AT, mean over five data sets: {public.reported()} points. Public re-runs, TWINS-TRADES minus TRADES:",

@@ -140,16 +140,19 @@ def one_line(estimated: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy_table(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
                    methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """Accuracy in percent with its 95 % interval: one line per data set, method and seed, one column per attack.
+    """Accuracy in percent with its 95 % interval: one line per data set, method and seed, then their mean, one column per
+    attack.
 
     Args:
         datasets, methods: which lines to show, in which order, finished or not; by default those that rows have.
     """
     found = estimates(rows)
     found = found.assign(line=list(zip(found["dataset"], found["method"], found["seed"], strict=True)))
-    lines = [(d, m, s) for d in (unique(rows["dataset"]) if datasets is None else datasets)
-             for m in (unique(rows["method"]) if methods is None else methods)
-             for s in unique(found["seed"]) if not s.startswith("mean") or (d, m, s) in set(found["line"])]
+    there, seeds = set(found["line"]), unique(found["seed"])
+    lines = []
+    for d in unique(rows["dataset"]) if datasets is None else datasets:
+        for m in unique(rows["method"]) if methods is None else methods:
+            lines += [(d, m, s) for s in seeds if (d, m, s) in there] or [(d, m, s) for s in seeds[:1]]
     index = [(dataset_label(d), method_label(m), s) for d, m, s in lines]
     return spread(found, lines, index, ("data set", "method", "seed"),
                   lambda row: percent(row.value, row.low, row.high))

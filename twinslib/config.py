@@ -111,6 +111,8 @@ class MethodSpec:
             2018).
         source_weight: of the source task's loss on as many source images as target images (joint training).
         source_classes: number of source classes, chosen by unbalanced optimal transport; None: all.
+        awp_gamma: size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020; 0.01 for
+            AT in its code); 0: none.
     """
 
     name: str
@@ -127,13 +129,15 @@ class MethodSpec:
     l2sp_weight: float = 0.0
     source_weight: float = 0.0
     source_classes: int | None = None
+    awp_gamma: float = 0.0
 
     def __post_init__(self) -> None:
         choose(self.objective, ("natural", "at", "trades"), "objective")
         choose(self.wings, ("single", "twins", "two_adaptive", "split", "frozen"), "wings")
         choose(self.attack_wing, ("adaptive", "frozen", "alternating"), "attack_wing")
         choose(self.kl_divisor, ("batch", "wing"), "kl_divisor")
-        for name in ("twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight", "source_weight"):
+        for name in ("twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight", "source_weight",
+                     "awp_gamma"):
             _require(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
         _require(self.two_branches or self.attack_wing == "adaptive", "attack_wing adaptive without two branches",
                  self.attack_wing)
@@ -142,6 +146,8 @@ class MethodSpec:
                  self.source_weight)
         _require(self.source_weight == 0 or (self.wings, self.objective) == ("single", "at"),
                  "wings single and objective at with source_weight", f"{self.wings}, {self.objective}")
+        plain = max(self.distill_weight, self.feature_weight, self.l2sp_weight, self.source_weight) == 0
+        _require(self.awp_gamma == 0 or plain, "no other term of the loss with awp_gamma", self.name)
         attacked = self.objective != "natural"
         _require(attacked or self.distill_weight == self.feature_weight == 0,
                  "an objective with adversarial images for distillation", self.objective)
@@ -188,6 +194,13 @@ METHODS = {
         MethodSpec(name="twins_attack_alternating", wings="twins", attack_wing="alternating"),
         MethodSpec(name="trades_beta3", objective="trades", trades_beta=3.0),
         MethodSpec(name="twins_trades_wing", wings="twins", objective="trades", kl_divisor="wing"),
+        # ways out of robust overfitting; all but the first differ from AT in their schedule
+        MethodSpec(name="at_awp", awp_gamma=0.01),
+        MethodSpec(name="at_cosine"),
+        MethodSpec(name="at_cyclic"),
+        MethodSpec(name="at_slow_fast"),
+        MethodSpec(name="at_short_plateau"),  # from random weights, as the next
+        MethodSpec(name="at_long_plateau"),
     )
 }
 
@@ -243,6 +256,32 @@ class WeightsSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FollowSpec:
+    """What is kept of a run's course besides its per-epoch rows; it changes no weight.
+
+    Args:
+        record_every: steps between lines of norms, gradients and angles (`dynamics.Recorder`); 0: none.
+        train_images, test_images: the first so many images of the run's split that accuracy is measured on during training,
+            without augmentation, from before the first epoch to the last; 0: none.
+        every: epochs between those measurements, up to epoch `dense` each one.
+        steps: PGD steps of those measurements; eps and step size are those of the training attack.
+    """
+
+    record_every: int = 0
+    train_images: int = 0
+    test_images: int = 0
+    every: int = 1
+    dense: int = 0
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("record_every", "train_images", "test_images", "dense"):
+            _require(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
+        for name in ("every", "steps"):
+            _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """One training run; a fine-tune names what it starts from: another run, or weights from elsewhere."""
 
@@ -253,6 +292,7 @@ class RunSpec:
     attack: AttackSpec = field(default_factory=AttackSpec)
     source: "RunSpec | None" = None
     weights: WeightsSpec | None = None
+    follow: FollowSpec | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -260,6 +300,9 @@ class RunSpec:
         _require(m.wings in ("single", "split") or self.model.norm == "batch", f"norm 'batch' for the wings {m.wings!r}",
                  self.model.norm)
         _require(not (self.source and self.weights), "a source run or weights from elsewhere", "both")
+        recorded = self.follow is not None and self.follow.record_every > 0
+        _require(not (recorded and m.awp_gamma), "record_every 0 with awp_gamma", self.follow.record_every if recorded else 0,
+                 "its gradients are not those at the weights")
         keeps = m.needs_origin or m.l2sp_weight > 0 or m.wings == "frozen"
         _require(self.source or self.weights or not keeps, f"a source run or weights for method {m.name!r}", "neither",
                  "it keeps something of its start")

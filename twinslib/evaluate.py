@@ -86,6 +86,24 @@ def pgd_mask(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, st
         return torch.cat(masks).cpu()
 
 
+def pgd_losses(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int,
+               threat: str = "linf", seed: int = 0, batch_size: int) -> tuple[Tensor, Tensor]:
+    """(True where the prediction is right at PGD's last iterate, cross-entropy there in nats), each (N,), on the CPU.
+
+    Every image is attacked to the end, so that losses can be averaged; see `pgd_mask` for the arguments, `attacks.pgd` for the
+    attack.
+    """
+    masks, losses = [], []
+    with _float32(images.device):
+        for number, x, y in _blocks(forward, images, labels, batch_size, 0):
+            generator = torch.Generator(x.device).manual_seed(block_seed(seed, "pgd", number))
+            x_adv = pgd(forward, x, y, eps=eps, step_size=step_size, steps=steps, threat=threat, generator=generator)
+            logits = _logits(forward, x_adv, y)
+            masks.append(logits.argmax(1) == y)
+            losses.append(torch.nn.functional.cross_entropy(logits, y, reduction="none"))
+        return torch.cat(masks).cpu(), torch.cat(losses).cpu()
+
+
 def autoattack_masks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, threat: str = "linf",
                      attacks: tuple[str, ...] = STANDARD, seed: int = 0, batch_size: int,
                      block: int = 0) -> dict[str, Tensor]:

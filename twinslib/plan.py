@@ -37,15 +37,24 @@ def forwards(task: Task, train_images: int) -> float:
         attack = 2 * spec.attack.steps if objective.attacks else 0
         if spec.method.source_weight:  # as many source images as target images
             attack += 3 + (2 * spec.source.attack.steps if spec.source.method.objective != "natural" else 0)
+        attack += 3 * len(objective.inputs) if spec.method.awp_gamma else 0
         attack += 1 if max(spec.method.distill_weight, spec.method.feature_weight) else 0
         measured = math.ceil(spec.optim.epochs / spec.optim.val_every) if spec.optim.val_every else 0
         validation = measured * spec.data.val_images * (1 + (2 * spec.optim.val_steps if objective.attacks else 0))
-        return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation
+        followed = _followed(spec) if spec.follow else 0.0
+        return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation + followed
     if e.kind == "clean":
         return e.images
     if e.kind == "pgd":
         return e.images * e.restarts * 2 * e.steps
     return e.images * sum(n * (1 if i == 0 else SURVIVORS) for i, n in enumerate(AUTOATTACK_FORWARDS[a] for a in e.attacks))
+
+
+def _followed(spec: RunSpec) -> float:
+    """Image forwards of the measurements during a run."""
+    f, epochs = spec.follow, spec.optim.epochs
+    times = sum(e % f.every == 0 or e <= f.dense or e == epochs for e in range(epochs + 1))
+    return times * (f.train_images + f.test_images) * (2 * f.steps + 1)
 
 
 @cache

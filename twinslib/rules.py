@@ -13,7 +13,12 @@ import yaml
 from .config import METHODS, from_dict, spec_hash
 from .errors import choose
 
-MEASURES = ("gain", "spread", "margin", "shown")
+MEASURES = {  # measure -> what it may look at
+    **dict.fromkeys(("gain", "spread", "margin", "shown"), ("clean", "robust")),
+    "rate": ("lr_over_w2", "angle"),
+    "escape": ("loss",),
+    **dict.fromkeys(("overfits", "less_overfitting", "plateau"), ("gap",)),
+}
 SCALES = ("small", "medium", "paper")  # a toy run judges nothing
 
 
@@ -35,11 +40,12 @@ class Rule:
     text: str
     pairs: tuple[tuple[str, ...], ...]
     metrics: tuple[str, ...]
-    robust: Robust
+    robust: Robust | None = None
     min_datasets: int = 1
     min_seeds: int = 1
     datasets: tuple[str, ...] = ()  # empty: all of the preset that have runs of both methods
     margin: float = 0.0
+    epochs: int = 0  # for `escape`: the first so many epochs
     alpha: float = 0.05
     controls: tuple[tuple[str, ...], ...] = ()  # if the gain vanishes against one of these, the explanation is in doubt
     changes: str = ""  # why this version replaces the one before
@@ -50,7 +56,10 @@ class Rule:
             raise ValueError("expected at least one pair, metric, data set and seed in a rule, got "
                              f"{len(self.pairs)}, {len(self.metrics)}, {self.min_datasets} and {self.min_seeds}")
         for metric in self.metrics:
-            choose(metric, ("clean", "robust"), "metric")
+            choose(metric, MEASURES[self.measure], f"metric of {self.measure}")
+        if (self.robust is None) != (self.measure in ("rate", "escape")):
+            raise ValueError(f"expected `robust` in every rule but those on weights and losses, got {self.robust} for "
+                             f"{self.measure}")
         for pair in (*self.pairs, *self.controls):
             if len(pair) != 2:
                 raise ValueError(f"expected pairs of a method and a baseline, got {list(pair)}")

@@ -3,6 +3,7 @@
 results/<preset>/
     runs/<run>.json         spec, split and per-epoch rows of a finished training run
     masks/<run>.npz         boolean per test image for every finished evaluation of that run
+    courses/<run>.npz       what was measured during a run that is followed: masks by epoch, norms and angles by step
     provenance/<run>.json   when, where, with what
     splits/<set>.npz        indices of training, validation and test images
     weights/<run>.safetensors, .json   source networks that other runs start from
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from . import data as datasets
-from . import evaluate, models, norms, paths, provenance, retain, rules
+from . import evaluate, follow, models, norms, paths, provenance, retain, rules
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
 from .config import DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
 from .errors import Diverged
@@ -119,6 +120,14 @@ class Store:
             keys = [k for k in stored.files if k.startswith(evaluation.hash + "/")]
             return {k.split("/", 1)[1]: stored[k] for k in keys if not k.endswith("/spec")} or None
 
+    def course(self, spec: RunSpec) -> dict[str, np.ndarray] | None:
+        """Arrays of a finished run that was followed (`follow.Follower.arrays`), or None."""
+        path = self.root / "courses" / f"{spec.hash}.npz"
+        if self.run(spec) is None or not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
     def weights_path(self, spec: RunSpec) -> Path | None:
         """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained."""
         for path in (self.root / folder / f"{spec.hash}.safetensors" for folder in ("weights", "work")):
@@ -174,6 +183,9 @@ class Store:
             if images > len(split.test):
                 raise ValueError(f"expected at most {len(split.test)} test images of {spec.name}, got {images}; "
                                  "lower images in the evaluation")
+            for task in tasks:
+                if task.spec.data == spec and task.spec.follow:
+                    follow.check_images(task.spec, len(split.train), len(split.test))
 
     @staticmethod
     def _check_source(spec: RunSpec) -> None:
@@ -341,6 +353,10 @@ class Store:
         if source is not None:
             chosen = sorted(set(source.train_y.tolist()))
             record |= {"source_images": len(source.train_y), "source_classes": [source.class_names[i] for i in chosen]}
+        if history.course:
+            path = self.root / "courses" / f"{spec.hash}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(path, history.course, compress=True)
         write_json(self.root / "runs" / f"{spec.hash}.json", record)
         checkpoint.unlink(missing_ok=True)
         return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": spec.optim.precision}
@@ -401,7 +417,7 @@ class Store:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
-            for folder in ("runs", "masks", "provenance", "splits", "weights", "work"):
+            for folder in ("runs", "masks", "courses", "provenance", "splits", "weights", "work"):
                 for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
                     left_over.unlink(missing_ok=True)
             yield

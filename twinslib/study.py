@@ -19,6 +19,7 @@ from .config import (
     AttackSpec,
     DataSpec,
     EvalSpec,
+    FollowSpec,
     MethodSpec,
     ModelSpec,
     OptimSpec,
@@ -71,7 +72,7 @@ LR_OF = {
     "twins_attack_frozen": "twins_at", "twins_attack_alternating": "twins_at",
     "trades_beta3": "trades", "twins_trades_wing": "twins_trades",
 }  # fmt: skip
-START = {"at_natural": "natural", "at_random": None}
+START = {"at_natural": "natural", "at_random": None, "at_short_plateau": None, "at_long_plateau": None}
 LAMBDA = "twins_at_lambda"
 
 
@@ -173,6 +174,52 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     return sorted([*jobs, *pretrained], key=lambda job: job.spec is not begin) if begin in runs else [*jobs, *pretrained]
 
 
+def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict], runs: dict[str, dict],
+             seeds: Sequence[int], optim: dict, attack: dict, follow: dict, best: Best) -> list[Job]:
+    """Runs whose course is kept (TWINS, C5-C7; robust overfitting): every method of `runs` on every target, at one base
+    learning rate, which is part of the question and so not chosen.
+
+    Args:
+        sources, start, targets: see `transfer`; methods of `START` begin elsewhere.
+        runs: method -> {optim, data, model, targets, seeds}, each optional: changes to `optim`, to the target's data and, for
+            a random start, to the network; on which targets and seeds. `at_lr` gets the rate times 1 + lambda of TWINS on
+            that target.
+        follow: fields of `config.FollowSpec`.
+        best: not used; nothing is chosen.
+    Returns:
+        Jobs without evaluations, the start network first, then seed 0 of everything before seed 1 of anything.
+    """
+    grid = _sources(arch, norm, sources)
+    begin = grid[choose(start, grid, "start")]
+    for name, target in targets.items():
+        _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
+    for label, run in runs.items():
+        choose(label, METHODS, "method")
+        _check_keys(run, ("optim", "data", "model", "targets", "seeds"), f"runs.{label}")
+        for name in run.get("targets", ()):
+            choose(name, targets, f"target of {label}")
+        if not set(run.get("seeds", seeds)) <= set(seeds):
+            raise ValueError(f"expected seeds of {label} among {list(seeds)}, got {run['seeds']}")
+    jobs = []
+    for seed, name, (label, run) in itertools.product(seeds, targets, runs.items()):
+        if seed not in run.get("seeds", (seed,)) or name not in run.get("targets", (name,)):
+            continue
+        target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
+        weight = target.get("method", {}).get("twins_weight", METHODS["twins_at"].twins_weight)
+        where = f"runs.{label}"
+        schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
+        spec = RunSpec(
+            data=from_dict(DataSpec, {"name": name, **target.get("data", {}), **run.get("data", {})}, f"{where}.data"),
+            model=from_dict(ModelSpec, {"arch": arch, "norm": norm, "upsample": target.get("upsample"), **run.get("model", {})},
+                            f"{where}.model"),
+            method=method(label, **(target.get("method", {}) if known.halves else {})),
+            optim=dataclasses.replace(schedule, lr=schedule.lr * (1 + weight if label == "at_lr" else 1)),
+            attack=from_dict(AttackSpec, attack, "attack"), follow=from_dict(FollowSpec, follow, "follow"), seed=seed,
+            **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+        jobs.append(Job("followed", spec, ()))
+    return [*([Job("followed", begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs]
+
+
 def _parent(label: str) -> str:
     return "twins_at" if label.startswith(LAMBDA) else LR_OF[label]
 
@@ -217,7 +264,7 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
 
 
 _sources = sources  # the argument of `transfer` has the same name
-STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer}
+STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": followed, "03": followed}
 
 
 def parameters(notebook: Path) -> dict:

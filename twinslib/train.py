@@ -4,6 +4,7 @@ Random numbers are counted, not streamed: the generator of each purpose is seede
 checkpoint needs no random state and adding a measurement cannot shift training.
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -11,15 +12,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from . import attacks, evaluate, norms
+from . import attacks, awp, evaluate, norms
 from .checkpoint import load_training, save_training
 from .config import AttackSpec, RunSpec
 from .data import DeviceSet, augment
-from .dynamics import Recorder, statistics
+from .dynamics import Recorder
 from .errors import Diverged
 from .fold import FoldedCopy
+from .follow import Follower
 from .objectives import OBJECTIVES, split_wings, wing_losses
 from .retain import Retention
 from .schedules import factor
@@ -39,9 +42,10 @@ def generator(device: torch.device | str, seed: int, purpose: str, count: int) -
 
 @dataclass
 class History:
-    """What a run leaves behind besides its weights: one row per epoch."""
+    """What a run leaves behind besides its weights: one row per epoch, and the arrays of its `follow.Follower`."""
 
     epochs: list[dict] = field(default_factory=list)
+    course: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Attacker:
@@ -123,11 +127,13 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss, logits, halves = self.loss(inputs, y, joint)
         recorder = self.recorder if self.recorder is not None and self.recorder.wants(count) else None
-        if recorder:
-            recorder.before(self.model, halves)
-        loss.backward()
+        gamma = self.spec.method.awp_gamma
+        with awp.perturbed(self.model, lambda: self.loss(inputs, y)[0], gamma) if gamma else contextlib.nullcontext():
+            loss, logits, halves = self.loss(inputs, y, joint)
+            if recorder:
+                recorder.before(self.model, halves)
+            loss.backward()
         self.retention.add_gradients()
         if recorder:
             recorder.gradients()
@@ -141,7 +147,7 @@ class Step:
 
 
 def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
-        start: torch.nn.Module | None = None, source: DeviceSet | None = None, recorder: Recorder | None = None,
+        start: torch.nn.Module | None = None, source: DeviceSet | None = None,
         checkpoint: Path | None = None, stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int, int], None] = lambda done, total: None) -> History:
     """Train `model` (already with its head and wings, on `device`) as `spec` says; returns the per-epoch rows.
@@ -149,7 +155,6 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     Args:
         start: on `device`, the network that training starts from with its own head, for methods that stay near it.
         source: training images of the source task, for joint training.
-        recorder: keeps how weights and statistics move; part of the checkpoint.
         checkpoint: file for the state at each epoch's end; where it exists, training continues from it.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
@@ -161,8 +166,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     if broken:
         raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=torch.channels_last)
-    step_fn = Step(model, spec, device, start=start, source=source, recorder=recorder)
-    statistics_before = statistics(model) if recorder else {}
+    follower = Follower(spec, model, data) if spec.follow else None
+    step_fn = Step(model, spec, device, start=start, source=source, recorder=follower.recorder if follower else None)
     n, batch = len(data.train_y), optim.batch_size
     per_epoch = -(-n // batch)
     total = per_epoch * optim.epochs
@@ -175,14 +180,16 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         step_fn.optimizer.load_state_dict(state["optimizer"])
         history.epochs, first = state["epochs"], state["step"]
         sums.copy_(state["sums"])
-        if recorder:
-            recorder.load_state_dict(state["recorder"])
+        if follower:
+            follower.load_state_dict(state["follower"])
+    elif follower:
+        follower.measure(model, 0)
 
     def save(step: int) -> None:
         if checkpoint is not None:
             save_training(checkpoint, {"model": model.state_dict(), "optimizer": step_fn.optimizer.state_dict(),
                                        "retention": step_fn.retention.state_dict(),
-                                       "recorder": recorder.state_dict() if recorder else {},
+                                       "follower": follower.state_dict() if follower else {},
                                        "epochs": history.epochs, "step": step, "sums": sums.cpu()}, config=spec.hash)
 
     order = None
@@ -200,8 +207,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         if i == per_epoch - 1:
             history.epochs.append(_epoch_row(spec, model, data, epoch, lr, sums))
             sums.zero_()
-            if recorder:
-                recorder.measure_drift(model, epoch + 1, statistics_before)
+            if follower:
+                follower.measure(model, epoch + 1)
             log.info("method %s, seed %d, %s: epoch %d/%d, %s", spec.method.name, spec.seed, spec.data.name, epoch + 1,
                      optim.epochs, ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items() if k != "epoch"))
             if step + 1 < total:
@@ -210,6 +217,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         if step + 1 < total and stop():
             save(step + 1)
             raise OutOfTime(f"stopped at step {step + 1} of {total}")
+    history.course = follower.arrays() if follower else {}
     return history
 
 

@@ -5,7 +5,6 @@ before them, so their gradient shrinks as they grow, and the frozen wing breaks 
 us; lr / ||w||^2 (as in arXiv 2102.03497, by the same first author) stands beside all other quantities that could be meant.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .norms import TwinNorm
 
 QUANTITIES = ("w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle")
-FIRST_SECOND = {"twins": ("frozen", "adaptive"), "two_adaptive": ("second", "adaptive"), "split": ("first half", "second half")}
 
 
 def followed_layers(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -31,16 +29,18 @@ class Recorder:
     w_norm is ||w|| before the step; g_norm the norm of the gradient of the whole loss, without weight decay; g_first and
     g_second those of the weighted losses of the two halves (equal to g_norm and 0 where the batch is not split); cos_wg the
     cosine of weight and whole gradient; angle the angle in radians between the weights before and after the optimiser step,
-    momentum and decay included.
+    momentum and decay included. With each line goes the loss of the first and of the second half, with the weights they have
+    in the sum (the whole loss and 0 where the batch is not split).
 
     Args:
-        every: steps between lines. Each line costs a backward pass per half.
+        every: steps between lines. Each line costs a backward pass per half where the batch is split.
     """
 
     every: int
     layers: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)  # (2,), on the device until asked for
     lines: list[torch.Tensor] = field(default_factory=list)  # (layers, QUANTITIES), on the device until asked for
     drift: list[dict] = field(default_factory=list)
 
@@ -52,45 +52,49 @@ class Recorder:
         """True if step `count` is to be recorded."""
         return count % self.every == 0
 
-    def before(self, model: torch.nn.Module, losses: Sequence[torch.Tensor]) -> None:
-        """Called with the network and the weighted losses of the halves, before the backward pass."""
+    def before(self, model: torch.nn.Module, losses: torch.Tensor) -> None:
+        """Called with the network and the weighted losses of the halves, shape (1,) or (2,), before the backward pass."""
         weights = followed_layers(model)
         self.layers = list(weights)
         self._weights = list(weights.values())
         self._old = [w.detach().clone() for w in self._weights]
-        parts = [torch.autograd.grad(loss, self._weights, retain_graph=True, allow_unused=True) for loss in losses]
-        norms = [torch.stack([_norm(g) if g is not None else w.new_zeros(()) for g, w in zip(part, self._weights, strict=True)])
-                 for part in parts]
-        self._halves = norms if len(norms) == 2 else [norms[0], torch.zeros_like(norms[0])]
+        parts = [torch.autograd.grad(loss, self._weights, retain_graph=True, allow_unused=True)
+                 for loss in (losses if len(losses) == 2 else ())]
+        self._halves = [torch.stack([_norm(g) if g is not None else w.new_zeros(())
+                                     for g, w in zip(part, self._weights, strict=True)]) for part in parts]
+        self._losses = torch.stack([*losses.detach(), losses.new_zeros(())][:2]).float()
 
     def gradients(self) -> None:
         """Called after the backward pass, before the optimiser."""
         w_norm, g_norm = (torch.stack([_norm(t) for t in ts]) for ts in (self._old, [w.grad for w in self._weights]))
         inner = torch.stack([(w * p.grad).sum() for w, p in zip(self._old, self._weights, strict=True)])
-        self._line = [w_norm, g_norm, *self._halves, inner / (w_norm * g_norm).clamp(min=torch.finfo(inner.dtype).tiny)]
+        halves = self._halves or [g_norm, torch.zeros_like(g_norm)]
+        self._line = [w_norm, g_norm, *halves, inner / (w_norm * g_norm).clamp(min=torch.finfo(inner.dtype).tiny)]
 
     def after(self, count: int, lr: float) -> None:
         """Called after the optimiser's step `count`, taken with rate `lr`."""
         angles = torch.stack([angle(old, new.detach()) for old, new in zip(self._old, self._weights, strict=True)])
         self.lines.append(torch.stack([*self._line, angles], dim=1).detach())
+        self.losses.append(self._losses)
         self.steps.append(count)
         self.lr.append(lr)
-        del self._weights, self._old, self._halves, self._line
+        del self._weights, self._old, self._halves, self._line, self._losses
 
     def measure_drift(self, model: torch.nn.Module, epoch: int, start: dict[str, torch.Tensor]) -> None:
         """Keep how far the adaptive statistics are from those in `start` (a `statistics` of before training)."""
         self.drift += [{"epoch": epoch, "layer": name, **how_far} for name, how_far in statistics_drift(start, statistics(model))]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """layers (L,), steps (T,), lr (T,), and each of QUANTITIES (T, L) in float32."""
+        """layers (L,), steps (T,), lr (T,), losses (T, 2), and each of QUANTITIES (T, L) in float32."""
         values = torch.stack(self.lines).float().cpu().numpy() if self.lines else np.zeros((0, len(self.layers), len(QUANTITIES)))
         return {"layers": np.array(self.layers), "steps": np.array(self.steps), "lr": np.array(self.lr),
+                "losses": torch.stack(self.losses).cpu().numpy() if self.losses else np.zeros((0, 2), np.float32),
                 **{name: values[:, :, i].astype(np.float32) for i, name in enumerate(QUANTITIES)}}
 
     def state_dict(self) -> dict:
         """For a checkpoint; plain types and tensors."""
         return {"layers": self.layers, "steps": self.steps, "lr": self.lr, "lines": [line.cpu() for line in self.lines],
-                "drift": self.drift}
+                "losses": [loss.cpu() for loss in self.losses], "drift": self.drift}
 
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():

@@ -10,40 +10,13 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from . import compare, public, rules, stats
+from . import compare, course_claims, public, rules, stats
 from .config import EvalSpec
+from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
 from .evaluate import STANDARD
-from .report import attack_label, dataset_label, eps_label, method_label, points, to_markdown
+from .report import eps_label, to_markdown
 from .rules import Claim, Rule
 from .runs import Job, Store, Task, read_json, write_json
-
-REPRODUCED, PARTLY, NOT, NOT_TESTED = "reproduced", "partly", "not", "not tested at this scale"
-
-
-@dataclass(frozen=True)
-class Effect:
-    """method - baseline in one measure, in fractions: over data sets (`dataset` "mean") or on one."""
-
-    method: str
-    baseline: str
-    metric: str
-    attack: str
-    dataset: str
-    images: int
-    seeds: int
-    value: float
-    low: float
-    high: float
-    p_value: float = math.nan
-
-    def __str__(self) -> str:
-        measure = "clean" if self.metric == "clean" else attack_label(self.attack)
-        where = "" if self.dataset == compare.MEAN else f" on {dataset_label(self.dataset)}"
-        return f"{_name((self.method, self.baseline))}, {measure}{where}: {points(self.value, self.low, self.high)}"
-
-
-def _name(pair: tuple[str, str]) -> str:
-    return " - ".join(map(method_label, pair))
 
 
 @dataclass(frozen=True)
@@ -71,8 +44,11 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     rule = claim.rule
     pairs = [*rule.pairs, *rule.controls]
     wanted = {name for pair in pairs for name in pair}
-    jobs = [job for job in jobs if job.settled and job.evals and not job.ship and job.spec.method.name in wanted
-            and job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and store.run(job.spec)]
+    of_course = rule.measure in course_claims.MEASURES
+    jobs = [job for job in jobs if job.settled and (job.spec.follow if of_course else job.evals) and not job.ship
+            and job.spec.method.name in wanted and job.spec.data.name in (rule.datasets or (job.spec.data.name,))]
+    diverged = [job.spec for job in jobs if store.run(job.spec) is None and store.diverged(job.spec)]
+    jobs = [job for job in jobs if store.run(job.spec)]
     counted, not_counted = [], 0
     for job in jobs:
         stamp = ((store.provenance(Task(job.spec)) or {}).get("rules") or {}).get(claim.id)
@@ -86,6 +62,9 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
 
+    if of_course:
+        found = course_claims.judge(store, counted, rule, diverged)
+        return Verdict(**found, runs=tuple(sorted({job.spec.hash for job in counted})), **common)
     shown = rule.measure == "shown"
     least = 1 if shown else max(rule.min_datasets, compare.LEAST_DATASETS if rule.measure == "gain" else 1)
     seeds = 1 if shown else rule.min_seeds
@@ -97,7 +76,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
         if len(whole) >= least:
             found |= {(pair, metric): [line for line in group if line.dataset in whole] for metric, group in lines.items()}
         elif pair in rule.pairs:
-            short.append(f"{_name(pair)}, {' and '.join(rule.metrics)}, on {len(whole)} of {least} data sets")
+            short.append(f"{pair_label(pair)}, {' and '.join(rule.metrics)}, on {len(whole)} of {least} data sets")
     common |= {"detail": tuple(detail), "runs": tuple(sorted({job.spec.hash for job in counted}))}
     decisive = {key: lines for key, lines in found.items() if key[0] in rule.pairs}
     means = {key: _mean(lines) for key, lines in found.items()}
@@ -214,9 +193,9 @@ def _mechanism(verdict: str, rule: Rule, means: dict) -> str:
     for pair in rule.controls:
         effects = [means.get((pair, metric)) for metric in rule.metrics]
         if None in effects:
-            missing.append(_name(pair))
+            missing.append(pair_label(pair))
         elif any(e.low <= 0 for e in effects):
-            gone.append(_name(pair))
+            gone.append(pair_label(pair))
     number = "number reproduced" if verdict == REPRODUCED else "number partly reproduced"
     parts = [f"{number}, explanation not supported: no clear gain in {', '.join(gone)}"] if gone else []
     parts += [f"controls without enough runs: {', '.join(missing)}"] if missing else []
@@ -229,13 +208,14 @@ def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     lines = []
     for v in verdicts:
         mine = [e for e in v.detail if (e.method, e.baseline) in v.claim.rule.pairs]
-        radius = eps_label(v.claim.rule.robust.eps, v.claim.rule.robust.threat)
+        robust = v.claim.rule.robust
         counts = (f"data sets: {len({e.dataset for e in mine})}, seeds: {_span(e.seeds for e in mine)}, "
                   f"images: {_span(e.images for e in mine)}" if mine else "no run")
         lines.append({
             "claim": v.claim.id, "sentence": v.claim.sentence, "verdict": v.verdict,
             "why": v.why + (f". {v.remark}" if v.remark else ""),
-            "effect (points)": "; ".join(map(str, v.effects or mine)) or "none yet", "robust at": radius,
+            "effect": "; ".join(map(str, v.effects or mine)) or "none yet",
+            "robust at": eps_label(robust.eps, robust.threat) if robust else "—",
             "n": counts + (f"; began before the rule: {v.not_counted}" if v.not_counted else ""),
             "stated by": f"{v.claim.paper}: {v.claim.source} ({v.claim.certainty})" + (
                 f"; {public.reported(*v.claim.reported)} points" if v.claim.reported else ""),

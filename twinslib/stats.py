@@ -121,6 +121,33 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Cross
     return CrossedDifference(estimate, low, high, n, seeds, _crossed_p_value(*cells, v_seed, seeds))
 
 
+def crossed_mean(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean of real values over seeds and images with its interval; with one seed it speaks about other images only.
+
+    As `crossed_difference`, for values that are not masks (such as a mask minus a mean of masks): the squared half-width is
+    t(seeds - 1)^2 V_seed plus z^2 V_image, V_image being the variance over images of their means over seeds, by the number of
+    images.
+
+    Args:
+        values: shape (seeds, N).
+    Raises:
+        ValueError: another shape, fewer than two images, a value that is not finite, or level outside (0, 1).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _check_level(level)
+    if values.ndim != 2 or len(values) == 0 or values.shape[1] < 2:
+        raise ValueError(f"expected values of shape (seeds, N) with at least one seed and two images, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("expected finite values, got NaN or infinity")
+    seeds, n = values.shape
+    tail = (1 - level) / 2
+    image_part = stats.norm.isf(tail) ** 2 * values.mean(0).var(ddof=1) / n
+    seed_part = stats.t.isf(tail, seeds - 1) ** 2 * values.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0
+    half = math.sqrt(image_part + seed_part)
+    mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half, n)
+
+
 def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -> Interval:
     """Mean with Student's t interval, for values that vary independently around one mean.
 

@@ -1,0 +1,135 @@
+"""What certification says about a set of images: accuracy over the radius, its envelope over noise levels, averages.
+
+Everything here is a function of a `Certified`, which comes from stored votes (`smoothing.Votes.certified`) or from a log
+(`locuslab.read_log`); nothing draws or rounds up. Accuracies are fractions, radii L2 in [0, 1] pixel units.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from . import stats
+
+ABSTAIN = -1
+
+
+class Certified(NamedTuple):
+    """One row per image, arrays of shape (N,).
+
+    index, label: int64, number in the data set and class. prediction: class, or `ABSTAIN`. radius: float64, 0 where it
+    abstains, NaN from PREDICT, which gives none. seconds: float64, its share of the time. label_used: draws depended on
+    the label, so some abstentions are not real.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    radius: np.ndarray
+    seconds: np.ndarray
+    label_used: bool = False
+
+    @property
+    def correct(self) -> np.ndarray:
+        """True where the predicted class is the label, whatever the radius."""
+        return self.prediction == self.label
+
+
+class Point(NamedTuple):
+    """Accuracy at one radius: correct and certified at least that far, with standard error and Clopper-Pearson interval
+    over n images."""
+
+    radius: float
+    accuracy: float
+    standard_error: float
+    low: float
+    high: float
+    n: int
+
+
+class Mean(NamedTuple):
+    """A mean over n images with its standard error."""
+
+    estimate: float
+    standard_error: float
+    n: int
+
+
+def certified_accuracy(certified: Certified, radii: Sequence[float], level: float = 0.95) -> list[Point]:
+    """Share of the images that are classified correctly with a radius of at least r, for each r of `radii`.
+
+    The errors speak about new images. A single certificate may be false with probability alpha; nothing is taken off for
+    that. At radius 0: predicted correctly, not abstained. After `sequential_plan` only the requested radii count in full.
+
+    Raises:
+        ValueError: no images, unknown labels, or a log of PREDICT, which holds no radii.
+    """
+    radius, correct, n = *_with_radii(certified), len(certified.index)
+    points = []
+    for r in radii:
+        right = int((correct & (radius >= r)).sum())
+        interval = stats.clopper_pearson(right, n, level)
+        p = interval.estimate
+        points.append(Point(float(r), p, math.sqrt(p * (1 - p) / n), interval.low, interval.high, n))
+    return points
+
+
+def envelope(curves: Mapping[str, Sequence[Point]]) -> list[tuple[str, Point]]:
+    """For each radius, the name and the point of the curve with the best accuracy (the first of equals).
+
+    A rule for reporting a family of classifiers, one per noise level or network. It is no certificate of a classifier that
+    picks its noise level image by image, and the best of several has a slightly optimistic mean and error.
+
+    Raises:
+        ValueError: no curves, or curves over different radii.
+    """
+    if not curves:
+        raise ValueError("expected at least one curve, got none")
+    grids = {name: [point.radius for point in curve] for name, curve in curves.items()}
+    first = next(iter(grids.values()))
+    other = next((name for name, grid in grids.items() if grid != first), None)
+    if other is not None:
+        raise ValueError(f"expected all curves at the radii {first}, got {grids[other]} for {other!r}; use one grid")
+    return [max(((name, curve[i]) for name, curve in curves.items()), key=lambda pair: pair[1].accuracy)
+            for i in range(len(first))]
+
+
+def average_radius(certified: Certified) -> Mean:
+    """ACR: the mean radius, where wrong and abstained images count 0.
+
+    It depends on n through the ceiling of easy images and, after `sequential_plan`, on the requested radii; compare like with
+    like, and look at the distribution of votes as well.
+    """
+    radius, correct = _with_radii(certified)
+    return _mean(np.where(correct, radius, 0.0))
+
+
+def abstention_rate(certified: Certified) -> Mean:
+    """Share of images without an answer.
+
+    Raises:
+        ValueError: no images, or draws that depended on the label, which leave this rate unknown.
+    """
+    if certified.label_used:
+        raise ValueError("expected votes without stop_if_wrong, got images that were left out because of their label; the "
+                         "abstention rate needs a run without it")
+    return _mean(certified.prediction == ABSTAIN)
+
+
+def _mean(values: np.ndarray) -> Mean:
+    n = len(values)
+    if n == 0:
+        raise ValueError("expected at least one image, got none")
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Mean(float(np.mean(values)), error, n)
+
+
+def _with_radii(certified: Certified) -> tuple[np.ndarray, np.ndarray]:
+    if len(certified.index) == 0:
+        raise ValueError("expected at least one image, got none")
+    if np.isnan(certified.radius).any():
+        raise ValueError("expected radii, got predictions only; PREDICT gives none, use CERTIFY")
+    if (certified.label < 0).any():
+        raise ValueError("expected a label for each image, got none; pass labels when votes are collected")
+    return certified.radius, certified.correct

@@ -1,0 +1,267 @@
+"""Clopper-Pearson radii and the plan of a certification: how many draws, when to look, when to stop. No torch.
+
+Units: sigma and radii in [0, 1] pixels, L2. Bounds are rounded down by `SLACK`, more than any floating-point error in
+them, so that no radius is rounded up.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special, stats
+
+from .errors import choose
+
+METHODS = ("certify", "sequential", "predict")
+SLACK = 1e-12  # off each lower bound
+STEP = 64  # looks are multiples of it, so that no block of noise is cut
+LARGEST_SIGMA = 5.0
+
+
+def lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: ArrayLike) -> np.ndarray:
+    """One-sided Clopper-Pearson bound: above the true probability with probability at most alpha, whatever that is.
+
+    BetaInv(alpha; k, n - k + 1), 0 for k = 0; the lower end of the two-sided interval at level 1 - 2 alpha.
+
+    Args:
+        successes, trials, alpha: broadcast against each other; 0 <= successes <= trials, trials >= 1.
+    Raises:
+        ValueError: votes above n or below 0, or alpha outside (0, 1).
+    """
+    k, n = np.asarray(successes), np.asarray(trials)
+    check_alpha(alpha)
+    if (n < 1).any() or (k < 0).any() or (k > n).any():
+        wrong = np.broadcast_arrays(k, n)
+        where = np.flatnonzero((wrong[0] < 0) | (wrong[0] > wrong[1]) | (wrong[1] < 1))[0]
+        raise ValueError(f"expected votes in 0..n and n of at least 1, got {wrong[0].flat[where]} of {wrong[1].flat[where]}; "
+                         "votes and n are of different runs")
+    low = special.betaincinv(np.maximum(k, 1), n - np.maximum(k, 1) + 1.0, alpha)
+    return np.where(k > 0, np.maximum(low - SLACK, 0.0), 0.0)
+
+
+def bound_radius(low: ArrayLike, sigma: float) -> np.ndarray:
+    """sigma * Phi^-1(low): the radius around which a class of probability at least `low` stays the answer (Cohen et al.
+    2019, theorem 1, with 1 - low for all other classes together); 0 where low <= 1/2."""
+    low = np.asarray(low, dtype=np.float64)
+    return np.where(low > 0.5, sigma * special.ndtri(np.maximum(low, 0.5)), 0.0)
+
+
+def certified_radius(successes: ArrayLike, trials: ArrayLike, sigma: float, alpha: ArrayLike) -> np.ndarray:
+    """L2 radius within which the prediction stays the same, true with probability at least 1 - alpha.
+
+    sigma * Phi^-1(p_low) with the one-sided Clopper-Pearson bound p_low (Cohen et al. 2019, CERTIFY), never rounded up.
+
+    Args:
+        successes: votes for the class that other draws have chosen, each in 0..trials.
+        trials: draws per image (n).
+        sigma: standard deviation of the noise.
+        alpha: allowed failure probability per image.
+    Returns:
+        float64, pixel units; 0 where p_low <= 1/2, which means abstain.
+    Raises:
+        ValueError: see `lower_bound`, `check_sigma`.
+    """
+    check_sigma(sigma)
+    return bound_radius(lower_bound(successes, trials, alpha), sigma)
+
+
+def ceiling(n: int, alpha: float, sigma: float = 1.0) -> float:
+    """sigma * Phi^-1(alpha^(1/n)), the largest radius n draws can give: where every curve over the radius ends.
+
+    In units of sigma, at alpha .001: 1.50, 2.46, 3.20, 3.81 for n = 100, 1,000, 10,000, 100,000.
+    """
+    return float(certified_radius(n, n, sigma, alpha))
+
+
+def least_n(alpha: float, method: str = "certify") -> int:
+    """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree; for PREDICT, 2 / 2^n <= alpha."""
+    check_alpha(alpha)
+    if choose(method, METHODS, "method") == "predict":
+        return math.ceil(1 - math.log2(alpha) - 1e-12)
+    return math.floor(-math.log2(alpha)) + 1
+
+
+def predict_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Exact two-sided binomial test that the two leading classes are equally likely, from their votes (first >= second)."""
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    upper = special.betainc(np.maximum(first, 1), second + 1, 0.5)  # P(Binomial(first + second, 1/2) >= first)
+    return np.where(first > second, np.minimum(2 * upper, 1.0), 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides how many votes an image gets and what they prove; see the functions that make one.
+
+    Attributes:
+        looks: numbers of draws after which votes are read; the last one is n.
+        n0: draws that choose the class, none for "predict"; never used again.
+        radii: radii whose certification the user asks for ("sequential").
+        power_loss: how often a radius may be given up that the last look would have reached.
+        stop_if_wrong: images whose chosen class is not the label get no further draws.
+    Raises:
+        ValueError: sigma not in [0, 1] pixels, alpha outside (0, 1), too few draws, looks out of order, bad radii.
+    """
+
+    method: str
+    sigma: float
+    alpha: float
+    looks: tuple[int, ...]
+    n0: int = 0
+    radii: tuple[float, ...] = ()
+    power_loss: float = 0.001
+    stop_if_wrong: bool = False
+
+    def __post_init__(self) -> None:
+        choose(self.method, METHODS, "method")
+        check_sigma(self.sigma)
+        check_alpha(self.alpha)
+        looks = self.looks
+        if not looks or not all(isinstance(look, int) for look in looks) or any(np.diff((0, *looks)) < 1):
+            raise ValueError(f"expected looks that are integers, increasing from at least 1, got {looks}")
+        least = least_n(self.alphas[-1], self.method)
+        if self.n < least:
+            raise ValueError(f"expected n of at least {least} at alpha {self.alpha:g}, got {self.n}: even if all votes agree "
+                             "it would abstain; draw more")
+        if (self.n0 < 1) != (self.method == "predict"):
+            raise ValueError(f"expected n0 of at least 1 to choose the class (0 for predict, which needs none), got {self.n0}")
+        if self.method != "sequential":
+            if self.radii or self.stop_if_wrong or len(looks) > 1:
+                raise ValueError(f"expected radii, stop_if_wrong and several looks with 'sequential' only, got {self.method!r}")
+            return
+        if not self.radii or list(self.radii) != sorted(set(self.radii)) or not 0 <= min(self.radii) <= max(self.radii) < 100:
+            raise ValueError(f"expected radii that increase from 0 or more (pixel units), at least one, got {self.radii}")
+        if not 0 < self.power_loss < 1:
+            raise ValueError(f"expected power_loss in (0, 1), got {self.power_loss:g}")
+        if (self.reach[:, -1] > self.n).all():
+            top = ceiling(self.n, self.alphas[-1], self.sigma)
+            raise ValueError(f"expected a radius of at most {top:.4g}, the largest that n {self.n}, alpha {self.alpha:g} and "
+                             f"sigma {self.sigma:g} can certify, got {self.radii}; draw more or ask for less")
+
+    @property
+    def n(self) -> int:
+        """Draws of an image that is not settled before."""
+        return self.looks[-1]
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """What each look may spend; they add up to alpha."""
+        return spend(self.alpha, len(self.looks))
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """Fewest votes that certify radius r at look i, shape (radii, looks); looks[i] + 1 where none do."""
+        radii, looks = np.array(self.radii)[:, None], np.array(self.looks)[None]
+        low, high = np.zeros((len(radii), looks.size), np.int64), np.broadcast_to(looks + 1, (len(radii), looks.size)).copy()
+        while (low < high).any():  # bisection on the radius as it will be reported, so both always agree
+            middle = (low + high) // 2
+            radius = certified_radius(np.minimum(middle, looks), looks, self.sigma, np.array(self.alphas))
+            enough = (middle > looks) | ((radius >= radii) & (radius > 0))
+            low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
+        return low
+
+    @cached_property
+    def drop(self) -> np.ndarray:
+        """Most votes at look i with which radius r is given up, shape (radii, looks); -1 where it never is.
+
+        Of n draws of which just enough to certify r at the last look are votes, the first looks[i] hold a hypergeometric
+        number, whatever the network; fewer or equal than this has probability at most power_loss / (looks - 1).
+        """
+        looks, out = np.array(self.looks), np.full(self.reach.shape, -1)
+        for row, last in zip(out, self.reach[:, -1], strict=True):
+            if last > self.n:
+                row[:] = looks
+            elif len(looks) > 1:
+                tail, early = self.power_loss / (len(looks) - 1), stats.hypergeom(self.n, int(last), looks[:-1])
+                most = early.ppf(tail).astype(np.int64)
+                row[:-1] = np.where(early.cdf(most) <= tail, most, most - 1)
+        return out
+
+    def settled(self, history: np.ndarray) -> bool:
+        """Whether an image is done, from its votes at each look, shape (looks,), -1 where it has not come to yet."""
+        if history[-1] >= 0 or not self.radii:
+            return bool(history[-1] >= 0)
+        reached = (history >= self.reach).any(1)
+        dropped = ((history >= 0) & (history <= self.drop)).any(1)
+        return bool((reached | dropped).all())
+
+
+def certify_plan(*, sigma: float, n: int = 100_000, n0: int = 100, alpha: float = 0.001) -> Plan:
+    """CERTIFY of Cohen et al. 2019: n0 draws choose a class, n fresh ones bound its probability.
+
+    For each image: with probability at least 1 - alpha over the draws, it abstains or the smoothed classifier answers that
+    class everywhere within the radius.
+    """
+    return Plan(method="certify", sigma=sigma, alpha=alpha, looks=(n,), n0=n0)
+
+
+def predict_plan(*, sigma: float, n: int = 100_000, alpha: float = 0.001) -> Plan:
+    """PREDICT of Cohen et al. 2019: with probability at least 1 - alpha it abstains or answers as the smoothed classifier.
+
+    The most voted class, unless the exact two-sided binomial test of the two leading ones at 1/2 has p > alpha.
+    """
+    return Plan(method="predict", sigma=sigma, alpha=alpha, looks=(n,))
+
+
+def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n0: int = 100, alpha: float = 0.001,
+                    first: int = 128, ratio: float = 1.5, power_loss: float = 0.001, stop_if_wrong: bool = False) -> Plan:
+    """Group-sequential CERTIFY: the guarantee of `certify_plan`, with draws only until the requested radii are settled.
+
+    Guarantee. The looks n_1 < ... < n_K = n and alpha_1 + ... + alpha_K = alpha are fixed before any draw (alpha / 2 for
+    the last look, the rest in equal parts). Let the class be chosen by the n0 draws, which are independent of all others,
+    and p be its probability under the noise. k_i, its votes among the first n_i draws, is Binomial(n_i, p), so the
+    Clopper-Pearson bound L_i = BetaInv(alpha_i; k_i, n_i - k_i + 1) exceeds p with probability at most alpha_i. By the union
+    bound, all L_i are below p at once with probability at least 1 - alpha. Then so is the largest of those looked at,
+    however it was decided where to stop, and sigma * Phi^-1 of it is at most the true radius. Hence stopping may depend
+    on the votes, on the label, on the clock; a false certificate has probability at most alpha. (Up to the quality of
+    pseudo-random numbers and the rounding of pixels, as for every implementation.) It also holds at another alpha, divided
+    in the same way, that was fixed in advance.
+
+    Stopping. A radius is settled when it is certified, or given up because so few votes by now would have probability at
+    most power_loss / (K - 1) even if the last look were to reach it by a hair (`Plan.drop`): over all looks, of the images
+    certified at n a share of at most power_loss is lost, whatever the network. This costs no alpha. Radii out of reach
+    of n draws are given up at the first look; they may be asked for.
+
+    Args:
+        radii: increasing; 0 asks for a prediction at all. Certificates between them are valid but not waited for, so an
+            average radius is lower than with `certify_plan`.
+        first: no look before about this many draws.
+        ratio: between looks, above 1.
+        stop_if_wrong: for evaluation only: no draws where the chosen class is not the label. Such images count as
+            abstentions, so accuracies are right and the abstention rate is unknown; votes and results say so.
+    """
+    return Plan(method="sequential", sigma=sigma, alpha=alpha, looks=look_times(n, first, ratio), n0=n0, radii=tuple(radii),
+                power_loss=power_loss, stop_if_wrong=stop_if_wrong)
+
+
+def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
+    """Geometric looks up to n, in multiples of `STEP` before it, none before `first` (about) and none much closer than
+    `ratio` apart."""
+    if n < 1 or first < 1 or not ratio > 1:
+        raise ValueError(f"expected n and first of at least 1 and ratio above 1, got {n}, {first} and {ratio}")
+    looks, value = {n}, n / ratio
+    while value >= max(first, STEP / 2) - 1e-9:
+        looks.add(max(round(value / STEP), 1) * STEP)
+        value /= ratio
+    return tuple(sorted(look for look in looks if look <= n))
+
+
+def spend(alpha: float, looks: int) -> tuple[float, ...]:
+    """alpha over the looks: one half for the last, the rest in equal parts; all for a single one."""
+    return (alpha,) if looks == 1 else (alpha / 2 / (looks - 1),) * (looks - 1) + (alpha / 2,)
+
+
+def check_alpha(alpha: ArrayLike) -> None:
+    """Refuse an alpha outside (0, 1)."""
+    a = np.asarray(alpha, dtype=np.float64)
+    if not ((a > 0) & (a < 1)).all():
+        raise ValueError(f"expected alpha in (0, 1), got {a.flat[np.argmin((a > 0) & (a < 1))]:g}; the usual one is 0.001")
+
+
+def check_sigma(sigma: float) -> None:
+    """Refuse a noise level that is not in [0, 1] pixel units."""
+    if not 0 < sigma <= LARGEST_SIGMA:
+        hint = f"; write {sigma:g}/255" if LARGEST_SIGMA < sigma <= 255 else ""
+        raise ValueError(f"expected sigma above 0 and at most {LARGEST_SIGMA:g} ([0, 1] pixel units), got {sigma:g}{hint}")

@@ -111,6 +111,7 @@ class MethodSpec:
             2018).
         source_weight: of the source task's loss on as many source images as target images (joint training).
         source_classes: number of source classes, chosen by unbalanced optimal transport; None: all.
+        trains: all weights, or head: the last layer alone, on features in eval mode (linear probe).
         awp_gamma: size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020; 0.01 for
             AT in its code); 0: none.
     """
@@ -130,6 +131,7 @@ class MethodSpec:
     source_weight: float = 0.0
     source_classes: int | None = None
     awp_gamma: float = 0.0
+    trains: str = "all"
 
     def __post_init__(self) -> None:
         choose(self.objective, ("natural", "at", "trades"), "objective")
@@ -146,6 +148,10 @@ class MethodSpec:
                  self.source_weight)
         _require(self.source_weight == 0 or (self.wings, self.objective) == ("single", "at"),
                  "wings single and objective at with source_weight", f"{self.wings}, {self.objective}")
+        choose(self.trains, ("all", "head"), "trains")
+        head_alone = self.wings == "single" and self.objective == "natural" and max(
+            self.distill_weight, self.feature_weight, self.l2sp_weight, self.source_weight) == 0
+        _require(self.trains == "all" or head_alone, "trains all but for plain natural training", self.name)
         plain = max(self.distill_weight, self.feature_weight, self.l2sp_weight, self.source_weight) == 0
         _require(self.awp_gamma == 0 or plain, "no other term of the loss with awp_gamma", self.name)
         attacked = self.objective != "natural"
@@ -194,6 +200,11 @@ METHODS = {
         MethodSpec(name="twins_attack_alternating", wings="twins", attack_wing="alternating"),
         MethodSpec(name="trades_beta3", objective="trades", trades_beta=3.0),
         MethodSpec(name="twins_trades_wing", wings="twins", objective="trades", kl_divisor="wing"),
+        # randomized smoothing: pre-training and fine-tuning, told apart by the run's noise and start
+        MethodSpec(name="noise", objective="natural"),
+        MethodSpec(name="mixed_noise", objective="natural"),
+        MethodSpec(name="natural_frozen", objective="natural", wings="frozen"),
+        MethodSpec(name="linear_probe", objective="natural", trains="head"),
         # ways out of robust overfitting; all but the first differ from AT in their schedule
         MethodSpec(name="at_awp", awp_gamma=0.01),
         MethodSpec(name="at_cosine"),
@@ -256,6 +267,27 @@ class WeightsSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseSpec:
+    """Gaussian noise on training images, in [0, 1] pixels after augmentation and not clipped (randomized smoothing, Cohen et al.
+    2019; mixed noise, arXiv 2312.09020, whose own levels and shares are not known to us).
+
+    Args:
+        sigmas: levels, equally likely; 0 leaves an image clean.
+        draw: a level for each image, for each batch, or uniform: for each image between the least and the largest.
+    """
+
+    sigmas: tuple[float, ...]
+    draw: str = "image"
+
+    def __post_init__(self) -> None:
+        choose(self.draw, ("image", "batch", "uniform"), "draw of noise")
+        _require(self.sigmas and all(0 <= s <= 5 for s in self.sigmas), "sigmas in 0 to 5 in [0, 1] pixels", list(self.sigmas),
+                 "divide by 255 if they are in 0-255 units")
+        _require(max(self.sigmas) > 0 and len(set(self.sigmas)) == len(self.sigmas), "different sigmas, one above 0",
+                 list(self.sigmas), "leave noise out for clean training")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FollowSpec:
     """What is kept of a run's course besides its per-epoch rows; it changes no weight.
 
@@ -293,6 +325,7 @@ class RunSpec:
     source: "RunSpec | None" = None
     weights: WeightsSpec | None = None
     follow: FollowSpec | None = None
+    noise: NoiseSpec | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -300,10 +333,11 @@ class RunSpec:
         _require(m.wings in ("single", "split") or self.model.norm == "batch", f"norm 'batch' for the wings {m.wings!r}",
                  self.model.norm)
         _require(not (self.source and self.weights), "a source run or weights from elsewhere", "both")
+        _require(self.noise is None or m.objective == "natural", "objective natural with noise", m.objective)
         recorded = self.follow is not None and self.follow.record_every > 0
         _require(not (recorded and m.awp_gamma), "record_every 0 with awp_gamma", self.follow.record_every if recorded else 0,
                  "its gradients are not those at the weights")
-        keeps = m.needs_origin or m.l2sp_weight > 0 or m.wings == "frozen"
+        keeps = m.needs_origin or m.l2sp_weight > 0 or m.wings == "frozen" or m.trains == "head"
         _require(self.source or self.weights or not keeps, f"a source run or weights for method {m.name!r}", "neither",
                  "it keeps something of its start")
         if m.source_weight:

@@ -12,7 +12,7 @@ import torch.fx
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .models import Classifier, upsample_nearest
+from .models import Classifier, memory_format, upsample_nearest
 from .norms import TwinNorm, to_plain
 
 
@@ -30,7 +30,8 @@ class FoldedCopy(nn.Module):
         model: a `Classifier`, whose normalisation is kept in float32, or any other network, whose input is cast.
         wing: "adaptive" or "frozen".
         dtype: of weights and activations. Images may have any float dtype; logits come back in theirs.
-        channels_last: memory format inside; images may have any, and their gradient is contiguous.
+        channels_last: memory format inside (None: the faster one, see `models.memory_format`); images may have any, and
+            their gradient is contiguous.
     Raises:
         ValueError: unknown wing, or "frozen" for a network without wings.
     """
@@ -41,10 +42,12 @@ class FoldedCopy(nn.Module):
         *,
         wing: str = "adaptive",
         dtype: torch.dtype = torch.float32,
-        channels_last: bool = True,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__()
         self.dtype = dtype
+        if channels_last is None:
+            channels_last = memory_format(model, next(model.parameters()).device) == torch.channels_last
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         plain = to_plain(model, wing).requires_grad_(False).eval()
         whole = isinstance(plain, Classifier)

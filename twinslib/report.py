@@ -24,6 +24,8 @@ METHODS = {
     "two_adaptive": "two adaptive branches", "twins_shared": "TWINS-AT, shared affine",
     "twins_attack_frozen": "TWINS-AT, frozen wing attacked", "twins_attack_alternating": "TWINS-AT, wings attacked in turn",
     "trades_beta3": "TRADES, β 3", "twins_trades_wing": "TWINS-TRADES, KL mean per wing",
+    "noise": "noise", "mixed_noise": "mixed noise", "natural_frozen": "natural, frozen statistics",
+    "linear_probe": "linear probe",
     "at_awp": "AT, AWP", "at_cosine": "AT, cosine", "at_cyclic": "AT, cyclic", "at_slow_fast": "AT, slow start, fast decay",
     "at_short_plateau": "AT, random start, short plateau", "at_long_plateau": "AT, random start, long plateau",
 }  # fmt: skip

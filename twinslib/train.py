@@ -23,6 +23,8 @@ from .dynamics import Recorder
 from .errors import Diverged
 from .fold import FoldedCopy
 from .follow import Follower
+from .models import find_head, memory_format
+from .noise import noisy
 from .objectives import OBJECTIVES, split_wings, wing_losses
 from .retain import Retention
 from .schedules import factor
@@ -81,6 +83,9 @@ class Step:
         self.model, self.spec, self.device = model.train(), spec, device  # measurements use copies, so the mode stays
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
+        if spec.method.trains == "head":
+            self._freeze_body()
+        self.memory_format = memory_format(model, device)
         self.objective = OBJECTIVES[spec.method.objective]
         self.device_type = torch.device(device).type
         self.bfloat16 = spec.optim.precision == "bfloat16"
@@ -108,7 +113,7 @@ class Step:
             logits, extra = {}, []
             for kind in self.objective.inputs:
                 x = inputs[kind] if joint is None else torch.cat((inputs[kind], joint[0]))
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = x.contiguous(memory_format=self.memory_format)
                 out = torch.cat([self.model(x[part]) for part, _ in parts]) if sequential else self.model(x)
                 logits[kind] = out[:len(y)]
                 extra.append(self.retention.loss(kind, inputs[kind], None if joint is None else joint[1]))
@@ -119,7 +124,7 @@ class Step:
     def __call__(self, x: torch.Tensor, y: torch.Tensor, count: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1] of step `count`; returns (loss, correct predictions of the first pass) on the
         device."""
-        inputs = {"clean": x}
+        inputs = {"clean": x if self.spec.noise is None else noisy(x, self.spec.noise, self._generator("noise", count))}
         if self.attackers:
             attack = self.attackers[count % len(self.attackers)]
             inputs["adversarial"] = attack(x, y, self._generator("attack", count))
@@ -141,6 +146,11 @@ class Step:
         if recorder:
             recorder.after(count, lr)
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+    def _freeze_body(self) -> None:
+        head = self.model.get_submodule(find_head(self.model, self.spec.data.crop or self.spec.data.image_size))
+        self.model.eval().requires_grad_(False)
+        head.train().requires_grad_(True)
 
     def _generator(self, purpose: str, count: int) -> torch.Generator:
         return generator("cpu" if purpose == "source" else self.device, self.spec.seed, purpose, count)
@@ -165,7 +175,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     broken = _not_finite(model)
     if broken:
         raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
-    model.to(device=device, memory_format=torch.channels_last)
+    model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
     step_fn = Step(model, spec, device, start=start, source=source, recorder=follower.recorder if follower else None)
     n, batch = len(data.train_y), optim.batch_size

@@ -21,6 +21,7 @@ from .evaluate import ATTACKS, STANDARD
 from .models import ARCHS
 from .norms import NORMS
 from .schedules import SCHEDULES
+from .sequential import Plan, certify_plan, sequential_plan
 
 
 def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
@@ -394,6 +395,56 @@ class EvalSpec:
         if self.kind == "pgd":
             return f"pgd{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
         return "none" if self.kind == "clean" else "+".join(self.attacks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifySpec:
+    """One certification by randomized smoothing of the first `images` test images of a run's split.
+
+    Args:
+        sigma: of the noise, in [0, 1] pixels.
+        n, n0, alpha: most draws, draws that choose the class, probability of a false certificate.
+        radii: with radii the group-sequential test stops when they are settled (`smoothing.sequential_plan`); without, each
+            image gets n draws (Cohen et al. 2019).
+        stop_if_wrong: no draws for images whose chosen class is wrong; the abstention rate is then unknown.
+        restat_images: before certifying, statistics of batch norms are re-estimated on so many unlabelled training images with
+            noise of this sigma; 0: those of training.
+        precision: of the certified network.
+    """
+
+    sigma: float
+    images: int
+    n: int = 100_000
+    n0: int = 100
+    alpha: float = 0.001
+    radii: tuple[float, ...] = ()
+    stop_if_wrong: bool = False
+    restat_images: int = 0
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choose(self.precision, ("float32", "bfloat16"), "precision")
+        _require(self.images > 0, "images > 0", self.images)
+        _require(self.restat_images >= 0, "restat_images >= 0", self.restat_images)
+        self.plan  # noqa: B018  what it refuses is refused before any work
+
+    @property
+    def plan(self) -> Plan:
+        """The draws and what they prove."""
+        common = {"sigma": self.sigma, "n": self.n, "n0": self.n0, "alpha": self.alpha}
+        if not self.radii:
+            _require(not self.stop_if_wrong, "radii with stop_if_wrong", list(self.radii))
+            return certify_plan(**common)
+        return sequential_plan(**common, radii=self.radii, stop_if_wrong=self.stop_if_wrong)
+
+    @property
+    def kind(self) -> str:
+        return "certify"
+
+    @property
+    def hash(self) -> str:
+        return spec_hash(self)
 
 
 def to_dict(spec: object) -> dict:

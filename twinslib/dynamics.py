@@ -5,13 +5,18 @@ before them, so their gradient shrinks as they grow, and the frozen wing breaks 
 us; lr / ||w||^2 (as in arXiv 2102.03497, by the same first author) stands beside all other quantities that could be meant.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .norms import TwinNorm
+from .errors import choose
+from .norms import TwinNorm, freeze_statistics
 
 QUANTITIES = ("w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle")
 
@@ -128,6 +133,46 @@ def statistics_drift(before: dict[str, torch.Tensor], now: dict[str, torch.Tenso
         out.append((name, {"mean_drift": ((m1 - m0).abs() / v0.sqrt()).mean().item(),
                            "log_var_drift": (v1.log() - v0.log()).abs().mean().item()}))
     return out
+
+
+def scale_check(model: torch.nn.Module, layer: str, factors: Sequence[float], x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
+    """Weight and gradient of one convolution when it is multiplied by each of `factors`, in a copy in float64.
+
+    With "batch" statistics after it the loss does not depend on the factor, so ||w|| ||g|| is constant and g is at right angles
+    to w (van Laarhoven 2017, arXiv 1706.05350). With "frozen" ones, those of `x` at factor 1, so that both networks are alike
+    there, neither holds. The small constant of the norms is set to 1e-12, without which the law holds for large variances only.
+
+    Args:
+        layer: name, as in `followed_layers`, of a layer that a batch norm follows.
+        x, y: images (B, 3, S, S) in [0, 1] and labels (B,), for the cross-entropy.
+    Returns:
+        statistics (batch or frozen), factor, w_norm, g_norm, product (of both norms), cos_wg; a line for each.
+    Raises:
+        ValueError: an unknown layer, factors that are not positive, or a network without batch norm.
+    """
+    choose(layer, followed_layers(model), "layer")
+    if not factors or min(factors) <= 0:
+        raise ValueError(f"expected positive factors, got {list(factors)}")
+    model, x = copy.deepcopy(model).double(), x.double()
+    freeze_statistics(model)  # refuses a network without batch norm
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.eps, norm.momentum = 1e-12, None  # None: running statistics are the mean over batches since the reset
+        norm.reset_running_stats()
+    with torch.no_grad():
+        model.train()(x)
+    weight, lines = followed_layers(model)[layer], []
+    one = weight.detach().clone()
+    for name, prepare in (("batch", torch.nn.Module.train), ("frozen", freeze_statistics)):
+        net = prepare(copy.deepcopy(model).train())
+        weight = followed_layers(net)[layer]
+        for factor in factors:
+            weight.data.copy_(factor * one)
+            (g,) = torch.autograd.grad(F.cross_entropy(net(x), y), weight)
+            w_norm, g_norm = _norm(weight).item(), _norm(g).item()
+            cos = (weight.detach() * g).sum().item() / (w_norm * g_norm)
+            lines.append([name, float(factor), w_norm, g_norm, w_norm * g_norm, cos])
+    return pd.DataFrame(lines, columns=["statistics", "factor", "w_norm", "g_norm", "product", "cos_wg"])
 
 
 def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,8 @@ def round_down(radius: float, digits: int = DIGITS) -> str:
     if exact == 0:
         return "0.0"
     text = f"{exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), rounding=ROUND_DOWN):f}"
-    return text.rstrip("0") + "0" * text.endswith(".0") if "." in text else text
+    whole, _, rest = text.partition(".")
+    return f"{whole}.{rest.rstrip('0') or '0'}"
 
 
 def write_log(path: str | Path, certified: Certified, *, time_format: str = "clock") -> None:
@@ -116,7 +117,8 @@ def _radius(text: str) -> tuple[float, float]:
     value = Decimal(text)
     if value <= 0 or not value.is_finite():
         return float(value), float(value)
-    return float(value), float(value - Decimal(5).scaleb(value.adjusted() - DIGITS))
+    half = value.adjusted() - DIGITS - (value == Decimal(1).scaleb(value.adjusted()))  # the grid is finer below 0.1, 1, ...
+    return float(value), float(value - Decimal(5).scaleb(half))
 
 
 def _seconds(text: str) -> float:

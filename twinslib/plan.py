@@ -19,6 +19,7 @@ from .runs import Job, Store, Task
 from .sources import SOURCES
 
 SURVIVORS = 0.35
+SEQUENTIAL = 0.15  # share of the draws that the group-sequential test needs, as simulated on public logs; a rough guess
 AUTOATTACK_FORWARDS = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 9 * 200, "fab": 11 * 100, "fab-t": 9 * 300,
                        "square": 5000}  # fab: with 10 classes
 
@@ -43,6 +44,8 @@ def forwards(task: Task, train_images: int) -> float:
         validation = measured * spec.data.val_images * (1 + (2 * spec.optim.val_steps if objective.attacks else 0))
         followed = _followed(spec) if spec.follow else 0.0
         return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation + followed
+    if e.kind == "certify":
+        return e.images * (e.n0 + (e.n if not e.radii else SEQUENTIAL * e.n))
     if e.kind == "clean":
         return e.images
     if e.kind == "pgd":
@@ -127,7 +130,7 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
 
 def tasks_of(jobs: Sequence[Job]) -> list[Task]:
     """Every task of the jobs, done or not."""
-    return list(dict.fromkeys(t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.evals)]))
+    return list(dict.fromkeys(t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.measurements)]))
 
 
 def rate(store: Store, tasks: Sequence[Task]) -> tuple[float, str]:
@@ -148,8 +151,9 @@ def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> s
     waiting = {job.spec for job in jobs if not job.settled}
     merged: dict[RunSpec, Job] = {}  # one per run; what stands in costs as much as what it stands for
     for job in jobs:
-        evals = merged[job.spec].evals if job.spec in merged else ()
-        merged[job.spec] = dataclasses.replace(job, evals=tuple(dict.fromkeys((*evals, *job.evals))), settled=True)
+        before = merged.get(job.spec, job)
+        evals, certs = (tuple(dict.fromkeys((*a, *b))) for a, b in ((before.evals, job.evals), (before.certs, job.certs)))
+        merged[job.spec] = dataclasses.replace(job, evals=evals, certs=certs, settled=True)
     jobs = list(merged.values())
     every = tasks_of(jobs)
     left = store.missing(jobs)

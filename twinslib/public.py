@@ -50,6 +50,26 @@ def reported(method: str = "twins_at", baseline: str = "at") -> str:
     return f"reported, {certainty}: " + ", ".join(effects)
 
 
+def overfitting_rows() -> pd.DataFrame:
+    """Robust overfitting from random weights in public logs (Rice et al. 2020); errors as fractions, NaN where not stated.
+
+    what: epoch (a point of the course; epochs count from 0 and are measured at their end), best (the lowest robust test error,
+    so chosen on the test images) or last (mean of the last five epochs). Robust test error is PGD's at its last iterate;
+    train_robust_error is counted while an epoch trains, on augmented images.
+    """
+    return _read("overfitting.csv").apply(
+        lambda column: pd.to_numeric(column) if column.name in ("epoch", "lr") or column.name.endswith("_error") else column)
+
+
+def overfitting_gaps() -> pd.DataFrame:
+    """Of `overfitting_rows`, one line per data set, model and schedule: epochs, rates, robust test error best and last, gap (last
+    - best), source."""
+    rows = overfitting_rows().query("what != 'epoch'")
+    key = ["dataset", "model", "schedule", "epochs", "rates", "source"]
+    wide = rows.pivot(index=key, columns="what", values="test_robust_error").reindex(rows.set_index(key).index.unique())
+    return wide.assign(gap=wide["last"] - wide["best"]).rename_axis(columns=None).reset_index()
+
+
 def reference_differences() -> pd.DataFrame:
     """TWINS-TRADES minus TRADES in points as one public source re-ran both, by data set, and their mean."""
     rows = reference_rows()

@@ -2,6 +2,7 @@
 
 results/<preset>/
     runs/<run>.json         spec, split and per-epoch rows of a finished training run
+    votes/<run>-<…>.npz     votes under noise of a finished certification
     masks/<run>.npz         boolean per test image for every finished evaluation of that run
     courses/<run>.npz       what was measured during a run that is followed: masks by epoch, norms and angles by step
     provenance/<run>.json   when, where, with what
@@ -28,13 +29,14 @@ import numpy as np
 import torch
 
 from . import data as datasets
-from . import evaluate, follow, models, norms, paths, provenance, retain, rules
+from . import evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
-from .config import DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
+from .config import CertifySpec, DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
 from .errors import Diverged
 from .fold import FoldedCopy
 from .packed import write_npz
 from .train import OutOfTime, fit
+from .votes import Votes, load_votes
 
 log = logging.getLogger(__name__)
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
@@ -54,6 +56,12 @@ class Job:
     evals: tuple[EvalSpec, ...]
     ship: bool = False
     settled: bool = True
+    certs: tuple[CertifySpec, ...] = ()
+
+    @property
+    def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:
+        """All that is measured on the finished network."""
+        return (*self.evals, *self.certs)
 
 
 Best = Callable[[Sequence[RunSpec]], RunSpec | None]  # the best of some candidates, or None while one is missing
@@ -65,17 +73,20 @@ class Task:
     """One piece of work in the queue: train a run, or (with `evaluation`) measure it."""
 
     spec: RunSpec
-    evaluation: EvalSpec | None = None
+    evaluation: EvalSpec | CertifySpec | None = None
 
     @property
     def kind(self) -> str:
-        return "train" if self.evaluation is None else f"evaluate {self.evaluation.hash}"
+        e = self.evaluation
+        return "train" if e is None else f"{'certify' if e.kind == 'certify' else 'evaluate'} {e.hash}"
 
     def __str__(self) -> str:
         what = f"method {self.spec.method.name}, seed {self.spec.seed}, {self.spec.data.name} [{self.spec.hash}]"
         if self.evaluation is None:
             return f"train {what}"
         e = self.evaluation
+        if e.kind == "certify":
+            return f"certify {what}: sigma {e.sigma:g}, at most {e.n:,} draws, {e.images} images"
         return f"evaluate {what}: {e.kind} {e.attack_name} eps {e.eps * 255:.3g}/255 on {e.images} images"
 
 
@@ -119,6 +130,14 @@ class Store:
         with np.load(path, allow_pickle=False) as stored:
             keys = [k for k in stored.files if k.startswith(evaluation.hash + "/")]
             return {k.split("/", 1)[1]: stored[k] for k in keys if not k.endswith("/spec")} or None
+
+    def votes(self, spec: RunSpec, certification: CertifySpec) -> Votes | None:
+        """The counts of a finished certification, or None."""
+        path = self._votes_path(spec, certification)
+        return load_votes(path) if path.exists() else None
+
+    def _votes_path(self, spec: RunSpec, certification: CertifySpec) -> Path:
+        return self.root / "votes" / f"{spec.hash}-{certification.hash}.npz"
 
     def course(self, spec: RunSpec) -> dict[str, np.ndarray] | None:
         """Arrays of a finished run that was followed (`follow.Follower.arrays`), or None."""
@@ -205,9 +224,10 @@ class Store:
         of its seed (it costs most and changes least)."""
         tasks: list[Task] = []
         for job in jobs:
-            if not job.settled or (not job.evals and self.diverged(job.spec)):  # of no use to train it again
+            if not job.settled or (not job.measurements and self.diverged(job.spec)):  # of no use to train it again
                 continue
             evals = [e for e in job.evals if self.masks(job.spec, e) is None]
+            evals += [c for c in job.certs if not self._votes_path(job.spec, c).exists()]
             if self.run(job.spec) is None or (evals and self.weights_path(job.spec) is None):
                 chain, spec = [], job.spec
                 while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
@@ -324,6 +344,8 @@ class Store:
         try:
             if task.evaluation is None:
                 extra = self._train(task.spec, ship, stop, on_step)
+            elif task.evaluation.kind == "certify":
+                extra = self._certify(task.spec, task.evaluation, stop, on_step)
             else:
                 extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
         except Diverged as error:
@@ -399,6 +421,23 @@ class Store:
         folder.rmdir()
         return {"batch_size": e.batch_size, "precision": "float32", "images": e.images, "checks": checks}
 
+    def _certify(self, spec: RunSpec, c: CertifySpec, stop, on_step) -> dict:
+        data, model = self.data(spec.data), self.trained(spec).eval()
+        if c.restat_images:
+            model = noise.reestimated(model, data.train_x[:c.restat_images], c.sigma, seed=c.seed)
+        network = FoldedCopy(model, dtype=torch.bfloat16 if c.precision == "bfloat16" else torch.float32)
+        on_step(0, 1)
+        # a round of draws, then the state is on disk
+        votes = smoothing.collect_votes(
+            network, data.test_x[:c.images], c.plan, labels=data.test_y[:c.images], seed=c.seed, precision=c.precision,
+            model_hash=tensor_hash(model.state_dict())[:16], file=self._work(f"{spec.hash}-{c.hash}.npz"), stop=stop)
+        if not votes.finished.all():
+            raise OutOfTime(f"stopped with {int(votes.finished.sum())} of {c.images} images certified")
+        (self.root / "votes").mkdir(exist_ok=True)
+        os.replace(self._work(f"{spec.hash}-{c.hash}.npz"), self._votes_path(spec, c))
+        on_step(1, 1)
+        return {"precision": c.precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}
+
     def _work(self, name: str) -> Path:
         folder = self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
@@ -417,7 +456,7 @@ class Store:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
-            for folder in ("runs", "masks", "courses", "provenance", "splits", "weights", "work"):
+            for folder in ("runs", "masks", "votes", "courses", "provenance", "splits", "weights", "work"):
                 for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
                     left_over.unlink(missing_ok=True)
             yield
@@ -489,7 +528,7 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
     with store.locked():
         planned = plan(best=store.best)
         tasks = store.missing(planned)
-        store.check([*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.evals))])
+        store.check([*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.measurements))])
         broken: set[str] = set()
         while tasks:
             task = tasks[0]
@@ -509,7 +548,7 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
                 break
             except Diverged as error:
                 broken.add(task.spec.hash)
-                candidate = task.spec not in {job.spec for job in planned if job.evals and job.settled}
+                candidate = task.spec not in {job.spec for job in planned if job.measurements and job.settled}
                 (report.diverged if candidate else report.failed).append((task, str(error)))
                 log.error("%s", error)
             else:

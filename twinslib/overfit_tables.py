@@ -1,0 +1,364 @@
+"""Robust overfitting in tables and sentences, from the courses of finished runs (`course`); nothing is computed anew here.
+
+Tables are DataFrames of text: accuracy in percent, gaps in points, "not run" where a run is missing. Sentences call unclear what
+has 0 in its interval.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import course, public, stats
+from .config import RunSpec
+from .course import LAST, Course
+from .effects import pair_label
+from .report import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
+from .runs import Job
+from .schedules import factor
+
+PATIENCE = 5  # validation measurements without a new best after which early stopping ends
+SCHEDULES = {"at": "piecewise", "at_cosine": "cosine", "at_cyclic": "cyclic", "at_slow_fast": "slow start, fast decay"}
+SCRATCH = ("at_random", "at_short_plateau", "at_long_plateau")  # from random weights
+PLATEAUS = ("at_short_plateau", "at_long_plateau")
+EARLY = ("at", "at_random")  # also shown as early stopping would leave them
+PAIRS = (  # (method, baseline) whose gaps are compared
+    ("twins_at", "at"), ("twins_at", "at_lr"), ("at_lr", "at"), ("at_awp", "at"), ("trades", "at"), ("twins_trades", "trades"),
+    ("at_cosine", "at"), ("at_cyclic", "at"), ("at_slow_fast", "at"), ("at_slow_fast", "at_cosine"),
+    ("at_slow_fast", "at_cyclic"), ("at_long_plateau", "at_short_plateau"),
+)  # fmt: skip
+SLOW = 0.2  # of the peak rate; below it a rate is called small
+NOTHING = "No run is finished yet."
+
+
+# -- what is planned, what is finished ----------------------------------------------------------------------------------
+def planned(jobs: Sequence[Job]) -> dict[tuple[str, str], RunSpec]:
+    """(data set, method) of the runs whose course is followed on test images, in order, with the spec of the first seed."""
+    out: dict[tuple[str, str], RunSpec] = {}
+    for job in jobs:
+        if job.spec.follow and job.spec.follow.test_images and not job.ship:
+            out.setdefault((job.spec.data.name, job.spec.method.name), job.spec)
+    return out
+
+
+def ordered(jobs: Sequence[Job]) -> dict[tuple[str, str], RunSpec]:
+    """`planned` by data set; in each first methods of their own, then schedules, then runs from random weights."""
+    plan, groups = planned(jobs), [*SCHEDULES, *SCRATCH]
+    datasets = unique(d for d, _ in plan)
+    rank = {key: (datasets.index(key[0]), groups.index(key[1]) if key[1] in groups[1:] else 0) for key in plan}
+    return dict(sorted(plan.items(), key=lambda item: rank[item[0]]))
+
+
+def methods(jobs: Sequence[Job]) -> list[str]:
+    """Planned methods that differ in more than their schedule and begin from the start network: AT, TWINS, AWP and the like."""
+    return unique(m for _, m in ordered(jobs) if m == "at" or m not in (*SCHEDULES, *SCRATCH))
+
+
+def by_key(courses: Sequence[Course]) -> dict[tuple[str, str], list[Course]]:
+    """Finished runs with robust test accuracy, by data set and method."""
+    out: dict[tuple[str, str], list[Course]] = {}
+    for c in courses:
+        if "test_robust" in c.arrays:
+            out.setdefault((c.spec.data.name, c.spec.method.name), []).append(c)
+    return out
+
+
+def attack_text(specs: Sequence[RunSpec]) -> str:
+    """PGD-10 at 8/255: the attack that the courses of `specs` are measured by."""
+    return " or ".join(unique(f"{attack_label(f'pgd{s.follow.steps}')} at {eps_label(s.attack.eps, s.attack.threat)}"
+                              for s in specs))
+
+
+def caption(courses: Sequence[Course]) -> str:
+    """By what robust error is measured, on how many images and over which seeds, from the runs themselves."""
+    if not courses:
+        return NOTHING
+    test, train = ("/".join(f"{n:,}" for n in sorted({c.arrays[key].shape[1] for c in courses if key in c.arrays}))
+                   for key in ("test_robust", "train_robust"))
+    seeds = sorted({c.spec.seed for c in courses})
+    tail = ("Means over seeds, each seed a thin line." if len(seeds) > 1 else
+            "With one seed intervals speak about other test images only.")
+    return (f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any of "
+            f"its steps) and on {train or 'no'} training images (after its last step, without augmentation). "
+            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}")
+
+
+# -- early stopping -----------------------------------------------------------------------------------------------------
+def early_stop(c: Course, patience: int = PATIENCE) -> tuple[int, int]:
+    """(epoch whose network early stopping keeps, epoch at which it ends training): see `course.early_stop`."""
+    kept = course.early_stop(c.epochs, patience)
+    later = [row["epoch"] for row in c.epochs if "val_robust_acc" in row and row["epoch"] > kept]
+    return kept, later[patience - 1] if len(later) >= patience else c.spec.optim.epochs
+
+
+def above_early_stopping(courses: Sequence[Course], method: str, baseline: str = "at",
+                         patience: int = PATIENCE) -> dict[str, stats.Interval]:
+    """Robust test accuracy of a method at its end (mean of the last measured epochs) minus that of the early-stopped baseline,
+    by data set, over the seeds and images of both, with a 95 % interval."""
+    found, out = by_key(courses), {}
+    for dataset in unique(d for d, _ in found):
+        theirs = {c.spec.seed: c for c in found.get((dataset, baseline), ())}
+        values = [course.last_epochs(c) - course.robust_at(theirs[c.spec.seed], early_stop(theirs[c.spec.seed], patience)[0])
+                  for c in found.get((dataset, method), ()) if c.spec.seed in theirs]
+        if values:
+            out[dataset] = stats.crossed_mean(np.stack(values))
+    return out
+
+
+def small_share(spec: RunSpec) -> float:
+    """Share of the run at a learning rate below SLOW times its peak."""
+    o, steps = spec.optim, 1000
+    return sum(factor(o.schedule, i, steps, o.milestones, o.warmup) < SLOW - 1e-9 for i in range(steps)) / steps
+
+
+def first_drop(spec: RunSpec) -> float | None:
+    """Epoch at which a piecewise schedule first lowers its rate, else None."""
+    o = spec.optim
+    return o.epochs * o.milestones[0] if o.schedule == "piecewise" and o.milestones else None
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+def best_last_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int = PATIENCE) -> pd.DataFrame:
+    """Robust and clean test accuracy at the epoch that is best on validation images and as the mean of the last five measured
+    epochs, with 95 % intervals over seeds and images, and the gap between the two robust ones; a line per planned method.
+
+    A line "early stopped" follows AT and AT from random weights: the network that stopping after `patience` validation
+    measurements without a new best keeps, and the share of the training that it takes to get it.
+    """
+    frame, found, lines = _gaps(courses), by_key(courses), []
+    attack = attack_text(list(planned(jobs).values()))
+    best, last, gap = f"robust, best ({attack})", "robust, last", "gap (points)"
+    columns = ["data set", "method", "seeds", "best epoch", "of epochs", best, last, gap, "clean, best", "clean, last",
+               "training needed"]
+    for (dataset, method), spec in ordered(jobs).items():
+        head = {"data set": dataset_label(dataset), "method": method_label(method), "of epochs": str(spec.optim.epochs)}
+        if (dataset, method) not in frame:
+            lines.append(dict.fromkeys(columns, NOT_RUN) | head | {"seeds": "0"})
+            continue
+        row = frame[dataset, method]
+        lines.append(head | {"seeds": str(row.seeds), "best epoch": _listed(row.epochs), best: _percent(row, "best"),
+                             last: _percent(row, "last"), gap: points(row.gap, row.gap_low, row.gap_high),
+                             "clean, best": _percent(row, "clean_best"), "clean, last": _percent(row, "clean_last"),
+                             "training needed": "100 %"})
+        if method in EARLY:
+            group = found[dataset, method]
+            stops = [early_stop(c, patience) for c in group]
+            robust, clean = (stats.crossed_mean(np.stack([_at(c, key, kept) for c, (kept, _) in zip(group, stops, strict=True)]))
+                             for key in ("test_robust", "test_clean"))
+            share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
+            lines.append(head | {"method": f"{head['method']}, early stopped (patience {patience})", "seeds": str(row.seeds),
+                                 "best epoch": _listed([kept for kept, _ in stops]), best: percent(*robust[:3]), last: "",
+                                 gap: "", "clean, best": percent(*clean[:3]), "clean, last": "",
+                                 "training needed": f"{100 * share:.0f} %"})
+    return pd.DataFrame(lines, columns=columns)
+
+
+def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
+    """Gap of a method minus gap of its baseline in points on the same test images and seeds, for those of PAIRS that are
+    planned; below 0 the method overfits less."""
+    found = {(d.dataset, d.method, d.baseline): d for d in course.gap_differences(courses, PAIRS).itertuples()}
+    lines = []
+    for dataset, pair in pairs(jobs):
+        d = found.get((dataset, *pair))
+        lines.append({"data set": dataset_label(dataset), "difference of gaps": pair_label(pair),
+                      "seeds": str(d.seeds if d else 0), "points": points(d.value, d.low, d.high) if d else NOT_RUN,
+                      "gap": _word(d.low, d.high) if d else ""})
+    return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
+
+
+def schedule_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int = PATIENCE) -> pd.DataFrame:
+    """AT by schedule: peak rate, share of the run at a small rate, best, last and gap, the end against AT early stopped, and
+    the gap of public full-size runs from random weights (whose best epoch was chosen on test images)."""
+    frame, theirs, lines = _gaps(courses), _public(), []
+    for (dataset, method), spec in ordered(jobs).items():
+        if method not in SCHEDULES:
+            continue
+        row, early = frame.get((dataset, method)), above_early_stopping(courses, method, patience=patience).get(dataset)
+        reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
+        lines.append({"data set": dataset_label(dataset), "schedule": SCHEDULES[method], "peak rate": f"{spec.optim.lr:g}",
+                      f"of the run below {SLOW:g} of it": f"{100 * small_share(spec):.0f} %",
+                      "robust, best": _percent(row, "best") if row else NOT_RUN,
+                      "robust, last": _percent(row, "last") if row else NOT_RUN,
+                      "gap (points)": points(row.gap, row.gap_low, row.gap_high) if row else NOT_RUN,
+                      "last - AT early stopped (points)": points(*early[:3]) if early else NOT_RUN,
+                      "gap, public run from random weights": f"{100 * reference.gap:.1f} ({reference.rates})" if reference
+                      else "none known"})
+    return pd.DataFrame(lines)
+
+
+def public_plateaus() -> pd.DataFrame:
+    """Public runs (Rice et al., authors' logs) that differ in when the rate drops once: robust test error best and last in
+    percent and gap in points. Their length is fixed, so a longer plateau leaves fewer epochs at the small rate."""
+    rows = public.overfitting_gaps()
+    rows = rows[rows["schedule"].str.startswith("drop at ")]
+    drop = rows["schedule"].str.removeprefix("drop at ").astype(int)
+    return pd.DataFrame({"plateau (epochs)": drop, "epochs after it": rows["epochs"] - drop,
+                         **{f"robust error, {name}": (100 * rows[name]).map("{:.1f}".format) for name in ("best", "last")},
+                         "gap (points)": (100 * rows["gap"]).map("{:+.1f}".format), "model": rows["model"],
+                         "source": rows["source"]}).reset_index(drop=True)
+
+
+# -- sentences ----------------------------------------------------------------------------------------------------------
+def curves_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
+    """How robust error changes from the best epoch to the end on test and on training images, for `methods`."""
+    frame, found, out = _gaps(courses), by_key(courses), []
+    for dataset in unique(d for d, _ in planned(jobs)):
+        parts = []
+        for method in methods(jobs):
+            if (dataset, method) in frame and "train_robust" in found[dataset, method][0].arrays:
+                parts.append(f"{method_label(method)} {100 * frame[dataset, method].gap:+.1f} and "
+                             f"{100 * _train_change(found[dataset, method]):+.1f}")
+        head = f"{dataset_label(dataset)}: from the best epoch to the end robust error changes, on test and on training images, by "
+        out.append(head + "; ".join(parts) + " points." if parts else f"{dataset_label(dataset)}: {NOTHING}")
+    return " ".join([*out, _missing(courses, jobs, methods(jobs))]).strip()
+
+
+def early_reading(courses: Sequence[Course], patience: int = PATIENCE) -> str:
+    """What early stopping of AT takes and gains."""
+    out = []
+    for (dataset, method), group in by_key(courses).items():
+        if method != "at":
+            continue
+        stops = [early_stop(c, patience) for c in group]
+        gain = stats.crossed_mean(np.stack([course.robust_at(c, kept) - course.last_epochs(c)
+                                            for c, (kept, _) in zip(group, stops, strict=True)]))
+        share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
+        word = {"larger": "higher", "smaller": "lower"}.get(_word(gain.low, gain.high), "not clearly different")
+        out.append(f"{dataset_label(dataset)}: AT stopped early takes {100 * share:.0f} % of the training; robust accuracy of the "
+                   f"network kept minus that at the end is {points(*gain[:3])} points: {word}.")
+    return " ".join(out) or NOTHING
+
+
+def gap_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
+    """Which gaps are above 0, and which are smaller or larger than that of AT."""
+    out, frame, plan = [], _gaps(courses), ordered(jobs)
+    for dataset in unique(d for d, _ in plan):
+        gaps = [(method_label(m), frame[d, m].gap, frame[d, m].gap_low, frame[d, m].gap_high) for d, m in plan
+                if d == dataset and (d, m) in frame]
+        own = _sorted(gaps, {"larger": "above 0 for", "unclear": "unclear for", "smaller": "below 0 for"})
+        other = course.gap_differences(courses, [p for p in PAIRS if p[1] == "at"])
+        other = other[(other["dataset"] == dataset) & [(d, m) in plan for d, m in zip(other["dataset"], other["method"],
+                                                                                    strict=True)]]
+        against = _sorted([(method_label(d.method), d.value, d.low, d.high) for d in other.itertuples()],
+                          {"larger": "larger for", "unclear": "not clearly different for", "smaller": "smaller for"})
+        out.append(f"{dataset_label(dataset)}: " + (f"the gap is {own}." if own else NOTHING)
+                   + (f" Against that of AT it is {against}." if against else ""))
+    return " ".join([*out, _missing(courses, jobs, unique(m for _, m in plan))]).strip()
+
+
+def schedule_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
+    """Whether the gap depends on the schedule, here and in public runs."""
+    wanted = [p for p in PAIRS if set(p) <= set(SCHEDULES) and "at_slow_fast" in p]
+    found, out = course.gap_differences(courses, wanted), []
+    for dataset in unique(d for d, m in planned(jobs) if m in SCHEDULES):
+        mine = found[found["dataset"] == dataset] if len(found) else found
+        text = _sorted([(SCHEDULES[d.baseline], d.value, d.low, d.high) for d in mine.itertuples()],
+                       {"larger": "larger than under", "unclear": "not clearly different from that under",
+                        "smaller": "smaller than under"})
+        tail = f"under slow start, fast decay the gap is {text}." if text else "slow start, fast decay is not compared yet."
+        out.append(f"{dataset_label(dataset)}: {tail}")
+    shown = ", ".join(f"{name} {100 * row.gap:.1f}" for (d, name), row in _public().items()
+                      if d == "CIFAR-10" and name in ("piecewise", "cosine", "cyclic"))
+    return (" ".join(out) or NOTHING) + (f" Gaps of public runs of {_public()['CIFAR-10', 'piecewise'].model} from random weights, "
+                                         f"in points: {shown}; none is known for slow start, fast decay.")
+
+
+def scratch_reading(courses: Sequence[Course]) -> str:
+    """AT from random weights: best, end and gap, next to the public run."""
+    frame, found, out = _gaps(courses), by_key(courses), []
+    for (dataset, method), row in frame.items():
+        if method != "at_random":
+            continue
+        group = found[dataset, method]
+        share = np.mean([e / c.spec.optim.epochs for e, c in zip(row.epochs, group, strict=True)])
+        text = (f"{dataset_label(dataset)}: AT from random weights has {100 - 100 * row.best:.1f} % robust test error at the best "
+                f"epoch, after {100 * share:.0f} % of the training, and {100 - 100 * row.last:.1f} % at the end; gap "
+                f"{points(row.gap, row.gap_low, row.gap_high)} points: {_above(row.gap_low, row.gap_high)}.")
+        theirs = _public().get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
+        out.append(text + (f" Public run: {100 * theirs.best:.1f} % and {100 * theirs.last:.1f} %, gap {100 * theirs.gap:+.1f} "
+                           "points, its best epoch chosen on test images." if theirs else ""))
+    return " ".join(out) or "AT from random weights: not run."
+
+
+def plateau_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
+    """Whether the gap after a long plateau differs from that after a short one."""
+    frame, plan = _gaps(courses), planned(jobs)
+    found, out = course.gap_differences(courses, [PLATEAUS[::-1]]), []
+    for d in found.itertuples():
+        said = []
+        for name in PLATEAUS:
+            row, drop = frame[d.dataset, name], first_drop(plan[d.dataset, name])
+            said.append(f"{row.gap * 100:+.1f} points after {drop:g} epochs at the peak rate")
+        out.append(f"{dataset_label(d.dataset)}: the gap is {' and '.join(said)}; long minus short "
+                   f"{points(d.value, d.low, d.high)}: {_word(d.low, d.high)}.")
+    return " ".join(out) or "Plateaus: not run."
+
+
+def public_plateau_reading() -> str:
+    """What the public runs that differ in the epoch of the drop say."""
+    rows = public_plateaus()
+    first, last = rows.iloc[0], rows.iloc[-1]
+    return (f"Public runs of {first['model']}: as the plateau grows from {first.iloc[0]} to {last.iloc[0]} epochs the gap goes from "
+            f"{first['gap (points)']} to {last['gap (points)']} points, but the epochs after it go from {first.iloc[1]} to "
+            f"{last.iloc[1]}; ours keep these equal.")
+
+
+# -- parts --------------------------------------------------------------------------------------------------------------
+def pairs(jobs: Sequence[Job]) -> list[tuple[str, tuple[str, str]]]:
+    """(data set, pair) for those of PAIRS of which both are planned there."""
+    plan = planned(jobs)
+    return [(d, p) for d in unique(d for d, _ in plan) for p in PAIRS if all((d, name) in plan for name in p)]
+
+
+def _gaps(courses: Sequence[Course]) -> dict:
+    """Lines of `course.gaps` by data set and method."""
+    return {(row.dataset, row.method): row for row in course.gaps(courses).itertuples()}
+
+
+def _public() -> dict:
+    """Public gaps of the smaller network by data set and schedule."""
+    return {(row.dataset, row.schedule): row for row in public.overfitting_gaps().itertuples()
+            if row.model == "PreAct ResNet-18"}
+
+
+def _train_change(group: Sequence[Course]) -> float:
+    """Robust error on training images at the end minus that at the best epoch, mean over seeds."""
+    return float(np.mean([_at(c, "train_robust", course.best_epoch(c.epochs)).mean() - c.arrays["train_robust"][-LAST:].mean()
+                          for c in group]))
+
+
+def _at(c: Course, name: str, epoch: int) -> np.ndarray:
+    (place,) = np.flatnonzero(c.arrays["epoch"] == epoch)
+    return c.arrays[name][place].astype(np.float64)
+
+
+def _percent(row, name: str) -> str:
+    return percent(*(getattr(row, name + end) for end in ("", "_low", "_high")))
+
+
+def _listed(epochs: Sequence[int]) -> str:
+    return ", ".join(map(str, epochs))
+
+
+def _word(low: float, high: float) -> str:
+    return "larger" if low > 0 else "smaller" if high < 0 else "unclear"
+
+
+def _above(low: float, high: float) -> str:
+    return {"larger": "above 0", "smaller": "below 0"}.get(_word(low, high), "unclear")
+
+
+def _sorted(found: Sequence[tuple[str, float, float, float]], words: dict[str, str]) -> str:
+    """(label, value, low, high) grouped by where the interval lies, in points."""
+    groups: dict[str, list[str]] = {word: [] for word in words}
+    for label, value, low, high in found:
+        if not math.isnan(value):
+            groups[_word(low, high)].append(f"{label} ({points(value, low, high)})")
+    return "; ".join(f"{words[word]} {', '.join(group)}" for word, group in groups.items() if group)
+
+
+def _missing(courses: Sequence[Course], jobs: Sequence[Job], names: Sequence[str]) -> str:
+    done = by_key(courses)
+    absent = unique(method_label(m) for d, m in planned(jobs) if m in names and (d, m) not in done)
+    return f"Not run: {', '.join(absent)}." if absent else ""

@@ -1,0 +1,272 @@
+"""Randomized smoothing: votes of noisy copies, for any torch module, and what they certify.
+
+The smoothed classifier answers with the class that `forward(x + e)`, e ~ N(0, sigma^2 I), gives most often (Cohen et al.
+2019). A plan (`sequential.certify_plan`, `sequential_plan`, `predict_plan`) says how many votes each image gets and what
+they prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
+
+    plan = sequential_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
+    votes = collect_votes(FoldedCopy(model), images, plan, labels=labels, file="votes.npz")
+    certified_accuracy(votes.certified(), plan.radii)
+
+Noise is counted, not streamed: it depends on (seed, index of the image, number of the draw) only, and is made in blocks of
+64 draws, each by one call of torch's generator with a seed of its own (3 % slower than one long call on a CPU; a Philox
+counter in tensor code takes 3 times as long). So votes do not depend on the batch size, on which images are asked for, on
+their order or on interruptions. On CPU and CUDA the noise differs, and convolutions may round differently in another batch
+size, which moves a vote only where two logits agree to rounding.
+"""
+
+import hashlib
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .attacks import Forward
+from .checkpoint import tensor_hash
+from .errors import Diverged, choose
+from .sequential import Plan
+from .votes import Votes, blank_votes, continued_votes, load_votes
+
+BLOCK = 64  # draws made by one call of the generator; part of what names the noise
+SELECT, ESTIMATE = 0, 1  # streams of draws: those that choose the class, those that bound its probability
+ROUND = 16  # full batches between two looks of the host
+PRECISIONS = {"float32": (torch.float32,), "float64": (torch.float64,), "bfloat16": (torch.bfloat16, torch.float32)}
+
+
+def collect_votes(forward: Forward, images: Tensor, plan: Plan, *, labels: Tensor | None = None,
+                  indices: Sequence[int] | None = None, seed: int = 0, precision: str = "float32",
+                  model_hash: str | None = None, batch_size: int = 512, channels_last: bool = True,
+                  file: str | Path | None = None, save_every: float = 60.0, stop: Callable[[], bool] = lambda: False) -> Votes:
+    """Draw what `plan` needs for each image; the votes are the same however the work is cut or continued.
+
+    Images share batches and leave when they are done. Counts stay on the device; the host reads them once in about 16
+    batches, when some images have come to a look. For speed, pass `fold.FoldedCopy(model)` and a batch that fills the device.
+
+    Args:
+        forward: images (B, ...) to logits (B, C), each image on its own, on the device of the images. A module must be in
+            eval mode. Exactly this function, in this precision, is what is certified.
+        images: (N, 3, S, S) uint8, or floats in [0, 1] of any shape (N, ...); noise is added as they are, without clipping.
+        labels: int64 (N,), for accuracies, logs and stop_if_wrong.
+        indices: numbers of the images in their data set, which name their noise; 0..N-1 by default.
+        precision: "float32", "float64", or "bfloat16" by autocast, which also takes a network in bfloat16.
+        model_hash: names the network in the file; by default 16 hex digits of the hash of a module's state.
+        batch_size: most copies in one forward pass.
+        channels_last: memory format of 4-dimensional batches; their values are the same.
+        file: where votes are kept; if it exists, finished images are taken from it and unfinished ones continued.
+        save_every: seconds between two writes of `file`; a killed process loses at most that and one round of work.
+        stop: asked after each round; when true, the votes so far are saved and returned, `finished` saying what is missing.
+    Returns:
+        votes of the images, in their order.
+    Raises:
+        ValueError, TypeError: before any work: a module in training mode, images not in [0, 1], a label outside the logits,
+            or a file of another model, sigma, plan, seed or image.
+        Diverged: logits that are not numbers.
+    """
+    index = _check_arguments(forward, images, labels, indices, precision, batch_size)
+    if model_hash is None:
+        if not isinstance(forward, nn.Module):
+            raise ValueError("expected model_hash for a callable that is no module, got None; name the network")
+        model_hash = tensor_hash(forward.state_dict())[:16]
+    sampler = _Sampler(forward, images, index, plan.sigma, seed, precision, batch_size, channels_last)
+    label = np.full(len(images), -1) if labels is None else labels.cpu().numpy()
+    if label.max() >= sampler.classes or (labels is not None and label.min() < 0):
+        raise ValueError(f"expected labels in 0..{sampler.classes - 1}, the classes of the network, got {label.min()}.."
+                         f"{label.max()}; replace the head or choose the matching data")
+    if plan.stop_if_wrong and labels is None:
+        raise ValueError("expected labels with stop_if_wrong, got None")
+    votes = blank_votes(plan, index, label, _checksums(images), sampler.classes, seed=seed, precision=precision,
+                        model_hash=model_hash, noise=f"{images.device.type}-{BLOCK}")
+    if file is not None and Path(file).exists():
+        votes = continued_votes(votes, load_votes(file), Path(file).name)
+    saved, changed, todo = time.monotonic(), False, [row for row in range(len(images)) if not votes.finished[row]]
+    while todo:
+        began, work = time.perf_counter(), _next_work(votes, todo, max(batch_size, BLOCK) * ROUND // BLOCK * BLOCK)
+        counts = sampler.count(work)
+        _record(votes, work, counts, time.perf_counter() - began)
+        group = todo[:len(work)]
+        todo, changed = [row for row in group if not votes.finished[row]] + todo[len(work):], True
+        if file is not None and time.monotonic() - saved >= save_every:
+            votes.save(file)
+            saved, changed = time.monotonic(), False
+        if todo and stop():
+            break
+    if file is not None and changed:
+        votes.save(file)
+    return votes.rows(np.arange(len(images)))
+
+
+class _Work(NamedTuple):
+    """Draws first..last - 1 of one stream of one image."""
+
+    row: int
+    stream: int
+    first: int
+    last: int
+
+
+def _next_work(votes: Votes, todo: list[int], quantum: int) -> list[_Work]:
+    """The next stretch of draws for the first images of `todo`, up to about `quantum` draws in all."""
+    work, total = [], 0
+    for row in todo:
+        if total >= quantum:
+            break
+        pilot = int(votes.pilot[row].sum())
+        stream, done = (SELECT, pilot) if pilot < votes.plan.n0 else (ESTIMATE, int(votes.draws[row]))
+        end = votes.plan.n0 if stream == SELECT else next(look for look in votes.plan.looks if look > done)
+        last = min(end, (done // BLOCK) * BLOCK + quantum)
+        work.append(_Work(row, stream, done, last))
+        total += last - done
+    return work
+
+
+def _record(votes: Votes, work: list[_Work], counts: np.ndarray, seconds: float) -> None:
+    """Add counts, shape (work, classes + 1), the last column of which are logits that are not numbers."""
+    bad = np.flatnonzero(counts[:, -1])
+    if len(bad):
+        raise Diverged(f"expected logits that are numbers, got NaN for noisy copies of image {votes.index[work[bad[0]].row]}; "
+                       "check the weights and the precision")
+    plan, total = votes.plan, sum(item.last - item.first for item in work)
+    for item, count in zip(work, counts[:, :-1], strict=True):
+        row = item.row
+        votes.seconds[row] += seconds * (item.last - item.first) / total
+        if item.stream == SELECT:
+            votes.pilot[row] += count
+            if item.last == plan.n0:
+                votes.chosen[row] = votes.pilot[row].argmax()
+                votes.finished[row] = plan.stop_if_wrong and votes.chosen[row] != votes.label[row]
+            continue
+        votes.votes[row] += count
+        votes.draws[row] = item.last
+        if item.last in plan.looks:
+            k = votes.votes[row].max() if plan.method == "predict" else votes.votes[row, votes.chosen[row]]
+            votes.history[row, plan.looks.index(item.last)] = k
+            votes.finished[row] = plan.settled(votes.history[row])
+
+
+class _Sampler:
+    """Runs noisy copies of images through `forward` and counts its answers."""
+
+    def __init__(self, forward: Forward, images: Tensor, index: np.ndarray, sigma: float, seed: int, precision: str,
+                 batch_size: int, channels_last: bool) -> None:
+        self.forward, self.images, self.index, self.sigma, self.seed = forward, images, index, sigma, seed
+        self.precision, self.batch_size, self.device = precision, batch_size, images.device
+        self.dtype = torch.float64 if precision == "float64" else torch.float32
+        self.channels_last, self.spatial = channels_last, images.ndim == 4
+        self.blocks = max(1, batch_size // BLOCK)
+        self.generator = torch.Generator(self.device)
+        with _arithmetic(self.device, precision):
+            logits = forward(self._outer(self._clean(torch.zeros(1, dtype=torch.int64))))
+        if logits.ndim != 2 or logits.shape[0] != 1 or not logits.is_floating_point():
+            raise ValueError(f"expected floating-point logits of shape (1, classes) for one image, got {tuple(logits.shape)} in "
+                             f"{logits.dtype}; noise and votes need a classifier")
+        if not torch.isfinite(logits).all():
+            raise Diverged("expected finite logits on a clean image, got NaN or infinity; check the weights")
+        self.classes = logits.shape[1]
+
+    def count(self, work: list[_Work]) -> np.ndarray:
+        """Votes of each item, shape (work, classes + 1), the last column for logits with NaN; waits for the device once."""
+        pieces = [(slot, noise_seed(self.seed, int(self.index[item.row]), item.stream, block),
+                   max(item.first - block * BLOCK, 0), min(item.last - block * BLOCK, BLOCK))
+                  for slot, item in enumerate(work) for block in range(item.first // BLOCK, -(-item.last // BLOCK))]
+        clean = self._clean(torch.tensor([item.row for item in work]))
+        slots = torch.tensor([piece[0] for piece in pieces]).to(self.device)
+        sizes = torch.tensor([piece[3] - piece[2] for piece in pieces]).to(self.device)
+        noise = torch.empty((self.blocks, BLOCK, *clean.shape[1:]), dtype=torch.float32, device=self.device)
+        counts = torch.zeros(len(work) * (self.classes + 1), dtype=torch.int64, device=self.device)
+        with _arithmetic(self.device, self.precision):
+            for start in range(0, len(pieces), self.blocks):
+                batch = pieces[start:start + self.blocks]
+                for (_, seed, _, _), block in zip(batch, noise, strict=False):
+                    block.normal_(0, self.sigma, generator=self.generator.manual_seed(seed))
+                own = slots[start:start + len(batch)]
+                x = noise[:len(batch)].to(self.dtype).add_(clean[own].unsqueeze(1))
+                if all(last - first == BLOCK for _, _, first, last in batch):
+                    x = x.flatten(0, 1)
+                else:
+                    x = torch.cat([copies[first:last] for (_, _, first, last), copies in zip(batch, x, strict=True)])
+                logits = torch.cat([self.forward(part) for part in self._outer(x).split(self.batch_size)])
+                answer = torch.where(logits.isnan().any(1), self.classes, logits.argmax(1))
+                place = own.repeat_interleave(sizes[start:start + len(batch)], output_size=len(x))
+                counts.index_add_(0, place * (self.classes + 1) + answer, torch.ones_like(answer))
+        return counts.view(len(work), -1).cpu().numpy()
+
+    def _clean(self, rows: Tensor) -> Tensor:
+        """Images in [0, 1], those with channels as (N, H, W, C): noise drawn in this order is in channels-last order."""
+        x = self.images[rows.to(self.device)]
+        x = x.to(self.dtype).div_(255) if x.dtype == torch.uint8 else x.to(self.dtype)
+        return x.permute(0, 2, 3, 1).contiguous() if self.spatial else x
+
+    def _outer(self, x: Tensor) -> Tensor:
+        """The batch as the network takes it."""
+        x = x.permute(0, 3, 1, 2) if self.spatial else x
+        return x if self.channels_last else x.contiguous()
+
+
+def noise_seed(seed: int, index: int, stream: int, block: int) -> int:
+    """Seed of the generator for one block of draws, below 2^63.
+
+    For an image it is an affine map of 2 * block + stream with an odd factor: all its blocks differ, also in the low 32
+    bits, which are all that torch's generator for the CPU looks at. Factor and offset are hashed from (seed, index).
+    """
+    digest = hashlib.sha256(f"{seed}/smoothing/{index}".encode()).digest()
+    factor, offset = int.from_bytes(digest[:8], "big") | 1, int.from_bytes(digest[8:16], "big")
+    return (factor * (2 * block + stream) + offset) % 2 ** 63
+
+
+@contextmanager
+def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """No gradients, no TF32, autocast for bfloat16 only."""
+    conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul
+
+
+def _checksums(images: Tensor) -> np.ndarray:
+    return np.array([zlib.crc32(image.contiguous().numpy().data) for image in images.cpu()], np.uint32)
+
+
+def _check_arguments(forward: Forward, images: Tensor, labels: Tensor | None, indices: Sequence[int] | None, precision: str,
+                     batch_size: int) -> np.ndarray:
+    """Refuse what would spoil the guarantee or fail later; returns the indices."""
+    dtypes = PRECISIONS[choose(precision, PRECISIONS, "precision")]
+    if isinstance(forward, nn.Module):
+        for name, module in forward.named_modules():
+            if module.training:
+                raise ValueError(f"expected a network in eval mode, got {name or 'the network'} in training mode, where copies "
+                                 "depend on each other and on chance; use eval_mode(model)")
+            if isinstance(module, _BatchNorm) and module.running_mean is None:
+                raise ValueError(f"expected batch norms with running statistics, got none in {name}, where copies depend on each "
+                                 "other and nothing can be certified; use another norm")
+        for name, tensor in (*forward.named_parameters(), *forward.named_buffers()):
+            if tensor.is_floating_point() and tensor.dtype not in dtypes:
+                raise ValueError(f"expected a network in {precision}, got {name} in {tensor.dtype}; say in which precision it is "
+                                 "certified, or convert it")
+            if tensor.device.type != images.device.type:
+                raise ValueError(f"expected the network on {images.device}, the device of the images, got {name} on "
+                                 f"{tensor.device}")
+    if images.ndim < 2 or len(images) == 0 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise TypeError("expected at least one image, uint8 of shape (N, 3, S, S) or floats of shape (N, ...), got "
+                        f"{tuple(images.shape)} in {images.dtype}")
+    if images.is_floating_point() and not (images.amin() >= 0 and images.amax() <= 1):
+        raise ValueError(f"expected images in [0, 1], got {images.amin():g}..{images.amax():g}; divide by 255, and normalise "
+                         "inside the network, or sigma and radii are in other units")
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
+        raise TypeError(f"expected int64 labels of shape ({len(images)},), got {tuple(labels.shape)} in {labels.dtype}")
+    index = np.arange(len(images)) if indices is None else np.asarray(indices)
+    if index.dtype.kind not in "iu" or index.shape != (len(images),) or len(set(index.tolist())) < len(index) or index.min() < 0:
+        raise ValueError(f"expected {len(images)} different indices of at least 0, one per image, got shape {index.shape} of "
+                         f"{index.dtype}, or an image twice")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"expected batch_size to be an integer of at least 1, got {batch_size!r}")
+    return index.astype(np.int64)

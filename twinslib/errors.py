@@ -1,7 +1,7 @@
 """How an error says what a name should have been; knows nothing of the rest of the package."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
@@ -16,6 +16,17 @@ def choose(value: str, legal: Iterable[str], what: str) -> str:
     if value in legal:
         return value
     raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{did_you_mean(value, legal)}")
+
+
+def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[str] = ()) -> None:
+    """Refuse what is no mapping, has other keys than the legal ones, or lacks a needed one."""
+    if not isinstance(values, dict):
+        raise TypeError(f"expected a mapping for {where}, got {values!r}")
+    for key in values:
+        choose(key, legal, f"key of {where}")
+    missing = [key for key in needed if key not in values]
+    if missing:
+        raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
 
 
 class Diverged(ValueError):

@@ -48,6 +48,7 @@ class Job:
 
     Args:
         ship: its weights are kept with the results, for other runs to start from (as those of any run's source are).
+        labels: what tells it from others of its study, where method and data set do not.
         settled: False while runs that choose its hyper-parameters are missing; `spec` then only stands in for it.
     """
 
@@ -57,6 +58,7 @@ class Job:
     ship: bool = False
     settled: bool = True
     certs: tuple[CertifySpec, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:

@@ -28,7 +28,7 @@ from .config import (
     from_dict,
     method,
 )
-from .errors import choose
+from .errors import check_keys, choose
 from .objectives import OBJECTIVES
 from .runs import Best, Job, Plan
 
@@ -42,26 +42,16 @@ def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec |
     out = {}
     for name, spec in specs.items():
         if isinstance(spec, dict) and "weights" in spec:
-            _check_keys(spec, ("weights",), f"sources.{name}")
+            check_keys(spec, ("weights",), f"sources.{name}")
             out[name] = from_dict(WeightsSpec, spec["weights"], f"sources.{name}.weights")
             continue
-        _check_keys(spec, ("data", "optim", "attack", "method"), f"sources.{name}", needed=("data", "optim"))
+        check_keys(spec, ("data", "optim", "attack", "method"), f"sources.{name}", needed=("data", "optim"))
         out[name] = RunSpec(
             data=from_dict(DataSpec, spec["data"], f"sources.{name}.data"),
             model=ModelSpec(arch=arch, norm=norm), method=method(spec.get("method", "at")),
             optim=from_dict(OptimSpec, spec["optim"], f"sources.{name}.optim"),
             attack=from_dict(AttackSpec, spec.get("attack", {}), f"sources.{name}.attack"))
     return out
-
-
-def _check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[str] = ()) -> None:
-    if not isinstance(values, dict):
-        raise TypeError(f"expected a mapping for {where}, got {values!r}")
-    for key in values:
-        choose(key, legal, f"key of {where}")
-    missing = [key for key in needed if key not in values]
-    if missing:
-        raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
 
 
 # whose learning rate a method takes where it has no grid of its own, and what it starts from where that is another network
@@ -102,7 +92,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
     others = [*baselines, *controls, *sweep_of_lambda]
     for name, target in targets.items():
-        _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
+        check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
     for label in (*methods, *baselines, *controls, *grids):
         choose(label, METHODS, "method")
         choose(START.get(label) or start, grid, f"start of {label}")
@@ -192,10 +182,10 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     grid = _sources(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
     for name, target in targets.items():
-        _check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
+        check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
     for label, run in runs.items():
         choose(label, METHODS, "method")
-        _check_keys(run, ("optim", "data", "model", "targets", "seeds"), f"runs.{label}")
+        check_keys(run, ("optim", "data", "model", "targets", "seeds"), f"runs.{label}")
         for name in run.get("targets", ()):
             choose(name, targets, f"target of {label}")
         if not set(run.get("seeds", seeds)) <= set(seeds):

@@ -1,4 +1,5 @@
-"""The speed benchmark compares like with like: the textbook step and ours move the weights alike, and it runs."""
+"""The speed benchmarks compare like with like: the textbook step and ours move the weights alike, the recorder moves none; and
+they run."""
 
 import copy
 import json
@@ -7,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import textbook, twins_step
+from benchmarks import recorder, textbook, twins_step
 from twinslib.config import AttackSpec, method
-from twinslib.norms import twinsify
+from twinslib.norms import TwinNorm, twinsify
+from twinslib.report import method_label
 from twinslib.train import Step, generator
 
 ARCH, BATCH, WEIGHT = "tiny_resnet", 8, 0.4
@@ -117,3 +119,100 @@ def test_readme_states_the_measured_ratios() -> None:
                 label = f"{stored['provenance']['threads']}, {'wall' if clock == 'wall' else 'processor time'}"
                 measured[f"| {result['arch']} | {label} | {' | '.join(cells)} |"] = file.name
     assert lines and set(lines) <= set(measured)
+
+
+# -- the recorder -------------------------------------------------------------------------------------------------------
+def test_ratios_of_the_recorder() -> None:
+    """A line that costs half a step more: 5 % every 10 steps, 10 % every 5, whatever the load on pairs of steps."""
+    load = [1.0, 3.0, 2.0, 9.0, 4.0]
+    found = recorder.ratios({"without": load, "with a line": [1.5 * v for v in load]})
+    expected = {"every 10": 1.05, "every 5": 1.1, "a step with a line": 1.5}
+    assert found == {name: pytest.approx(dict.fromkeys(("estimate", "low", "high"), r)) for name, r in expected.items()}
+
+
+def test_steps_between_lines_cost_nothing(monkeypatch) -> None:
+    """What the recorder adds is done at its own steps alone, so the cost of a line may be divided by their distance."""
+    calls = []
+    for name in ("before", "gradients", "after"):
+        monkeypatch.setattr(recorder.Recorder, name, lambda self, *rest, name=name: calls.append(name))
+    spec = replace(recorder.run_spec(ARCH, 2, "twins_at", "float32"), attack=AttackSpec(steps=0))
+    step = recorder.make_step(spec, "cpu", 5)
+    for count in range(6):
+        step(*twins_step.random_batch(ARCH, 2, "cpu", count), count, 0.01)
+    assert calls == ["before", "gradients", "after"] * 2
+
+
+@pytest.mark.parametrize("name", recorder.METHODS)
+def test_variants_of_the_recorder_train_alike(name: str, monkeypatch) -> None:
+    """With and without a recorder the same weights, from the networks that the methods train; a recorder that moves one is
+    noticed."""
+    spec = recorder.run_spec(ARCH, 4, name, "float32")
+    assert (spec.attack.steps, spec.method.name, spec.optim.batch_size) == (5, name, 4)
+    steps = [recorder.make_step(spec, "cpu", every) for every in recorder.VARIANTS.values()]
+    assert [step.recorder and step.recorder.every for step in steps] == [None, 1]
+    assert any(isinstance(m, TwinNorm) for m in steps[0].model.modules()) == (name == "twins_at")
+    quick = replace(spec, attack=AttackSpec(steps=1))
+    seconds, same = recorder.measure(quick, "cpu", 5)
+    assert same and {len(v) for samples in seconds.values() for v in samples.values()} == {5}
+    after = recorder.Recorder.after
+
+    def moving(self, count, lr) -> None:
+        self._weights[0].data[0] += 1e-3
+        after(self, count, lr)
+
+    monkeypatch.setattr(recorder.Recorder, "after", moving)
+    assert not recorder.measure(quick, "cpu", 1)[1]
+
+
+def test_command_line_of_the_recorder(tmp_path, capsys, monkeypatch) -> None:
+    """Prints a table per method and precision and leaves a JSON with all samples and their provenance."""
+    monkeypatch.setattr(recorder, "PGD_STEPS", 1)
+    out = tmp_path / "new" / "result.json"
+    recorder.main(["--arch", ARCH, "--batch", "2", "--repeats", "2", "--out", str(out)])
+    printed, record = capsys.readouterr().out, json.loads(out.read_text())
+    made = [(r["method"], r["precision"]) for r in record["results"]]
+    assert made == [(name, precision) for name in recorder.METHODS for precision in recorder.PRECISIONS]
+    for name, precision in made:
+        assert f"{name} in {precision}, {ARCH} at 16 pixels, batch 2, PGD-1; same weights: yes" in printed
+    assert {"commit", "versions", "cpu", "threads", "load_average"} <= record["provenance"].keys()
+    assert str(tmp_path) not in out.read_text()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--batch", "1"], "--batch of at least 2, got 1"), (["--repeats", "0"], "--repeats of at least 1, got 0"),
+    (["--threads", "0"], "--threads of at least 1, got 0"), (["--device", "tpu"], "expected cpu, cuda or cuda:N, got 'tpu'"),
+])
+def test_bad_call_of_the_recorder(arguments: list[str], message: str, capsys) -> None:
+    """One message and a non-zero exit before any work."""
+    with pytest.raises(SystemExit) as end:
+        recorder.main(arguments)
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_committed_results_of_the_recorder() -> None:
+    """Each committed file has all methods and precisions at preset small's size, ratios from the samples beside them, no changed
+    weight, and by its steadiest clock at most 10 % more time at a line every 5 steps."""
+    files = sorted(recorder.RESULTS.glob("*.json"))
+    assert files
+    for file in files:
+        results = json.loads(file.read_text())["results"]
+        assert [(r["method"], r["precision"]) for r in results] == [(m, p) for m in recorder.METHODS for p in recorder.PRECISIONS]
+        for result in results:
+            assert (result["batch_size"], result["image_size"], result["attack_steps"]) == (128, 32, 5) and result["same_weights"]
+            for clock, samples in result["seconds"].items():
+                for name, found in recorder.ratios(samples).items():
+                    assert result["ratios"][clock][name] == pytest.approx(found), (file.name, name)
+            steady = result["ratios"].get("processor", result["ratios"]["wall"])
+            assert steady["every 10"]["estimate"] <= 1.1 and steady["every 5"]["estimate"] <= 1.1, file.name
+
+
+def test_readme_states_the_cost_of_the_recorder() -> None:
+    """Each line of the README's table is that of a committed file, digit for digit."""
+    text = (twins_step.RESULTS.parent / "README.md").read_text()
+    measured = set()
+    for file in recorder.RESULTS.glob("*.json"):
+        for r in json.loads(file.read_text())["results"]:
+            found = r["ratios"].get("processor", r["ratios"]["wall"])
+            cells = [f"{f['estimate']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found.values()]
+            measured.add(f"| {method_label(r['method'])}, {r['precision']} | {' | '.join(cells)} |")
+    assert measured and measured == {line for line in text.splitlines() if line.startswith(("| AT, ", "| TWINS-AT, "))}

@@ -14,10 +14,13 @@ from twinslib.augment import AUGMENTATIONS
 from twinslib.config import (
     METHODS,
     AttackSpec,
+    CertifySpec,
     DataSpec,
     EvalSpec,
+    FollowSpec,
     MethodSpec,
     ModelSpec,
+    NoiseSpec,
     OptimSpec,
     RunSpec,
     WeightsSpec,
@@ -54,10 +57,13 @@ TUNED = RunSpec(data=DataSpec(name="cifar10", train_images=9500, val_images=500)
     (RunSpec(data=DataSpec(name="dogs64", exclude=("n02085620", "n02094433"), augment="resized_crop_flip", crop=24),
              model=ModelSpec(arch="resnet50", norm="group", upsample=224), method=METHODS["natural"],
              optim=OptimSpec(schedule="cosine", warmup=0.1, precision="bfloat16", milestones=(0.25,))), "ee17be7c26f7"),
+    (replace(SOURCE, follow=FollowSpec()), "03e030f5ade1"),
+    (replace(SOURCE, follow=FollowSpec(record_every=5, train_images=1000, every=6, dense=5)), "70c884cc4f3e"),
     (EvalSpec(kind="clean", images=1000), "74a7b1f45b4c"),
     (EvalSpec(kind="pgd", images=1000, eps=8 / 255), "b23e6ef5112c"),
     (EvalSpec(kind="autoattack", images=100, eps=8 / 255, batch_size=50), "10229de1dd3e"),
-], ids=["attack", "optim", "source", "fine-tune", "other source", "weights", "odd", "clean", "pgd", "autoattack"])
+], ids=["attack", "optim", "source", "fine-tune", "other source", "weights", "odd", "followed", "recorded", "clean", "pgd",
+        "autoattack"])
 def test_golden_hashes(spec: object, golden: str) -> None:
     """Hashes as they were when results were first stored; a changed default or field name moves them."""
     assert spec_hash(spec) == golden
@@ -71,6 +77,9 @@ GOLDEN_METHODS = {
     "at_lr": "ab6a2b0fe70e", "at_split": "21cfbf14b846", "two_adaptive": "3b0fc36ea48d", "twins_shared": "3f2abcc6988f",
     "twins_attack_frozen": "ffe946f0e46c", "twins_attack_alternating": "35a49910551c", "trades_beta3": "e35ae1f31031",
     "twins_trades_wing": "affb268b6e41",
+    "noise": "ef92acbcd950", "mixed_noise": "a23fe5c93f78", "natural_frozen": "a6abb5ae8cb1", "linear_probe": "33ebbcbba600",
+    "at_awp": "c76df946310c", "at_cosine": "a6fec17264f0", "at_cyclic": "3d8b2ef2676f", "at_slow_fast": "a5034e948d3a",
+    "at_short_plateau": "64e57249c07c", "at_long_plateau": "732284d762c7",
 }
 
 
@@ -87,11 +96,15 @@ GOLDEN_DEFAULTS = {
     AttackSpec: dict(threat="linf", eps=8 / 255, step_size=2 / 255, steps=10, loss="ce", random_start=True),
     MethodSpec: dict(objective="at", wings="single", twins_weight=1.0, normalize_loss=False, share_affine=False,
                      attack_wing="adaptive", trades_beta=6.0, kl_divisor="batch", distill_weight=0.0, feature_weight=0.0,
-                     l2sp_weight=0.0, source_weight=0.0, source_classes=None),
+                     l2sp_weight=0.0, source_weight=0.0, source_classes=None, awp_gamma=0.0, trains="all"),
     OptimSpec: dict(epochs=60, batch_size=128, lr=0.003, momentum=0.9, weight_decay=1e-5, schedule="piecewise",
                     milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10),
     WeightsSpec: dict(origin=""),
-    RunSpec: dict(attack=AttackSpec(), source=None, weights=None, seed=0),
+    NoiseSpec: dict(draw="image"),
+    FollowSpec: dict(record_every=0, train_images=0, test_images=0, every=1, dense=0, steps=10),
+    RunSpec: dict(attack=AttackSpec(), source=None, weights=None, follow=None, noise=None, seed=0),
+    CertifySpec: dict(n=100_000, n0=100, alpha=0.001, radii=(), stop_if_wrong=False, restat_images=0, precision="float32",
+                      seed=0),
     EvalSpec: dict(threat="linf", eps=0.0, step_size=None, steps=20, restarts=1,
                    attacks=("apgd-ce", "apgd-t", "fab-t", "square"), batch_size=250, seed=0),
 }
@@ -165,6 +178,8 @@ free_methods = st.builds(MethodSpec, objective=objectives, wings=st.sampled_from
 keeping_methods = st.builds(
     MethodSpec, objective=st.sampled_from(["at", "trades"]), wings=st.sampled_from(["single", "split", "twins", "frozen"]),
     distill_weight=weight, feature_weight=weight, l2sp_weight=weight, **switches)
+awp_methods = st.builds(MethodSpec, objective=objectives, wings=st.sampled_from(["single", "split", "twins"]),
+                        awp_gamma=st.floats(1e-3, 1), **switches)
 joint_methods = st.builds(MethodSpec, source_weight=st.floats(0.1, 9), source_classes=st.none() | count, **switches)
 optim_specs = st.builds(
     OptimSpec, epochs=count, batch_size=count, lr=st.floats(1e-9, 9), momentum=st.just(0) | share,
@@ -173,18 +188,22 @@ optim_specs = st.builds(
 
 
 weights_specs = st.builds(WeightsSpec, file=st.just("a.pt"), classes=count, origin=st.text())
+images = st.integers(0, 999)
+follow_specs = st.none() | st.builds(FollowSpec, record_every=images, train_images=images, test_images=images, every=count,
+                                     dense=images, steps=count)
 
 
-def run_specs(source: st.SearchStrategy, methods: st.SearchStrategy = free_methods,
-              data: st.SearchStrategy = data_specs) -> st.SearchStrategy:
+def run_specs(source: st.SearchStrategy, methods: st.SearchStrategy = free_methods, data: st.SearchStrategy = data_specs,
+              follow: st.SearchStrategy = follow_specs) -> st.SearchStrategy:
     return st.builds(RunSpec, data=data, model=st.just(ModelSpec(arch="resnet18", upsample=64)), method=methods,
-                     optim=optim_specs, attack=attack_specs, source=source, seed=count)
+                     optim=optim_specs, attack=attack_specs, source=source, follow=follow, seed=count)
 
 
 plain_specs = run_specs(st.none())
 one_size = st.builds(DataSpec, name=st.text(), image_size=st.just(48), crop=st.none() | st.just(48))
 specs = (run_specs(run_specs(st.none() | plain_specs), free_methods | keeping_methods)
          | run_specs(run_specs(st.none(), data=one_size), joint_methods, one_size)
+         | run_specs(st.none(), awp_methods, follow=st.builds(FollowSpec, train_images=count))
          | st.builds(replace, plain_specs, weights=weights_specs, method=free_methods | keeping_methods))
 
 
@@ -247,6 +266,9 @@ def test_int_is_read_as_float() -> None:
     (run(data={"name": "a", "exclude": [1]}), TypeError, "expected str for RunSpec.data.exclude, got 1"),
     (run(attack={"random_start": 1}), TypeError, "expected bool for RunSpec.attack.random_start, got 1"),
     (run(data=None), TypeError, "expected a value for RunSpec.data, got nothing"),
+    (run(follow={"recordevery": 1}), ValueError, "key of RunSpec.follow .*got 'recordevery'; did you mean 'record_every'?"),
+    (run(follow={"every": 1.0}), TypeError, "expected int for RunSpec.follow.every, got 1.0"),
+    (run(follow=5), TypeError, "expected a mapping for RunSpec.follow, got 5"),
 ])
 def test_strict_reading(values: dict, error: type, message: str) -> None:
     """Unknown keys and wrong types are refused, with the path of the field and a hint."""
@@ -303,7 +325,8 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: DataSpec(name="a", train_images=0), "expected train_images > 0 or null, got 0"),
     (lambda: DataSpec(name="a", crop=40), "expected crop in 1..32 (image_size) or null, got 40"),
     (lambda: DataSpec(name="a", crop=24), "expected augment resized_crop_flip or center_crop with crop 24"),
-    (lambda: OptimSpec(schedule="cosin"), "expected schedule to be one of constant, piecewise, cosine, got 'cosin'"),
+    (lambda: OptimSpec(schedule="cosin"), "expected schedule to be one of constant, piecewise, cosine, cyclic, slow_fast, got "
+                                         "'cosin'; did you mean 'cosine'?"),
     (lambda: OptimSpec(precision="float16"), "expected precision to be one of float32, bfloat16"),
     (lambda: OptimSpec(milestones=(30.0, 50.0)), "expected milestones in (0, 1), as shares of the run, got [30.0, 50.0]"
                                                  "; divide epochs by their number"),
@@ -330,6 +353,14 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
      "expected a source run for method 'joint_uot', got 'a.pt'; joint training needs the images of the source task"),
     (lambda: replace(TUNED, weights=WeightsSpec(file="a.pt", classes=2)),
      "expected a source run or weights from elsewhere, got 'both'"),
+    (lambda: replace(TUNED, method=METHODS["at_awp"], follow=FollowSpec(record_every=2)),
+     "expected record_every 0 with awp_gamma, got 2; its gradients are not those at the weights"),
+    (lambda: FollowSpec(every=0), "expected every > 0, got 0"),
+    (lambda: FollowSpec(steps=0), "expected steps > 0, got 0"),
+    *((lambda name=name: FollowSpec(**{name: -1}), f"expected {name} >= 0, got -1")
+      for name in ("record_every", "train_images", "test_images", "dense")),
+    *((lambda name=name: method(name, awp_gamma=0.01), f"expected no other term of the loss with awp_gamma, got '{name}'")
+      for name in ("distill", "feature_distill", "l2sp", "joint", "joint_uot")),
     (lambda: WeightsSpec(file="weights/a.pt", classes=2), "expected the name of a file, without folders"),
     (lambda: WeightsSpec(file="", classes=2), "expected the name of a file"),
     (lambda: WeightsSpec(file="a.pt", classes=0), "expected classes > 0, got 0"),
@@ -345,7 +376,7 @@ def test_illegal_values(make, message: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight",
-                                   "source_weight"])
+                                   "source_weight", "awp_gamma"])
 def test_negative_weights(field: str) -> None:
     """Each weight of a term may be 0 or more; a negative one, or one that is no number, is refused by name."""
     assert getattr(MethodSpec(name="a", **{field: 0.0}), field) == 0
@@ -383,7 +414,7 @@ def test_norms_of_methods(name: str) -> None:
     parts |= {"model": ModelSpec(arch="resnet18", norm="group"), "method": METHODS[name]}
     needs = {"twins_at": "twins", "twins_trades": "twins", "twins_shared": "twins", "twins_attack_frozen": "twins",
              "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "two_adaptive": "two_adaptive",
-             "frozen_at": "frozen"}
+             "frozen_at": "frozen", "natural_frozen": "frozen"}
     if name not in needs:
         assert RunSpec(**parts).model.norm == "group"
         return
@@ -397,7 +428,7 @@ def test_start_of_methods(name: str) -> None:
     the source's images."""
     parts = TUNE | {"model": ModelSpec(arch="tiny_resnet"), "method": METHODS[name]}
     file = WeightsSpec(file="a.pt", classes=2)
-    keeps = name in ("distill", "feature_distill", "l2sp", "frozen_at", "joint", "joint_uot")
+    keeps = name in ("distill", "feature_distill", "l2sp", "frozen_at", "natural_frozen", "linear_probe", "joint", "joint_uot")
     if keeps:
         with pytest.raises(ValueError, match=f"expected a source run or weights for method '{name}', got 'neither'; it keeps"):
             RunSpec(**parts)
@@ -443,10 +474,26 @@ def test_methods_of_the_paper(name: str) -> None:
     ("twins_attack_alternating", "twins_at", {"attack_wing": "alternating"}),
     ("trades_beta3", "trades", {"trades_beta": 3.0}),
     ("twins_trades_wing", "twins_trades", {"kl_divisor": "wing"}),
+    ("noise", "natural", {}), ("mixed_noise", "natural", {}),
+    ("natural_frozen", "natural", {"wings": "frozen"}),
+    ("linear_probe", "natural", {"trains": "head"}),
+    ("at_awp", "at", {"awp_gamma": 0.01}),
+    ("at_cosine", "at", {}), ("at_cyclic", "at", {}), ("at_slow_fast", "at", {}),
+    ("at_short_plateau", "at", {}), ("at_long_plateau", "at", {}),
 ])
 def test_baselines_and_controls_differ_in_one_thing(name: str, base: str, changes: dict) -> None:
-    """Each is its base with one switch changed, or another start or rate that the study gives it."""
+    """Each is its base with one switch changed, or another start, rate, schedule or noise that the study gives it."""
     assert METHODS[name] == replace(METHODS[base], name=name, **changes)
+
+
+def test_a_followed_run_is_another_run() -> None:
+    """What is followed is part of a run's hash, as its results are kept with it; a run that is not has the hash it always had.
+    AWP may be followed, without a recorder."""
+    follows = (None, FollowSpec(), FollowSpec(every=2), FollowSpec(dense=1))
+    assert len({replace(TUNED, follow=f).hash for f in follows}) == 4
+    assert "follow" not in canonical_json(TUNED) and '"follow":{}' in canonical_json(replace(TUNED, follow=FollowSpec()))
+    followed = replace(TUNED, method=METHODS["at_awp"], follow=FollowSpec(train_images=5))
+    assert from_dict(RunSpec, json.loads(canonical_json(followed))) == followed
 
 
 def test_methods_by_name() -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from twinslib import evaluate
-from twinslib.attacks import eval_mode
-from twinslib.evaluate import autoattack, autoattack_masks, block_seed, checks, clean_mask, pgd_mask
+from twinslib.attacks import eval_mode, pgd
+from twinslib.evaluate import autoattack, autoattack_masks, block_seed, checks, clean_mask, pgd_losses, pgd_mask
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
@@ -144,6 +144,41 @@ def test_blocks_equal_the_whole_run(measure, device):
     assert not whole[1] and 0 < whole.sum() < 22
 
 
+@pytest.mark.parametrize(("threat", "eps"), [("linf", 4 / 255), ("l2", 0.3)])
+def test_losses_after_pgd_by_hand(threat, eps):
+    """Every image, also one that is wrong at once, is attacked to the end from the start of its block, and loss and prediction
+    are those of the last iterate."""
+    net = conv_net()
+    images, labels = pictures(net, 20)
+    labels[:3] = (labels[:3] + 1) % 10
+    attack = dict(eps=eps, step_size=eps / 3, steps=4, threat=threat)
+    mask, losses = pgd_losses(net, images, labels, **attack, seed=5, batch_size=8)
+    assert mask.shape == losses.shape == (20,) and (mask.dtype, losses.dtype) == (torch.bool, torch.float32)
+    assert mask.device.type == losses.device.type == "cpu" and not losses.requires_grad
+    for number, start in enumerate((0, 8, 16)):
+        part = slice(start, start + 8)
+        generator = torch.Generator().manual_seed(block_seed(5, "pgd", number))
+        x_adv = pgd(net, images[part] / 255, labels[part], **attack, generator=generator)
+        probabilities = net(x_adv).double().softmax(1)
+        assert torch.equal(mask[part], probabilities.argmax(1) == labels[part])
+        own = probabilities[torch.arange(len(x_adv)), labels[part]]
+        torch.testing.assert_close(losses[part].double(), -own.log(), rtol=1e-4, atol=1e-5)
+    clean = F.cross_entropy(net(images / 255), labels, reduction="none")
+    assert (losses > clean).sum() >= 18 and losses[:3].min() > clean[:3].min() and 0 < mask.sum() < 17
+    other = pgd_losses(net, images, labels, **attack, seed=6, batch_size=8)[1]
+    assert not torch.equal(other, losses)
+
+
+def test_losses_without_an_attack():
+    """With eps 0 they are the losses of the clean images, and the mask is the clean one."""
+    net = conv_net()
+    images, labels = pictures(net, 10)
+    labels[::3] = (labels[::3] + 1) % 10
+    mask, losses = pgd_losses(net, images, labels, eps=0, step_size=0.1, steps=3, batch_size=4)
+    assert torch.equal(mask, clean_mask(net, images, labels, batch_size=4)) and mask.sum() == 6
+    torch.testing.assert_close(losses, F.cross_entropy(net(images / 255), labels, reduction="none"))
+
+
 def test_starts_depend_on_seed_and_block():
     """The start is drawn from (seed, block) and does not depend on the network or on earlier blocks."""
     net = conv_net()
@@ -208,7 +243,7 @@ def test_global_state_is_given_back_after_an_error():
     assert torch.equal(before, torch.get_rng_state()) and all(p.requires_grad for p in failing.parameters())
 
 
-@pytest.mark.parametrize("kind", ["clean", "pgd", "autoattack"])
+@pytest.mark.parametrize("kind", ["clean", "pgd", "losses", "autoattack"])
 def test_float32_inside_autocast(kind):
     """An autocast around the evaluation changes nothing, and the TF32 switches come out as they went in."""
     net = conv_net()
@@ -226,6 +261,8 @@ def test_float32_inside_autocast(kind):
             clean_mask(forward, images, labels, batch_size=5)
         elif kind == "pgd":
             pgd_mask(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
+        elif kind == "losses":
+            pgd_losses(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
         else:
             autoattack_masks(forward, images, labels, eps=0.01, attacks=("apgd-ce",), batch_size=5)
     assert seen == {(torch.float32, False, False)}
@@ -260,19 +297,19 @@ BAD = [
     (with_(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", "autoattack"),
     (with_(attacks=()), ValueError, "at least one attack", "autoattack"),
     (with_(attacks=("square", "square")), ValueError, "none twice", "autoattack"),
-    (with_(eps=8), ValueError, "write 8/255", "pgd autoattack"),
-    (with_(threat="l1"), ValueError, "threat", "pgd autoattack"),
-    (with_(net=linear_net().train()), ValueError, "in training mode; use eval_mode", "clean pgd autoattack"),
-    (with_(net=linear_net().double()), ValueError, "float32 network, got 1.weight", "clean pgd autoattack"),
-    (with_(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", "clean pgd autoattack"),
-    (with_(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", "clean pgd autoattack"),
-    (with_(labels=torch.full((4,), 10)), ValueError, r"labels in 0\.\.9", "clean pgd autoattack"),
-    (with_(labels=torch.full((4,), -1)), ValueError, r"labels in 0\.\.9", "clean pgd autoattack"),
-    (with_(labels=torch.zeros(3, dtype=torch.int64)), TypeError, "int64 labels of shape", "clean pgd autoattack"),
-    (with_(labels=torch.zeros(4)), TypeError, "int64", "clean pgd autoattack"),
-    (with_(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd autoattack"),
-    (with_(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd autoattack"),
-    (with_(batch_size=0), ValueError, "batch_size", "clean pgd autoattack"),
+    (with_(eps=8), ValueError, "write 8/255", "pgd losses autoattack"),
+    (with_(threat="l1"), ValueError, "threat", "pgd losses autoattack"),
+    (with_(net=linear_net().train()), ValueError, "in training mode; use eval_mode", "clean pgd losses autoattack"),
+    (with_(net=linear_net().double()), ValueError, "float32 network, got 1.weight", "clean pgd losses autoattack"),
+    (with_(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", "clean pgd losses autoattack"),
+    (with_(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", "clean pgd losses autoattack"),
+    (with_(labels=torch.full((4,), 10)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
+    (with_(labels=torch.full((4,), -1)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
+    (with_(labels=torch.zeros(3, dtype=torch.int64)), TypeError, "int64 labels of shape", "clean pgd losses autoattack"),
+    (with_(labels=torch.zeros(4)), TypeError, "int64", "clean pgd losses autoattack"),
+    (with_(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (with_(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (with_(batch_size=0), ValueError, "batch_size", "clean pgd losses autoattack"),
 ]
 
 
@@ -288,6 +325,8 @@ def test_bad_arguments(change, error, message, kind):
             clean_mask(*positional, **call)
         elif kind == "pgd":
             pgd_mask(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
+        elif kind == "losses":
+            pgd_losses(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
         else:
             autoattack_masks(*positional, **(dict(eps=0.1, attacks=FAST) | call))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from twinslib import paths, plan, study
-from twinslib.config import METHODS, AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.config import METHODS, AttackSpec, DataSpec, EvalSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.evaluate import ATTACKS
 from twinslib.packed import write_npz
 from twinslib.runs import Job, Store, Task, write_json
@@ -44,6 +44,26 @@ def forget():
 def test_forwards_of_training(name: str, expected: int) -> None:
     """Image forwards of a training run, counted by hand."""
     assert plan.forwards(Task(replace(RUN, method=METHODS[name], source=RUN)), 50) == expected
+
+
+@pytest.mark.parametrize(("name", "passes"), [("at", 1), ("twins_at", 1), ("trades", 2), ("natural", 1)])
+def test_weight_perturbation_counts_its_passes(name: str, passes: int) -> None:
+    """The direction costs a training pass (3) for each pass of the step."""
+    plain, perturbed = (plan.forwards(Task(replace(RUN, method=method(name, awp_gamma=gamma))), 50) for gamma in (0.0, 0.01))
+    assert perturbed - plain == 3 * 50 * 3 * passes
+
+
+@pytest.mark.parametrize(("epochs", "every", "dense", "times"), [
+    (3, 1, 0, 4), (3, 2, 0, 3), (3, 9, 0, 2),  # before training and after the last epoch always
+    (3, 9, 2, 4), (12, 6, 5, 8), (40, 2, 0, 21), (7, 3, 0, 4),
+])
+def test_following_is_counted_as_it_is_measured(epochs: int, every: int, dense: int, times: int) -> None:
+    """Each measurement takes 2 per PGD step and 1 for the clean pass, on all images that are followed; recording is free."""
+    run = replace(RUN, optim=replace(RUN.optim, epochs=epochs))
+    follow = FollowSpec(record_every=2, train_images=20, test_images=7, every=every, dense=dense, steps=4)
+    bare, followed, recorded = (plan.forwards(Task(replace(run, follow=f)), 50)
+                                for f in (None, follow, FollowSpec(record_every=2)))
+    assert followed - bare == times * 27 * 9 and recorded == bare
 
 
 @pytest.mark.parametrize("name", ["joint", "joint_uot"])
@@ -250,6 +270,6 @@ def test_presets_can_be_planned(store: Store, preset: str, number: str) -> None:
     waiting = {job.spec.hash for job in jobs if not job.settled}
     assert dict.fromkeys(line.split()[0] for line in lines) == dict.fromkeys(job.spec.hash for job in jobs)
     assert {line.split()[0] for line in lines if line.endswith("to be tuned")} == waiting
-    tasks = len({(job.spec, e) for job in jobs for e in (None, *job.evals)})
+    tasks = len({(job.spec, e) for job in jobs for e in (None, *job.measurements)})
     assert total.startswith(f"{len(lines)} runs, {tasks} of {tasks} tasks left, about ")
     assert " h (10 TFLOP/s, given: 10 TFLOP/s), at most " in total and total.endswith(" GiB")

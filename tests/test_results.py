@@ -4,6 +4,7 @@ The queue of a preset may be unfinished; what is there belongs to the plan, and 
 """
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +31,12 @@ def stems(store: Store, folder: str, ending: str) -> set[str]:
     return {p.stem for p in (store.root / folder).glob(f"*.{ending}")}
 
 
-def test_small_is_committed() -> None:
-    """The small preset has its tables for notebook 01, and its rendering beside them."""
-    assert ("small", "01") in COMMITTED
-    assert {p.suffix for p in RESULTS.glob("small/01_*")} == {".ipynb", ".html"}
-    assert {p.suffix for p in RESULTS.glob("small/figures/01_*")} == {".png", ".pdf"}
+@pytest.mark.parametrize("number", ["01", "02", "03"])
+def test_small_is_committed(number: str) -> None:
+    """The small preset has its tables for a notebook, and its rendering and figures beside them."""
+    assert ("small", number) in COMMITTED
+    assert {p.suffix for p in RESULTS.glob(f"small/{number}_*")} == {".ipynb", ".html"}
+    assert {p.suffix for p in RESULTS.glob(f"small/figures/{number}_*")} == {".png", ".pdf"}
 
 
 @pytest.mark.parametrize("preset", sorted({preset for preset, _ in COMMITTED}))
@@ -45,6 +47,7 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
     planned = {job.spec.hash for job in jobs}
     records = {stem: json.loads((store.root / "runs" / f"{stem}.json").read_text()) for stem in stems(store, "runs", "json")}
     assert records and set(records) <= planned
+    assert stems(store, "courses", "npz") == {s for s, r in records.items() if "follow" in r["spec"]}
     assert stems(store, "masks", "npz") <= set(records) <= stems(store, "provenance", "json") <= planned
     assert stems(store, "splits", "npz") == {record["split"] for record in records.values()}
     assert stems(store, "weights", "safetensors") == stems(store, "weights", "json") <= set(records)
@@ -65,16 +68,25 @@ def test_provenance_is_that_of_the_results(preset: str) -> None:
         assert [row["epoch"] for row in record["epochs"]] == list(range(1, record["spec"]["optim"].get("epochs", 60) + 1))
 
 
+def main_runs(number: str, jobs: Sequence[Job]) -> tuple[set, list[Job]]:
+    """(data set, method, seed) of what the main numbers of a notebook stand on, and those of `jobs` that are it."""
+    methods = study.overrides("small", "03", study.parameters(study.notebook("03")))["runs"]
+    wanted = {
+        "01": itertools.product(("cifar10", "caltech64", "cub64"), ("at", "trades", "twins_at", "twins_trades"), (0,)),
+        "02": itertools.product(("cifar10",), ("at", "at_lr", "twins_at"), (0, 1)),
+        "03": itertools.product(("cifar10",), methods, (0,)),
+    }[number]
+    wanted = set(wanted)
+    return wanted, [j for j in jobs if j.study != "tuning" and not j.ship
+                    and (j.spec.data.name, j.spec.method.name, j.spec.seed) in wanted]
+
+
 @committed
 def test_main_runs_are_complete(preset: str, number: str) -> None:
-    """Seed 0 of the paper's methods on the data sets that baselines are compared on: chosen, trained and measured as asked,
-    and so is the network that they start from."""
+    """What the main numbers stand on is chosen, trained and measured as asked, and so is the network that it starts from."""
     store, jobs = load(preset, number)
-    wanted = {(data, method) for data in ("cifar10", "caltech64", "cub64")
-              for method in ("at", "trades", "twins_at", "twins_trades")}
-    main = [j for j in jobs if j.study == "transfer" and not j.ship and j.spec.seed == 0
-            and (j.spec.data.name, j.spec.method.name) in wanted]
-    assert {(j.spec.data.name, j.spec.method.name) for j in main} == wanted
+    wanted, main = main_runs(number, jobs)
+    assert {(j.spec.data.name, j.spec.method.name, j.spec.seed) for j in main} == wanted
     assert [(j.spec.data.name, j.spec.method.name) for j in main if not j.settled] == []
     assert store.missing([*main, *(j for j in jobs if j.spec in {m.spec.source for m in main})]) == []
 
@@ -104,7 +116,7 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
 def test_tables_and_verdicts_are_rebuilt(preset: str, number: str, tmp_path: Path) -> None:
     """The page of tables and the ledger of verdicts follow from the store."""
     store, jobs = load(preset, number)
-    assert pages.transfer(store, jobs) == (store.root / "tables" / f"{number}.md").read_text()
+    assert pages.PAGES[number](store, jobs) == (store.root / "tables" / f"{number}.md").read_text()
     claims.write(Store(preset, device="cpu", root=tmp_path), claims.judge_all(store, jobs, number))
     stored = json.loads((store.root / "claims.json").read_text())
     rebuilt = json.loads((tmp_path / "claims.json").read_text())

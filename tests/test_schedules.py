@@ -3,11 +3,12 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinslib.schedules import SCHEDULES, constant, cosine, factor, piecewise
+from twinslib.schedules import SCHEDULES, constant, cosine, cyclic, factor, piecewise, slow_fast
 
 
 @pytest.mark.parametrize(("epoch", "expected"), [(1, 1), (30, 1), (31, 0.1), (50, 0.1), (51, 0.01), (60, 0.01)])
@@ -66,17 +67,65 @@ def test_warmup_climbs_linearly(total: int, warmup: float, expected: list[float]
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 10**5), st.data())
 def test_factor_is_a_share_and_depends_on_its_arguments_only(name: str, total: int, data: st.DataObject) -> None:
-    """Every factor lies in (0, 1] and is the same whatever was asked before: a resumed run sees the same rates."""
+    """Every factor lies in (0, 1], 0 at the first step of a climb from 0 alone, and is the same whatever was asked before: a
+    resumed run sees the same rates."""
     warmup = data.draw(st.floats(0, 0.99))
     step = data.draw(st.integers(0, total - 1))
     value = factor(name, step, total, (0.5, 5 / 6), warmup)
-    assert 0 < value <= 1
+    assert 0 < value <= 1 or (value, name, step) == (0, "cyclic", 0)
     for other in (0, total - 1, step // 2):
         factor(name, other, total, (0.5, 5 / 6), warmup)
     assert factor(name, step, total, (0.5, 5 / 6), warmup) == value
 
 
+# -- ways out of robust overfitting ----------------------------------------------------------------------------------
+STAGES = [0.2, 0.4, 0.6, 0.8, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 24, 391])
+def test_slow_start_fast_decay_of_ten_epochs(per_epoch: int) -> None:
+    """Ten epochs are the ten stages: constant within each, five up to the peak by equal steps, then halved."""
+    factors = [factor("slow_fast", step, 10 * per_epoch, ()) for step in range(10 * per_epoch)]
+    assert factors == pytest.approx(np.repeat(STAGES, per_epoch), rel=1e-12)
+
+
+@pytest.mark.parametrize(("total", "lengths"), [
+    (60, [6] * 10), (10 * 391 + 5, [392, 391] * 5), (12, [2, 1, 1, 1, 1, 2, 1, 1, 1, 1]), (3, [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]),
+    (1, [1] + [0] * 9),
+])
+def test_slow_start_fast_decay_of_other_lengths(total: int, lengths: list[int]) -> None:
+    """Stages are tenths of the run, to the step; a run of fewer than ten steps skips some."""
+    assert [factor("slow_fast", step, total, ()) for step in range(total)] == pytest.approx(np.repeat(STAGES, lengths))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 10**6), st.data())
+def test_stages_are_exact(total: int, data: st.DataObject) -> None:
+    """The stage is the whole part of ten times the progress, also where that is a whole number that floats miss."""
+    step = data.draw(st.integers(0, total - 1) | st.integers(0, 9).map(lambda k: -(-k * total // 10)).filter(lambda s: s < total))
+    assert factor("slow_fast", step, total, ()) == pytest.approx(STAGES[10 * step // total])
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 391])
+def test_the_cyclic_schedule_of_rice(per_epoch: int) -> None:
+    """Linear from 0 to the peak at epoch 80 of 200, then to 0 at 200 (Rice et al. 2020), counted in steps."""
+    for epoch in (0, 1, 40, 79, 80, 81, 140, 199):
+        for i in {0, per_epoch // 2, per_epoch - 1}:
+            expected = np.interp(epoch + i / per_epoch, [0, 80, 200], [0, 1, 0])
+            assert factor("cyclic", epoch * per_epoch + i, 200 * per_epoch, (0.4,)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("milestones", "peak"), [((), 40), ((0.4,), 40), ((0.25,), 25), ((0.5, 0.9), 50)])
+def test_cyclic_peaks_at_the_first_milestone(milestones: tuple[float, ...], peak: int) -> None:
+    """0 at the start, 1 at the milestone and nowhere else, nearly 0 at the end; two fifths of the run by default."""
+    factors = [factor("cyclic", step, 100, milestones) for step in range(100)]
+    assert factors[0] == 0 and factors[peak] == 1 and factors.index(max(factors)) == peak
+    assert factors[-1] == pytest.approx(1 / (100 - peak))
+    assert np.diff(factors, 2) == pytest.approx([-1 / peak - 1 / (100 - peak) if i == peak - 1 else 0 for i in range(98)])
+
+
 def test_every_schedule_takes_the_same_arguments() -> None:
     """A schedule is a function of (progress, milestones), named as it is called in specs."""
-    assert SCHEDULES == {"constant": constant, "piecewise": piecewise, "cosine": cosine}
+    assert SCHEDULES == {"constant": constant, "piecewise": piecewise, "cosine": cosine, "cyclic": cyclic,
+                         "slow_fast": slow_fast}
     assert all(list(inspect.signature(f).parameters) == ["progress", "milestones"] for f in SCHEDULES.values())

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from twinslib.stats import (
     _tango_score,
     clopper_pearson,
     crossed_difference,
+    crossed_mean,
     holm,
     paired_difference,
     student_interval,
@@ -269,6 +271,73 @@ def test_crossed_width_adds_seeds_and_images():
     assert (r.estimate, r.n, r.seeds) == (pytest.approx(d.mean()), 50_000, 3)
 
 
+# -- means of values that are no masks ------------------------------------------------------------------------------------
+T = {1: 12.706205, 2: 4.302653}  # 97.5 % quantiles of Student's t by degrees of freedom
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_crossed_mean_by_hand(seeds):
+    """Mean, and half-width from the variances of the means by image and by seed, written out."""
+    values = np.random.default_rng(seeds).normal(0.3, 1, (seeds, 7)).tolist()
+    by_seed, by_image = [statistics.fmean(v) for v in values], [statistics.fmean(v) for v in zip(*values, strict=True)]
+    square = 1.959964 ** 2 * statistics.variance(by_image) / 7
+    if seeds > 1:
+        square += T[seeds - 1] ** 2 * statistics.variance(by_seed) / seeds
+    mean, half = statistics.fmean(by_seed), math.sqrt(square)
+    assert crossed_mean(values) == pytest.approx((mean, mean - half, mean + half, 7), abs=1e-6)
+    narrow = crossed_mean(values, 0.5)
+    z, t = stats.norm.ppf(0.75), stats.t.ppf(0.75, max(seeds - 1, 1))
+    square = z ** 2 * statistics.variance(by_image) / 7 + (t ** 2 * statistics.variance(by_seed) / seeds if seeds > 1 else 0)
+    assert (narrow.low, narrow.high) == pytest.approx((mean - math.sqrt(square), mean + math.sqrt(square)))
+
+
+def simulated_mean(reps, seeds, n, seed_sd, image_sd, both_sd, rng):
+    """Values around 0, shape (reps, seeds, n), with the effect of each seed, shape (reps, seeds)."""
+    effects = seed_sd * rng.normal(size=(reps, seeds, 1))
+    values = effects + image_sd * rng.normal(size=(reps, 1, n)) + both_sd * rng.normal(size=(reps, seeds, n))
+    return values, effects[..., 0]
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd", "image_sd", "most"), [
+    (1, 0.0, 1.0, 0.96), (2, 0.0, 1.0, 0.999), (2, 1.0, 1.0, 0.97), (2, 0.2, 1.0, 1.0), (2, 1.0, 0.0, 0.96),
+    (3, 0.0, 1.0, 0.99), (3, 0.2, 1.0, 0.99), (3, 1.0, 1.0, 0.96), (3, 1.0, 0.0, 0.96),
+])
+def test_crossed_mean_covers(seeds, seed_sd, image_sd, most):
+    """2,000 simulations of normal effects of seeds, of images and of both: covers 95 % within 3 standard errors, and not much
+    more where one of them rules."""
+    reps, n, rng = 2000, 60, np.random.default_rng([seeds, int(10 * seed_sd), int(image_sd)])
+    values, _ = simulated_mean(reps, seeds, n, seed_sd, image_sd, 0.3, rng)
+    rows = [crossed_mean(v) for v in values]
+    covered = np.mean([r.low <= 0 <= r.high for r in rows])
+    assert 0.945 - 3 * math.sqrt(0.945 * 0.055 / reps) <= covered <= most + 3 * math.sqrt(max(most * (1 - most), 0) / reps)
+
+
+def test_one_seed_speaks_about_images_only():
+    """With effects of seeds, its interval covers the mean of that seed's network as promised, that of other seeds hardly."""
+    values, effects = simulated_mean(1000, 1, 60, 1.0, 1.0, 0.3, np.random.default_rng(3))
+    rows = [crossed_mean(v) for v in values]
+    own = np.mean([r.low <= e <= r.high for r, (e,) in zip(rows, effects, strict=True)])
+    assert 0.92 <= own <= 0.97 and np.mean([r.low <= 0 <= r.high for r in rows]) < 0.4
+
+
+def test_crossed_mean_without_variance():
+    """Where nothing varies the interval is the point; seeds alone give Student's, images alone the normal one."""
+    assert crossed_mean(np.ones((3, 9), bool)) == (1, 1, 1, 9) and crossed_mean(np.zeros((1, 2))) == (0, 0, 0, 2)
+    by_seed = crossed_mean([[0.0] * 5, [0.5] * 5, [1.0] * 5])
+    assert by_seed[:3] == pytest.approx(student_interval([0.0, 0.5, 1.0])[:3])
+    mask = [1, 0, 0, 1, 1]
+    assert crossed_mean([mask] * 3) == pytest.approx(crossed_mean([mask]))
+    assert crossed_mean([mask]).high - 0.6 == pytest.approx(1.959964 * statistics.stdev(mask) / math.sqrt(5))
+
+
+def test_crossed_mean_of_masks_is_crossed_difference():
+    """On many images it agrees with the interval made for masks, to 1 % of its width."""
+    d = np.random.default_rng(2).choice([-1, 0, 1], size=(3, 40_000), p=[0.06, 0.86, 0.08])
+    d[0, :200] = 1
+    ours, masked = crossed_mean(d), crossed_difference(d == 1, d == -1)
+    assert ours[:3] == pytest.approx(masked[:3], abs=0.01 * (ours.high - ours.low))
+
+
 def test_holm_of_the_literature():
     """A worked example in which monotonicity and the cap both act, in the given order."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -312,6 +381,12 @@ BAD = [
     (lambda: crossed_difference([[1, 0]] * 2, [[True, False]] * 2), "expected a to be booleans"),
     (lambda: crossed_difference([[True] * 2] * 2, [[True] * 2] * 3), "same seeds and images"),
     (lambda: crossed_difference([[True] * 2] * 2, [[True] * 2] * 2, 95), "write 0.95"),
+    (lambda: crossed_mean([0.1, 0.2]), "at least one seed and two images, got shape .2,."),
+    (lambda: crossed_mean(np.zeros((0, 5))), "at least one seed and two images, got shape .0, 5."),
+    (lambda: crossed_mean([[0.1], [0.2]]), "at least one seed and two images, got shape .2, 1."),
+    (lambda: crossed_mean([[0.1, math.nan]]), "finite values, got NaN or infinity"),
+    (lambda: crossed_mean([[0.1, math.inf]]), "finite values"),
+    (lambda: crossed_mean([[0.1, 0.2]], 95), "write 0.95"),
     (lambda: holm([0.1, math.nan]), "leave out tests"),
     (lambda: holm([0.1, 1.1]), "in .0, 1."),
     (lambda: holm([]), "M of at least 1"),
@@ -331,6 +406,6 @@ def test_results_are_plain_numbers():
     """Rows are written as text, so no value is a NumPy scalar."""
     results = [clopper_pearson(3, 9), student_interval([0.1, 0.2, 0.4]),
                paired_difference(*masks(3, 4, 1, 2)), crossed_difference(np.eye(3) == 1, np.eye(3) == 0),
-               crossed_difference(np.eye(3) == 1, np.eye(3) == 1)]
+               crossed_difference(np.eye(3) == 1, np.eye(3) == 1), crossed_mean(np.eye(3)), crossed_mean([[0.1, 0.3]])]
     assert all(type(value) in (int, float) for result in results for value in result)
     assert isinstance(results[0], Interval)

@@ -20,11 +20,14 @@ def perturbed(model: torch.nn.Module, loss: Callable[[], torch.Tensor], gamma: f
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
     old = [w.detach().clone() for w in weights]
     with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
         for w, g in zip(weights, gradients, strict=True):
             if g is not None:
                 w.add_(g * (gamma * w.norm() / g.norm().clamp(min=1e-20)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from . import compare, course_claims, public, rules, stats
+from . import compare, course_claims, public, rules, smoothing_claims, stats
 from .config import EvalSpec
 from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
 from .evaluate import STANDARD
@@ -44,9 +44,10 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     rule = claim.rule
     pairs = [*rule.pairs, *rule.controls]
     wanted = {name for pair in pairs for name in pair}
-    of_course = rule.measure in course_claims.MEASURES
-    jobs = [job for job in jobs if job.settled and (job.spec.follow if of_course else job.evals) and not job.ship
-            and job.spec.method.name in wanted and job.spec.data.name in (rule.datasets or (job.spec.data.name,))]
+    of_course, certified = rule.measure in course_claims.MEASURES, rule.measure in smoothing_claims.MEASURES
+    jobs = [job for job in jobs if job.settled and job.spec.data.name in (rule.datasets or (job.spec.data.name,))
+            and (smoothing_claims.concerns(job, rule) if certified else (job.spec.follow if of_course else job.evals)
+                 and not job.ship and job.spec.method.name in wanted)]
     diverged = [job.spec for job in jobs if store.run(job.spec) is None and store.diverged(job.spec)]
     jobs = [job for job in jobs if store.run(job.spec)]
     counted, not_counted = [], 0
@@ -62,8 +63,9 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
 
-    if of_course:
-        found = course_claims.judge(store, counted, rule, diverged)
+    if of_course or certified:
+        found = (smoothing_claims.judge(store, counted, rule) if certified else
+                 course_claims.judge(store, counted, rule, diverged))
         return Verdict(**found, runs=tuple(sorted({job.spec.hash for job in counted})), **common)
     shown = rule.measure == "shown"
     least = 1 if shown else max(rule.min_datasets, compare.LEAST_DATASETS if rule.measure == "gain" else 1)

@@ -151,11 +151,12 @@ def training_losses(courses: Sequence[Course], smooth: int = 5) -> pd.DataFrame:
 
 
 def escape_times(courses: Sequence[Course], baseline: str = "at") -> pd.DataFrame:
-    """Epochs until `training_losses` first falls below a threshold: KEYS, threshold, epochs (infinite if never).
+    """Epochs until a recorded training loss (not smoothed: the start is left within steps) first falls below a threshold:
+    KEYS, threshold, epochs (infinite if never).
 
     The threshold of a data set and seed lies halfway between the baseline's first loss and the lowest that it reaches, so it
     is the same for all methods."""
-    frame, lines = training_losses(courses), []
+    frame, lines = training_losses(courses, smooth=1), []
     for (dataset, seed), group in frame.groupby(["dataset", "seed"], sort=False):
         base = group.loc[group["method"] == baseline, "loss"]
         if base.empty:
@@ -217,8 +218,9 @@ def robust_at(course: Course, epoch: int) -> np.ndarray:
 
 
 def last_epochs(course: Course) -> np.ndarray:
-    """Mean of the robust masks of the last LAST measured epochs, one value per test image."""
-    return course.arrays["test_robust"][-LAST:].mean(0)
+    """Mean of the robust masks of the last LAST measured epochs, of all after the start where there are fewer, one value per
+    test image."""
+    return _last(course, "test_robust")
 
 
 def gap_values(course: Course) -> np.ndarray:
@@ -250,7 +252,7 @@ def gaps(courses: Sequence[Course]) -> pd.DataFrame:
         dataset, method, seeds, n, epochs (list: best epoch of each seed), and for each of best, last, gap and clean_best,
         clean_last a column NAME with NAME_low and NAME_high: 95 % intervals over seeds and images (`stats.crossed_mean`).
     """
-    lines = []
+    lines, names = [], ("best", "last", "gap", "clean_best", "clean_last")
     groups: dict[tuple[str, str], list[Course]] = {}
     for course in courses:
         if "test_robust" in course.arrays:
@@ -260,12 +262,13 @@ def gaps(courses: Sequence[Course]) -> pd.DataFrame:
         columns = {"best": [robust_at(c, e) for c, e in zip(group, best, strict=True)],
                    "last": [last_epochs(c) for c in group], "gap": [gap_values(c) for c in group],
                    "clean_best": [_at(c, "test_clean", e) for c, e in zip(group, best, strict=True)],
-                   "clean_last": [c.arrays["test_clean"][-LAST:].mean(0) for c in group]}
+                   "clean_last": [_last(c, "test_clean") for c in group]}
         line = {"dataset": dataset, "method": method, "seeds": len(group), "n": len(columns["best"][0]), "epochs": best}
         for name, values in columns.items():
             line |= dict(zip((name, f"{name}_low", f"{name}_high"), stats.crossed_mean(np.stack(values)), strict=False))
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["dataset", "method", "seeds", "n", "epochs",
+                                        *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
 
 
 def gap_differences(courses: Sequence[Course], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -281,6 +284,10 @@ def gap_differences(courses: Sequence[Course], pairs: Sequence[tuple[str, str]])
                 found = stats.crossed_mean(values)
                 lines.append([dataset, method, baseline, len(seeds), found.n, *found[:3]])
     return pd.DataFrame(lines, columns=["dataset", "method", "baseline", "seeds", "n", "value", "low", "high"])
+
+
+def _last(course: Course, name: str) -> np.ndarray:
+    return course.arrays[name][course.arrays["epoch"] > 0][-LAST:].mean(0)  # epoch 0 is before training
 
 
 def _at(course: Course, name: str, epoch: int) -> np.ndarray:

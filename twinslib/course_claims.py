@@ -9,6 +9,7 @@ from . import course, stats
 from .config import RunSpec
 from .course import Course
 from .effects import METRICS, NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
+from .report import dataset_label, method_label, unique
 from .rules import Rule
 from .runs import Job, Store
 
@@ -23,18 +24,19 @@ def judge(store: Store, jobs: Sequence[Job], rule: Rule, diverged: Sequence[RunS
     """
     courses = [c for c in course.finished(store, jobs) if _measured(c, rule)]
     detail = EFFECTS[rule.measure](courses, rule)
-    most: dict[tuple, int] = {}  # seeds by data set and pair
-    for e in detail:
-        most[e.dataset, e.method, e.baseline] = e.seeds
-    whole = {d for d, _, _ in most if all(most.get((d, *pair), 0) >= rule.min_seeds for pair in rule.pairs)}
+    found = {(e.dataset, e.method, e.baseline): e.seeds for e in detail}
+    seeds = {dataset: min(found.get((dataset, *pair), 0) for pair in rule.pairs) for dataset, _, _ in found}
+    whole = {dataset for dataset, n in seeds.items() if n >= rule.min_seeds}
     effects = tuple(e for e in detail if e.dataset in whole and (e.method, e.baseline) in rule.pairs)
     out = {"effects": effects, "detail": tuple(detail), "remark": ""}
     if len(whole) < rule.min_datasets:
-        least = min((max((n for (_, *p), n in most.items() if tuple(p) == pair), default=0) for pair in rule.pairs), default=0)
+        there = ", ".join(f"{n} on {dataset_label(dataset)}" for dataset, n in seeds.items()) or "none"
+        lost = ", ".join(unique(f"{method_label(s.method.name)} on {dataset_label(s.data.name)}" for s in diverged))
         return out | {"verdict": NOT_TESTED, "why": f"{rule.min_seeds} seeds of all that is compared are needed on "
-                      f"{rule.min_datasets} data set{'s' if rule.min_datasets > 1 else ''}, finished of all of it are {least}"}
+                      f"{rule.min_datasets} data set{'s' if rule.min_datasets > 1 else ''}, finished of all of it: {there}"
+                      + (f"; diverged: {lost}" if lost else "")}
     judged = [c for c in courses if c.spec.data.name in whole]
-    verdict, why = VERDICTS[rule.measure](judged, effects, rule, [s for s in diverged if s.data.name in whole])
+    verdict, why = VERDICTS[rule.measure](judged, effects, rule, diverged)
     if rule.controls and verdict in (REPRODUCED, PARTLY):
         out["remark"] = _against_controls(detail, rule, whole)
     return out | {"verdict": verdict, "why": why}
@@ -112,7 +114,7 @@ def _rate(courses: Sequence[Course], effects: Sequence[Effect], rule: Rule, dive
     unstable = [c for c in courses if c.spec.method.name == method and not course.stable(c)]
     lost = [s for s in diverged if s.method.name == method]
     steady = not unstable and not lost
-    why = "; ".join(f"{METRICS[metric]} over {pair_label(pair, 'times').split(' / ')[1]} above 1 in every seed: "
+    why = "; ".join(f"{METRICS[metric]} over {method_label(pair[1])} above 1 in every seed: "
                     f"{'yes' if holds else 'no'}" for (pair, metric), holds in above.items())
     why += f"; stable: {'yes' if steady else 'no'}"
     if all(above.values()) and steady:
@@ -137,8 +139,7 @@ def _less(courses: Sequence[Course], effects: Sequence[Effect], rule: Rule, dive
     first = rule.pairs[0]
     smallest = min(gap for (_, method), gap in own.items() if method == first[1])
     if smallest < rule.margin:
-        name = pair_label((first[1], first[1]))
-        return NOT_TESTED, f"the gap of {name} is {100 * smallest:.1f} points: no overfitting to reduce"
+        return NOT_TESTED, f"the gap of {method_label(first[1])} is {100 * smallest:.1f} points: no overfitting to reduce"
     return _below(effects, first)
 
 
@@ -157,9 +158,9 @@ def _overfits(courses: Sequence[Course], effects: Sequence[Effect], rule: Rule, 
 
 
 def _plateau(courses: Sequence[Course], effects: Sequence[Effect], rule: Rule, diverged: Sequence[RunSpec]) -> Finding:
-    own = {line.method: line.gap for line in course.gaps(courses).itertuples()}
-    said = ", ".join(f"{pair_label((m, m))} {100 * own[m]:.1f}" for m in rule.pairs[0])
-    if max(own[m] for m in rule.pairs[0]) < rule.margin:
+    own = {(line.dataset, line.method): line.gap for line in course.gaps(courses).itertuples()}
+    said = ", ".join(f"{method_label(m)} {100 * own[d, m]:.1f}" for d in unique(d for d, _ in own) for m in rule.pairs[0])
+    if any(max(own[d, m] for m in rule.pairs[0]) < rule.margin for d, _ in own):
         return NOT_TESTED, f"gaps in points: {said}; no overfitting to explain"
     above = all(e.low > 0 for e in effects)
     return (REPRODUCED if above else PARTLY if all(e.value > 0 for e in effects) else NOT), f"gaps in points: {said}"
@@ -169,10 +170,10 @@ def _against_controls(detail: Sequence[Effect], rule: Rule, whole: set[str]) -> 
     gone, missing = [], []
     for pair in rule.controls:
         mine = [e for e in detail if (e.method, e.baseline) == pair and e.dataset in whole and e.seeds >= rule.min_seeds]
-        if not mine:
-            missing.append(pair_label(pair))
-        elif not all(e.high < 0 for e in mine):
+        if not all(e.high < 0 for e in mine):
             gone.append(pair_label(pair))
+        elif len(mine) < len(whole):
+            missing.append(pair_label(pair))
     parts = [f"explanation not supported: no clear difference in {', '.join(gone)}"] if gone else []
     parts += [f"controls without enough runs: {', '.join(missing)}"] if missing else []
     return "; ".join(parts) or "the difference stands against all controls"

@@ -41,9 +41,9 @@ class Effect:
     def _number(self) -> str:
         if self.unit == "points":
             return points(self.value, self.low, self.high)
-        form = "{:.2f}" if self.unit == "times" else "{:+.2f}"
-        interval = "" if math.isnan(self.low) else f" [{form.format(self.low)}, {form.format(self.high)}]"
-        return form.format(self.value) + interval + ("" if self.unit == "times" else f" {self.unit}")
+        sign, unit = ("", "") if self.unit == "times" else ("+", f" {self.unit}")
+        value, low, high = (f"{round(x, 2) + 0.0:{sign}.2f}" for x in (self.value, self.low, self.high))  # no negative zero
+        return value + ("" if math.isnan(self.low) else f" [{low}, {high}]") + unit
 
 
 def pair_label(pair: tuple[str, str], unit: str = "points") -> str:

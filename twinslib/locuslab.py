@@ -23,8 +23,9 @@ CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 
 
 def round_down(radius: float, digits: int = DIGITS) -> str:
-    """`radius` with that many significant digits, never more than it was; reading it back gives at most `radius`."""
-    exact = Decimal(float(radius))
+    """`radius` with at most that many significant digits, never rounded up: reading it back gives at most `radius`, and
+    exactly that where so many digits are enough."""
+    exact = Decimal(repr(float(radius)))
     if not exact.is_finite() or exact < 0 or digits < 1:
         raise ValueError(f"expected a finite radius of at least 0 and one digit or more, got {radius} and {digits}")
     if exact == 0:

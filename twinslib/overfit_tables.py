@@ -4,7 +4,6 @@ Tables are DataFrames of text: accuracy in percent, gaps in points, "not run" wh
 has 0 in its interval.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ from .runs import Job
 from .schedules import factor
 
 PATIENCE = 5  # validation measurements without a new best after which early stopping ends
-SCHEDULES = {"at": "piecewise", "at_cosine": "cosine", "at_cyclic": "cyclic", "at_slow_fast": "slow start, fast decay"}
+SCHEDULES = ("at", "at_cosine", "at_cyclic", "at_slow_fast")  # AT from the start network, which differ in their schedule
 SCRATCH = ("at_random", "at_short_plateau", "at_long_plateau")  # from random weights
 PLATEAUS = ("at_short_plateau", "at_long_plateau")
 EARLY = ("at", "at_random")  # also shown as early stopping would leave them
@@ -77,11 +76,12 @@ def caption(courses: Sequence[Course]) -> str:
     test, train = ("/".join(f"{n:,}" for n in sorted({c.arrays[key].shape[1] for c in courses if key in c.arrays}))
                    for key in ("test_robust", "train_robust"))
     seeds = sorted({c.spec.seed for c in courses})
-    tail = ("Means over seeds, each seed a thin line." if len(seeds) > 1 else
-            "With one seed intervals speak about other test images only.")
-    return (f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any of "
-            f"its steps) and on {train or 'no'} training images (after its last step, without augmentation). "
-            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}")
+    single = min(map(len, by_key(courses).values()), default=1) == 1
+    tail = ("Lines are means over seeds, thin lines single seeds. " if len(seeds) > 1 else "") + (
+        "Intervals of a single seed speak about other test images only." if single else "")
+    return (f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any "
+            f"of its steps) and on {train or 'no'} training images (after its last step, without augmentation). "
+            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}").strip()
 
 
 # -- early stopping -----------------------------------------------------------------------------------------------------
@@ -104,6 +104,16 @@ def above_early_stopping(courses: Sequence[Course], method: str, baseline: str =
         if values:
             out[dataset] = stats.crossed_mean(np.stack(values))
     return out
+
+
+def ending(c: Course) -> np.ndarray:
+    """The last measured epochs, whose mean stands for the end of training."""
+    return c.arrays["epoch"][c.arrays["epoch"] > 0][-LAST:]
+
+
+def schedule_label(spec: RunSpec) -> str:
+    """slow start, fast decay; the others by their own name."""
+    return {"slow_fast": "slow start, fast decay"}.get(spec.optim.schedule, spec.optim.schedule)
 
 
 def small_share(spec: RunSpec) -> float:
@@ -144,12 +154,13 @@ def best_last_table(courses: Sequence[Course], jobs: Sequence[Job], patience: in
         if method in EARLY:
             group = found[dataset, method]
             stops = [early_stop(c, patience) for c in group]
-            robust, clean = (stats.crossed_mean(np.stack([_at(c, key, kept) for c, (kept, _) in zip(group, stops, strict=True)]))
+            robust, clean = (_within(*stats.crossed_mean(np.stack([_at(c, key, kept) for c, (kept, _) in
+                                                                   zip(group, stops, strict=True)]))[:3])
                              for key in ("test_robust", "test_clean"))
             share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
             lines.append(head | {"method": f"{head['method']}, early stopped (patience {patience})", "seeds": str(row.seeds),
-                                 "best epoch": _listed([kept for kept, _ in stops]), best: percent(*robust[:3]), last: "",
-                                 gap: "", "clean, best": percent(*clean[:3]), "clean, last": "",
+                                 "best epoch": _listed([kept for kept, _ in stops]), best: robust, last: "",
+                                 gap: "", "clean, best": clean, "clean, last": "",
                                  "training needed": f"{100 * share:.0f} %"})
     return pd.DataFrame(lines, columns=columns)
 
@@ -176,8 +187,8 @@ def schedule_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int
             continue
         row, early = frame.get((dataset, method)), above_early_stopping(courses, method, patience=patience).get(dataset)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
-        lines.append({"data set": dataset_label(dataset), "schedule": SCHEDULES[method], "peak rate": f"{spec.optim.lr:g}",
-                      f"of the run below {SLOW:g} of it": f"{100 * small_share(spec):.0f} %",
+        lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
+                      f"of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %",
                       "robust, best": _percent(row, "best") if row else NOT_RUN,
                       "robust, last": _percent(row, "last") if row else NOT_RUN,
                       "gap (points)": points(row.gap, row.gap_low, row.gap_high) if row else NOT_RUN,
@@ -207,10 +218,11 @@ def curves_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
         parts = []
         for method in methods(jobs):
             if (dataset, method) in frame and "train_robust" in found[dataset, method][0].arrays:
-                parts.append(f"{method_label(method)} {100 * frame[dataset, method].gap:+.1f} and "
-                             f"{100 * _train_change(found[dataset, method]):+.1f}")
-        head = f"{dataset_label(dataset)}: from the best epoch to the end robust error changes, on test and on training images, by "
-        out.append(head + "; ".join(parts) + " points." if parts else f"{dataset_label(dataset)}: {NOTHING}")
+                parts.append(f"{method_label(method)} {_signed(frame[dataset, method].gap)} and "
+                             f"{_signed(_train_change(found[dataset, method]))}")
+        out.append(f"{dataset_label(dataset)}: " + (
+            "from the best epoch to the end robust error changes, on test and on training images, by "
+            f"{'; '.join(parts)} points." if parts else NOTHING))
     return " ".join([*out, _missing(courses, jobs, methods(jobs))]).strip()
 
 
@@ -225,43 +237,35 @@ def early_reading(courses: Sequence[Course], patience: int = PATIENCE) -> str:
                                             for c, (kept, _) in zip(group, stops, strict=True)]))
         share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
         word = {"larger": "higher", "smaller": "lower"}.get(_word(gain.low, gain.high), "not clearly different")
-        out.append(f"{dataset_label(dataset)}: AT stopped early takes {100 * share:.0f} % of the training; robust accuracy of the "
-                   f"network kept minus that at the end is {points(*gain[:3])} points: {word}.")
+        out.append(f"{dataset_label(dataset)}: AT stopped early takes {100 * share:.0f} % of the training; robust accuracy of "
+                   f"the network kept minus that at the end is {points(*gain[:3])} points: {word}.")
     return " ".join(out) or NOTHING
 
 
 def gap_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
     """Which gaps are above 0, and which are smaller or larger than that of AT."""
     out, frame, plan = [], _gaps(courses), ordered(jobs)
+    found = course.gap_differences(courses, [pair for pair in PAIRS if pair[1] == "at"])
     for dataset in unique(d for d, _ in plan):
-        gaps = [(method_label(m), frame[d, m].gap, frame[d, m].gap_low, frame[d, m].gap_high) for d, m in plan
-                if d == dataset and (d, m) in frame]
-        own = _sorted(gaps, {"larger": "above 0 for", "unclear": "unclear for", "smaller": "below 0 for"})
-        other = course.gap_differences(courses, [p for p in PAIRS if p[1] == "at"])
-        other = other[(other["dataset"] == dataset) & [(d, m) in plan for d, m in zip(other["dataset"], other["method"],
-                                                                                    strict=True)]]
-        against = _sorted([(method_label(d.method), d.value, d.low, d.high) for d in other.itertuples()],
-                          {"larger": "larger for", "unclear": "not clearly different for", "smaller": "smaller for"})
-        out.append(f"{dataset_label(dataset)}: " + (f"the gap is {own}." if own else NOTHING)
-                   + (f" Against that of AT it is {against}." if against else ""))
+        own = [(method_label(m), row.seeds, row.gap, row.gap_low, row.gap_high) for d, m in plan
+               if d == dataset and (row := frame.get((d, m)))]
+        against = [(method_label(d.method), d.seeds, d.value, d.low, d.high) for d in found.itertuples() if d.dataset == dataset]
+        out.append(_sorted(f"{dataset_label(dataset)}, gap", own)
+                   + (f" {_sorted('Gap minus that of AT', against)}" if against else ""))
     return " ".join([*out, _missing(courses, jobs, unique(m for _, m in plan))]).strip()
 
 
 def schedule_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
     """Whether the gap depends on the schedule, here and in public runs."""
-    wanted = [p for p in PAIRS if set(p) <= set(SCHEDULES) and "at_slow_fast" in p]
-    found, out = course.gap_differences(courses, wanted), []
-    for dataset in unique(d for d, m in planned(jobs) if m in SCHEDULES):
-        mine = found[found["dataset"] == dataset] if len(found) else found
-        text = _sorted([(SCHEDULES[d.baseline], d.value, d.low, d.high) for d in mine.itertuples()],
-                       {"larger": "larger than under", "unclear": "not clearly different from that under",
-                        "smaller": "smaller than under"})
-        tail = f"under slow start, fast decay the gap is {text}." if text else "slow start, fast decay is not compared yet."
-        out.append(f"{dataset_label(dataset)}: {tail}")
-    shown = ", ".join(f"{name} {100 * row.gap:.1f}" for (d, name), row in _public().items()
-                      if d == "CIFAR-10" and name in ("piecewise", "cosine", "cyclic"))
-    return (" ".join(out) or NOTHING) + (f" Gaps of public runs of {_public()['CIFAR-10', 'piecewise'].model} from random weights, "
-                                         f"in points: {shown}; none is known for slow start, fast decay.")
+    found, out, plan = course.gap_differences(courses, [p for p in PAIRS if p[0] == "at_slow_fast"]), [], planned(jobs)
+    for dataset in unique(d for d, m in plan if m in SCHEDULES):
+        mine = [(schedule_label(plan[dataset, d.baseline]), d.seeds, d.value, d.low, d.high) for d in found.itertuples()
+                if d.dataset == dataset]
+        out.append(_sorted(f"{dataset_label(dataset)}, gap under slow start, fast decay minus that under another schedule", mine))
+    theirs = {row.schedule: row for row in _public().values()}
+    shown = ", ".join(f"{name} {100 * theirs[name].gap:.1f}" for name in ("piecewise", "cosine", "cyclic"))
+    return " ".join([*out, f"Gaps of public runs of {theirs['piecewise'].model} from random weights, in points: {shown}; none is "
+                           "known for slow start, fast decay."])
 
 
 def scratch_reading(courses: Sequence[Course]) -> str:
@@ -272,8 +276,8 @@ def scratch_reading(courses: Sequence[Course]) -> str:
             continue
         group = found[dataset, method]
         share = np.mean([e / c.spec.optim.epochs for e, c in zip(row.epochs, group, strict=True)])
-        text = (f"{dataset_label(dataset)}: AT from random weights has {100 - 100 * row.best:.1f} % robust test error at the best "
-                f"epoch, after {100 * share:.0f} % of the training, and {100 - 100 * row.last:.1f} % at the end; gap "
+        text = (f"{dataset_label(dataset)}: AT from random weights has {100 - 100 * row.best:.1f} % robust test error at the "
+                f"best epoch, after {100 * share:.0f} % of the training, and {100 - 100 * row.last:.1f} % at the end; gap "
                 f"{points(row.gap, row.gap_low, row.gap_high)} points: {_above(row.gap_low, row.gap_high)}.")
         theirs = _public().get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
         out.append(text + (f" Public run: {100 * theirs.best:.1f} % and {100 * theirs.last:.1f} %, gap {100 * theirs.gap:+.1f} "
@@ -288,8 +292,8 @@ def plateau_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
     for d in found.itertuples():
         said = []
         for name in PLATEAUS:
-            row, drop = frame[d.dataset, name], first_drop(plan[d.dataset, name])
-            said.append(f"{row.gap * 100:+.1f} points after {drop:g} epochs at the peak rate")
+            row, drop = frame[d.dataset, name], first_drop(plan[d.dataset, name]) or 0
+            said.append(f"{_signed(row.gap)} points after {drop:g} epochs at the peak rate")
         out.append(f"{dataset_label(d.dataset)}: the gap is {' and '.join(said)}; long minus short "
                    f"{points(d.value, d.low, d.high)}: {_word(d.low, d.high)}.")
     return " ".join(out) or "Plateaus: not run."
@@ -299,9 +303,9 @@ def public_plateau_reading() -> str:
     """What the public runs that differ in the epoch of the drop say."""
     rows = public_plateaus()
     first, last = rows.iloc[0], rows.iloc[-1]
-    return (f"Public runs of {first['model']}: as the plateau grows from {first.iloc[0]} to {last.iloc[0]} epochs the gap goes from "
-            f"{first['gap (points)']} to {last['gap (points)']} points, but the epochs after it go from {first.iloc[1]} to "
-            f"{last.iloc[1]}; ours keep these equal.")
+    return (f"Public runs of {first['model']}: as the plateau grows from {first.iloc[0]} to {last.iloc[0]} epochs the gap goes "
+            f"from {first['gap (points)']} to {last['gap (points)']} points, but the epochs after it go from {first.iloc[1]} to "
+            f"{last.iloc[1]}.")
 
 
 # -- parts --------------------------------------------------------------------------------------------------------------
@@ -324,8 +328,8 @@ def _public() -> dict:
 
 def _train_change(group: Sequence[Course]) -> float:
     """Robust error on training images at the end minus that at the best epoch, mean over seeds."""
-    return float(np.mean([_at(c, "train_robust", course.best_epoch(c.epochs)).mean() - c.arrays["train_robust"][-LAST:].mean()
-                          for c in group]))
+    return float(np.mean([_at(c, "train_robust", course.best_epoch(c.epochs)).mean()
+                          - c.arrays["train_robust"][np.isin(c.arrays["epoch"], ending(c))].mean() for c in group]))
 
 
 def _at(c: Course, name: str, epoch: int) -> np.ndarray:
@@ -334,7 +338,12 @@ def _at(c: Course, name: str, epoch: int) -> np.ndarray:
 
 
 def _percent(row, name: str) -> str:
-    return percent(*(getattr(row, name + end) for end in ("", "_low", "_high")))
+    return _within(*(getattr(row, name + end) for end in ("", "_low", "_high")))
+
+
+def _within(value: float, low: float, high: float) -> str:
+    """`percent`, its interval cut to what an accuracy can be."""
+    return percent(value, max(low, 0.0), min(high, 1.0))
 
 
 def _listed(epochs: Sequence[int]) -> str:
@@ -349,16 +358,23 @@ def _above(low: float, high: float) -> str:
     return {"larger": "above 0", "smaller": "below 0"}.get(_word(low, high), "unclear")
 
 
-def _sorted(found: Sequence[tuple[str, float, float, float]], words: dict[str, str]) -> str:
-    """(label, value, low, high) grouped by where the interval lies, in points."""
-    groups: dict[str, list[str]] = {word: [] for word in words}
-    for label, value, low, high in found:
-        if not math.isnan(value):
-            groups[_word(low, high)].append(f"{label} ({points(value, low, high)})")
-    return "; ".join(f"{words[word]} {', '.join(group)}" for word, group in groups.items() if group)
+def _sorted(lead: str, found: Sequence[tuple[str, int, float, float, float]]) -> str:
+    """(label, seeds, value, low, high) in points, grouped by where the interval lies; says where fewer seeds stand behind one."""
+    names = {"larger": f"{lead} above 0", "unclear": "Unclear, as the interval contains 0", "smaller": "Below 0"}
+    groups: dict[str, list[str]] = {name: [] for name in names.values()}
+    most = max((seeds for _, seeds, *_ in found), default=0)
+    for label, seeds, value, low, high in found:
+        few = f" ({seeds} seed{'s' if seeds > 1 else ''})" if seeds < most else ""
+        groups[names[_word(low, high)]].append(f"{label} {_signed(value)}{few}")
+    said = [f"{name}: {'; '.join(group) or 'none'}." for name, group in groups.items()]
+    return " ".join(said) if found else f"{lead}: not measured yet."
+
+
+def _signed(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # no negative zero
 
 
 def _missing(courses: Sequence[Course], jobs: Sequence[Job], names: Sequence[str]) -> str:
     done = by_key(courses)
     absent = unique(method_label(m) for d, m in planned(jobs) if m in names and (d, m) not in done)
-    return f"Not run: {', '.join(absent)}." if absent else ""
+    return f"Not run: {'; '.join(absent)}." if absent else ""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import claims, compare, public, report, table
+from . import claims, compare, course, overfit_tables, public, rate_tables, report, table
 from .checkpoint import atomic_write
 from .runs import Job, Store
 
@@ -28,6 +28,43 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
         "## Next to public numbers",
         f"TWINS-AT minus AT, mean over five data sets: {public.reported()} points. Public re-runs, TWINS-TRADES minus TRADES:",
         report.to_markdown(public.reference_differences()), report.to_markdown(public.reference_table(rows, store, tunes))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def rates(store: Store, jobs: Sequence[Job]) -> str:
+    """Notebook 02: verdicts, effective learning rates and their ratios, gradients of the wings, drift, leaving the start."""
+    found = course.finished(store, jobs)
+    parts = [
+        f"# Effective learning rate, preset {store.preset}",
+        "## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, "02"))),
+        "## Rates", "Medians over convolutions of means over recorded steps; means over seeds with 95 % intervals (Student).",
+        report.to_markdown(rate_tables.rate_table(found)),
+        "## Ratios", "Geometric means over seeds with 95 % intervals (Student, of the logarithms).",
+        rate_tables.ratio_reading(found), report.to_markdown(rate_tables.ratio_table(found)),
+        "## Wings", rate_tables.wing_reading(found),
+        "## Drift", rate_tables.drift_reading(found),
+        "## Leaving the start", "PGD loss on fixed training images, in nats, after each epoch; 95 % intervals over seeds.",
+        rate_tables.loss_reading(found), report.to_markdown(rate_tables.loss_table(found)),
+        "Epochs until the training loss falls below the threshold (half of the way to AT's lowest).",
+        rate_tables.time_reading(found), report.to_markdown(rate_tables.time_table(found))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def overfitting(store: Store, jobs: Sequence[Job]) -> str:
+    """Notebook 03: verdicts, best and last epochs with gaps, differences of gaps, schedules, random start and plateaus."""
+    found = course.finished(store, jobs)
+    parts = [
+        f"# Robust overfitting, preset {store.preset}",
+        "## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, "03"))),
+        "## Best and last", overfit_tables.caption(found), overfit_tables.curves_reading(found, jobs),
+        report.to_markdown(overfit_tables.best_last_table(found, jobs)), overfit_tables.early_reading(found),
+        "## Differences of gaps", "In points, on the same test images and seeds; below 0 the first method overfits less.",
+        overfit_tables.gap_reading(found, jobs), report.to_markdown(overfit_tables.difference_table(found, jobs)),
+        "## Schedules", overfit_tables.schedule_reading(found, jobs),
+        report.to_markdown(overfit_tables.schedule_table(found, jobs)),
+        "## From random weights", overfit_tables.scratch_reading(found),
+        "## Plateaus", overfit_tables.plateau_reading(found, jobs), overfit_tables.public_plateau_reading(),
+        report.to_markdown(overfit_tables.public_plateaus())]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

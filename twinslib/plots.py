@@ -31,6 +31,7 @@ OTHERS = (  # for methods without a look of their own, by order
     {"color": "#009E73", "linestyle": (0, (8, 2)), "marker": "P"},
     {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "X"},
     {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"},
+    {"color": "#8C510A", "linestyle": (0, (4, 1, 1, 1)), "marker": "h"},
 )
 QUIET = {"color": "#767676", "linestyle": "none", "marker": "o", "markersize": 2.2}  # methods that only give the context
 SMALL = 7  # points; no text is smaller

@@ -70,6 +70,17 @@ def overfitting_gaps() -> pd.DataFrame:
     return wide.assign(gap=wide["last"] - wide["best"]).rename_axis(columns=None).reset_index()
 
 
+def smoothing_rows() -> pd.DataFrame:
+    """Certified accuracy of others by randomized smoothing, one number per line, fractions; none is of arXiv 2312.09020 itself.
+
+    sigma: noise level, NaN where the best of several is given for each radius. metric: certified_acc at radius (L2, [0, 1]
+    pixels), acr or abstain_rate. images, n, alpha: what it stands on, as text; alpha as the radii in the logs show it, where
+    that is not what the text says.
+    """
+    frame = _read("smoothing.csv")
+    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in ("sigma", "radius")})
+
+
 def reference_differences() -> pd.DataFrame:
     """TWINS-TRADES minus TRADES in points as one public source re-ran both, by data set, and their mean."""
     rows = reference_rows()

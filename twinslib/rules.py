@@ -5,6 +5,7 @@ longer has that stamp, so what it would judge can be told from what it was writt
 """
 
 import functools
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -12,13 +13,19 @@ import yaml
 
 from .config import METHODS, from_dict, spec_hash
 from .errors import choose
+from .norms import NORMS
 
 MEASURES = {  # measure -> what it may look at
     **dict.fromkeys(("gain", "spread", "margin", "shown"), ("clean", "robust")),
     "rate": ("lr_over_w2", "angle"),
     "escape": ("loss",),
     **dict.fromkeys(("overfits", "less_overfitting", "plateau"), ("gap",)),
+    **dict.fromkeys(("carried", "carried_widely", "one_for_all", "norm_drop", "recovered"), ("certified",)),
+    "cost": ("forwards",),
+    "wider": ("acr",),
+    "clean_kept": ("clean",),
 }
+CERTIFIED = ("carried", "carried_widely", "one_for_all", "cost", "wider", "clean_kept", "norm_drop", "recovered")  # by cells
 SCALES = ("small", "medium", "paper")  # a toy run judges nothing
 
 
@@ -29,6 +36,50 @@ class Robust:
     threat: str
     eps: float
     min_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smooth:
+    """What counts as certified: at these noise levels and L2 radii in [0, 1] pixels, with this alpha, at least n draws and at
+    least so many images; of the settings that all compared cells share, the one with most seeds, then most draws."""
+
+    sigmas: tuple[float, ...]
+    radii: tuple[float, ...]
+    n: int
+    alpha: float
+    min_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A network of the grid of smoothing runs, written pretraining/finetuning/norm, with +restat where the statistics of its
+    batch norms are estimated again at each noise level. noise* is the network made with noise of the level it is certified at."""
+
+    pretraining: str
+    finetuning: str
+    norm: str
+    restat: bool = False
+
+    def at(self, sigma: float) -> "Cell":
+        """The cell at one level: noise0.5 for noise*."""
+        own = {"noise*": f"noise{float(sigma)}"}
+        return Cell(pretraining=own.get(self.pretraining, self.pretraining), finetuning=own.get(self.finetuning, self.finetuning),
+                    norm=self.norm, restat=self.restat)
+
+    def __str__(self) -> str:
+        return f"{self.pretraining}/{self.finetuning}/{self.norm}" + ("+restat" if self.restat else "")
+
+
+def cell(text: str) -> Cell:
+    """The cell that `text` names.
+
+    Raises:
+        ValueError: not of that form, or an unknown norm.
+    """
+    found = re.fullmatch(r"([\w.*]+)/([\w.*]+)/(\w+)(\+restat)?", text)
+    if not found:
+        raise ValueError(f"expected a cell such as mixed/clean/group or mixed/clean/batch+restat, got {text!r}")
+    return Cell(pretraining=found[1], finetuning=found[2], norm=choose(found[3], NORMS, "norm of a cell"), restat=bool(found[4]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +100,10 @@ class Rule:
     alpha: float = 0.05
     controls: tuple[tuple[str, ...], ...] = ()  # if the gain vanishes against one of these, the explanation is in doubt
     changes: str = ""  # why this version replaces the one before
+    smooth: Smooth | None = None
+    reference: str = ""  # cell that is trained for each noise level
+    share: float = 0.0  # of the reference that is to be kept or recovered, or of its cost that may be spent
+    floor: float = 0.0  # accuracy of the reference up to which nothing is asked
 
     def __post_init__(self) -> None:
         choose(self.measure, MEASURES, "measure")
@@ -57,14 +112,18 @@ class Rule:
                              f"{len(self.pairs)}, {len(self.metrics)}, {self.min_datasets} and {self.min_seeds}")
         for metric in self.metrics:
             choose(metric, MEASURES[self.measure], f"metric of {self.measure}")
-        if (self.robust is None) != (self.measure in ("rate", "escape")):
-            raise ValueError(f"expected `robust` in every rule but those on weights and losses, got {self.robust} for "
-                             f"{self.measure}")
+        if (self.robust is None) != (self.measure in ("rate", "escape", *CERTIFIED)):
+            raise ValueError(f"expected `robust` in every rule but those on weights, losses and certificates, got {self.robust} "
+                             f"for {self.measure}")
+        if (self.smooth is None) != (self.measure not in CERTIFIED):
+            raise ValueError(f"expected `smooth` in rules on certificates and no others, got {self.smooth} for {self.measure}")
         for pair in (*self.pairs, *self.controls):
             if len(pair) != 2:
                 raise ValueError(f"expected pairs of a method and a baseline, got {list(pair)}")
             for name in pair:
-                choose(name, METHODS, "method of a rule")
+                cell(name) if self.smooth else choose(name, METHODS, "method of a rule")
+        if self.reference:
+            cell(self.reference)
         if self.version > 1 and not self.changes:
             raise ValueError(f"expected `changes` to say why the rule is in version {self.version}, got nothing")
 

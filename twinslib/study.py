@@ -31,6 +31,7 @@ from .config import (
 from .errors import check_keys, choose
 from .objectives import OBJECTIVES
 from .runs import Best, Job, Plan
+from .smoothing_grid import smoothing
 
 PRESETS = ("toy", "small", "medium", "paper")
 SETTINGS = ("preset", "threads", "compute")  # parameters that change no run
@@ -165,7 +166,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
 
 
 def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict], runs: dict[str, dict],
-             seeds: Sequence[int], optim: dict, attack: dict, follow: dict, best: Best) -> list[Job]:
+             seeds: Sequence[int], optim: dict, attack: dict, follow: dict, best: Best, study: str = "followed") -> list[Job]:
     """Runs whose course is kept (TWINS, C5-C7; robust overfitting): every method of `runs` on every target, at one base
     learning rate, which is part of the question and so not chosen.
 
@@ -176,6 +177,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             that target.
         follow: fields of `config.FollowSpec`.
         best: not used; nothing is chosen.
+        study: name of the jobs' study, and so of its file of epochs.
     Returns:
         Jobs without evaluations, the start network first, then seed 0 of everything before seed 1 of anything.
     """
@@ -206,8 +208,8 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             optim=dataclasses.replace(schedule, lr=schedule.lr * (1 + weight if label == "at_lr" else 1)),
             attack=from_dict(AttackSpec, attack, "attack"), follow=from_dict(FollowSpec, follow, "follow"), seed=seed,
             **{"source" if isinstance(origin, RunSpec) else "weights": origin})
-        jobs.append(Job("followed", spec, ()))
-    return [*([Job("followed", begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs]
+        jobs.append(Job(study, spec, ()))
+    return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs]
 
 
 def _parent(label: str) -> str:
@@ -254,7 +256,9 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
 
 
 _sources = sources  # the argument of `transfer` has the same name
-STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": followed, "03": followed}
+STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": functools.partial(followed, study="rates"),
+                                                "03": functools.partial(followed, study="overfitting"), "04": smoothing,
+                                                "05": smoothing}
 
 
 def parameters(notebook: Path) -> dict:

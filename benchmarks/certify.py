@@ -1,0 +1,225 @@
+"""Time the certification of images by randomized smoothing: group-sequential, against the textbook loop.
+
+    python -m benchmarks.certify --weights W.safetensors --data cifar10 --images 200 --fixed   what the bar asks for
+    python -m benchmarks.certify --weights W.safetensors --data cifar10 --sigma 0.5 --radii 0 0.5 1 1.5 --device cuda
+    python -m benchmarks.certify --images 4 --n 2000                                            runs; random weights
+
+The textbook draws n0 + n copies of each image, in batches of 400, in float32, image by image. Ours stops when the
+requested radii are settled, with the same guarantee, on a folded copy in channels-last batches that images share. Both take
+turns on groups of images in one process. The textbook runs for a stretch of its draws only; its time is proportional to
+them, and `textbook seconds` is extrapolated to all. The ratio is of total times, with a 95 % bootstrap interval over whole
+groups; above 1: ours is faster. It is the product of two: fewer draws, and faster draws. The first depends on the network,
+the images and the radii; with random weights it means nothing.
+
+With --fixed ours also draws all n for each image, and the certified accuracies of both are compared: that is slow. On a CPU
+there is a second clock, processor time of this process, which other work hardly lengthens; read it with --threads 1 only.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import twins_step
+from benchmarks.textbook_certify import TextbookCertifier
+from twinslib import provenance
+from twinslib.certified import average_radius, certified_accuracy
+from twinslib.checkpoint import atomic_write, load_into, load_weights, tensor_hash
+from twinslib.fold import FoldedCopy
+from twinslib.models import ARCHS, make_model
+from twinslib.norms import NORMS
+from twinslib.packed import load_packed
+from twinslib.sequential import Plan, certify_plan, sequential_plan
+from twinslib.smoothing import collect_votes
+from twinslib.votes import Votes, join_votes
+
+RESULTS = twins_step.RESULTS / "certify"
+OURS = ("float32", "bfloat16")
+
+
+def network(arch: str, norm: str, weights: Path | None) -> torch.nn.Module:
+    """The network to certify, in eval mode; without weights a random one."""
+    if weights is None:
+        return twins_step.start_network(arch).eval()
+    state, _ = load_weights(weights)
+    classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 2][-1]
+    return load_into(make_model(arch, classes, norm=norm, seed=0), state).eval()
+
+
+def test_images(data: str | None, side: int, count: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """(uint8 images, labels, indices), evenly spaced over the test images; without data random ones."""
+    if data is None:
+        g = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=g)
+        return images, torch.randint(twins_step.CLASSES, (count,), generator=g), list(range(count))
+    packed = load_packed(data, side)
+    if not 1 <= count <= len(packed.test_labels):
+        raise ValueError(f"expected 1 to {len(packed.test_labels)} images of {data}, got {count}")
+    index = torch.arange(count) * len(packed.test_labels) // count
+    return packed.test_images[index], packed.test_labels[index], index.tolist()
+
+
+class Clocks:
+    """Seconds since the last call, by clock."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        cuda = torch.device(device).type == "cuda"
+        self.read = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
+        self()
+
+    def __call__(self) -> dict[str, float]:
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = {name: read() for name, read in self.read.items()}
+        passed = {name: value - self.last[name] for name, value in now.items()} if hasattr(self, "last") else {}
+        self.last = now
+        return passed
+
+
+def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, indices: Sequence[int], plan: Plan, *,
+            device: str, groups: int, stretch: int, batch_size: int, fixed: bool) -> dict:
+    """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook."""
+    model, images = model.to(device), images.to(device)
+    copies = {"float32": FoldedCopy(model), "bfloat16": FoldedCopy(model, dtype=torch.bfloat16)}
+    with torch.no_grad():
+        classes = model(images[:1].float() / 255).shape[1]
+    textbook, clocks = TextbookCertifier(model, plan.sigma, classes), Clocks(device)
+    model_hash = tensor_hash(model.state_dict())[:16]
+    parts: dict[str, list[Votes]] = {name: [] for name in OURS}
+    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *OURS)}
+
+    def ours(name: str, rows: np.ndarray, plan: Plan) -> Votes:
+        return collect_votes(copies[name], images[rows], plan, labels=labels[rows], indices=[indices[row] for row in rows],
+                             precision=name, batch_size=batch_size, model_hash=model_hash)
+
+    textbook.count(images[0].float() / 255, 2 * textbook.batch_size)  # to warm up
+    for name in OURS:
+        ours(name, np.arange(1), sequential_plan(sigma=plan.sigma, radii=plan.radii[:1], n=1024, n0=64, alpha=0.1))
+    sizes = []
+    for number, rows in enumerate(np.array_split(np.arange(len(images)), groups)):
+        sizes.append(len(rows))
+        for name in ("textbook", *OURS) if number % 2 else (*OURS, "textbook"):
+            clocks()
+            factor = 1.0
+            if name == "textbook":
+                for i in range(-(-stretch // textbook.batch_size)):  # over several images, as the whole run would be
+                    textbook.count(images[rows[i % len(rows)]].float() / 255, textbook.batch_size)
+                drawn = -(-stretch // textbook.batch_size) * textbook.batch_size
+                factor = len(rows) * (plan.n0 + plan.n) / drawn
+            else:
+                parts[name].append(ours(name, rows, plan))
+            for clock, passed in clocks().items():
+                seconds[name][clock].append(passed * factor)
+    votes = {name: join_votes(part) for name, part in parts.items()}
+    result = {"plan": votes["float32"].settings, "images": len(images), "images_by_group": sizes, "stretch": stretch,
+              "batch_size": batch_size, "seconds": seconds, "variants": {}}
+    for name, v in votes.items():
+        draws = int(v.draws.sum() + v.pilot.sum())
+        ratios = {clock: dict(zip(("estimate", "low", "high"), total_ratio(seconds["textbook"][clock], own), strict=True))
+                  for clock, own in seconds[name].items()}
+        result["variants"][name] = {
+            "draws": draws, "draws_ratio": len(images) * (plan.n0 + plan.n) / draws, "time_ratio": ratios,
+            "draws_by_image": np.sort(v.draws).tolist(), **accuracies(v, plan)}
+    if fixed:
+        whole = certify_plan(sigma=plan.sigma, n=plan.n, n0=plan.n0, alpha=plan.alpha)
+        result["fixed_n"] = accuracies(ours("float32", np.arange(len(images)), whole), plan)
+    return result
+
+
+def accuracies(votes: Votes, plan: Plan) -> dict:
+    """Certified accuracy at the requested radii, with standard errors, and the average radius."""
+    certified = votes.certified()
+    points = certified_accuracy(certified, plan.radii)
+    return {"accuracy": [p.accuracy for p in points], "standard_error": [p.standard_error for p in points],
+            "average_radius": average_radius(certified).estimate}
+
+
+def total_ratio(slower: Sequence[float], faster: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
+    """Ratio of total times with its 95 % bootstrap interval over groups."""
+    pairs, n = np.array([slower, faster]), len(slower)
+    a, b = pairs[:, np.random.default_rng(0).integers(n, size=(draws, n))].sum(2)
+    low, high = np.quantile(a / b, (0.025, 0.975))
+    return sum(slower) / sum(faster), float(low), float(high)
+
+
+def equal_within_errors(result: dict) -> bool:
+    """Whether float32 accuracies differ from those of fixed n by at most one standard error at each requested radius."""
+    pairs = zip(result["variants"]["float32"]["accuracy"], result["fixed_n"]["accuracy"], result["fixed_n"]["standard_error"],
+                strict=True)
+    return all(abs(a - b) <= error + 1e-12 for a, b, error in pairs)
+
+
+def table(result: dict) -> str:
+    """The result as text."""
+    plan, images = result["plan"], result["images"]
+    lines = [f"{images} images, sigma {plan['sigma']:g}, n {plan['looks'][-1]:,}, alpha {plan['alpha']:g}, textbook timed on "
+             f"{result['stretch']:,} draws per group and extrapolated",
+             f"  {'ours':22}{'draws per image':>16}{'fewer':>8}   time ratio (95 % interval)"]
+    for name, v in result["variants"].items():
+        ratios = "; ".join(f"{clock} {r['estimate']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+                           for clock, r in v["time_ratio"].items())
+        lines.append(f"  {name:22}{v['draws'] / images:16,.0f}{v['draws_ratio']:8.2f}   {ratios}")
+    lines.append(f"  {'certified accuracy at':22}" + "".join(f"{r:>8g}" for r in plan["radii"]) + f"{'ACR':>8}")
+    for name, v in (*result["variants"].items(), *([("fixed n", result["fixed_n"])] if "fixed_n" in result else [])):
+        lines.append(f"    {name:20}" + "".join(f"{a:8.3f}" for a in (*v["accuracy"], v["average_radius"])))
+    if "fixed_n" in result:
+        lines.append(f"  equal within one standard error: {'yes' if equal_within_errors(result) else 'no'}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.certify", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", choices=sorted(ARCHS), default="thin_resnet10")
+    parser.add_argument("--norm", choices=sorted(NORMS), default="batch")
+    parser.add_argument("--weights", type=Path, help="weights of that arch, as this package stores them; default: random")
+    parser.add_argument("--data", help="image set; default: random images")
+    parser.add_argument("--images", type=int, default=100, help="so many, evenly spaced over the test images")
+    parser.add_argument("--sigma", type=float, default=0.25)
+    parser.add_argument("--radii", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75])
+    parser.add_argument("--n", type=int, default=100_000)
+    parser.add_argument("--n0", type=int, default=100)
+    parser.add_argument("--alpha", type=float, default=0.001)
+    parser.add_argument("--groups", type=int, default=5, help="textbook and ours take turns on so many groups of images")
+    parser.add_argument("--stretch", type=int, default=4000, help="draws of the textbook per group")
+    parser.add_argument("--batch", type=int, default=512, help="copies in one of our forward passes")
+    parser.add_argument("--fixed", action="store_true", help="also draw all n, and compare certified accuracies; slow")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", type=twins_step._device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results/certify")
+    args = parser.parse_args(arguments)
+    for name in ("images", "groups", "stretch", "batch", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"expected --{name} of at least 1, got {getattr(args, name)}")
+    if args.groups > args.images:
+        parser.error(f"expected at most one group per image, got --groups {args.groups} for {args.images} images")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"expected a CUDA device for --device {args.device}, found none; use --device cpu")
+    torch.set_num_threads(args.threads)
+    try:
+        plan = sequential_plan(sigma=args.sigma, radii=args.radii, n=args.n, n0=args.n0, alpha=args.alpha)
+        model = network(args.arch, args.norm, args.weights)
+        images, labels, indices = test_images(args.data, ARCHS[args.arch].image_size, args.images)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
+    result = {"arch": args.arch, "norm": args.norm, "data": args.data or "random images",
+              "weights": args.weights.name if args.weights else "random weights, whose ratio of draws means nothing",
+              **compare(model, images, labels, indices, plan, device=args.device, groups=args.groups, stretch=args.stretch,
+                        batch_size=args.batch, fixed=args.fixed)}
+    print(table(result), flush=True)
+    extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
+    record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
+    text = json.dumps({"results": [result], "provenance": record}, indent=1, allow_nan=False) + "\n"
+    out = args.out or RESULTS / twins_step.default_path(args.device, args.threads).name
+    atomic_write(out, lambda path: path.write_text(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Time what the recorder of norms, gradients and angles adds to training, for AT and TWINS-AT in float32 and bfloat16.
+
+    python -m benchmarks.recorder                                  thin_resnet10, batch 128, PGD-5, one thread
+    python -m benchmarks.recorder --device cuda --arch resnet18    on a GPU
+
+Two networks train on the same batches from the same start, one without a recorder, one that keeps a line at each step. They take
+turns step by step, in an order that reverses each time, so that other work on the machine hits both alike. A step is everything:
+PGD, passes, backward pass, SGD step. The ratio of medians has a 95 % bootstrap interval over pairs of steps; 1.3 means 30 % more time.
+A line costs the same wherever it falls and the steps between lines nothing, so one every k steps adds (ratio - 1) / k. The
+recorder changes nothing else: the weights of both are compared bit by bit at the end. Its drift of statistics, once per epoch,
+is not in these times.
+
+On a CPU there are two clocks, see `twins_step`; read processor time with --threads 1 only.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import twins_step
+from twinslib import provenance
+from twinslib.checkpoint import atomic_write
+from twinslib.config import AttackSpec, RunSpec, method
+from twinslib.dynamics import Recorder
+from twinslib.models import ARCHS, memory_format
+from twinslib.norms import twinsify
+from twinslib.train import Step
+
+RESULTS = twins_step.RESULTS / "recorder"
+METHODS, PRECISIONS = ("at", "twins_at"), ("float32", "bfloat16")
+VARIANTS = {"without": None, "with a line": 1}  # steps between lines
+EVERY = (10, 5)  # what presets use or may use
+PGD_STEPS = 5  # as in preset small
+
+
+def run_spec(arch: str, batch_size: int, name: str, precision: str) -> RunSpec:
+    """A method with the defaults of the library but for the attack's number of steps."""
+    base = twins_step.run_spec(arch, batch_size, precision)
+    return replace(base, method=method(name), attack=AttackSpec(steps=PGD_STEPS))
+
+
+def make_step(spec: RunSpec, device: str, every: int | None) -> Step:
+    """A training step from the same start for all; a method without wings trains an ordinary network."""
+    model = twins_step.start_network(spec.model.arch)
+    model = twinsify(model) if spec.method.two_branches else model
+    model = model.to(device=device, memory_format=memory_format(model, device))
+    return Step(model, spec, device, recorder=Recorder(every) if every else None)
+
+
+def measure(spec: RunSpec, device: str, repeats: int) -> tuple[dict[str, dict[str, list[float]]], bool]:
+    """(seconds of each step by clock and variant, True if both end with the same weights and statistics)."""
+    cuda = torch.device(device).type == "cuda"
+    clocks = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
+    steps = {variant: make_step(spec, device, every) for variant, every in VARIANTS.items()}
+    seconds: dict[str, dict[str, list[float]]] = {clock: {variant: [] for variant in VARIANTS} for clock in clocks}
+
+    def read_clocks() -> list[float]:
+        if cuda:
+            torch.cuda.synchronize(device)
+        return [read() for read in clocks.values()]
+
+    for count in range(-2, repeats):  # two to warm up
+        x, y = twins_step.random_batch(spec.model.arch, spec.optim.batch_size, device, count)
+        for variant in VARIANTS if count % 2 else reversed(VARIANTS):
+            started = read_clocks()
+            steps[variant](x, y, count, spec.optim.lr)
+            ended = read_clocks()
+            if count >= 0:
+                for samples, begin, end in zip(seconds.values(), started, ended, strict=True):
+                    samples[variant].append(round(end - begin, 6))
+    one, other = (step.model.state_dict() for step in steps.values())
+    return seconds, all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Time with the recorder over time without: of a step with a line, and on average with a line every so many steps."""
+    found = dict(zip(("estimate", "low", "high"), twins_step.ratio(seconds["with a line"], seconds["without"]), strict=True))
+    out = {f"every {k}": {name: 1 + (value - 1) / k for name, value in found.items()} for k in EVERY}
+    return out | {"a step with a line": found}
+
+
+def compare(spec: RunSpec, device: str, repeats: int) -> dict:
+    """All that is reported for one method and precision: samples, ratios, and that the recorder changed nothing."""
+    seconds, same = measure(spec, device, repeats)
+    return {"arch": spec.model.arch, "image_size": spec.data.image_size, "batch_size": spec.optim.batch_size,
+            "attack_steps": spec.attack.steps, "method": spec.method.name, "precision": spec.optim.precision,
+            "same_weights": same, "ratios": {clock: ratios(samples) for clock, samples in seconds.items()}, "seconds": seconds}
+
+
+def table(result: dict) -> str:
+    """One method and precision as text."""
+    lines = [f"{result['method']} in {result['precision']}, {result['arch']} at {result['image_size']} pixels, batch "
+             f"{result['batch_size']}, PGD-{result['attack_steps']}; same weights: {'yes' if result['same_weights'] else 'NO'}"]
+    for clock, found in result["ratios"].items():
+        median = statistics.median(result["seconds"][clock]["without"])
+        lines.append(f"  {f'{clock} time, {median:.3f} s for a step without':44}{'ratio':>9}{'95 % interval':>24}")
+        lines += [f"    {name:42}{r['estimate']:9.3f}{r['low']:15.3f} to {r['high']:.3f}" for name, r in found.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recorder", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", choices=sorted(ARCHS), default="thin_resnet10")
+    parser.add_argument("--batch", type=int, default=128, help="images of one step")
+    parser.add_argument("--repeats", type=int, default=20, help="steps of each network")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=twins_step._device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results/recorder")
+    args = parser.parse_args(arguments)
+    for name in ("batch", "repeats", "threads"):
+        if (value := getattr(args, name)) < (least := 2 if name == "batch" else 1):
+            parser.error(f"expected --{name} of at least {least}, got {value}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"expected a CUDA device for --device {args.device}, found none; use --device cpu")
+    torch.set_num_threads(args.threads)
+    started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
+    results = []
+    for name in METHODS:
+        for precision in PRECISIONS:
+            results.append(compare(run_spec(args.arch, args.batch, name, precision), args.device, args.repeats))
+            print(table(results[-1]), flush=True)
+    extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
+    record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
+    text = json.dumps({"results": results, "provenance": record}, indent=1) + "\n"
+    path = args.out or RESULTS / twins_step.default_path(args.device, args.threads).name
+    atomic_write(path, lambda part: part.write_text(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Finished certifications of the smoothing grid, cell by cell (`rules.Cell`), as masks over test images; what tables, figures and
+verdicts stand on. Radii are L2 in [0, 1] pixels, accuracies fractions."""
+
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from . import noise
+from .certified import Certified
+from .checkpoint import atomic_write
+from .config import CertifySpec, RunSpec
+from .rules import Cell, Smooth
+from .runs import Job, Store
+from .smoothing_grid import CROSSED
+from .votes import Shares
+
+STATISTICS = ["run", "dataset", "cell", "seed", "sigma", "images", "layer", *noise.MISMATCHES]
+
+
+class Planned(NamedTuple):
+    """One certification that is asked for, done or not."""
+
+    dataset: str
+    cell: Cell
+    seed: int
+    spec: RunSpec
+    certification: CertifySpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """One finished certification; certified and shares are those of its votes, draws counts all copies."""
+
+    dataset: str
+    cell: Cell
+    seed: int
+    spec: RunSpec
+    certification: CertifySpec
+    split: str
+    certified: Certified
+    shares: Shares
+    draws: int
+
+    @property
+    def sigma(self) -> float:
+        return self.certification.sigma
+
+    def reached(self, radii: Sequence[float]) -> np.ndarray:
+        """Boolean (N, radii): right, and certified at least that far."""
+        c = self.certified
+        return c.correct[:, None] & (c.radius[:, None] >= np.asarray(radii))
+
+    def settles(self, radii: Iterable[float]) -> bool:
+        """True if these radii were waited for, so that accuracies at them are not too low."""
+        asked = self.certification.radii
+        return not asked or set(radii) <= set(asked)
+
+
+def cell_of(job: Job) -> Cell | None:
+    """The cell of a job of the grid; None for its start networks and other studies."""
+    labels = dict(job.labels)
+    if not {"pretraining", "finetuning", "norm"} <= set(labels):
+        return None
+    return Cell(pretraining=labels["pretraining"], finetuning=labels["finetuning"], norm=labels["norm"])
+
+
+def planned(jobs: Sequence[Job]) -> list[Planned]:
+    """Every certification of `jobs`, in their order."""
+    out = []
+    for job in jobs:
+        cell = cell_of(job)
+        for c in job.certs if cell else ():
+            here = dataclasses.replace(cell, restat=bool(c.restat_images))
+            out.append(Planned(job.spec.data.name, here, job.spec.seed, job.spec, c))
+    return out
+
+
+def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
+    """The certifications of `jobs` that are done."""
+    settled, out = [job for job in jobs if job.settled], []
+    for p in planned(settled):
+        record = store.run(p.spec)
+        votes = store.votes(p.spec, p.certification) if record else None
+        if votes is not None:
+            draws = int(votes.draws.sum() + votes.pilot.sum())
+            out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws))
+    return out
+
+
+def clean_masks(store: Store, jobs: Sequence[Job]) -> dict[tuple[str, Cell, int], np.ndarray]:
+    """(data set, cell, seed) -> right without noise, on the most images measured."""
+    out: dict[tuple[str, Cell, int], np.ndarray] = {}
+    for job in jobs:
+        cell = cell_of(job)
+        for e in job.evals if cell and job.settled and store.run(job.spec) else ():
+            masks = store.masks(job.spec, e) if e.kind == "clean" else None
+            key = job.spec.data.name, cell, job.spec.seed
+            if masks and len(masks["none"]) > len(out.get(key, ())):
+                out[key] = masks["none"]
+    return out
+
+
+def select(found: Sequence[Measured], dataset: str, needed: Sequence[tuple[Cell, float]], radii: Sequence[float],
+           smooth: Smooth | None = None) -> dict[tuple[Cell, float], dict[int, Measured]]:
+    """Each needed cell and noise level by seed, all with the same n, alpha, images and seeds, so that they can be compared.
+
+    Of several settings the one with most seeds, then most draws, then most images; empty if no seed has all.
+
+    Args:
+        radii: must have been settled. smooth: the least that is accepted; None: anything.
+    Raises:
+        ValueError: cells on different test images.
+    """
+    settings: dict[tuple, dict[tuple[Cell, float], dict[int, Measured]]] = {}
+    wanted = set(needed)
+    for m in found:
+        c = m.certification
+        if m.dataset != dataset or (m.cell, m.sigma) not in wanted or not m.settles(radii):
+            continue
+        if smooth and (c.n < smooth.n or c.alpha != smooth.alpha or c.images < smooth.min_images):
+            continue
+        settings.setdefault((c.n, c.alpha, c.images, c.seed), {}).setdefault((m.cell, m.sigma), {})[m.seed] = m
+    best: tuple[tuple, dict] = ((0, 0, 0), {})
+    for (n, _, images, _), cells in settings.items():
+        if set(cells) != wanted:
+            continue
+        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in cells.values())))
+        if seeds and (len(seeds), n, images) > best[0]:
+            best = (len(seeds), n, images), {key: {s: cells[key][s] for s in seeds} for key in needed}
+    splits = {m.split for by_seed in best[1].values() for m in by_seed.values()}
+    if len(splits) > 1:
+        raise ValueError(f"expected cells of {dataset} on the same test images, got the splits {', '.join(sorted(splits))}; give "
+                         "all the same data")
+    return best[1]
+
+
+def stack(by_seed: dict[int, Measured], radii: Sequence[float]) -> np.ndarray:
+    """Boolean (seeds, N, radii)."""
+    return np.stack([m.reached(radii) for m in by_seed.values()])
+
+
+def grid_radius(by_seed: dict[int, Measured], radii: Sequence[float]) -> np.ndarray:
+    """The largest of `radii` that is certified, 0 where the answer is wrong or missing; float64 (seeds, N).
+
+    Radii between those asked for are not waited for, so only this can be averaged fairly.
+    """
+    radii = sorted(r for r in radii if r > 0)
+    return stack(by_seed, radii) @ np.diff([0.0, *radii])
+
+
+# -- statistics of batch norm ------------------------------------------------------------------------------------------
+def measure_statistics(store: Store, jobs: Sequence[Job], sigmas: Sequence[float], images: int) -> pd.DataFrame:
+    """Measure `noise.mismatch` on the first test images for every batch-norm network of `jobs`, start networks on their own
+    test images, whose weights are at hand, and keep it in rows/statistics.csv; what is there is not measured again."""
+    frame = statistics(store)
+    known = set(zip(frame["run"], frame["sigma"], frame["images"], strict=True))
+    lines = []
+    for job in jobs:
+        spec, labels = job.spec, dict(job.labels)
+        if "pretraining" not in labels or labels["pretraining"] == CROSSED or spec.model.norm != "batch":
+            continue
+        if not job.settled or store.run(spec) is None or store.weights_path(spec) is None:
+            continue
+        data = store.data(spec.data)
+        left = [s for s in sigmas if (spec.hash, s, min(images, len(data.test_x))) not in known]
+        model = store.trained(spec).eval() if left else None
+        for sigma in left:
+            x = data.test_x[:images]
+            name = str(cell_of(job)) if cell_of(job) else f"{labels['pretraining']}/-/{labels['norm']}"
+            lines += [[spec.hash, spec.data.name, name, spec.seed, sigma, len(x), layer, *values.values()]
+                      for layer, values in noise.mismatch(model, x, sigma).items()]
+    if lines:
+        fresh = pd.DataFrame(lines, columns=STATISTICS)
+        frame = pd.concat([frame, fresh], ignore_index=True) if len(frame) else fresh
+        text = frame.to_csv(index=False)
+        path = _statistics_path(store)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, lambda tmp: tmp.write_text(text))
+        frame = pd.read_csv(io.StringIO(text))
+    return frame
+
+
+def statistics(store: Store) -> pd.DataFrame:
+    """What `measure_statistics` has left, one line per run, noise level and layer; empty at first."""
+    path = _statistics_path(store)
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=STATISTICS)
+
+
+def _statistics_path(store: Store):
+    return store.root / "rows" / "statistics.csv"

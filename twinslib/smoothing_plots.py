@@ -1,0 +1,303 @@
+"""Figures of certified accuracy as functions of frames (`smoothing_tables`); nothing is computed anew. Percent against the L2 radius
+in [0, 1] pixels; bars are 95 % intervals, hollow markers public numbers.
+
+A pre-training, a noise level and a kind of fine-tuning each have one colour, line style and marker in all figures, so that they
+read in grey and to the colour-blind (palette of Okabe and Ito).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator
+
+from . import noise, public
+from .plots import LOOKS, OTHERS, WIDTH, style
+from .report import NOT_RUN, dataset_label, method_label, unique
+from .rules import Cell
+from .runs import Job
+from .sequential import ceiling
+from .smoothing_cells import Measured, planned
+from .smoothing_grid import CROSSED
+from .smoothing_tables import (
+    LABELS,
+    LONG,
+    MANY,
+    NORMS,
+    ONE,
+    envelope,
+    family,
+    label_shares,
+    levels,
+    main_lines,
+    mismatch_name,
+    name,
+)
+
+MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
+SINGLE = {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "s"}
+CLEAN = {"color": "#555555", "linestyle": "--", "marker": "v"}
+THIRD = {"color": "#009E73", "linestyle": "-.", "marker": "D"}
+PRETRAINED = {"clean": CLEAN, "mixed": MIXED, "mixed_batch": THIRD}
+LEVELS = {0.0: CLEAN, 0.12: {"color": "#CC79A7", "linestyle": "-.", "marker": "X"},
+          0.25: {"color": "#56B4E9", "linestyle": "--", "marker": "o"}, 0.5: {"color": "#009E73", "linestyle": "-", "marker": "s"},
+          1.0: {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "D"}}
+FAMILIES = dict(zip(MANY, (SINGLE, CLEAN, THIRD), strict=True))
+PUBLIC = {"Cohen et al. 2019": "o", "SmoothAdv": "s", "DMAE, continued pre-training": "D"}
+PLAIN = "#333333"
+
+
+def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigma: float) -> Figure:
+    """Certified accuracy against the radius at one noise level: a column for each norm, above after fine-tuning on clean images,
+    below with noise of the level; a line for each pre-training.
+
+    Raises:
+        ValueError: nothing of this is planned.
+    """
+    cells = unique(p.cell for p in planned(jobs) if p.dataset == dataset and p.certification.sigma == sigma and not p.cell.restat)
+    fines, norms = ("clean", f"noise{float(sigma)}"), [n for n in NORMS if any(c.norm == n for c in cells)]
+    singles = f"noise{float(sigma)}"
+    starts = [p for p in ("clean", singles, "mixed", "mixed_batch") if any(c.pretraining == p and c.finetuning in fines for c in cells)]
+    _check(starts)
+    looks, main = PRETRAINED | {singles: SINGLE}, main_lines(frame)
+    with style():
+        fig = Figure(figsize=(WIDTH, 4.0))
+        axes = fig.subplots(2, len(norms), sharex=True, sharey=True, squeeze=False)
+        for ax, (fine, norm) in zip(axes.flat, [(f, n) for f in fines for n in norms], strict=True):
+            for i, start in enumerate(starts):
+                mine = family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma])
+                _curve(ax, mine, shift=0.012 * (i - 1), **looks[start])
+            _empty(ax)
+        for ax, norm in zip(axes[0], norms, strict=True):
+            ax.set_title(NORMS[norm])
+        for row, text in zip(axes, ("fine-tuned on clean images", f"fine-tuned with σ {sigma:g}"), strict=True):
+            row[0].set_ylabel(f"{text}\ncertified accuracy (%)")
+        _radii(axes, main)
+        fig.supxlabel(f"radius (certified at σ {sigma:g})")
+        _legend(fig, [(f"pre-training: {name(p)}", looks[p]) for p in starts])
+    return fig
+
+
+def loss_plot(frame: pd.DataFrame) -> Figure:
+    """From fine-tuning with noise (hollow) to fine-tuning on clean images (filled), mixed pre-training: a panel for each noise
+    level, a line for each norm and for batch norm with other statistics (`smoothing_tables.losses`)."""
+    sigmas = sorted(frame["sigma"].unique())
+    kinds = list(LABELS)
+    with style():
+        fig = Figure(figsize=(WIDTH, 2.6))
+        axes = fig.subplots(1, len(sigmas), sharex=True, sharey=True, squeeze=False)[0]
+        for ax, sigma in zip(axes, sigmas, strict=True):
+            here = {(r.norm, r.statistics): r for r in frame[frame["sigma"] == sigma].itertuples()}
+            for y, kind in enumerate(kinds):
+                row = here.get(kind)
+                if row is None or math.isnan(row.clean):
+                    ax.text(0.02, y, NOT_RUN, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+                    continue
+                color = {"batch": SINGLE, "group": MIXED, "layer": THIRD}[kind[0]]["color"]
+                ax.plot([100 * row.noisy, 100 * row.clean], [y, y], color=color, linewidth=1)
+                ax.plot(100 * row.noisy, y, "o", color=color, markerfacecolor="white", markersize=5)
+                ax.errorbar(100 * row.clean, y, xerr=[[100 * (row.high - row.lost)], [100 * (row.lost - row.low)]], color=color,
+                            marker="o", markersize=5, elinewidth=0.8)
+            ax.set_title(f"σ {sigma:g}")
+            ax.set_ylim(len(kinds) - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
+        axes[0].set_yticks(range(len(kinds)), list(LABELS.values()))
+        axes[0].set_xlim(left=min(0, axes[0].get_xlim()[0]))
+        fig.supxlabel(f"certified accuracy at radius {frame['radius'].iloc[0]:g} (%)")
+        plain = {"linestyle": "none", "marker": "o", "color": PLAIN, "markersize": 5}
+        fig.legend(handles=[Line2D([], [], label="fine-tuned with noise of the level", markerfacecolor="white", **plain),
+                            Line2D([], [], label="fine-tuned on clean images (bar: 95 % interval of the loss)", **plain)],
+                   loc="outside upper center", ncols=2, fontsize=8, handlelength=1)
+    return fig
+
+
+def mismatch_plot(frame: pd.DataFrame) -> Figure:
+    """Mismatch of stored statistics by layer: a row for each measure (`noise.mismatch`), a column for each network, a line for
+    each noise level; logarithmic, values below a thousandth at the edge."""
+    cells = unique(frame["cell"])
+    _check(cells)
+    layers = {cell: unique(frame.loc[frame["cell"] == cell, "layer"]) for cell in cells}
+    with style():
+        fig = Figure(figsize=(WIDTH, 6.2))
+        axes = fig.subplots(len(noise.MISMATCHES), len(cells), sharey="row", sharex="col", squeeze=False)
+        for j, cell in enumerate(cells):
+            mine = frame[frame["cell"] == cell]
+            for i, measure in enumerate(noise.MISMATCHES):
+                ax = axes[i, j]
+                for sigma, group in mine.groupby("sigma"):
+                    y = group.set_index("layer")[measure].reindex(layers[cell]).clip(lower=1e-3)
+                    ax.plot(range(1, len(y) + 1), y, **LEVELS.get(sigma, CLEAN), markersize=3, linewidth=1)
+                ax.set_yscale("log")
+            pretraining, _, finetuning = mismatch_name(cell).replace(", before", " →, before").partition(" →")
+            axes[0, j].set_title(f"{pretraining} pre-training,\n" + (finetuning.strip(", ") if "before" in finetuning else
+                                                                    f"then {finetuning.strip()}"), fontsize=8)
+        for i, measure in enumerate(noise.MISMATCHES):
+            axes[i, 0].set_ylabel(LONG[measure].replace(" / ", "\n/ ").replace("|log ratio of", "|log ratio of\n"), fontsize=8)
+        fig.supxlabel("batch norm, from input to output")
+        _legend(fig, [("clean images" if s == 0 else f"σ {s:g}", LEVELS.get(s, CLEAN)) for s in sorted(frame["sigma"].unique())],
+                columns=4)
+    return fig
+
+
+def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Figure:
+    """Certified accuracy against the radius at each noise level: left one network for all, in the middle one network for each
+    level, right the best level at each radius of both; ticks on the axis mark the largest radius that the draws can give."""
+    sigmas = levels(jobs)
+    _check(sigmas)
+    one, best = family(_most_draws(frame), dataset, ONE, sigmas), family(_most_draws(frame), dataset, MANY["one σ → same σ"], sigmas)
+    with style():
+        fig = Figure(figsize=(WIDTH, 3.4))
+        axes = fig.subplots(1, 3, sharey=True)
+        for ax, lines, title in zip(axes, (one, best), ("one network\n(mixed → clean)", "one network for each σ\n(one σ → same σ)"),
+                                    strict=False):
+            for sigma in sigmas:
+                mine = lines[lines["sigma"] == sigma]
+                _curve(ax, mine, **LEVELS[sigma])
+                if len(mine):
+                    top = ceiling(int(mine["n"].iloc[0]), mine["alpha"].iloc[0] / 2, sigma)
+                    ax.plot(top, 0, "|", color=LEVELS[sigma]["color"], markersize=12, markeredgewidth=1.6, clip_on=False)
+            ax.set_title(title)
+            _empty(ax)
+        theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
+        for sigma in sigmas:  # public: one network for each level too
+            line = theirs[(theirs["method"] == "Cohen et al. 2019") & (theirs["sigma"] == sigma)]
+            axes[1].plot(line["radius"], 100 * line["value"], linestyle="none", marker=LEVELS[sigma]["marker"],
+                         color=LEVELS[sigma]["color"], markerfacecolor="white")
+        ax = axes[2]
+        for lines, look in ((one, MIXED), (best, SINGLE)):
+            _curve(ax, envelope(main_lines(lines)), **look)
+        for method, marker in PUBLIC.items():
+            line = theirs[(theirs["method"] == method) & theirs["sigma"].isna()]
+            ax.plot(line["radius"], 100 * line["value"], linestyle="none", marker=marker, color=PLAIN, markerfacecolor="white")
+        ax.set_title("best σ at each radius")
+        asked = frame.loc[frame["measure"] == "certified_acc", "radius"]
+        for ax in axes:
+            ax.set_xlim(-0.05, min(max(2.05, float(one["radius"].max()) if len(one) else 0), 0.05 + asked.max() if len(asked) else 2.3))
+            ax.xaxis.set_major_locator(MultipleLocator(0.5))
+        axes[0].set_ylim(0, None)
+        axes[0].set_ylabel("certified accuracy (%)")
+        fig.supxlabel("radius")
+        _legend(fig, [*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED), ("best σ, one for each", SINGLE),
+                      *((m, {"linestyle": "none", "marker": k, "color": PLAIN, "markerfacecolor": "white"})
+                        for m, k in PUBLIC.items()),
+                      ("largest radius possible", {"linestyle": "none", "marker": "|", "color": PLAIN, "markersize": 10})], columns=3)
+    return fig
+
+
+def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str) -> Figure:
+    """Share of test images whose label gets at least so many of the votes, a panel for each noise level: one network against the
+    one made for the level. What lies left of one half is wrong or abstains."""
+    sigmas = levels(jobs)
+    _check(sigmas)
+    with style():
+        fig = Figure(figsize=(WIDTH, 2.5))
+        axes = fig.subplots(1, len(sigmas), sharey=True, sharex=True, squeeze=False)[0]
+        for ax, sigma in zip(axes, sigmas, strict=True):
+            for cell, look in ((ONE, MIXED), (MANY["one σ → same σ"], SINGLE)):
+                shares = np.sort(label_shares(found, dataset, cell, sigma))
+                if len(shares):
+                    y = 100 * (1 - np.arange(len(shares)) / len(shares))
+                    ax.step(shares, y, where="pre", color=look["color"], linestyle=look["linestyle"])
+            ax.axvline(0.5, color="#8A8A8A", linewidth=0.8)
+            ax.set(title=f"σ {sigma:g}", xlim=(0, 1), ylim=(0, 100))
+            _empty(ax)
+        axes[0].set_ylabel("test images (%)")
+        fig.supxlabel("at least this share of the votes for the label")
+        _legend(fig, [("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
+                      ("one half", {"color": "#8A8A8A", "linestyle": "-", "linewidth": 0.8})])
+    return fig
+
+
+def strength_plot(frame: pd.DataFrame) -> Figure:
+    """Average certified radius by strength of clean fine-tuning, mixed and clean pre-training, against fine-tuning with noise
+    (horizontal lines); a panel for each data set (`smoothing_tables.strengths`)."""
+    datasets = unique(frame["dataset"])
+    _check(datasets)
+    with style():
+        fig = Figure(figsize=(WIDTH if len(datasets) > 1 else 5.5, 2.8))
+        axes = fig.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+        for ax, dataset in zip(axes, datasets, strict=True):
+            here = frame[frame["dataset"] == dataset]
+            steps = unique(here.loc[here["finetuning"] != "noise*", "finetuning"])
+            for pretraining, look in (("mixed", MIXED), ("clean", CLEAN)):
+                mine = here[here["pretraining"] == pretraining].set_index("finetuning")
+                ax.plot(range(len(steps)), mine["acr"].reindex(steps), **look)
+                if "noise*" in mine.index and mine.loc["noise*", "acr"] == mine.loc["noise*", "acr"]:
+                    ax.axhline(mine.loc["noise*", "acr"], color=look["color"], linewidth=0.9, linestyle=(0, (6, 3)))
+            optim = here.set_index("finetuning")[["lr", "epochs"]]
+            optim = optim[~optim.index.duplicated()]
+            ax.set_xticks(range(len(steps)), [f"{name(s)}\nlr {optim.loc[s, 'lr']:g}, {optim.loc[s, 'epochs']:.0f} ep." for s in steps],
+                          fontsize=8)
+            ax.set(title=dataset_label(dataset), xlim=(-0.4, len(steps) - 0.6), ylim=(0, None))
+            _empty(ax)
+        axes[0].set_ylabel("average certified radius,\nmean over σ")
+        _legend(fig, [("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
+                      ("fine-tuned with noise of each σ", {"color": PLAIN, "linestyle": (0, (6, 3)), "linewidth": 0.9})])
+    return fig
+
+
+def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Figure:
+    """Networks of notebook 01, certified as they are: a panel for each noise level, a line for each method, and the one network of
+    this notebook where it is certified at that level."""
+    cells = unique(p.cell for p in planned(jobs) if p.cell.pretraining == CROSSED and p.dataset == dataset)
+    _check(cells)
+    sigmas = sorted({s for c in cells for s in levels(jobs, c)})
+    main = main_lines(frame)
+    strangers = [c.finetuning for c in cells if c.finetuning not in LOOKS]
+    looks = {c: LOOKS.get(c.finetuning) or OTHERS[strangers.index(c.finetuning) % len(OTHERS)] for c in cells}
+    with style():
+        fig = Figure(figsize=(WIDTH, 2.8))
+        axes = fig.subplots(1, len(sigmas), sharey=True, sharex=True, squeeze=False)[0]
+        for ax, sigma in zip(axes, sigmas, strict=True):
+            _curve(ax, family(main, dataset, ONE, [sigma]), **ONE_LOOK)
+            for i, cell in enumerate(cells):
+                _curve(ax, family(main, dataset, cell, [sigma]), shift=0.01 * (i + 1), **looks[cell])
+            ax.set_title(f"σ {sigma:g}")
+            _empty(ax)
+        _radii(axes[None], main)
+        axes[0].set_ylabel("certified accuracy (%)")
+        fig.supxlabel("radius")
+        _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK)], columns=3)
+    return fig
+
+
+ONE_LOOK = {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"}
+
+
+# -- parts --------------------------------------------------------------------------------------------------------------
+def _curve(ax: Axes, lines: pd.DataFrame, shift: float = 0.0, **look: object) -> None:
+    if len(lines):
+        lines = lines.sort_values("radius")
+        y = 100 * lines["value"]
+        ax.errorbar(lines["radius"] + shift, y, yerr=[y - 100 * lines["low"], 100 * lines["high"] - y], elinewidth=0.7, **look)
+
+
+def _most_draws(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of `estimates`, for each cell and noise level the lines with most draws."""
+    key = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
+    return frame[frame["n"] == frame.groupby(key)["n"].transform("max")] if len(frame) else frame
+
+
+def _radii(axes: np.ndarray, frame: pd.DataFrame) -> None:
+    asked = frame.loc[(frame["measure"] == "certified_acc") & (frame["value"] > 0), "radius"]
+    axes.flat[0].set(xlim=(-0.06, (asked.max() if len(asked) else 1.0) + 0.06), ylim=(0, None))
+    axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.5 if len(asked) and asked.max() > 1 else 0.25))
+
+
+def _empty(ax: Axes) -> None:
+    if not [line for line in ax.lines if len(line.get_xdata()) > 2]:
+        ax.text(0.5, 0.5, NOT_RUN, ha="center", transform=ax.transAxes)
+
+
+def _legend(fig: Figure, looks: Sequence[tuple[str, dict]], columns: int = 3) -> None:
+    fig.legend(handles=[Line2D([], [], label=label, **look) for label, look in looks], loc="outside upper center", ncols=columns,
+               fontsize=8)
+
+
+def _check(planned_: Sequence) -> None:
+    if not len(planned_):
+        raise ValueError("expected certifications of this figure among the jobs, got none; ask for another data set or noise level")

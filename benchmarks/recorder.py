@@ -3,12 +3,12 @@
     python -m benchmarks.recorder                                  thin_resnet10, batch 128, PGD-5, one thread
     python -m benchmarks.recorder --device cuda --arch resnet18    on a GPU
 
-Two networks train on the same batches from the same start, one without a recorder, one that keeps a line at each step. They take
-turns step by step, in an order that reverses each time, so that other work on the machine hits both alike. A step is everything:
-PGD, passes, backward pass, SGD step. The ratio of medians has a 95 % bootstrap interval over pairs of steps; 1.3 means 30 % more time.
-A line costs the same wherever it falls and the steps between lines nothing, so one every k steps adds (ratio - 1) / k. The
-recorder changes nothing else: the weights of both are compared bit by bit at the end. Its drift of statistics, once per epoch,
-is not in these times.
+Two networks train on the same batches from the same start, one without a recorder, one that keeps a line at each step. They
+take turns step by step, in an order that reverses each time, so that other work on the machine hits both alike. A step is
+everything: PGD, passes, backward pass, SGD step. The ratio of medians has a 95 % bootstrap interval over pairs of steps; 1.3
+means 30 % more time. A line costs the same wherever it falls and the steps between lines nothing, so one every k steps adds
+(ratio - 1) / k. The recorder changes nothing else: the weights of both are compared bit by bit at the end. Its drift of
+statistics, once per epoch, is not in these times.
 
 On a CPU there are two clocks, see `twins_step`; read processor time with --threads 1 only.
 """

@@ -624,11 +624,13 @@ def test_commands_exist(capsys):
 
 
 def test_command_prints_all_claims(capsys):
-    """Every claim with its verdict and the columns of the table, stored as well; nothing is trained."""
+    """Every claim, notebook by notebook, with its verdict and the columns of the table, stored as well; nothing is trained."""
     assert cli.main(["claims", "--preset", "toy"]) == 0
     out = capsys.readouterr().out
     blocks = out.strip().split("\n\n")
-    assert [block.splitlines()[0] for block in blocks] == [f"{c.id}  {c.sentence}" for c in LEDGER.values()]
+    notebooks = list(dict.fromkeys(c.notebook for c in LEDGER.values()))
+    expected = sorted(LEDGER.values(), key=lambda c: notebooks.index(c.notebook))
+    assert [block.splitlines()[0] for block in blocks] == [f"{c.id}  {c.sentence}" for c in expected]
     for block in blocks:
         assert [line.split(":")[0].strip() for line in block.splitlines()[1:]] == [
             "verdict", "why", "effect", "robust at", "n", "stated by", "reproduce"]

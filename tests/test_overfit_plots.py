@@ -22,7 +22,8 @@ SOURCE = RunSpec(data=DataSpec(name="tinyimagenet32"), model=ModelSpec(arch="tin
                  optim=OptimSpec())
 SCHEDULES = {"at_cosine": {"schedule": "cosine"}, "at_cyclic": {"schedule": "cyclic", "milestones": (0.4,)},
              "at_slow_fast": {"schedule": "slow_fast"}}
-PLATEAUS = {"at_short_plateau": {"epochs": 16, "milestones": (0.375,)}, "at_long_plateau": {"epochs": 32, "milestones": (0.6875,)}}
+PLATEAUS = {"at_short_plateau": {"epochs": 18, "milestones": (6 / 18,)},
+            "at_long_plateau": {"epochs": 34, "milestones": (22 / 34,)}}
 METHODS = ["at", "twins_at", "at_lr", "trades", "twins_trades", "at_awp"]
 ALL = [*METHODS, *SCHEDULES, "at_random", *PLATEAUS]
 FIGURES = [method_curves, gap_plot, schedule_curves, scratch_curves, plateau_curves]
@@ -181,17 +182,34 @@ def test_accuracies_stay_in_range():
     assert row["robust, last"] == "0.5 [0.0, 1.5]"
 
 
+@pytest.mark.parametrize("broken", range(4))
+def test_sanity(broken):
+    """All checks hold for whole courses; each fails for what it is about, and only that."""
+    courses, _ = study(["at", "twins_at"])
+    assert list(overfit_tables.sanity(courses).values()) == [True] * 4 == list(overfit_tables.sanity([]).values())
+    arrays = courses[0].arrays
+    if broken == 0:
+        arrays |= {name: values[:-1] for name, values in arrays.items()}
+    elif broken == 1:
+        arrays["epoch"] = np.where(arrays["epoch"] == 6, 7, arrays["epoch"])
+    elif broken == 2:
+        arrays["test_robust"] = np.roll(arrays["test_robust"], 150, 1)
+    else:
+        arrays |= {name: values[:, :150] for name, values in arrays.items() if name.startswith("test")}
+    assert [not holds for holds in overfit_tables.sanity(courses).values()] == [i == broken for i in range(4)]
+
+
 # -- sentences --------------------------------------------------------------------------------------------------------
 def test_readings():
     """Gaps grouped by where their interval lies, with their values in points; nothing is said that has no number."""
     losses = {"at": 20, "twins_at": 0, "at_lr": 21, "trades": -30, "at_slow_fast": 60, "at_long_plateau": 40}
     courses, jobs = study(losses=losses, done=[n for n in ALL if n not in ("at_awp", "at_cyclic")])
     text = overfit_tables.gap_reading(courses, jobs)
-    above, rest = text.split("Unclear, as the interval contains 0: ", 1)
+    above, own, against = text.split("Unclear, as the interval contains 0: ")
     assert above.startswith("CIFAR-10, gap above 0: AT +10.0;") and "AT, lr × (1 + λ) +10.5" in above and "TWINS-AT" not in above
-    assert rest.startswith("TWINS-AT +0.0. Below 0: TRADES -15.0. Gap minus that of AT above 0: AT, slow start, fast decay +20.0.")
-    assert "Unclear, as the interval contains 0: AT, lr × (1 + λ) +0.5. Below 0: TWINS-AT -10.0;" in rest
-    assert rest.endswith("Not run: AT, AWP; AT, cyclic.")
+    assert own == "TWINS-AT +0.0. Below 0: TRADES -15.0. Gap minus that of AT above 0: AT, slow start, fast decay +20.0. "
+    assert against.startswith("AT, lr × (1 + λ) +0.5. Below 0: TWINS-AT -10.0;")
+    assert against.endswith("Not run: AT, AWP; AT, cyclic.")
     text = overfit_tables.schedule_reading(courses, jobs)
     assert "another schedule above 0: piecewise +20.0; cosine +25.0. Unclear" in text and "cyclic +" not in text
     assert "piecewise 7.4, cosine 5.2, cyclic 1.1; none is known for slow start" in text
@@ -201,10 +219,10 @@ def test_readings():
 
 
 def test_reading_of_curves():
-    """Robust error on test images rises by the gap; on training images it falls by 3 points an epoch, from 6 to 16 on average."""
+    """Robust error rises by the gap on test images; on training images it falls by 3 points an epoch, from 6 to 16 on average."""
     text = overfit_tables.curves_reading(*study(["at", "twins_at", "at_cosine"], losses={"twins_at": 4}))
-    assert text == ("CIFAR-10: from the best epoch to the end robust error changes, on test and on training images, by AT +5.0 and "
-                    "-30.0; TWINS-AT +2.0 and -30.0 points.")
+    assert text == ("CIFAR-10: from the best epoch to the end robust error changes, on test and on training images, by AT +5.0 "
+                    "and -30.0; TWINS-AT +2.0 and -30.0 points.")
 
 
 def test_reading_of_early_stopping():
@@ -292,7 +310,8 @@ def test_schedule_curves():
     fig = schedule_curves(courses, jobs)
     panels = titled(fig)
     assert list(panels) == ["piecewise", "cosine", "cyclic", "slow start, fast decay"]
-    at = {name: dict(zip(np.round(ax.lines[0].get_xdata(), 6), ax.lines[0].get_ydata(), strict=True)) for name, ax in panels.items()}
+    at = {name: dict(zip(np.round(ax.lines[0].get_xdata(), 6), ax.lines[0].get_ydata(), strict=True))
+          for name, ax in panels.items()}
     assert [at["piecewise"][e] for e in (0, 9.98, 10, 18)] == pytest.approx([0.1, 0.1, 0.01, 0.001])
     assert [at["cyclic"][e] for e in (0, 4, 8, 14)] == pytest.approx([0, 0.05, 0.1, 0.05])
     assert [at["slow start, fast decay"][e] for e in (0, 2, 8, 10, 18)] == pytest.approx([0.02, 0.04, 0.1, 0.05, 0.1 / 32])
@@ -326,7 +345,7 @@ def test_plateaus_meet_at_the_drop():
     """Epochs count from the first drop of the rate, so both runs end at the same place."""
     fig = plateau_curves(*study(list(PLATEAUS)))
     ends = {line.get_color(): (line.get_xdata()[0], line.get_xdata()[-1]) for line in lines(fig.axes[0], "_mean")}
-    assert ends == {"#0072B2": (-6, 10), "#D55E00": (-22, 10)}
+    assert ends == {"#0072B2": (-6, 12), "#D55E00": (-22, 12)}
     labels = [t.get_text() for t in fig.legends[0].get_texts()]
     assert labels[:2] == ["short plateau: 6 epochs", "long plateau: 22 epochs"]
     one = plateau_curves(*study(list(PLATEAUS), done=["at_long_plateau"]))
@@ -404,10 +423,10 @@ def test_one_data_set(draw):
 
 def test_same_courses_same_bytes(tmp_path):
     """Files are byte-identical for equal courses, whatever the user's settings."""
-    courses, jobs = study(["at", "twins_at"])
-    first = plots.save(method_curves(courses, jobs), tmp_path / "one")
+    courses, jobs = study(list(PLATEAUS))
+    first = plots.save(plateau_curves(courses, jobs), tmp_path / "one")
     with plt.rc_context({"font.size": 20, "savefig.dpi": 30}):
-        second = plots.save(method_curves(courses, jobs), tmp_path / "two")
+        second = plots.save(plateau_curves(courses, jobs), tmp_path / "two")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 
 

@@ -8,14 +8,15 @@ import pytest
 from twinslib import paths, public, report
 
 ROWS = public.reference_rows()
+OVERFITTING = public.overfitting_rows()
 FILES = sorted(p.name for p in (resources.files("twinslib") / "reference").iterdir() if p.name.endswith(".csv"))
 
 
 def test_files_ship_with_the_package():
-    """Both files exist and pyproject lists them as data of the package."""
+    """The files exist and pyproject lists them as data of the package."""
     project = tomllib.loads((paths.notebooks_dir().parent / "pyproject.toml").read_text())
     assert "reference/*.csv" in project["tool"]["setuptools"]["package-data"]["twinslib"]
-    assert FILES == ["reported.csv", "twins.csv"]
+    assert FILES == ["overfitting.csv", "reported.csv", "smoothing.csv", "twins.csv"]
 
 
 def test_every_row_names_its_source():
@@ -78,3 +79,45 @@ def test_counterparts_exist():
         assert counterpart is None or counterpart in known, name
     for name in ("caltech64", "cub64", "dogs64"):
         assert report.DATASETS[name][0] != report.DATASETS[name][1]
+
+
+# -- robust overfitting -----------------------------------------------------------------------------------------------
+def test_overfitting_rows_state_their_source():
+    """Every line says data, network, schedule, attack, settings and source; numbers stand once; errors are fractions."""
+    for column in ("dataset", "model", "schedule", "what", "rates", "settings", "attack", "threat"):
+        assert (OVERFITTING[column].str.len() > 0).all(), column
+    assert set(OVERFITTING["source"]) == {"authors' logs, locuslab/robust_overfitting"}
+    assert not OVERFITTING.duplicated(["dataset", "model", "schedule", "what", "epoch"]).any()
+    assert set(OVERFITTING["attack"]) == {"pgd10"} and OVERFITTING["eps"].to_numpy() == pytest.approx(8 / 255)
+    assert OVERFITTING["test_robust_error"].between(0.4, 0.8).all()
+    assert set(OVERFITTING["what"]) == {"epoch", "best", "last"}
+    clean = OVERFITTING.dropna(subset="test_clean_error")
+    assert (clean["test_clean_error"] < clean["test_robust_error"]).all()
+
+
+def test_overfitting_curve():
+    """Epochs lie in the run, with the rate of the schedule there; the course falls after the first drop, then rises."""
+    curve = OVERFITTING[OVERFITTING["what"] == "epoch"]
+    assert (curve["epoch"] < curve["epochs"]).all() and curve.groupby("model")["epoch"].is_monotonic_increasing.all()
+    by_rule = [0.1 if e < 100 else 0.01 if e < 150 else 0.001 for e in curve["epoch"]]
+    assert curve["lr"].tolist() == by_rule
+    for _, run in curve.groupby("model"):
+        error = run.set_index("epoch")["test_robust_error"]
+        assert error[98] - error[101] > 0.05 and error[199] - error[101] > 0.05
+        assert run["train_robust_error"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("model, schedule, epochs, best, gap", [
+    ("PreAct ResNet-18", "piecewise", 200, 0.4651, 7.4), ("WRN-34-10", "piecewise", 200, 0.4320, 8.2),
+    ("PreAct ResNet-18", "cyclic", 200, 0.4798, 1.1), ("PreAct ResNet-18", "cosine", 200, 0.4896, 5.2),
+    ("PreAct ResNet-18", "ten steps", 500, 0.4891, 5.9), ("PreAct ResNet-18", "drop at 90", 110, 0.4727, 1.0),
+    ("PreAct ResNet-18", "start at 0.5", 150, 0.5100, 0.7), ("PreAct ResNet-18", "drop to 0.006", 150, 0.4601, 4.6),
+])
+def test_overfitting_gaps(model, schedule, epochs, best, gap):
+    """Last minus best agrees with the differences that were computed apart from the file."""
+    gaps = public.overfitting_gaps().set_index(["model", "schedule"])
+    assert gaps.index.is_unique and (gaps["gap"] > 0).all() and len(gaps) == 19
+    found = gaps.loc[(model, schedule)]
+    assert (found["epochs"], found["best"], round(100 * found["gap"], 1)) == (epochs, best, gap)
+    nearest = OVERFITTING[(OVERFITTING["what"] == "epoch") & (OVERFITTING["model"] == model)]["test_robust_error"].min()
+    assert schedule != "piecewise" or abs(nearest - best) < 0.003  # the course passes near its lowest point

@@ -285,7 +285,10 @@ def test_page(store):
     found = sections(text)
     assert list(found) == HEADINGS and text.endswith("|\n") and "\n\n\n" not in text
     claimed, accuracy, differences, by_seed, chosen, public_numbers = list(found.values())[1:]
-    assert [line.split("|")[1].strip() for line in claimed.strip().splitlines()[2:]] == ["C1", "C2", "C3", "C4", "C8", "C9"]
+    header, _, *lines = claimed.strip().splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "claim", "sentence", "verdict", "why", "effect", "robust at", "n", "stated by", "reproduce"]
+    assert [line.split("|")[1].strip() for line in lines] == ["C1", "C2", "C3", "C4", "C8", "C9"]
     assert "50.0 [18.7, 81.3]" in accuracy and "(10 images)" in accuracy and "Tiny-ImageNet" not in accuracy
     assert "TWINS-AT against AT" in differences and "mean of data sets" in differences
     assert by_seed.count("TWINS-AT - AT") == 3 and "mean" not in by_seed

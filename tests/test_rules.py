@@ -1,6 +1,7 @@
 """Acceptance rules: read strictly, and stamped so that a rule written after its runs is noticed."""
 
 import dataclasses
+import re
 from dataclasses import replace
 from importlib import resources
 
@@ -9,10 +10,12 @@ import yaml
 
 from twinslib import rules, study
 from twinslib.config import EvalSpec
-from twinslib.rules import Claim, Robust, Rule
+from twinslib.rules import Claim, Robust, Rule, Smooth
+from twinslib.runs import Job
 
 RULE = Rule(version=1, measure="gain", text="Higher on average.", pairs=(("twins_at", "at"),), metrics=("clean", "robust"),
             robust=Robust(threat="linf", eps=8 / 255, min_images=1000))
+OF_COURSE = ("rate", "escape", "overfits", "less_overfitting", "plateau")
 
 
 def ledger(**changes: object) -> str:
@@ -31,7 +34,12 @@ def ledger(**changes: object) -> str:
     {"pairs": (("at", "twins_at"),)}, {"metrics": ("clean",)}, {"metrics": ("robust", "clean")},
     {"robust": replace(RULE.robust, threat="l2")}, {"robust": replace(RULE.robust, eps=4 / 255)},
     {"robust": replace(RULE.robust, min_images=999)}, {"min_datasets": 2}, {"min_seeds": 2}, {"datasets": ("cifar10",)},
-    {"margin": 0.01}, {"alpha": 0.01}, {"controls": (("twins_at", "at_lr"),)}, {"changes": "a reason"},
+    {"margin": 0.01}, {"alpha": 0.01}, {"controls": (("twins_at", "at_lr"),)}, {"changes": "a reason"}, {"epochs": 5},
+    {"measure": "rate", "metrics": ("angle",), "robust": None}, {"measure": "escape", "metrics": ("loss",), "robust": None},
+    {"measure": "overfits", "metrics": ("gap",)}, {"measure": "plateau", "metrics": ("gap",)},
+    {"reference": "mixed/noise*/group"}, {"share": 0.5}, {"floor": 0.2},
+    {"measure": "cost", "metrics": ("forwards",), "robust": None, "pairs": (("mixed/clean/group", "clean/clean/group"),),
+     "smooth": Smooth(sigmas=(0.5,), radii=(), n=10, alpha=0.001, min_images=5)},
 ], ids=str)
 def test_stamp_changes_with_the_rule(changes: dict) -> None:
     """Any other word, number, pair or order makes another stamp, which begins with the version."""
@@ -69,8 +77,14 @@ def test_a_ledger_is_read() -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (ledger(measure="gains"), "measure to be one of gain, spread, margin, shown, got 'gains'; did you mean 'gain'?"),
-    (ledger(metrics=["clean", "robst"]), "metric to be one of clean, robust, got 'robst'; did you mean 'robust'?"),
+    (ledger(measure="gains"), "measure to be one of gain, spread, margin, shown, rate, .*, got 'gains'; did you mean 'gain'?"),
+    (ledger(metrics=["clean", "robst"]), "metric of gain to be one of clean, robust, got 'robst'; did you mean 'robust'?"),
+    (ledger(measure="rate", robust=None), "metric of rate to be one of lr_over_w2, angle, got 'robust'"),
+    (ledger(measure="escape", robust=None, metrics=["loss", "gap"]), "metric of escape to be one of loss, got 'gap'"),
+    (ledger(measure="plateau"), "metric of plateau to be one of gap, got 'robust'"),
+    (ledger(measure="rate", metrics=["angle"]), "expected `robust` in every rule but those on weights, .*, got Robust.* for rate"),
+    (ledger(measure="overfits", metrics=["gap"], robust=None), "expected `robust` in every rule .*, got None for overfits"),
+    (ledger(epochs=5.0), "expected int for C2.rule.epochs, got 5.0"),
     (ledger(pairs=[["twins", "at"]]), "method of a rule to be one of .*, got 'twins'"),
     (ledger(controls=[["twins_at", "at_rl"]]), "method of a rule to be one of .*, got 'at_rl'; did you mean 'at_lr'?"),
     (ledger(pairs=[["twins_at"]]), "expected pairs of a method and a baseline, got \\['twins_at'\\]"),
@@ -78,7 +92,7 @@ def test_a_ledger_is_read() -> None:
     (ledger(version=2), "expected `changes` to say why the rule is in version 2, got nothing"),
     (ledger(version=3, changes=""), "why the rule is in version 3"),
     (ledger(marign=0.1), "key of C2.rule to be one of .*, got 'marign'; did you mean 'margin'?"),
-    (ledger(robust=None), "expected robust in C2.rule, got only"),
+    (ledger(robust=None), "expected `robust` in every rule .*, got None for gain"),
     (ledger(robust={"threat": "linf", "eps": 0.03}), "expected min_images in C2.rule.robust"),
     (ledger(version="1"), "expected int for C2.rule.version, got '1'"),
     (ledger(min_seeds=2.0), "expected int for C2.rule.min_seeds, got 2.0"),
@@ -102,8 +116,8 @@ def test_illegal_ledgers(text: str, message: str) -> None:
 def test_defaults_of_rules_are_never_changed() -> None:
     """A default is left out of the stamp, so a stamped rule means the default of its day: each is as written here."""
     defaults = {f.name: f.default for f in dataclasses.fields(Rule) if f.default is not dataclasses.MISSING}
-    assert defaults == {"min_datasets": 1, "min_seeds": 1, "datasets": (), "margin": 0.0, "alpha": 0.05, "controls": (),
-                        "changes": ""}
+    assert defaults == {"robust": None, "min_datasets": 1, "min_seeds": 1, "datasets": (), "margin": 0.0, "epochs": 0,
+                        "alpha": 0.05, "controls": (), "changes": "", "smooth": None, "reference": "", "share": 0.0, "floor": 0.0}
     assert all(f.default is dataclasses.MISSING for f in dataclasses.fields(Robust))
 
 
@@ -111,33 +125,59 @@ def test_defaults_of_rules_are_never_changed() -> None:
 def test_committed_claims() -> None:
     """The ledger is read, ids are unique in the text too, and the claims on TWINS are there with all that a reader needs."""
     claims = rules.claims()
-    assert [c.id for c in claims if "TWINS" in c.paper] == ["C1", "C2", "C3", "C4", "C8", "C9"]
+    assert [c.id for c in claims if "TWINS" in c.paper] == ["C1", "C2", "C3", "C4", "C8", "C9", "C5", "C6", "C7"]
+    assert [c.id for c in claims if "2012.13628" in c.paper] == ["AFT-C3", "AFT-C5", "AFT-C6"]
     text = (resources.files("twinslib") / "reference" / "claims.yaml").read_text(encoding="utf-8")
-    assert [line.strip(" :\n") for line in text.splitlines() if line.startswith("  C")] == [c.id for c in claims]
+    assert [line.strip(" :\n") for line in text.splitlines() if re.match(r"  [A-Z]", line)] == [c.id for c in claims]
     for c in claims:
         assert all((c.paper, c.sentence, c.source, c.certainty, c.rule.text, c.rule.pairs, c.rule.metrics))
         assert c.rule.min_seeds >= 1 and c.rule.min_datasets >= 1 and 0 < c.rule.alpha < 0.5 and c.rule.margin >= 0
-        EvalSpec(kind="pgd", images=c.rule.robust.min_images, eps=c.rule.robust.eps, threat=c.rule.robust.threat)
+        if c.rule.robust:
+            EvalSpec(kind="pgd", images=c.rule.robust.min_images, eps=c.rule.robust.eps, threat=c.rule.robust.threat)
 
 
 def test_rules_change_with_their_version() -> None:
     """Rules are as they were when the runs they judge began; to edit one, raise its version and enter its new stamp here."""
     assert rules.stamps() == {"C1": "1:1e8d1c1de0ce", "C2": "2:04e0b88756c9", "C3": "2:1a29cd986511", "C4": "1:c3044c382991",
-                              "C8": "2:4f079311175c", "C9": "1:6c7e6c69495e"}
+                              "C8": "2:4f079311175c", "C9": "1:6c7e6c69495e",
+                              "C5": "1:6ee349a851f4", "C6": "1:48a47ffa6ffe", "C7": "1:c079c98d5e2c",
+                              "AFT-C3": "1:06f225357f1b", "AFT-C5": "1:e042d2be9e85", "AFT-C6": "1:53d1977e6e57",
+                              "RS-C1": "1:03bfa901e609", "RS-C2": "1:d01ca90d1690", "RS-C3": "1:e1d3cbe6a239",
+                              "RS-C4": "1:7dc1e1d05bd0", "RS-C5": "1:115bb6706027", "RS-C6": "1:19bf6728e342",
+                              "RS-C7": "1:f671884bd34b", "RS-C8": "1:3bb432d2fc7a"}
+
+
+def measured(job: Job, rule: Rule) -> bool:
+    """Whether a run has what the rule asks for: evaluations, or a course on enough images and at the right epochs."""
+    follow, epochs = job.spec.follow, job.spec.optim.epochs
+    if rule.measure not in OF_COURSE:
+        return any(e.kind == "clean" for e in job.evals) and any(
+            e.kind != "clean" and (e.threat, e.eps) == (rule.robust.threat, rule.robust.eps)
+            and e.images >= rule.robust.min_images for e in job.evals)
+    if follow is None:
+        return False
+    if rule.measure == "rate":
+        return follow.record_every > 0
+    if rule.measure == "escape":
+        return follow.train_images > 0 and all(e % follow.every == 0 or e <= follow.dense for e in range(1, rule.epochs + 1))
+    chosen = bool(job.spec.data.val_images) and job.spec.optim.val_every % follow.every == 0 and epochs > job.spec.optim.val_every
+    attack = job.spec.attack
+    return chosen and follow.test_images >= rule.robust.min_images and (attack.threat, attack.eps) == (
+        rule.robust.threat, rule.robust.eps)
 
 
 @pytest.mark.parametrize("preset", rules.SCALES)
 def test_rules_can_be_applied(preset: str) -> None:
-    """Every pair and control of a rule runs at each scale that judges, on enough data sets, with the seeds and the evaluation
-    that the rule asks for (joint training needs the source's images, which the paper's scale lacks)."""
-    for claim in rules.claims():
-        jobs = study.plan(preset, claim.notebook)[0](best=lambda candidates: candidates[0])
-        rule = claim.rule
-        cells: dict[str, set] = {}
-        for job in jobs:
-            enough = any(e.kind != "clean" and (e.threat, e.eps) == (rule.robust.threat, rule.robust.eps)
-                         and e.images >= rule.robust.min_images for e in job.evals)
-            if enough and any(e.kind == "clean" for e in job.evals):
+    """Every pair and control of a rule runs at each scale that judges, on enough data sets, with the seeds and what is measured
+    that the rule asks for (joint training needs the source's images, which the paper's scale lacks; cells of the smoothing grid
+    are looked up elsewhere)."""
+    judged = [claim for claim in rules.claims() if claim.rule.smooth is None]
+    assert {claim.notebook for claim in judged} == {"01", "02", "03"}
+    planned = {n: study.plan(preset, n)[0](best=lambda candidates: candidates[0]) for n in ("01", "02", "03")}
+    for claim in judged:
+        rule, cells = claim.rule, {}
+        for job in planned[claim.notebook]:
+            if measured(job, rule):
                 cells.setdefault(job.spec.method.name, set()).add((job.spec.data.name, job.spec.seed))
         for pair in (*rule.pairs, *rule.controls):
             if preset == "paper" and pair[0].startswith("joint"):
@@ -148,6 +188,18 @@ def test_rules_can_be_applied(preset: str) -> None:
                 assert names == set(rule.datasets)
             assert len(names) >= rule.min_datasets, (claim.id, pair)
             assert all(sum(name == data for data, _ in both) >= rule.min_seeds for name in names), (claim.id, pair)
+
+
+def test_rules_on_the_course_say_what_they_look_at() -> None:
+    """Early losses are asked for in some epochs, gaps against a margin, rates and losses without robust accuracy."""
+    of_course = {c.id: c.rule for c in rules.claims() if c.rule.measure in OF_COURSE}
+    assert {name: rule.measure for name, rule in of_course.items()} == {
+        "C5": "rate", "C6": "escape", "C7": "less_overfitting", "AFT-C3": "less_overfitting", "AFT-C5": "overfits",
+        "AFT-C6": "plateau"}
+    for rule in of_course.values():
+        assert (rule.epochs > 0) is (rule.measure == "escape")
+        assert (rule.margin > 0) is (rule.metrics == ("gap",)) is (rule.robust is not None)
+        assert all(a == b for a, b in rule.pairs) is (rule.measure == "overfits")
 
 
 def test_every_baseline_and_control_serves_a_claim() -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from twinslib import paths, study
-from twinslib.config import METHODS, MethodSpec, RunSpec
+from twinslib.config import METHODS, FollowSpec, MethodSpec, OptimSpec, RunSpec
 from twinslib.runs import Job
 
 FILES = sorted((paths.notebooks_dir() / "params").glob("*/*.yaml"))
 PRESETS = [("toy", number) for number in sorted(study.STUDIES)] + [(p.parent.name, p.stem) for p in FILES]
+TRANSFERS, FOLLOWED = ([p for p in PRESETS if p[1] in numbers] for numbers in (("01",), ("02", "03")))
 PAPER = ["natural", "at", "trades", "twins_at", "twins_trades"]
 AT_FAMILY = ["distill", "feature_distill", "l2sp", "joint", "joint_uot", "frozen_at", "at_natural", "at_random"]
 CONTROLS = ["at_lr", "at_split", "two_adaptive", "twins_shared", "twins_attack_frozen", "twins_attack_alternating",
@@ -377,8 +378,165 @@ def test_grids_that_hold_no_values(grid: object, message: str) -> None:
         study.transfer(**everything(grids={"at": grid}, best=first))
 
 
+# -- runs that are followed ------------------------------------------------------------------------------------------
+def follow_arguments(**changes: object) -> dict:
+    """Arguments of `followed`: six methods on two targets, some with changes and limits of their own."""
+    return {
+        "arch": "tiny_resnet", "norm": "batch", "start": "robust", "sources": arguments()["sources"],
+        "targets": {"a": {"data": {"val_images": 5, "image_size": 16}, "method": {"twins_weight": 0.4}},
+                    "b": {"data": {"image_size": 16}, "optim": {"lr": 0.5, "momentum": 0.8}}},
+        "runs": {"at": {}, "twins_at": {}, "at_lr": {}, "at_slow_fast": {"optim": {"schedule": "slow_fast", "momentum": 0.7}},
+                 "at_random": {"data": {"train_images": 9, "val_images": 3}, "model": {"arch": "thin_resnet10"}},
+                 "at_awp": {"targets": ["b"], "seeds": [4]}},
+        "seeds": [0, 4], "optim": {"epochs": 2, "lr": 0.1}, "attack": {"eps": 0.1}, "follow": {"test_images": 6, "every": 2},
+        "best": None,
+    } | changes
+
+
+def cells_of(jobs: Sequence[Job]) -> dict[tuple[str, str, int], RunSpec]:
+    return {(j.spec.data.name, j.spec.method.name, j.spec.seed): j.spec for j in jobs if not j.ship}
+
+
+def test_order_of_followed_runs() -> None:
+    """The start network, then all of the first seed before any of the second; targets and methods in their order, where their
+    own lists name the target and the seed. Nothing is measured afterwards, nothing waits."""
+    first, *jobs = study.followed(**follow_arguments())
+    every = ["at", "twins_at", "at_lr", "at_slow_fast", "at_random"]
+    assert list(cells_of(jobs)) == [*((data, name, 0) for data in "ab" for name in every),
+                                    *((data, name, 4) for data in "ab" for name in every), ("b", "at_awp", 4)]
+    assert len(jobs) == len({j.spec.hash for j in jobs}) == 21
+    assert first.ship and first.spec.source is None and first.spec.follow is None
+    assert all(j.evals == j.certs == () and j.settled for j in (first, *jobs))
+    assert {j.study for j in (first, *jobs)} == {"followed"}
+    assert {j.study for j in study.followed(**follow_arguments(study="rates"))} == {"rates"}
+
+
+def test_the_start_of_followed_runs_is_shared() -> None:
+    """The same parameters of a source give the network that the first study starts from, so it is trained once."""
+    assert study.followed(**follow_arguments())[0].spec == study.transfer(**arguments())[0].spec
+
+
+def test_changes_of_followed_runs() -> None:
+    """A run's own settings go over the target's and these over the shared ones, and reach no other run; what is followed is
+    the same for all."""
+    cells = cells_of(study.followed(**follow_arguments()))
+    shared = OptimSpec(epochs=2, lr=0.1)
+    for (data, name, _), spec in cells.items():
+        optim = replace(shared, lr=0.5, momentum=0.8) if data == "b" else shared
+        optim = replace(optim, schedule="slow_fast", momentum=0.7) if name == "at_slow_fast" else optim
+        assert replace(spec.optim, lr=1.0) == replace(optim, lr=1.0)
+        assert spec.follow == FollowSpec(test_images=6, every=2) and spec.attack.eps == 0.1
+        of_random = name == "at_random"
+        assert (spec.data.train_images, spec.data.val_images) == ((9, 3) if of_random else (None, 5 if data == "a" else 0))
+        assert spec.model.arch == ("thin_resnet10" if of_random else "tiny_resnet") and spec.data.image_size == 16
+
+
+def test_rates_of_followed_runs() -> None:
+    """All have the target's rate, at_lr 1 + lambda times it, with lambda the target's weight of TWINS or its default."""
+    rate = {(data, name): spec.optim.lr for (data, name, _), spec in cells_of(study.followed(**follow_arguments())).items()}
+    for (data, name), lr in rate.items():
+        factor = {"a": 1.4, "b": 2.0}[data] if name == "at_lr" else 1
+        assert lr == pytest.approx({"a": 0.1, "b": 0.5}[data] * factor), (data, name)
+
+
+def test_switches_of_followed_runs() -> None:
+    """A target's method switches reach the methods that split the batch on that target, and no others."""
+    for (data, name, _), spec in cells_of(study.followed(**follow_arguments(runs={n: {} for n in ("at", *HALVES)}))).items():
+        assert spec.method == replace(METHODS[name], twins_weight=0.4 if data == "a" and name in HALVES else 1.0)
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_starts_of_followed_runs(file: bool) -> None:
+    """Runs start from the named source, a run or a file, but those from random weights from nothing and at_natural from the
+    natural network; a file needs no job."""
+    robust = {"weights": {"file": "a.pt", "classes": 9}} if file else arguments()["sources"]["robust"]
+    sources = arguments()["sources"] | {"robust": robust}
+    fresh = ["at_random", "at_short_plateau", "at_long_plateau"]
+    jobs = study.followed(**follow_arguments(sources=sources, runs={name: {} for name in ("twins_at", "at_natural", *fresh)}))
+    assert [j.ship for j in jobs] == ([] if file else [True]) + [False] * 20
+    for (_, name, _), spec in cells_of(jobs).items():
+        if name in fresh:
+            assert spec.source is None and spec.weights is None
+        elif name == "at_natural":
+            assert spec.source.method.name == "natural" and spec.weights is None
+        else:
+            assert (spec.weights.file == "a.pt" and spec.source is None) if file else spec.source == jobs[0].spec
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"start": "robsut"}, ValueError, "expected start to be one of natural, robust, got 'robsut'; did you mean 'robust'?"),
+    ({"sources": {"robust": ROBUST}, "runs": {"at_natural": {}}}, ValueError,
+     "expected start of at_natural to be one of robust, got 'natural'"),
+    ({"targets": {"a": {"optm": {}}}}, ValueError, "key of targets.a .*; did you mean 'optim'?"),
+    ({"targets": {"a": None}}, TypeError, "expected a mapping for targets.a, got None"),
+    ({"targets": {"a": {"method": {"twinsweight": 1.0}}}, "runs": {"twins_at": {}}}, ValueError, "did you mean 'twins_weight'?"),
+    ({"runs": {"att": {}}}, ValueError, "expected method to be one of natural, at, .*, got 'att'"),
+    ({"runs": {"at": None}}, TypeError, "expected a mapping for runs.at, got None"),
+    ({"runs": {"at": {"optm": {}}}}, ValueError, "expected key of runs.at to be one of optim, data, .*; did you mean 'optim'?"),
+    ({"runs": {"at": {"optim": {"lrr": 1.0}}}}, ValueError, "key of runs.at.optim .*; did you mean 'lr'?"),
+    ({"runs": {"at": {"optim": {"lr": "1e-3"}}}}, TypeError, "expected a number for runs.at.optim.lr, got the text '1e-3'"),
+    ({"runs": {"at": {"data": {"images": 1}}}}, ValueError, "expected key of runs.at.data to be one of name"),
+    ({"runs": {"at_random": {"model": {"arhc": "a"}}}}, ValueError, "key of runs.at_random.model .*; did you mean 'arch'?"),
+    ({"runs": {"at": {"model": {"arch": "thin_resnet10"}}}}, ValueError,
+     "expected source of arch and norm thin_resnet10, batch, got 'tiny_resnet, batch'"),
+    ({"runs": {"at": {"targets": ["c"]}}}, ValueError, "expected target of at to be one of a, b, got 'c'"),
+    ({"runs": {"at": {"seeds": [0, 7]}}}, ValueError, "expected seeds of at among \\[0, 4\\], got \\[0, 7\\]"),
+    ({"follow": {"evry": 1}}, ValueError, "key of follow .*; did you mean 'every'?"),
+    ({"follow": {"every": 0}}, ValueError, "expected every > 0, got 0"),
+    ({"follow": {"record_every": 3}}, ValueError, "expected record_every 0 with awp_gamma, got 3"),
+    ({"attack": {"eps": 8}}, ValueError, "expected eps in \\[0, 1\\] \\(pixel units\\), got 8; write 8/255"),
+])
+def test_illegal_arguments_of_followed_runs(changes: dict, error: type, message: str) -> None:
+    """Unknown names and wrong values anywhere are refused before any run."""
+    with pytest.raises(error, match=message):
+        study.followed(**follow_arguments(**changes))
+
+
+@pytest.mark.parametrize(("preset", "number"), FOLLOWED, ids=str)
+def test_presets_of_followed_runs(preset: str, number: str) -> None:
+    """The parameters make jobs: every run on each of its targets with each of its seeds, each followed; the start is the one
+    of notebook 01, and accuracy is measured wherever the choice of an epoch may fall, and before and after training."""
+    plan, settings = study.plan(preset, number)
+    jobs, known = plan(best=unknown), plan.keywords
+    assert settings["preset"] == preset and set(settings) == set(study.SETTINGS)
+    cells = cells_of(jobs)
+    assert set(cells) == {(data, name, seed) for name, run in known["runs"].items()
+                          for data in run.get("targets", known["targets"]) for seed in run.get("seeds", known["seeds"])}
+    assert len({j.spec.hash for j in jobs}) == len(jobs) == len(cells) + sum(j.ship for j in jobs)
+    first = study.plan(preset, "01")[0](best=last)
+    starts = {j.spec.source or j.spec.weights for j in first if j.spec.method.name == "at" and not j.ship}
+    assert {s.source or s.weights for s in cells.values()} - {None} == starts
+    for (_, name, _), spec in cells.items():
+        assert spec.follow and (spec.source is None and spec.weights is None) == (name in study.START)
+        if spec.follow.test_images:
+            assert spec.data.val_images and spec.optim.val_every % spec.follow.every == 0
+    at, twins = ([replace(s, method=METHODS["at"]) for (_, n, _), s in cells.items() if n == name] for name in ("at", "twins_at"))
+    assert at == twins  # the method is the one difference
+
+
+@pytest.mark.parametrize(("preset", "number"), [p for p in FOLLOWED if p[1] == "03"], ids=str)
+def test_schedules_of_followed_runs(preset: str, number: str) -> None:
+    """Methods named after a schedule have it and share all else with AT; the two plateaus differ in their length alone: the
+    rate is high for longer in one, and low for as many epochs in both."""
+    cells = cells_of(study.plan(preset, number)[0](best=unknown))
+    (data, _, seed), at = next((cell, spec) for cell, spec in cells.items() if cell[1] == "at")
+    for name in ("cosine", "cyclic", "slow_fast"):
+        other = cells[data, f"at_{name}", seed]
+        assert other.optim.schedule == name and at.optim.schedule == "piecewise"
+        same = replace(other.optim, schedule="piecewise", milestones=at.optim.milestones)
+        assert replace(other, method=at.method, optim=same) == at
+    short, long = (cells[data, f"at_{name}_plateau", seed] for name in ("short", "long"))
+    (high_short, low_short), (high_long, low_long) = ((m * s.optim.epochs, (1 - m) * s.optim.epochs)
+                                                      for s in (short, long) for m in s.optim.milestones[:1])
+    assert len(short.optim.milestones) == len(long.optim.milestones) == 1
+    assert low_short == pytest.approx(low_long) and round(high_short) < round(high_long)
+    assert all(x == pytest.approx(round(x)) for x in (high_short, low_short, high_long))
+    same = replace(long.optim, epochs=short.optim.epochs, milestones=short.optim.milestones)
+    assert replace(long, method=short.method, optim=same) == short
+
+
 # -- presets ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
+@pytest.mark.parametrize(("preset", "number"), TRANSFERS, ids=str)
 def test_presets_build_jobs(preset: str, number: str) -> None:
     """Every preset's parameters make jobs: no two alike, all sources among them, each of its methods on the same targets,
     split, seeds and attacks, and nothing unsettled once the candidates are there."""
@@ -401,7 +559,7 @@ def test_presets_build_jobs(preset: str, number: str) -> None:
         assert {cell[0].name for cell in by_method[name]} == set(plan.keywords["compared_on"])
 
 
-@pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
+@pytest.mark.parametrize(("preset", "number"), TRANSFERS, ids=str)
 def test_presets_choose_alike(preset: str, number: str) -> None:
     """A method and what it is compared with are tuned over the same rates, so neither gets more trials."""
     grids = study.plan(preset, number)[0].keywords["grids"]
@@ -412,21 +570,24 @@ def test_presets_choose_alike(preset: str, number: str) -> None:
 @pytest.mark.parametrize("best", [last, unknown])
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_every_run_is_shown(preset: str, number: str, best) -> None:
-    """The settings for display hold every data set, method and seed of the jobs, and call only sources start networks."""
+    """The settings for display hold every data set, method and seed of the jobs, beside the network and the schedule that they
+    have, and call only sources start networks."""
     jobs = study.plan(preset, number)[0](best=best)
     lines = study.settings(jobs)
     assert {line["data set"] for line in lines} == {j.spec.data.name for j in jobs}
     for job in jobs:
-        mine = [x for x in lines if x["data set"] == job.spec.data.name and job.spec.method.name in x["methods"].split(", ")
-                and x["role"] == ("start network" if job.ship else "target")]
-        assert len(mine) == 1 and str(job.spec.seed) in mine[0]["seeds"].split(", ")
-        assert mine[0]["network"] == job.spec.model.arch
+        spec = job.spec
+        mine = {"data set": spec.data.name, "role": "start network" if job.ship else "target", "network": spec.model.arch,
+                "epochs": spec.optim.epochs, "schedule": spec.optim.schedule, "weight decay": spec.optim.weight_decay}
+        assert any(mine.items() <= line.items() and spec.method.name in line["methods"].split(", ")
+                   and str(spec.seed) in line["seeds"].split(", ") and f"{spec.optim.lr:g}" in line["lr"].split(", ")
+                   for line in lines), mine
 
 
 def test_parents_are_methods() -> None:
     """Whatever takes another's rate or start is a method, takes it from one that has its own, and differs from it in switches
     of its method alone."""
-    assert set(study.LR_OF) == set(METHODS) - set(PAPER) and set(study.START) <= set(study.LR_OF)
+    assert set(study.LR_OF) == {*AT_FAMILY, *CONTROLS} and set(study.START) <= set(METHODS)
     assert set(study.LR_OF.values()) <= set(PAPER)
     fields = {f.name for f in dataclasses.fields(MethodSpec)} - {"name"}
     for name, parent in study.LR_OF.items():
@@ -508,5 +669,5 @@ def test_unknown_presets_and_notebooks(folder: Path) -> None:
         study.notebook("1")
     settings = "\n".join(f"{name}: int = 1" for name in study.SETTINGS)
     write_notebook(folder, settings, name="99_y.ipynb")
-    with pytest.raises(ValueError, match="expected notebook with a study to be one of 01, got '99'"):
+    with pytest.raises(ValueError, match="expected notebook with a study to be one of 01, .*, got '99'"):
         study.plan("toy", "99")

@@ -13,6 +13,7 @@ from twinslib.data import DeviceSet
 from twinslib.fold import FoldedCopy
 from twinslib.models import make_model
 from twinslib.norms import TwinNorm, freeze_statistics, to_plain, twin_norms, twinsify
+from twinslib.schedules import SCHEDULES, factor
 from twinslib.train import Diverged, OutOfTime, Step, fit, generator
 
 LAMBDA = 0.4
@@ -310,6 +311,36 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, stops: tuple[int, ...]
             left.pop(0)
     assert not left and resumed.epochs == history.epochs
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_schedule_compounds_when_resumed(tmp_path, monkeypatch, schedule: str) -> None:
+    """A run stopped after each of its ten steps takes each of them once, at the base rate times the schedule's factor, and ends
+    with the weights of an undisturbed run; an epoch's row shows the rate of its last step."""
+    seen = []
+
+    class Watched(Step):
+        def __call__(self, x, y, count, lr):
+            seen.append((count, lr))
+            return super().__call__(x, y, count, lr)
+
+    monkeypatch.setattr(train, "Step", Watched)
+    run = spec("natural", optim={"schedule": schedule, "milestones": (0.4,), "epochs": 5, "batch_size": 10, "val_every": 0})
+    trained = []
+    for stop in (lambda: False, lambda: True):
+        seen.clear()
+        while True:
+            model = network(0)
+            try:
+                history = fit(run, model, device_set(), device="cpu", checkpoint=tmp_path / f"{len(trained)}", stop=stop)
+                break
+            except OutOfTime:
+                pass
+        trained.append((model.state_dict(), history.epochs))
+        assert seen == [(step, pytest.approx(0.05 * factor(schedule, step, 10, (0.4,)))) for step in range(10)]
+        assert [row["lr"] for row in history.epochs] == [lr for _, lr in seen[1::2]]
+    (once, rows), (often, again) = trained
+    assert rows == again and all(torch.equal(a, b) for a, b in zip(once.values(), often.values(), strict=True))
 
 
 def test_global_random_state_is_neither_used_nor_moved() -> None:

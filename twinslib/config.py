@@ -404,7 +404,7 @@ class CertifySpec:
     Args:
         sigma: of the noise, in [0, 1] pixels.
         n, n0, alpha: most draws, draws that choose the class, probability of a false certificate.
-        radii: with radii the group-sequential test stops when they are settled (`smoothing.sequential_plan`); without, each
+        radii: with radii the group-sequential test stops when they are settled (`sequential.sequential_plan`); without, each
             image gets n draws (Cohen et al. 2019).
         stop_if_wrong: no draws for images whose chosen class is wrong; the abstention rate is then unknown.
         restat_images: before certifying, statistics of batch norms are re-estimated on so many unlabelled training images with

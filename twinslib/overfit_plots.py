@@ -230,7 +230,8 @@ def _one_data_set(plan) -> None:
 
 def _looks(methods: Sequence[str]) -> dict[str, dict]:
     strangers = [m for m in methods if m not in FOLLOWED]
-    return {m: FOLLOWED.get(m) or OTHERS[strangers.index(m) % len(OTHERS)] for m in methods}
+    spare = [look for look in OTHERS if look not in FOLLOWED.values()]
+    return {m: FOLLOWED.get(m) or spare[strangers.index(m) % len(spare)] for m in methods}
 
 
 def _grid(n: int, columns: int) -> tuple[Figure, list[Axes]]:

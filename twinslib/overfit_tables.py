@@ -308,6 +308,23 @@ def public_plateau_reading() -> str:
             f"{last.iloc[1]}.")
 
 
+# -- checks -------------------------------------------------------------------------------------------------------------
+def sanity(courses: Sequence[Course]) -> dict[str, bool]:
+    """What must hold for best, last and gap to be believed, over all finished runs with robust test accuracy."""
+    runs, sizes, out = [c for group in by_key(courses).values() for c in group], {}, [True] * 3
+    for c in runs:
+        epochs, best = c.arrays["epoch"].tolist(), course.best_epoch(c.epochs)
+        scores = {row["epoch"]: row["val_robust_acc"] for row in c.epochs if "val_robust_acc" in row}
+        out[0] &= epochs == sorted(set(epochs)) and (epochs[0], epochs[-1]) == (0, c.spec.optim.epochs)
+        out[1] &= best in epochs and scores[best] == max(scores.values())
+        out[2] &= not (c.arrays["test_robust"] & ~c.arrays["test_clean"]).any()
+        sizes.setdefault(c.spec.data.name, set()).add(c.arrays["test_robust"].shape[1])
+    return {"every course runs from before the first epoch to the last": out[0],
+            "no epoch is better on validation images than the best, which is measured on test images": out[1],
+            "no test image is right under attack and wrong without": bool(out[2]),
+            "all runs on a data set are measured on equally many test images": all(len(n) == 1 for n in sizes.values())}
+
+
 # -- parts --------------------------------------------------------------------------------------------------------------
 def pairs(jobs: Sequence[Job]) -> list[tuple[str, tuple[str, str]]]:
     """(data set, pair) for those of PAIRS of which both are planned there."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import claims, compare, course, overfit_tables, public, rate_tables, report, table
+from . import claims, compare, course, overfit_tables, public, rate_tables, report, smoothing_cells, smoothing_tables, table
 from .checkpoint import atomic_write
 from .runs import Job, Store
 
@@ -68,8 +68,67 @@ def overfitting(store: Store, jobs: Sequence[Job]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def norms_under_noise(store: Store, jobs: Sequence[Job]) -> str:
+    """Notebook 04: verdicts, start networks, certified accuracy of every cell at each noise level, losses, mismatches."""
+    found = smoothing_cells.finished(store, jobs)
+    frame, parts = smoothing_tables.estimates(found), ["# Noise in pre-training and the norm, preset " + store.preset]
+    parts += _certified_parts(store, jobs, "04")
+    for sigma in _levels(jobs):
+        parts += [f"## Certified at σ {sigma:g}", report.to_markdown(smoothing_tables.certified_table(frame, store, jobs, sigma))]
+    for dataset in _targets(jobs):
+        losses = smoothing_tables.losses(found, dataset, smoothing_tables.levels(jobs))
+        parts += [f"## Lost by clean fine-tuning, {report.dataset_label(dataset)}", smoothing_tables.loss_reading(losses),
+                  report.to_markdown(smoothing_tables.loss_table(losses))]
+    mismatch = smoothing_tables.shown_statistics(store, jobs)
+    parts += ["## Mismatch of statistics", "Means over layers, first seed.", smoothing_tables.mismatch_reading(mismatch),
+              report.to_markdown(smoothing_tables.mismatch_table(mismatch))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def certified_curves(store: Store, jobs: Sequence[Job]) -> str:
+    """Notebook 05: verdicts, certified accuracy of every cell, one network against several, strength, abstention, costs, networks
+    of notebook 01, public numbers."""
+    found = smoothing_cells.finished(store, jobs)
+    frame, parts = smoothing_tables.estimates(found), ["# One network for all noise levels, preset " + store.preset]
+    parts += _certified_parts(store, jobs, "05")
+    for sigma in _levels(jobs):
+        parts += [f"## Certified at σ {sigma:g}", report.to_markdown(smoothing_tables.certified_table(frame, store, jobs, sigma))]
+    levels, first = smoothing_tables.levels(jobs), _targets(jobs)[0]
+    best, strength = (smoothing_tables.envelope_table(found, first, levels), smoothing_tables.strengths(frame, jobs))
+    parts += ["## One network against one for each level", smoothing_tables.envelope_reading(best), report.to_markdown(best),
+              "## Strength of clean fine-tuning", smoothing_tables.strength_reading(strength),
+              "## Abstention", smoothing_tables.confidence_reading(found, first, levels),
+              report.to_markdown(smoothing_tables.abstention_table(frame)),
+              "## Cost", "Image passes; a training pass counts as three.",
+              report.to_markdown(smoothing_tables.cost_table(store, found, first, levels)),
+              "## Networks of notebook 01", smoothing_tables.crossed_reading(frame, jobs),
+              report.to_markdown(smoothing_tables.crossed_table(frame, jobs)),
+              "## Next to public numbers", report.to_markdown(smoothing_tables.public_table(frame, jobs, first))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _certified_parts(store: Store, jobs: Sequence[Job], number: str) -> list[str]:
+    frame = smoothing_tables.estimates(smoothing_cells.finished(store, jobs))
+    return ["## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, number))),
+            "## Setting", smoothing_tables.certifications(jobs), report.to_markdown(smoothing_tables.settings(jobs)),
+            "## Start networks", report.to_markdown(smoothing_tables.sources_table(store, jobs)),
+            "## Certified accuracy", smoothing_tables.caption(frame)]
+
+
+def _levels(jobs: Sequence[Job]) -> list[float]:
+    """Noise levels of the grid's own networks."""
+    return sorted({p.certification.sigma for p in smoothing_cells.planned(jobs) if p.cell.pretraining != smoothing_cells.CROSSED})
+
+
+def _targets(jobs: Sequence[Job]) -> list[str]:
+    return report.unique(p.dataset for p in smoothing_cells.planned(jobs))
+
+
 def write(store: Store, number: str, text: str) -> Path:
     """Write `text` to tables/<number>.md of the store, whole or not at all."""
     path = store.root / "tables" / f"{number}.md"
     atomic_write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return path
+
+
+PAGES = {"01": transfer, "02": rates, "03": overfitting, "04": norms_under_noise, "05": certified_curves}  # by notebook

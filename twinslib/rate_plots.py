@@ -151,7 +151,7 @@ def wings(layers: pd.DataFrame, methods: Sequence[str]) -> Figure:
         handles = _handles(layers, methods)
         if layers["g_first"].notna().any():
             handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white",
-                                  label="hollow: first half (frozen wing of TWINS)"))
+                                  label="hollow: first half"))
         _legend(fig, handles)
     return fig
 

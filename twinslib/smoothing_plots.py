@@ -1,5 +1,5 @@
-"""Figures of certified accuracy as functions of frames (`smoothing_tables`); nothing is computed anew. Percent against the L2 radius
-in [0, 1] pixels; bars are 95 % intervals, hollow markers public numbers.
+"""Figures of certified accuracy as functions of frames (`smoothing_tables`); nothing is computed anew. Percent against the L2
+radius in [0, 1] pixels; bars are 95 % intervals, hollow markers public numbers.
 
 A pre-training, a noise level and a kind of fine-tuning each have one colour, line style and marker in all figures, so that they
 read in grey and to the colour-blind (palette of Okabe and Ito).
@@ -44,7 +44,8 @@ CLEAN = {"color": "#555555", "linestyle": "--", "marker": "v"}
 THIRD = {"color": "#009E73", "linestyle": "-.", "marker": "D"}
 PRETRAINED = {"clean": CLEAN, "mixed": MIXED, "mixed_batch": THIRD}
 LEVELS = {0.0: CLEAN, 0.12: {"color": "#CC79A7", "linestyle": "-.", "marker": "X"},
-          0.25: {"color": "#56B4E9", "linestyle": "--", "marker": "o"}, 0.5: {"color": "#009E73", "linestyle": "-", "marker": "s"},
+          0.25: {"color": "#56B4E9", "linestyle": "--", "marker": "o"},
+          0.5: {"color": "#009E73", "linestyle": "-", "marker": "s"},
           1.0: {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "D"}}
 FAMILIES = dict(zip(MANY, (SINGLE, CLEAN, THIRD), strict=True))
 PUBLIC = {"Cohen et al. 2019": "o", "SmoothAdv": "s", "DMAE, continued pre-training": "D"}
@@ -61,7 +62,8 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
     cells = unique(p.cell for p in planned(jobs) if p.dataset == dataset and p.certification.sigma == sigma and not p.cell.restat)
     fines, norms = ("clean", f"noise{float(sigma)}"), [n for n in NORMS if any(c.norm == n for c in cells)]
     singles = f"noise{float(sigma)}"
-    starts = [p for p in ("clean", singles, "mixed", "mixed_batch") if any(c.pretraining == p and c.finetuning in fines for c in cells)]
+    there = {c.pretraining for c in cells if c.finetuning in fines}
+    starts = [p for p in ("clean", singles, "mixed", "mixed_batch") if p in there]
     _check(starts)
     looks, main = PRETRAINED | {singles: SINGLE}, main_lines(frame)
     with style():
@@ -119,7 +121,11 @@ def mismatch_plot(frame: pd.DataFrame) -> Figure:
     """Mismatch of stored statistics by layer: a row for each measure (`noise.mismatch`), a column for each network, a line for
     each noise level; logarithmic, values below a thousandth at the edge."""
     cells = unique(frame["cell"])
-    _check(cells)
+    if not cells:
+        with style():
+            fig = Figure(figsize=(WIDTH, 1.5))
+            _empty(fig.subplots())
+        return fig
     layers = {cell: unique(frame.loc[frame["cell"] == cell, "layer"]) for cell in cells}
     with style():
         fig = Figure(figsize=(WIDTH, 6.2))
@@ -148,12 +154,12 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
     level, right the best level at each radius of both; ticks on the axis mark the largest radius that the draws can give."""
     sigmas = levels(jobs)
     _check(sigmas)
-    one, best = family(_most_draws(frame), dataset, ONE, sigmas), family(_most_draws(frame), dataset, MANY["one σ → same σ"], sigmas)
+    one, best = (family(_most_draws(frame), dataset, c, sigmas) for c in (ONE, MANY["one σ → same σ"]))
     with style():
         fig = Figure(figsize=(WIDTH, 3.4))
         axes = fig.subplots(1, 3, sharey=True)
-        for ax, lines, title in zip(axes, (one, best), ("one network\n(mixed → clean)", "one network for each σ\n(one σ → same σ)"),
-                                    strict=False):
+        titles = "one network\n(mixed → clean)", "one network for each σ\n(one σ → same σ)"
+        for ax, lines, title in zip(axes, (one, best), titles, strict=False):
             for sigma in sigmas:
                 mine = lines[lines["sigma"] == sigma]
                 _curve(ax, mine, **LEVELS[sigma])
@@ -174,17 +180,18 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
             line = theirs[(theirs["method"] == method) & theirs["sigma"].isna()]
             ax.plot(line["radius"], 100 * line["value"], linestyle="none", marker=marker, color=PLAIN, markerfacecolor="white")
         ax.set_title("best σ at each radius")
-        asked = frame.loc[frame["measure"] == "certified_acc", "radius"]
+        reached = one.loc[one["value"] > 0, "radius"].max() if len(one) else 1.0
         for ax in axes:
-            ax.set_xlim(-0.05, min(max(2.05, float(one["radius"].max()) if len(one) else 0), 0.05 + asked.max() if len(asked) else 2.3))
+            ax.set_xlim(-0.05, max(2.05, reached + 0.3))
             ax.xaxis.set_major_locator(MultipleLocator(0.5))
         axes[0].set_ylim(0, None)
         axes[0].set_ylabel("certified accuracy (%)")
         fig.supxlabel("radius")
-        _legend(fig, [*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED), ("best σ, one for each", SINGLE),
+        _legend(fig, [*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED),
+                      ("best σ, one for each", SINGLE),
                       *((m, {"linestyle": "none", "marker": k, "color": PLAIN, "markerfacecolor": "white"})
                         for m, k in PUBLIC.items()),
-                      ("largest radius possible", {"linestyle": "none", "marker": "|", "color": PLAIN, "markersize": 10})], columns=3)
+                      ("largest radius possible", {"linestyle": "none", "marker": "|", "color": PLAIN, "markersize": 10})])
     return fig
 
 
@@ -230,8 +237,8 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
                     ax.axhline(mine.loc["noise*", "acr"], color=look["color"], linewidth=0.9, linestyle=(0, (6, 3)))
             optim = here.set_index("finetuning")[["lr", "epochs"]]
             optim = optim[~optim.index.duplicated()]
-            ax.set_xticks(range(len(steps)), [f"{name(s)}\nlr {optim.loc[s, 'lr']:g}, {optim.loc[s, 'epochs']:.0f} ep." for s in steps],
-                          fontsize=8)
+            texts = [f"{name(s)}\nlr {optim.loc[s, 'lr']:g}, {optim.loc[s, 'epochs']:.0f} ep." for s in steps]
+            ax.set_xticks(range(len(steps)), texts, fontsize=8)
             ax.set(title=dataset_label(dataset), xlim=(-0.4, len(steps) - 0.6), ylim=(0, None))
             _empty(ax)
         axes[0].set_ylabel("average certified radius,\nmean over σ")
@@ -241,8 +248,8 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
 
 
 def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Figure:
-    """Networks of notebook 01, certified as they are: a panel for each noise level, a line for each method, and the one network of
-    this notebook where it is certified at that level."""
+    """Networks of notebook 01, certified as they are: a panel for each noise level, a line for each method, and the one network
+    of this notebook where it is certified at that level."""
     cells = unique(p.cell for p in planned(jobs) if p.cell.pretraining == CROSSED and p.dataset == dataset)
     _check(cells)
     sigmas = sorted({s for c in cells for s in levels(jobs, c)})
@@ -261,7 +268,7 @@ def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Fi
         _radii(axes[None], main)
         axes[0].set_ylabel("certified accuracy (%)")
         fig.supxlabel("radius")
-        _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK)], columns=3)
+        _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK)])
     return fig
 
 
@@ -300,4 +307,4 @@ def _legend(fig: Figure, looks: Sequence[tuple[str, dict]], columns: int = 3) ->
 
 def _check(planned_: Sequence) -> None:
     if not len(planned_):
-        raise ValueError("expected certifications of this figure among the jobs, got none; ask for another data set or noise level")
+        raise ValueError("expected certifications of this figure among the jobs, got none; ask for another data set or level")

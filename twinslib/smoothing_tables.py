@@ -29,13 +29,14 @@ from .smoothing_cells import (
 )
 from .smoothing_claims import costs
 from .smoothing_grid import CROSSED
-from .table import COLUMNS, KEYS
+from .table import COLUMNS
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # shown where a certification had no list of its own
 KEY = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
 NORMS = {"batch": "batch norm", "group": "group norm", "layer": "layer norm"}
-NAMES = {"clean": "clean", "mixed": "mixed", "mixed_batch": "mixed, per batch", "weak": "clean, weaker", "strong": "clean, stronger",
-         "frozen": "clean, frozen statistics", "probe": "linear probe", "random": "none", CROSSED: "robust (notebook 01)"}
+NAMES = {"clean": "clean", "mixed": "mixed", "mixed_batch": "mixed, per batch", "weak": "clean, weaker",
+         "strong": "clean, stronger", "frozen": "clean, frozen statistics",
+         "probe": "linear probe", "random": "none", CROSSED: "robust (notebook 01)"}
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
 NOTHING = "No certification is finished yet."
 
@@ -115,9 +116,10 @@ def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: st
                     job.spec.hash, "none", images, cell.pretraining, cell.finetuning, False, 0.0, 0, math.nan])
     for m in found:
         tail = [m.cell.pretraining, m.cell.finetuning, m.cell.restat, m.sigma, m.certification.n, m.certification.alpha]
+        run = m.spec.hash
         for line in estimates([m]).itertuples():
             out.append([*_keys(store, study, m.dataset, m.spec, m.cell), line.measure, "l2", line.radius, line.value, line.images,
-                        m.spec.hash, "none", f"{m.split}[:{line.images}]", *tail])
+                        run, "none", f"{m.split}[:{line.images}]", *tail])
     return pd.DataFrame(out, columns=[*COLUMNS, *extra])
 
 
@@ -162,9 +164,10 @@ def certifications(jobs: Sequence[Job]) -> str:
     images, draws, n0, alphas = (sorted({getattr(c, k) for c in specs}) for k in ("images", "n", "n0", "alpha"))
     top = "; ".join(f"{ceiling(n, alphas[0] / 2):.2f} σ at n = {n:,}" for n in draws)
     stopped = any(c.stop_if_wrong for c in specs)
-    return (f"Certified: the first {_list(images)} test images of a fixed order, {_list(n0)} draws to choose the class and at most "
-            f"n = {_list(draws)} to bound its probability, α = {_list(alphas)} for each image, in {_list(unique(c.precision for c in specs))}; "
-            f"draws end when every requested radius is settled. No radius can exceed {top}."
+    return (f"Certified: the first {_list(images)} test images of a fixed order, {_list(n0)} draws to choose the class and at "
+            f"most n = {_list(draws)} to bound its probability, α = {_list(alphas)} for each image, in "
+            f"{_list(unique(c.precision for c in specs))}; draws end when every requested radius is settled. No radius can "
+            f"exceed {top}."
             + (" Where abstention is not reported, images whose class is wrong get no further draws." if stopped else ""))
 
 
@@ -191,7 +194,8 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
     """Certified accuracy at one noise level: a line for each planned cell of the grid that is certified at it, with accuracy
     without noise, at each radius, and the average certified radius."""
     masks, lines = clean_masks(store, jobs), []
-    kept = {tuple(line[k] for k in (*KEY, "measure", "radius")): line for line in main_lines(frame).fillna(-1.0).to_dict("records")}
+    kept = {tuple(line[k] for k in (*KEY, "measure", "radius")): line
+            for line in main_lines(frame).fillna({"radius": -1.0}).to_dict("records")}
     for dataset, cell in unique((p.dataset, p.cell) for p in planned(jobs)
                                 if p.certification.sigma == sigma and p.cell.pretraining != CROSSED):
         key = (dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma)
@@ -229,7 +233,8 @@ def losses(found: Sequence[Measured], dataset: str, sigmas: Sequence[float], rad
     out = []
     for sigma in sigmas:
         for norm, kind in (("batch", "plain"), ("batch", "restat"), ("batch", "frozen"), ("group", "plain"), ("layer", "plain")):
-            cell = Cell(pretraining="mixed", finetuning="frozen" if kind == "frozen" else "clean", norm=norm, restat=kind == "restat")
+            fine = "frozen" if kind == "frozen" else "clean"
+            cell = Cell(pretraining="mixed", finetuning=fine, norm=norm, restat=kind == "restat")
             best = Cell(pretraining="mixed", finetuning="noise*", norm=norm).at(sigma)
             chosen = select(found, dataset, [(cell, sigma), (best, sigma)], (radius,))
             numbers, seeds, images = [math.nan] * 5, 0, 0
@@ -247,17 +252,18 @@ LABELS = {("batch", "plain"): "batch norm", ("batch", "restat"): "batch norm,\nr
 
 
 def loss_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """`losses` as text; "recovered": the share of plain batch norm's loss that is not lost."""
+    """`losses` as text; "recovered": the share of plain batch norm's loss that is not lost, where that is clearly above 0."""
     lines = []
     for row in frame.itertuples():
         plain = frame[(frame["sigma"] == row.sigma) & (frame["norm"] == "batch") & (frame["statistics"] == "plain")]
         base = plain["lost"].iloc[0]
+        other = row.statistics != "plain" and plain["low"].iloc[0] > 0 and not math.isnan(row.lost)
         lines.append({
             "σ": f"{row.sigma:g}", "norm": LABELS[row.norm, row.statistics].replace("\n", " "), "seeds": str(row.seeds),
-            f"certified at r {row.radius:g} after noisy fine-tuning": _share(row.noisy), "after clean fine-tuning": _share(row.clean),
+            f"certified at r {row.radius:g} after noisy fine-tuning": _share(row.noisy),
+            "after clean fine-tuning": _share(row.clean),
             "lost (points)": NOT_RUN if math.isnan(row.lost) else points(row.lost, row.low, row.high),
-            "recovered": f"{100 * (base - row.lost) / base:.0f} %" if row.statistics != "plain" and base > 0 and row.lost == row.lost
-            else ""})
+            "recovered": f"{100 * (base - row.lost) / base:.0f} %" if other else ""})
     return pd.DataFrame(lines)
 
 
@@ -272,8 +278,8 @@ def loss_reading(frame: pd.DataFrame) -> str:
             out.append(f"σ {sigma:g}: {parts}")
     missing = int(frame["lost"].isna().sum())
     tail = f" Not run: {missing} of {len(frame)}." if missing else ""
-    return (f"Points of certified accuracy at r {frame['radius'].iloc[0]:g} lost from noisy to clean fine-tuning, unclear where the "
-            f"interval contains 0: {'. '.join(out)}.{tail}" if out else NOTHING)
+    return (f"Points of certified accuracy at r {frame['radius'].iloc[0]:g} lost from noisy to clean fine-tuning, unclear where "
+            f"the interval contains 0: {'. '.join(out)}.{tail}" if out else NOTHING)
 
 
 def mismatch_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -314,8 +320,8 @@ def transfer_reading(found: Sequence[Measured], dataset: str, sigma: float, radi
             if chosen:
                 ours, theirs = (stack(chosen[c, sigma], (radius,))[..., 0].astype(float) for c in (cells[0], other))
                 out.append(f"{NORMS[norm]}, against {name(other.pretraining)} {points(*stats.crossed_mean(ours - theirs)[:3])}")
-    return (f"{dataset_label(dataset)}, clean fine-tuning, certified at σ {sigma:g} and r {radius:g}, mixed pre-training minus another "
-            f"in points: {'; '.join(out)}." if out else NOTHING)
+    return (f"{dataset_label(dataset)}, clean fine-tuning, certified at σ {sigma:g} and r {radius:g}, mixed pre-training minus "
+            f"another in points: {'; '.join(out)}." if out else NOTHING)
 
 
 # -- notebook 05 --------------------------------------------------------------------------------------------------------
@@ -325,7 +331,8 @@ MANY = {"one σ → same σ": Cell(pretraining="noise*", finetuning="noise*", no
         "mixed → same σ": Cell(pretraining="mixed", finetuning="noise*", norm="group")}
 
 
-def family(frame: pd.DataFrame, dataset: str, cell: Cell, sigmas: Sequence[float], measure: str = "certified_acc") -> pd.DataFrame:
+def family(frame: pd.DataFrame, dataset: str, cell: Cell, sigmas: Sequence[float],
+           measure: str = "certified_acc") -> pd.DataFrame:
     """Of `estimates`, the lines of a cell at each noise level, noise* as the network made for that level."""
     out = []
     for sigma in sigmas:
@@ -402,8 +409,9 @@ def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Se
 def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Share of test images without an answer, for cells certified without a look at the labels."""
     lines = frame[frame["measure"] == "abstain_rate"]
-    return pd.DataFrame([{"data set": dataset_label(r.dataset), "pre-training": name(r.pretraining), "fine-tuning": name(r.finetuning),
-                          "norm": norm_name(r.norm, r.restat), "σ": f"{r.sigma:g}", "n": f"{r.n:,}", "images": f"{r.images:,}",
+    return pd.DataFrame([{"data set": dataset_label(r.dataset), "pre-training": name(r.pretraining),
+                          "fine-tuning": name(r.finetuning), "norm": norm_name(r.norm, r.restat),
+                          "σ": f"{r.sigma:g}", "n": f"{r.n:,}", "images": f"{r.images:,}",
                           "abstains ± SE": f"{100 * r.value:.1f} ± {100 * r.se:.1f}"} for r in lines.itertuples()],
                         columns=["data set", "pre-training", "fine-tuning", "norm", "σ", "n", "images", "abstains ± SE"])
 
@@ -476,13 +484,15 @@ def confidence_reading(found: Sequence[Measured], dataset: str, sigmas: Sequence
     for sigma in sigmas:
         shares = label_shares(found, dataset, ONE, sigma)
         if len(shares):
-            out.append(f"σ {sigma:g}: {100 * np.mean(shares > 0.5):.0f} % above one half, {100 * np.mean(shares > 0.99):.0f} % above 0.99")
+            half, sure = (100 * np.mean(shares > share) for share in (0.5, 0.99))
+            out.append(f"σ {sigma:g}: above one half for {half:.0f} % of the images, above 0.99 for {sure:.0f} %")
     return f"Votes for the label, one network (mixed → clean): {'; '.join(out)}." if out else NOTHING
 
 
 def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: float) -> np.ndarray:
     """Share of votes for the label of every image and seed, of the certification with most draws that did not look at labels."""
-    mine = [m for m in found if (m.dataset, m.cell, m.sigma) == (dataset, cell.at(sigma), sigma) and not m.certification.stop_if_wrong]
+    mine = [m for m in found if (m.dataset, m.cell, m.sigma) == (dataset, cell.at(sigma), sigma)
+            and not m.certification.stop_if_wrong]
     most = max((m.certification.n for m in mine), default=0)
     return np.concatenate([m.shares.label for m in mine if m.certification.n == most]) if mine else np.empty(0)
 
@@ -499,8 +509,8 @@ def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.D
         lines.append({"who": "ours", "method": label, "network": spec.spec.model.arch if spec else "",
                       **{f"r {r:g}": at.get(r, NOT_RUN) for r in radii},
                       "images": f"first {about['images']:,} of a fixed order" if about is not None else "",
-                      "n": f"{about['n']:,}" if about is not None else "", "α": f"{about['alpha']:g}" if about is not None else "",
-                      "source": ""})
+                      "n": f"{about['n']:,}" if about is not None else "",
+                      "α": f"{about['alpha']:g}" if about is not None else "", "source": ""})
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and sigma.isna()")
     for (method, source), group in theirs.groupby(["method", "source"], sort=False):
         at, first = dict(zip(group["radius"], group["value"], strict=True)), group.iloc[0]
@@ -519,8 +529,25 @@ def _list(values: Sequence) -> str:
 
 
 def shown_statistics(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
-    """Of the stored mismatches those of mixed pre-training: the start network, clean, frozen and noisy fine-tuning, first seed."""
+    """Of the stored mismatches those of mixed pre-training, first seed: start network, clean, frozen and noisy fine-tuning."""
     frame = statistics(store)
     hashes = {job.spec.hash for job in jobs}
     frame = frame[frame["run"].isin(hashes) & frame["cell"].str.startswith("mixed/")]
     return frame[frame["seed"] == frame.groupby("cell")["seed"].transform("min")]
+
+
+def sanity(found: Sequence[Measured]) -> dict[str, bool]:
+    """What must hold for certified numbers to be believed, over all finished certifications."""
+    bounded, below, coherent, splits = True, True, True, {}
+    for m in found:
+        c, answered = m.certification, m.certified.prediction != certified.ABSTAIN
+        last = c.alpha / 2 if c.radii else c.alpha
+        bounded &= bool((m.certified.radius <= ceiling(c.n, last, c.sigma)).all())
+        drawn = ~np.isnan(m.shares.estimate)
+        below &= bool((m.shares.low[drawn] <= m.shares.estimate[drawn] + 0.5 * (m.shares.low[drawn] < 0.5)).all())
+        coherent &= bool((answered == (m.certified.radius > 0)).all())
+        splits.setdefault(m.dataset, set()).add(m.split)
+    return {"no radius is above what its draws can give": bounded,
+            "no answer's lower bound is above its share of the votes": below,
+            "every answer has a radius, no abstention has one": coherent,
+            "all cells of a data set stand on the same test images": all(len(s) == 1 for s in splits.values())}

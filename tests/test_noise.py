@@ -76,18 +76,18 @@ def test_law_in_the_first_batch_norm_of_a_network() -> None:
     met = {}
     name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d))
     first.register_forward_pre_hook(lambda _, inputs: met.setdefault(len(met), inputs[0][..., 1:-1, 1:-1]))
-    images = IMAGES[:1].expand(256, -1, -1, -1).double() / 255
+    images = IMAGES[:1].expand(96, -1, -1, -1).double() / 255
     with torch.no_grad():
         model.eval()
         model(images)
         model(noise.noisy(images, NoiseSpec(sigmas=(0.5,)), generator()))
     more = met[1].var(0).mean((1, 2)) - met[0].var(0).mean((1, 2))  # over copies of one image, away from the padding
-    assert torch.allclose(more, expected, rtol=0.05)
+    assert torch.allclose(more, expected, rtol=0.1)
 
 
 # -- statistics estimated again ---------------------------------------------------------------------------------------
 def test_reestimated_holds_the_statistics_of_noisy_images() -> None:
-    """The first batch norm then stores mean and unbiased variance of what it meets; weights and the network given are as before."""
+    """The first batch norm stores mean and unbiased variance of what it meets; weights, and the network given, stay as they are."""
     model = make_model("tiny_resnet", 4, seed=0).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     again = noise.reestimated(model, IMAGES, 0.5, seed=3, batch_size=32)

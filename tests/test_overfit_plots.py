@@ -154,7 +154,7 @@ def test_schedules():
     courses, jobs = study(losses={"at_cosine": 4}, done=["at", "at_cosine"])
     table = overfit_tables.schedule_table(courses, jobs).set_index("schedule")
     assert table.index.tolist() == ["piecewise", "cosine", "cyclic", "slow start, fast decay"]
-    small = table["of the run below 0.2 × peak"].tolist()
+    small = table["share of the run below 0.2 × peak"].tolist()
     assert small == ["50 %", f"{100 - 100 * math.acos(-0.6) / math.pi:.0f} %", "20 %", "30 %"]
     assert [text.split()[0] for text in table["gap, public run from random weights"]] == ["7.4", "5.2", "1.1", "none"]
     assert table.loc["cosine", "gap (points)"].startswith("+2.0 [") and table.loc["cyclic", "gap (points)"] == "not run"
@@ -236,7 +236,9 @@ def test_reading_from_random_weights():
     """Errors in percent at the best epoch and at the end; the public run only beside the images that it stands for."""
     text = overfit_tables.scratch_reading([finish(job("at_random"), loss=20)])
     assert "70.0 % robust test error at the best epoch, after 30 % of the training, and 80.0 % at the end; gap +10.0 [" in text
-    assert "points: above 0. Public run: 46.5 % and 53.9 %, gap +7.4 points, its best epoch chosen on test images." in text
+    assert "points: above 0. In 1 of 1 runs the best epoch lies before the first drop" in text
+    assert text.endswith("46.5 % at epoch 106, chosen on test images, and 53.9 % at the end, gap +7.4 points.")
+    assert "In 0 of 1 runs" in overfit_tables.scratch_reading([finish(job("at_random"), peak=10)])  # drops after 10
     assert "Public" not in overfit_tables.scratch_reading([finish(job("at_random", dataset="toy_target"))])
 
 
@@ -294,6 +296,14 @@ def test_seeds_are_thin_lines():
     assert len(thin) == 6 and {line.get_linewidth() for line in thin} == {0.5}
     assert lines(ax, "_mean")[1].get_ydata()[-1] == pytest.approx(statistics.mean([75, 78, 75]))
     assert [line.get_xdata()[0] for line in lines(ax, "_best")] == [6, 10, 6]
+
+
+def test_legend_names_what_is_drawn():
+    """Single seeds are in the legend of a figure only if it draws them, whatever other figures do."""
+    courses, jobs = study(["at", "at_random"], seeds=(0, 1))
+    courses = [c for c in courses if c.spec.method.name == "at" or c.spec.seed == 0]
+    for draw, wanted in ((method_curves, True), (scratch_curves, False)):
+        assert ("single seeds" in [t.get_text() for t in draw(courses, jobs).legends[0].get_texts()]) == wanted
 
 
 def test_missing_method_has_an_empty_panel():

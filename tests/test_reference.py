@@ -118,6 +118,7 @@ def test_overfitting_gaps(model, schedule, epochs, best, gap):
     gaps = public.overfitting_gaps().set_index(["model", "schedule"])
     assert gaps.index.is_unique and (gaps["gap"] > 0).all() and len(gaps) == 19
     found = gaps.loc[(model, schedule)]
+    assert schedule != "piecewise" or found["best_epoch"] == {"WRN-34-10": 101}.get(model, 106)
     assert (found["epochs"], found["best"], round(100 * found["gap"], 1)) == (epochs, best, gap)
     nearest = OVERFITTING[(OVERFITTING["what"] == "epoch") & (OVERFITTING["model"] == model)]["test_robust_error"].min()
     assert schedule != "piecewise" or abs(nearest - best) < 0.003  # the course passes near its lowest point

@@ -82,7 +82,7 @@ def test_a_ledger_is_read() -> None:
     (ledger(measure="rate", robust=None), "metric of rate to be one of lr_over_w2, angle, got 'robust'"),
     (ledger(measure="escape", robust=None, metrics=["loss", "gap"]), "metric of escape to be one of loss, got 'gap'"),
     (ledger(measure="plateau"), "metric of plateau to be one of gap, got 'robust'"),
-    (ledger(measure="rate", metrics=["angle"]), "expected `robust` in every rule but those on weights, .*, got Robust.* for rate"),
+    (ledger(measure="rate", metrics=["angle"]), "expected `robust` in every rule but those on weights.*, got Robust.* for rate"),
     (ledger(measure="overfits", metrics=["gap"], robust=None), "expected `robust` in every rule .*, got None for overfits"),
     (ledger(epochs=5.0), "expected int for C2.rule.epochs, got 5.0"),
     (ledger(pairs=[["twins", "at"]]), "method of a rule to be one of .*, got 'twins'"),

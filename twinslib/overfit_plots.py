@@ -64,7 +64,7 @@ def method_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
         axes[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         fig.supxlabel(_epoch_label(plan))
         fig.supylabel(_error_label(plan))
-        handles = [*_handles(courses), Line2D([], [], color=GREY, linewidth=0.9, label="test images, AT"),
+        handles = [*_handles(_of(plan, found)), Line2D([], [], color=GREY, linewidth=0.9, label="test images, AT"),
                    Patch(color=BAND, label=f"last {LAST} measurements"), _drop_handle()]
         fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
     return fig
@@ -142,7 +142,7 @@ def schedule_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
         axes[0, 0].yaxis.set_major_locator(MaxNLocator(3))
         axes[1, 0].set_ylabel(_error_label(plan, break_line=True))
         fig.supxlabel(_epoch_label(plan))
-        handles = [*_handles(courses), Line2D([], [], color=GREY, linewidth=0.9, label="test images, piecewise"),
+        handles = [*_handles(_of(plan, found)), Line2D([], [], color=GREY, linewidth=0.9, label="test images, piecewise"),
                    Patch(color=BAND, label=f"rate below {SLOW:g} × peak")]
         fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
     return fig
@@ -176,7 +176,7 @@ def scratch_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
                 ax.axvline(100 * first_drop(spec) / spec.optim.epochs, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
         robust.set(ylabel="robust error (%)", title="under attack")
         clean.set(ylabel="clean error (%)", title="without attack")
-        handles = [*(_handles(courses, SCRATCH) if group else []), _drop_handle("first drop of the learning rate")]
+        handles = [*(_handles(group, SCRATCH) if group else []), _drop_handle("first drop of the learning rate")]
         if len(reference):
             handles += [Line2D([], [], marker="o", label="public run, test images", **THEIRS),
                         Line2D([], [], marker="s", linestyle=TRAIN, label="public run, training images", **THEIRS)]
@@ -212,7 +212,7 @@ def plateau_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
             ax.set(xticks=[], yticks=[])
         ax.axvline(0, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
         ax.set(xlabel="epochs after the first drop of the learning rate", ylabel=_error_label(plan))
-        fig.legend(handles=[*handles, *_handles(courses), _drop_handle()], loc="outside right center", fontsize=8)
+        fig.legend(handles=[*handles, *_handles(_of(plan, found)), _drop_handle()], loc="outside right center", fontsize=8)
     return fig
 
 
@@ -330,6 +330,11 @@ def _drops(ax: Axes, spec: RunSpec) -> None:
 
 def _drop_handle(label: str = "learning rate drops") -> Line2D:
     return Line2D([], [], color=GREY, linestyle=":", linewidth=0.9, label=label)
+
+
+def _of(plan, found: dict[tuple[str, str], list[Course]]) -> list[Course]:
+    """The finished runs of a figure."""
+    return [c for key, _ in plan for c in found.get(key, ())]
 
 
 def _handles(courses: Sequence[Course], look: dict | None = None) -> list[Line2D]:

@@ -188,7 +188,7 @@ def schedule_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int
         row, early = frame.get((dataset, method)), above_early_stopping(courses, method, patience=patience).get(dataset)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
         lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
-                      f"of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %",
+                      f"share of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %",
                       "robust, best": _percent(row, "best") if row else NOT_RUN,
                       "robust, last": _percent(row, "last") if row else NOT_RUN,
                       "gap (points)": points(row.gap, row.gap_low, row.gap_high) if row else NOT_RUN,
@@ -279,9 +279,14 @@ def scratch_reading(courses: Sequence[Course]) -> str:
         text = (f"{dataset_label(dataset)}: AT from random weights has {100 - 100 * row.best:.1f} % robust test error at the "
                 f"best epoch, after {100 * share:.0f} % of the training, and {100 - 100 * row.last:.1f} % at the end; gap "
                 f"{points(row.gap, row.gap_low, row.gap_high)} points: {_above(row.gap_low, row.gap_high)}.")
+        drops = [first_drop(c.spec) for c in group]
+        if None not in drops:
+            early = sum(e < drop for e, drop in zip(row.epochs, drops, strict=True))
+            text += f" In {early} of {len(group)} runs the best epoch lies before the first drop of the learning rate."
         theirs = _public().get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
-        out.append(text + (f" Public run: {100 * theirs.best:.1f} % and {100 * theirs.last:.1f} %, gap {100 * theirs.gap:+.1f} "
-                           "points, its best epoch chosen on test images." if theirs else ""))
+        out.append(text + (f" Public run ({theirs.model}, {theirs.rates}): {100 * theirs.best:.1f} % at epoch "
+                           f"{theirs.best_epoch:g}, chosen on test images, and {100 * theirs.last:.1f} % at the end, gap "
+                           f"{100 * theirs.gap:+.1f} points." if theirs else ""))
     return " ".join(out) or "AT from random weights: not run."
 
 

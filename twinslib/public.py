@@ -62,12 +62,13 @@ def overfitting_rows() -> pd.DataFrame:
 
 
 def overfitting_gaps() -> pd.DataFrame:
-    """Of `overfitting_rows`, one line per data set, model and schedule: epochs, rates, robust test error best and last, gap (last
-    - best), source."""
-    rows = overfitting_rows().query("what != 'epoch'")
-    key = ["dataset", "model", "schedule", "epochs", "rates", "source"]
-    wide = rows.pivot(index=key, columns="what", values="test_robust_error").reindex(rows.set_index(key).index.unique())
-    return wide.assign(gap=wide["last"] - wide["best"]).rename_axis(columns=None).reset_index()
+    """Of `overfitting_rows`, one line per data set, model and schedule: epochs, rates, source, best_epoch (NaN where not stated),
+    robust test error best and last, gap (last - best)."""
+    rows, key = overfitting_rows(), ["dataset", "model", "schedule", "epochs", "rates", "source"]
+    best, last = (rows[rows["what"] == what].set_index(key) for what in ("best", "last"))
+    out = pd.DataFrame({"best_epoch": best["epoch"], "best": best["test_robust_error"],
+                        "last": last["test_robust_error"].reindex(best.index)})
+    return out.assign(gap=out["last"] - out["best"]).reset_index()
 
 
 def smoothing_rows() -> pd.DataFrame:

@@ -11,8 +11,8 @@ from twinslib.config import CertifySpec, DataSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.runs import Job, Store, Task, sweep
 from twinslib.train import OutOfTime
 
-SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), model=ModelSpec(arch="tiny_resnet"),
-               method=method("natural"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
+SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), method=method("natural"),
+               model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
 CERT = CertifySpec(sigma=0.25, images=6, n=64, n0=16, alpha=0.01)
 RESTAT = dataclasses.replace(CERT, restat_images=40)
 

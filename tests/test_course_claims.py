@@ -441,6 +441,13 @@ def test_a_data_set_with_too_few_seeds_does_not_decide(store):
     assert [e.dataset for e in found.detail] == ["cifar10", "cub64"]
 
 
+def test_other_methods_are_no_detail(store):
+    """Gaps of methods that the rule does not name are left out."""
+    rule = LEDGER["AFT-C5"].rule
+    found = course_claims.judge(store, fill(store, LEDGER["AFT-C5"], {"trades": {"gap": 0}, "at_random": {"gap": 80}}), rule, [])
+    assert found["verdict"] == REPRODUCED and {e.method for e in found["detail"]} == {"at_random"}
+
+
 @pytest.mark.parametrize(("changes", "level", "counts"), [
     ({}, {}, True), ({"attack": AttackSpec(eps=8 / 255 * (1 + 1e-9))}, {}, True),
     ({"attack": AttackSpec(eps=4 / 255)}, {}, False), ({"attack": AttackSpec(threat="l2")}, {}, False),

@@ -87,7 +87,7 @@ def test_law_in_the_first_batch_norm_of_a_network() -> None:
 
 # -- statistics estimated again ---------------------------------------------------------------------------------------
 def test_reestimated_holds_the_statistics_of_noisy_images() -> None:
-    """The first batch norm stores mean and unbiased variance of what it meets; weights, and the network given, stay as they are."""
+    """The first batch norm stores mean and unbiased variance of what it meets; weights and the network given stay as they are."""
     model = make_model("tiny_resnet", 4, seed=0).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     again = noise.reestimated(model, IMAGES, 0.5, seed=3, batch_size=32)

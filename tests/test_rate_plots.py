@@ -203,7 +203,7 @@ def test_other_sentences():
     assert "AT, split batch 1.00; TWINS-AT 3.00; TWINS-AT, shared affine 3.00" in said
     assert "|cos(w, g)| with frozen statistics 0.02; without 1e-05." in said
     said = rate_tables.drift_reading(courses)
-    assert "AT 0.75 (first layer 0.3, last 1.2); AT, lr × (1 + λ) 1.5 (first layer 0.6, last 2.4)" in said
+    assert "so many standard deviations of the start: AT 0.75; AT, lr × (1 + λ) 1.50; AT, split batch 1.12" in said
 
 
 LAW = pd.DataFrame([["batch", 1.0, 2.0, 3.0, 6.0, 1e-15], ["batch", 2.0, 4.0, 1.5, 6.0, -4e-15],

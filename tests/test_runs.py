@@ -22,6 +22,7 @@ from twinslib.config import (
     AttackSpec,
     DataSpec,
     EvalSpec,
+    FollowSpec,
     ModelSpec,
     OptimSpec,
     RunSpec,
@@ -30,6 +31,7 @@ from twinslib.config import (
     method,
 )
 from twinslib.runs import Job, Store, Task, sweep, write_json
+from twinslib.train import fit
 
 EPS = 16 / 255
 
@@ -557,6 +559,84 @@ def test_evaluations_of_waiting_runs_are_checked_before_any_work(tmp_path) -> No
     with pytest.raises(ValueError, match="expected at most .* test images of toy_target, got 1000000"):
         sweep(Store("tiny", device="cpu", root=tmp_path), plan)
     assert not (tmp_path / "runs").exists()
+
+
+# -- courses -----------------------------------------------------------------------------------------------------------
+FOLLOW = FollowSpec(record_every=2, train_images=15, test_images=25, steps=2)
+
+
+def followed_jobs(follow: FollowSpec | None = FOLLOW, *names: str) -> list[Job]:
+    """The source, which is not followed, and fine-tunes that are, with nothing to measure afterwards."""
+    source, *tunes = tiny_jobs(names or ("at", "twins_trades"))
+    return [replace(source, evals=()), *(Job("tiny", replace(job.spec, follow=follow), ()) for job in tunes)]
+
+
+def test_courses_are_kept(tmp_path) -> None:
+    """The course of a finished run is what training it leaves, array by array; a run that is not followed has none, and a run
+    that is followed is trained to the same weights."""
+    store, jobs = Store("tiny", device="cpu", root=tmp_path), followed_jobs()
+    plain = followed_jobs(None)[1].spec
+    assert all(store.course(job.spec) is None for job in jobs)
+    sweep(store, [*jobs, Job("tiny", plain, ())])
+    for job in jobs[1:]:
+        want = fit(job.spec, store.start(job.spec), store.data(job.spec.data), device="cpu").course
+        found = store.course(job.spec)
+        assert set(found) == set(want) and found["test_robust"].shape == (3, 25)
+        assert all(found[k].dtype == want[k].dtype and np.array_equal(found[k], want[k]) for k in want)
+    assert store.course(jobs[0].spec) is None and store.course(plain) is None
+    assert store.run(plain)["weights"] == store.run(jobs[1].spec)["weights"]
+    assert {p.stem for p in (tmp_path / "courses").iterdir()} == {job.spec.hash for job in jobs[1:]}
+
+
+def test_courses_survive_interruption(tmp_path) -> None:
+    """Stopped after every step, a sweep leaves the same bytes as an undisturbed one, courses and all."""
+    jobs = [*followed_jobs(FOLLOW, "twins_at"), *followed_jobs(replace(FOLLOW, record_every=0), "at_awp")[1:]]
+    once, often = (Store("tiny", device="cpu", root=tmp_path / name) for name in ("once", "often"))
+    assert not sweep(once, jobs).failed
+    turns = 1
+    while sweep(often, jobs, budget=0.0).left and turns < 50:
+        turns += 1
+    assert turns == 18 and contents(often.root) == contents(once.root)
+    assert sum(name.startswith("courses/") for name in contents(once.root)) == 2
+
+
+def test_a_course_counts_with_its_run_only(tmp_path, monkeypatch) -> None:
+    """A course whose run was cut off before its record was written is not read, and is written again with the run."""
+    store, jobs = Store("tiny", device="cpu", root=tmp_path), followed_jobs(FOLLOW, "at")
+    sweep(store, jobs[:1])
+    real = runs.write_json
+
+    def cut_off(path, value) -> None:
+        if path.parent.name == "runs":
+            raise KeyboardInterrupt
+        real(path, value)
+
+    monkeypatch.setattr(runs, "write_json", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(store, jobs)
+    monkeypatch.undo()
+    path = tmp_path / "courses" / f"{jobs[1].spec.hash}.npz"
+    before = path.read_bytes()
+    assert store.course(jobs[1].spec) is None
+    (tmp_path / "courses" / ".half.npz.123.tmp").write_text("half")
+    sweep(store, jobs)
+    assert store.course(jobs[1].spec) is not None and path.read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize(("follow", "message"), [
+    (FollowSpec(train_images=61), "expected at most 60 train_images of toy_target to follow, got 61; lower it under follow"),
+    (FollowSpec(test_images=10**6), "expected at most .* test_images of toy_target to follow, got 1000000; lower it"),
+])
+def test_followed_images_are_checked_before_any_work(tmp_path, follow: FollowSpec, message: str, settled: bool) -> None:
+    """More images to follow than a run has are refused before the source is trained, also for runs that still wait."""
+    source, *tunes = followed_jobs(follow)
+    jobs = [source, *(replace(job, settled=settled) for job in tunes)]
+    with pytest.raises(ValueError, match=message):
+        sweep(Store("tiny", device="cpu", root=tmp_path), jobs)
+    assert not (tmp_path / "runs").exists()
+    Store("tiny", device="cpu", root=tmp_path).check([Task(followed_jobs(FollowSpec(train_images=60, test_images=40))[1].spec)])
 
 
 # -- rules ------------------------------------------------------------------------------------------------------------

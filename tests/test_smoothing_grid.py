@@ -54,12 +54,12 @@ def test_what_each_cell_trains() -> None:
 def test_certifications_are_limited() -> None:
     """To cells, targets and seeds; re-estimated statistics are for batch norm only; one asked for twice is done once."""
     limited = [CERTIFY | {"norms": ["group"], "finetuning": ["clean"], "seeds": [5]}, CERTIFY | {"sigmas": [0.5]},
-               CERTIFY | {"sigmas": [0.5], "seeds": [3]}, CERTIFY | {"sigmas": [1.0], "restat_images": 8, "finetuning": ["clean"]}]
+               CERTIFY | {"sigmas": [0.5], "seeds": [3]},
+               CERTIFY | {"sigmas": [1.0], "restat_images": 8, "finetuning": ["clean"]}]
     found = {}
     for p in planned(study.smoothing(**arguments(certifications=limited))):
         found.setdefault((p.cell.finetuning, p.cell.norm, p.seed), []).append((p.certification.sigma, p.cell.restat))
-    assert found["clean", "group", 5] == [(0.25, False), (0.5, False)] * 2 or found["clean", "group", 5] == [
-        (0.25, False), (0.5, False), (0.25, False), (0.5, False)]
+    assert found["clean", "group", 5] == [(0.25, False), (0.5, False)] * 2  # of two pre-trainings
     assert set(found["noise0.5", "batch", 3]) == {(0.5, False)}
     assert set(found["clean", "batch", 3]) == {(0.5, False), (1.0, True)}
     assert set(found["clean", "group", 3]) == {(0.5, False)}
@@ -86,10 +86,10 @@ def test_random_start() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"pretraining": {"mixed": {"sigma": [0.5]}}}, "key of pretraining.mixed to be one of .*, got 'sigma'; did you mean 'sigmas'"),
-    ({"finetuning": {"clean": {"method": "twins_at"}}}, "method of finetuning.clean to be one of natural, natural_frozen"),
+    ({"finetuning": {"clean": {"method": "twins_at"}}}, "method of finetuning.clean to be one of natural, natural_f"),
     ({"finetuning": {"clean": {"pretraining": ["mixd"]}}}, "pretraining of finetuning to be one of clean, mixed, got 'mixd'"),
     ({"certifications": [CERTIFY | {"norms": ["layer"]}]}, "norms of certifications to be one of batch, group, got 'layer'"),
-    ({"targets": {"toy_target": {"seeds": [4]}}}, "seeds of targets to be one of 3, 5, got 4"),
+    ({"targets": {"toy_target": {"seeds": [4]}}}, "seeds of targets to be one of 3, 5, got '4'"),
     ({"targets": {"toy_target": {"dta": {}}}}, "key of targets.toy_target to be one of data, optim, seeds"),
     ({"source": {"data": {}}}, "expected optim in source"),
 ])
@@ -109,7 +109,8 @@ def test_crossed_networks_are_those_of_the_other_notebook() -> None:
     best = lambda candidates: candidates[-1]  # noqa: E731
     jobs = study.smoothing(**arguments(crossed=CROSSED, best=best))
     theirs = study.plan("toy", "01")[0](best=best)
-    chosen = {job.spec for job in theirs if job.study == "transfer" and job.spec.method.name in ("at", "twins_at") and not job.ship}
+    tuned = [job.spec for job in theirs if job.study == "transfer" and not job.ship]
+    chosen = {spec for spec in tuned if spec.method.name in ("at", "twins_at")}
     mine = [p for p in planned(jobs) if p.cell.pretraining == "crossed"]
     assert {p.spec for p in mine} == chosen and {p.cell.finetuning for p in mine} == {"at", "twins_at"}
     assert sorted({p.certification.sigma for p in mine}) == [0.25, 0.5]
@@ -172,5 +173,6 @@ def test_nothing_is_trained_for_nothing(preset: str, number: str) -> None:
     jobs = study.plan(preset, number)[0](best=lambda candidates: candidates[0])
     specs: list[RunSpec] = [job.spec for job in jobs if job.study != "tuning"]
     assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study == "tuning" for job in jobs)
-    cifar = [p for p in planned(jobs) if p.dataset in ("cifar10", "toy_target")]
-    assert {p.spec for p in cifar} == {job.spec for job in jobs if cell_of(job) and job.spec.data.name in ("cifar10", "toy_target")}
+    first = ("cifar10", "toy_target")
+    assert {p.spec for p in planned(jobs) if p.dataset in first} == {
+        job.spec for job in jobs if cell_of(job) and job.spec.data.name in first}

@@ -48,7 +48,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     jobs = [job for job in jobs if job.settled and job.spec.data.name in (rule.datasets or (job.spec.data.name,))
             and (smoothing_claims.concerns(job, rule) if certified else (job.spec.follow if of_course else job.evals)
                  and not job.ship and job.spec.method.name in wanted)]
-    diverged = [job.spec for job in jobs if store.run(job.spec) is None and store.diverged(job.spec)]
+    diverged = [job.spec for job in jobs if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
     jobs = [job for job in jobs if store.run(job.spec)]
     counted, not_counted = [], 0
     for job in jobs:
@@ -211,8 +211,9 @@ def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     for v in verdicts:
         mine = [e for e in v.detail if (e.method, e.baseline) in v.claim.rule.pairs]
         robust = v.claim.rule.robust
-        counts = (f"data sets: {len({e.dataset for e in mine})}, seeds: {_span(e.seeds for e in mine)}, "
-                  f"images: {_span(e.images for e in mine)}" if mine else "no run")
+        counts = f"data sets: {len({e.dataset for e in mine})}, seeds: {_span(e.seeds for e in mine)}" if mine else "no run"
+        if any(e.images for e in mine):  # effects on weights stand on none
+            counts += f", images: {_span(e.images for e in mine)}"
         lines.append({
             "claim": v.claim.id, "sentence": v.claim.sentence, "verdict": v.verdict,
             "why": v.why + (f". {v.remark}" if v.remark else ""),

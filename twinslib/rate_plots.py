@@ -58,7 +58,7 @@ def layer_courses(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
     frame = frame.assign(w_norm=frame["w_norm"] / start, angle=1e3 * frame["angle"], epoch=np.floor(frame["epoch"]) + 0.5)
     chosen = three_layers(frame)
     with style():
-        fig = Figure(figsize=(WIDTH, 5.2))
+        fig = Figure(figsize=(6.4, 4.8))
         axes = fig.subplots(len(COURSES), len(chosen), sharex=True, sharey="row", squeeze=False)
         for (place, layer), column in zip(chosen.items(), axes.T, strict=True):
             mine = frame[frame["layer"] == layer]

@@ -214,17 +214,13 @@ def wing_reading(courses: Sequence[Course]) -> str:
 
 
 def drift_reading(courses: Sequence[Course]) -> str:
-    """Drift of the means at the last epoch in words: mean over layers and seeds, first against last layer."""
+    """Drift of the means after the last epoch in words: mean over layers and seeds."""
     frame, sentences = course.drift(courses), []
     for dataset, here in frame.groupby("dataset", sort=False):
         last = here[here["epoch"] == here.groupby(KEYS)["epoch"].transform("max")]
-        parts = []
-        for method, mine in last.groupby("method", sort=False):
-            depth = mine.groupby("depth")["mean_drift"].mean()
-            parts.append(f"{method_label(method)} {mine['mean_drift'].mean():.2g} (first layer {depth.iloc[0]:.2g}, last "
-                         f"{depth.iloc[-1]:.2g})")
-        sentences.append(f"After the last epoch on {dataset_label(dataset)} the means have moved, in standard deviations of the "
-                         f"start, by {'; '.join(parts)}.")
+        parts = [f"{method_label(m)} {mine['mean_drift'].mean():.2f}" for m, mine in last.groupby("method", sort=False)]
+        sentences.append(f"After the last epoch on {dataset_label(dataset)} the means have moved by so many standard deviations "
+                         f"of the start: {_listed(parts)}.")
     return " ".join(sentences) or NOTHING
 
 
@@ -239,9 +235,10 @@ def loss_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = P
     return " ".join(sentences) or NOTHING
 
 
-def time_reading(courses: Sequence[Course], baseline: str = "at") -> str:
+def time_reading(courses: Sequence[Course], methods: Sequence[str] = ("at_lr", "twins_at"), baseline: str = "at") -> str:
     """Times to the threshold in words, and how finely they are measured."""
     found, sentences = time_differences(courses, baseline), []
+    found = found[found["method"].isin(methods)]
     grid = {c.spec.data.name: c.spec.follow.record_every / c.steps_per_epoch for c in courses if "losses" in c.arrays}
     for dataset, here in found.groupby("dataset", sort=False):
         parts = [f"{method_label(method)} sooner in {(mine['value'] < 0).sum()}, later in {(mine['value'] > 0).sum()} of "

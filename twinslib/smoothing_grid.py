@@ -44,7 +44,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
                            ("pretraining", pretraining.values()), ("targets", targets.values())):
         for key, value in itertools.product(FILTERS, limited):
             for item in value.get(key, ()):
-                choose(item, known[key], f"{key} of {where}")
+                choose(str(item), map(str, known[key]), f"{key} of {where}")
     base = from_dict(OptimSpec, source["optim"], "source.optim")
     jobs: list[Job] = []
 
@@ -85,18 +85,18 @@ def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Seq
 
     found = plan(preset, notebook)[0](best=best)
     certs = tuple(spec for c in certifications for spec in _certifications(c))
-    tuned = [job for job in found if job.study not in ("tuning", STUDY) and not job.ship
-             and job.spec.method.name in methods and job.spec.data.name in targets]
-    for what, wanted, there in (("methods", methods, {job.spec.method.name for job in tuned}),
-                                ("targets", targets, {job.spec.data.name for job in tuned}),
-                                ("seeds", seeds, {job.spec.seed for job in tuned})):
+    tuned = [job for job in found if job.study not in ("tuning", STUDY) and not job.ship]
+    for what, wanted, there in (("methods", methods, (job.spec.method.name for job in tuned)),
+                                ("targets", targets, (job.spec.data.name for job in tuned)),
+                                ("seeds", seeds, (job.spec.seed for job in tuned))):
+        there = dict.fromkeys(map(str, there))
         for item in wanted:
-            choose(item, there, f"{what} of crossed")
+            choose(str(item), there, f"{what} of crossed")
     candidates = [job for job in found if job.study == "tuning" and job.spec.method.name in methods
                   and job.spec.data.name in targets]
     runs = [dataclasses.replace(job, study=STUDY, evals=(), certs=certs, labels=(
         ("pretraining", CROSSED), ("finetuning", job.spec.method.name), ("norm", job.spec.model.norm)))
-        for job in tuned if job.spec.seed in seeds]
+        for job in tuned if job.spec.seed in seeds and job.spec.method.name in methods and job.spec.data.name in targets]
     origins = {job.spec.source for job in runs} - {None}
     starts = [dataclasses.replace(job, study=STUDY, evals=(), labels=(("pretraining", CROSSED), ("norm", job.spec.model.norm)))
               for job in found if job.ship and job.spec in origins]

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from . import noise, public
 from .plots import LOOKS, OTHERS, WIDTH, style
@@ -50,6 +50,8 @@ LEVELS = {0.0: CLEAN, 0.12: {"color": "#CC79A7", "linestyle": "-.", "marker": "X
 FAMILIES = dict(zip(MANY, (SINGLE, CLEAN, THIRD), strict=True))
 PUBLIC = {"Cohen et al. 2019": "o", "SmoothAdv": "s", "DMAE, continued pre-training": "D"}
 PLAIN = "#333333"
+END = 2.25  # the largest radius of a public number, and of the figure
+ONE_LOOK = {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"}
 
 
 def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigma: float) -> Figure:
@@ -76,9 +78,10 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
             _empty(ax)
         for ax, norm in zip(axes[0], norms, strict=True):
             ax.set_title(NORMS[norm])
-        for row, text in zip(axes, ("fine-tuned on clean images", f"fine-tuned with σ {sigma:g}"), strict=True):
-            row[0].set_ylabel(f"{text}\ncertified accuracy (%)")
-        _radii(axes, main)
+        for row, text in zip(axes, ("fine-tuned on\nclean images", f"fine-tuned\nwith σ {sigma:g}"), strict=True):
+            row[0].set_ylabel(text)
+        fig.supylabel("certified accuracy (%)")
+        _radii(axes)
         fig.supxlabel(f"radius (certified at σ {sigma:g})")
         _legend(fig, [(f"pre-training: {name(p)}", looks[p]) for p in starts])
     return fig
@@ -100,15 +103,16 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
                     ax.text(0.02, y, NOT_RUN, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
                     continue
                 color = {"batch": SINGLE, "group": MIXED, "layer": THIRD}[kind[0]]["color"]
-                ax.plot([100 * row.noisy, 100 * row.clean], [y, y], color=color, linewidth=1)
-                ax.plot(100 * row.noisy, y, "o", color=color, markerfacecolor="white", markersize=5)
-                ax.errorbar(100 * row.clean, y, xerr=[[100 * (row.high - row.lost)], [100 * (row.lost - row.low)]], color=color,
-                            marker="o", markersize=5, elinewidth=0.8)
+                ends = [100 * min(max(row.noisy - x, 0), 1) for x in (row.high, row.low)]
+                ax.plot([100 * row.noisy, 100 * row.clean], [y, y], color=color, linewidth=3, alpha=0.35)
+                ax.plot(ends, [y, y], color=color, linewidth=0.8)
+                ax.plot(100 * row.clean, y, "o", color=color, markersize=4)
+                ax.plot(100 * row.noisy, y, "o", color=color, markerfacecolor="none", markersize=7)
             ax.set_title(f"σ {sigma:g}")
             ax.set_ylim(len(kinds) - 0.5, -0.5)
             ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(kinds)), list(LABELS.values()))
-        axes[0].set_xlim(left=min(0, axes[0].get_xlim()[0]))
+        axes[0].set_xlim(left=-0.04 * axes[0].get_xlim()[1])
         fig.supxlabel(f"certified accuracy at radius {frame['radius'].iloc[0]:g} (%)")
         plain = {"linestyle": "none", "marker": "o", "color": PLAIN, "markersize": 5}
         fig.legend(handles=[Line2D([], [], label="fine-tuned with noise of the level", markerfacecolor="white", **plain),
@@ -138,9 +142,10 @@ def mismatch_plot(frame: pd.DataFrame) -> Figure:
                     y = group.set_index("layer")[measure].reindex(layers[cell]).clip(lower=1e-3)
                     ax.plot(range(1, len(y) + 1), y, **LEVELS.get(sigma, CLEAN), markersize=3, linewidth=1)
                 ax.set_yscale("log")
-            pretraining, _, finetuning = mismatch_name(cell).replace(", before", " →, before").partition(" →")
-            axes[0, j].set_title(f"{pretraining} pre-training,\n" + (finetuning.strip(", ") if "before" in finetuning else
-                                                                    f"then {finetuning.strip()}"), fontsize=8)
+                ax.yaxis.set_major_locator(LogLocator(numticks=4))
+                ax.yaxis.set_minor_formatter(NullFormatter())
+            axes[0, j].set_title(mismatch_name(cell).replace(", before", ",\nbefore").replace(" → ", " →\n"), fontsize=8)
+            axes[-1, j].xaxis.set_major_locator(MaxNLocator(4, integer=True))
         for i, measure in enumerate(noise.MISMATCHES):
             axes[i, 0].set_ylabel(LONG[measure].replace(" / ", "\n/ ").replace("|log ratio of", "|log ratio of\n"), fontsize=8)
         fig.supxlabel("batch norm, from input to output")
@@ -163,14 +168,15 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
             for sigma in sigmas:
                 mine = lines[lines["sigma"] == sigma]
                 _curve(ax, mine, **LEVELS[sigma])
-                if len(mine):
-                    top = ceiling(int(mine["n"].iloc[0]), mine["alpha"].iloc[0] / 2, sigma)
+                top = ceiling(int(mine["n"].iloc[0]), mine["alpha"].iloc[0] / 2, sigma) if len(mine) else math.inf
+                if top < END:
                     ax.plot(top, 0, "|", color=LEVELS[sigma]["color"], markersize=12, markeredgewidth=1.6, clip_on=False)
             ax.set_title(title)
             _empty(ax)
         theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
         for sigma in sigmas:  # public: one network for each level too
             line = theirs[(theirs["method"] == "Cohen et al. 2019") & (theirs["sigma"] == sigma)]
+            line = line[line["value"] > 0]
             axes[1].plot(line["radius"], 100 * line["value"], linestyle="none", marker=LEVELS[sigma]["marker"],
                          color=LEVELS[sigma]["color"], markerfacecolor="white")
         ax = axes[2]
@@ -180,9 +186,8 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
             line = theirs[(theirs["method"] == method) & theirs["sigma"].isna()]
             ax.plot(line["radius"], 100 * line["value"], linestyle="none", marker=marker, color=PLAIN, markerfacecolor="white")
         ax.set_title("best σ at each radius")
-        reached = one.loc[one["value"] > 0, "radius"].max() if len(one) else 1.0
         for ax in axes:
-            ax.set_xlim(-0.05, max(2.05, reached + 0.3))
+            ax.set_xlim(-0.05, END + 0.05)
             ax.xaxis.set_major_locator(MultipleLocator(0.5))
         axes[0].set_ylim(0, None)
         axes[0].set_ylabel("certified accuracy (%)")
@@ -265,20 +270,18 @@ def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Fi
                 _curve(ax, family(main, dataset, cell, [sigma]), shift=0.01 * (i + 1), **looks[cell])
             ax.set_title(f"σ {sigma:g}")
             _empty(ax)
-        _radii(axes[None], main)
+        _radii(axes)
         axes[0].set_ylabel("certified accuracy (%)")
         fig.supxlabel("radius")
         _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK)])
     return fig
 
 
-ONE_LOOK = {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"}
-
-
 # -- parts --------------------------------------------------------------------------------------------------------------
 def _curve(ax: Axes, lines: pd.DataFrame, shift: float = 0.0, **look: object) -> None:
     if len(lines):
         lines = lines.sort_values("radius")
+        lines = lines[lines["value"].shift(fill_value=1.0) > 0]  # to the first radius that nothing reaches
         y = 100 * lines["value"]
         ax.errorbar(lines["radius"] + shift, y, yerr=[y - 100 * lines["low"], 100 * lines["high"] - y], elinewidth=0.7, **look)
 
@@ -289,10 +292,11 @@ def _most_draws(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["n"] == frame.groupby(key)["n"].transform("max")] if len(frame) else frame
 
 
-def _radii(axes: np.ndarray, frame: pd.DataFrame) -> None:
-    asked = frame.loc[(frame["measure"] == "certified_acc") & (frame["value"] > 0), "radius"]
-    axes.flat[0].set(xlim=(-0.06, (asked.max() if len(asked) else 1.0) + 0.06), ylim=(0, None))
-    axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.5 if len(asked) and asked.max() > 1 else 0.25))
+def _radii(axes: np.ndarray) -> None:
+    """Common limits, as far as a curve goes."""
+    top = max((max(line.get_xdata()) for ax in axes.flat for line in ax.lines if len(line.get_xdata())), default=1.0)
+    axes.flat[0].set(xlim=(-0.06, top + 0.06), ylim=(0, None))
+    axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.5 if top > 1.1 else 0.25))
 
 
 def _empty(ax: Axes) -> None:

@@ -82,6 +82,22 @@ def by_method(table):
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
+def test_settings():
+    """Methods that are run alike share a line; another schedule, length, rate, start or number of seeds has its own."""
+    jobs = [Job("overfitting", SOURCE, (), ship=True), *study(seeds=(0, 1))[1], job("at_lr", 2, lr=0.2)]
+    table = overfit_tables.settings_table([j for j in jobs if j.spec.method.name != "at_lr" or j.spec.seed == 2])
+    lines = {row["methods"]: row for row in table.to_dict("records")}
+    assert list(lines) == ["AT", "AT; TWINS-AT; TRADES; TWINS-TRADES; AT, AWP", "AT, cosine", "AT, cyclic",
+                           "AT, slow start, fast decay", "AT, random start", "AT, random start, short plateau",
+                           "AT, random start, long plateau", "AT, lr × (1 + λ)"]
+    assert (lines["AT"]["data set"], lines["AT"]["start"]) == ("Tiny-ImageNet", "start network itself")
+    assert [(row["seeds"], row["peak lr"]) for row in lines.values()][1:] == [("0, 1", "0.1")] * 7 + [("2", "0.2")]
+    assert lines["AT, random start, long plateau"]["epochs"] == 34
+    assert lines["AT, random start"]["start"] == "random weights" and lines["AT, cosine"]["start"] == "start network"
+    assert lines["AT, slow start, fast decay"]["schedule"] == "slow start, fast decay"
+    assert set(table["training attack"]) == {"PGD-10 at 8/255"} and lines["AT, cosine"]["training images"] == 1000
+
+
 def test_best_is_chosen_on_validation_images():
     """Epoch 6 is best by validation, although test images are better at 8; the end is the mean of epochs 12 to 20."""
     courses, jobs = study(["at"], losses={"at": 10})

@@ -85,7 +85,7 @@ def test_random_start() -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"pretraining": {"mixed": {"sigma": [0.5]}}}, "key of pretraining.mixed to be one of .*, got 'sigma'; did you mean 'sigmas'"),
+    ({"pretraining": {"mixed": {"sigma": [0.5]}}}, "key of pretraining.mixed to be one of .*, got 'sigma'; did you mean"),
     ({"finetuning": {"clean": {"method": "twins_at"}}}, "method of finetuning.clean to be one of natural, natural_f"),
     ({"finetuning": {"clean": {"pretraining": ["mixd"]}}}, "pretraining of finetuning to be one of clean, mixed, got 'mixd'"),
     ({"certifications": [CERTIFY | {"norms": ["layer"]}]}, "norms of certifications to be one of batch, group, got 'layer'"),

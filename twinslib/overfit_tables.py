@@ -13,6 +13,7 @@ from . import course, public, stats
 from .config import RunSpec
 from .course import LAST, Course
 from .effects import pair_label
+from .objectives import OBJECTIVES
 from .report import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
 from .runs import Job
 from .schedules import factor
@@ -129,6 +130,28 @@ def first_drop(spec: RunSpec) -> float | None:
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
+def settings_table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """What was asked for, from the specs: a line for each group of methods that differ in nothing that is listed."""
+    methods_of: dict[tuple, list[str]] = {}
+    runs: dict[tuple, list[RunSpec]] = {}
+    for job in jobs:
+        runs.setdefault((job.spec.data.name, job.spec.method.name, job.ship), []).append(job.spec)
+    names = ["data set", "start", "network", "training images", "augmentation", "schedule", "epochs", "peak lr", "batch",
+             "weight decay", "precision", "training attack", "seeds"]
+    for (dataset, method, ship), specs in runs.items():
+        s = specs[0]
+        start = "start network itself" if ship else "random weights" if s.source is None and s.weights is None else "start network"
+        attacks = OBJECTIVES[s.method.objective].attacks
+        key = (dataset_label(dataset), start, s.model.arch, s.data.train_images or f"all but {s.data.val_images}",
+               s.data.augment.replace("_", ", "), schedule_label(s), s.optim.epochs, f"{s.optim.lr:g}", s.optim.batch_size,
+               f"{s.optim.weight_decay:g}", s.optim.precision,
+               f"PGD-{s.attack.steps} at {eps_label(s.attack.eps, s.attack.threat)}" if attacks else "none",
+               _listed(unique(spec.seed for spec in specs)))
+        methods_of.setdefault(key, []).append(method_label(method))
+    return pd.DataFrame([dict(zip(names, key, strict=True)) | {"methods": "; ".join(unique(m))} for key, m in methods_of.items()],
+                        columns=[*names, "methods"])
+
+
 def best_last_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int = PATIENCE) -> pd.DataFrame:
     """Robust and clean test accuracy at the epoch that is best on validation images and as the mean of the last five measured
     epochs, with 95 % intervals over seeds and images, and the gap between the two robust ones; a line per planned method.
@@ -368,8 +391,8 @@ def _within(value: float, low: float, high: float) -> str:
     return percent(value, max(low, 0.0), min(high, 1.0))
 
 
-def _listed(epochs: Sequence[int]) -> str:
-    return ", ".join(map(str, epochs))
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _word(low: float, high: float) -> str:

@@ -189,7 +189,7 @@ def growth_reading(courses: Sequence[Course], methods: Sequence[str]) -> str:
     layers, sentences = by_layer(courses), []
     for dataset, here in layers[layers["method"].isin(methods)].groupby("dataset", sort=False):
         grown = here.groupby(KEYS, sort=False)["growth"].median().groupby(level="method", sort=False).mean()
-        parts = [f"{method_label(m)} {100 * (grown[m] - 1):+.1f} %" for m in methods if m in grown]
+        parts = [f"{method_label(m)} {_plain(100 * (grown[m] - 1), '{:+.1f}')} %" for m in methods if m in grown]
         sentences.append(f"On {dataset_label(dataset)} ‖w‖ changed from the first to the last recorded step (median over "
                          f"convolutions): {'; '.join(parts)}.")
     return " ".join(sentences) or NOTHING
@@ -228,8 +228,8 @@ def loss_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = P
     """`loss_differences` in words: how often below 0."""
     sentences = []
     for (dataset, method), here in loss_differences(courses, pairs, epochs).groupby(["dataset", "method"], sort=False):
-        parts = [f"{method_label(baseline)} in {(mine['value'] < 0).sum()} of {len(mine)} (mean {mine['value'].mean():+.2f} nats)"
-                 for baseline, mine in here.groupby("baseline", sort=False)]
+        parts = [f"{method_label(baseline)} in {(mine['value'] < 0).sum()} of {len(mine)} (mean "
+                 f"{_plain(mine['value'].mean(), '{:+.2f}')} nats)" for baseline, mine in here.groupby("baseline", sort=False)]
         sentences.append(f"On {dataset_label(dataset)}, over epochs and seeds, the loss of {method_label(method)} is below that "
                          f"of {_listed(parts)}.")
     return " ".join(sentences) or NOTHING
@@ -276,14 +276,17 @@ def checks(courses: Sequence[Course]) -> dict[str, bool]:
 
 
 def _text(found: tuple[float, float, float], form: str) -> str:
-    """2.16 [1.80, 2.59]; without an interval the value alone; NaN and infinity as words."""
-    value, low, high = found
-    text = _plain(value, form)
-    return text if math.isnan(low) else f"{text} [{form.format(low)}, {form.format(high)}]"
+    """2.16 [1.80, 2.59]; without an interval the value alone."""
+    value, low, high = (_plain(v, form) for v in found)
+    return value if math.isnan(found[1]) else f"{value} [{low}, {high}]"
 
 
 def _plain(value: float, form: str) -> str:
-    return "undefined" if math.isnan(value) else "never" if math.isinf(value) else form.format(value)
+    """NaN and infinity as words; no negative zero."""
+    if not math.isfinite(value):
+        return "undefined" if math.isnan(value) else "never"
+    text = form.format(value)
+    return form.format(0.0) if float(text) == 0 else text
 
 
 def _seeds(found: pd.DataFrame) -> str:

@@ -1,0 +1,39 @@
+"""Certifications made up for tests: radii are given, votes are not drawn."""
+
+import numpy as np
+
+from twinslib.certified import ABSTAIN, Certified
+from twinslib.config import CertifySpec, DataSpec, ModelSpec, OptimSpec, RunSpec, method
+from twinslib.rules import cell
+from twinslib.smoothing_cells import Measured
+from twinslib.votes import Shares
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+N = 100
+
+
+def spec(seed: int = 0, lr: float = 0.1, **changes: object) -> RunSpec:
+    return RunSpec(data=DataSpec(name="cifar10"), model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(lr=lr), seed=seed,
+                   **{"method": method("natural"), **changes})
+
+
+def measured(name: str, sigma: float, radius: np.ndarray, *, seed: int = 0, dataset: str = "cifar10", n: int = 10_000,
+             stop: bool = False, run: RunSpec | None = None, draws: int = 1000, split: str = "s",
+             radii: tuple = RADII) -> Measured:
+    """One certification of a cell; radius (N,): 0 abstains, negative is a wrong answer with that radius."""
+    radius = np.asarray(radius, dtype=float)
+    images = len(radius)
+    certified = Certified(np.arange(images), np.zeros(images, int), np.where(radius == 0, ABSTAIN, (radius < 0).astype(int)),
+                          np.abs(radius), np.zeros(images), stop)
+    c = CertifySpec(sigma=sigma, images=images, n=n, radii=radii, stop_if_wrong=stop)
+    share = np.clip(0.5 + np.sign(radius) * 0.4, 0, 1)
+    return Measured(dataset, cell(name), seed, run or spec(seed), c, split, certified, Shares(share, share - 0.1, share), draws)
+
+
+def reaching(*shares: float, images: int = N) -> np.ndarray:
+    """Radii of `images` images of which so large a share reaches each of RADII[1:] (falling), the rest wrong."""
+    counts = [round(images * s) for s in shares] + [0]
+    radius = np.full(images, -0.1)
+    for r, count in zip(RADII[1:], counts, strict=False):
+        radius[:count] = r
+    return radius

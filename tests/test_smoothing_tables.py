@@ -1,0 +1,251 @@
+"""Tables, sentences and figures of certified accuracy, from made-up certifications and an empty store."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from smoothing_made import RADII, N, measured, reaching, spec
+
+from twinslib import noise, pages, public, smoothing_cells, smoothing_plots, study
+from twinslib import smoothing_tables as tables
+from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
+from twinslib.report import NOT_RUN
+from twinslib.rules import cell
+from twinslib.runs import Job, Store, sweep
+from twinslib.sequential import ceiling
+from twinslib.smoothing_cells import STATISTICS
+
+LEVELS = (0.25, 0.5, 1.0)
+
+
+def grid(number: str) -> list:
+    """The cells of a notebook at toy, on CIFAR-10, each certified with made-up radii that fall with the level."""
+    found = []
+    for job in study.plan("toy", number)[0](best=lambda candidates: candidates[0]):
+        for p in smoothing_cells.planned([job]):
+            c = p.certification
+            best = 0.8 if p.cell.finetuning == f"noise{c.sigma}" else 0.6 if p.cell.pretraining == "mixed" else 0.2
+            if p.cell.restat or p.cell.norm == "group":
+                best += 0.1
+            shares = [best * (1 - r / (2 * c.sigma + 0.5)) for r in RADII[1:]]
+            found.append(measured(str(p.cell), c.sigma, reaching(*(max(s, 0) for s in shares)), run=p.spec, n=c.n,
+                                  stop=c.stop_if_wrong, radii=tuple(r for r in RADII if r in c.radii), dataset="toy_target"))
+    return found
+
+
+def jobs(number: str) -> list[Job]:
+    return study.plan("toy", number)[0](best=lambda candidates: candidates[0])
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store("toy", device="cpu", root=tmp_path)
+
+
+# -- estimates ----------------------------------------------------------------------------------------------------------
+def test_estimates_by_hand() -> None:
+    """Accuracy at each radius, mean radius on the grid and abstention of ten images, counted by hand."""
+    radius = [0.0, 0.0, -0.9, 0.1, 0.3, 0.3, 0.6, 0.8, 1.0, 2.0]
+    frame = tables.estimates([measured("mixed/clean/group", 0.5, radius)])
+    at = {r.radius: r.value for r in frame[frame["measure"] == "certified_acc"].itertuples()}
+    assert at == {0.0: 0.7, 0.25: 0.6, 0.5: 0.4, 0.75: 0.3, 1.0: 0.2}
+    values = frame.set_index("measure")["value"]
+    assert values["acr"] == pytest.approx((2 * 0.25 + 0.5 + 0.75 + 2 * 1.0) / 10) and values["abstain_rate"] == 0.2
+    row = frame[(frame["measure"] == "certified_acc") & (frame["radius"] == 0.5)].iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx((0.1216, 0.7376), abs=1e-3)  # Clopper-Pearson of 4 in 10
+    assert row["se"] == pytest.approx(math.sqrt(0.4 * 0.6 / 10)) and (row["seeds"], row["images"]) == (1, 10)
+
+
+def test_estimates_over_seeds() -> None:
+    """Seeds are averaged and widen the interval; abstention is left out where draws depended on labels."""
+    found = [measured("mixed/clean/group", 0.5, reaching(s, 0.1), seed=i, stop=True) for i, s in enumerate((0.3, 0.5))]
+    frame = tables.estimates(found)
+    row = frame[frame["radius"] == 0.25].iloc[0]
+    assert row["value"] == pytest.approx(0.4) and row["seeds"] == 2 and row["high"] - row["low"] > 0.4
+    assert "abstain_rate" not in set(frame["measure"])
+
+
+def test_lines_with_the_usual_number_of_draws() -> None:
+    """A few certifications with more draws do not enter tables made of the others."""
+    found = [measured("mixed/clean/group", s, reaching(0.3)) for s in LEVELS]
+    many = measured("mixed/clean/group", 0.5, reaching(0.9), n=100_000)
+    frame = tables.main_lines(tables.estimates([many, *found]))
+    assert set(frame["n"]) == {10_000} and tables.main_lines(frame.iloc[:0]).empty
+
+
+def test_losses_by_hand() -> None:
+    """What is lost is paired: the same images, noisy minus clean fine-tuning; a missing cell is NaN."""
+    found = [measured("mixed/noise0.5/batch", 0.5, reaching(0.8)), measured("mixed/clean/batch", 0.5, reaching(0.3)),
+             measured("mixed/clean/batch+restat", 0.5, reaching(0.7))]
+    frame = tables.losses(found, "cifar10", [0.5]).set_index(["norm", "statistics"])
+    assert frame.loc[("batch", "plain"), ["noisy", "clean", "lost"]].tolist() == pytest.approx([0.8, 0.3, 0.5])
+    assert frame.loc[("batch", "restat"), "lost"] == pytest.approx(0.1) and math.isnan(frame.loc[("group", "plain"), "lost"])
+    table = tables.loss_table(frame.reset_index())
+    assert table["recovered"].tolist() == ["", "80 %", "", "", ""]
+    assert table["lost (points)"].tolist()[2:] == [NOT_RUN] * 3
+    text = tables.loss_reading(frame.reset_index())
+    assert "σ 0.5: batch norm 50.0; batch norm, re-estimated 10.0. Not run: 3 of 5." in text
+
+
+def test_envelope_takes_the_best_level_at_each_radius() -> None:
+    """The largest accuracy, the smaller level of equals."""
+    found = [measured("mixed/clean/group", 0.25, reaching(0.6, 0.2)), measured("mixed/clean/group", 0.5, reaching(0.4, 0.3)),
+             measured("mixed/clean/group", 1.0, reaching(0.6, 0.1, 0.1))]
+    best = tables.envelope(tables.family(tables.estimates(found), "cifar10", tables.ONE, LEVELS))
+    assert best["sigma"].tolist() == [0.25, 0.25, 0.5, 1.0, 0.25] and best["value"].tolist()[1:4] == [0.6, 0.3, 0.1]
+
+
+def test_sanity_notices() -> None:
+    """A radius above the ceiling of its draws, an answer without radius, and cells on other images."""
+    good = measured("mixed/clean/group", 0.5, reaching(0.5))
+    assert all(tables.sanity([good]).values())
+    above = measured("mixed/clean/group", 0.5, np.full(N, ceiling(10_000, 0.0005, 0.5) + 1e-6))
+    assert list(tables.sanity([above]).values()) == [False, True, True]
+    answer = dataclasses.replace(good, certified=good.certified._replace(radius=np.zeros(N)))
+    assert list(tables.sanity([answer]).values()) == [True, False, True]
+    assert list(tables.sanity([good, dataclasses.replace(good, split="t")]).values()) == [True, True, False]
+
+
+# -- a whole notebook ---------------------------------------------------------------------------------------------------
+def test_tables_of_notebook_04(store) -> None:
+    """Each planned cell has its line at its level; the sentences name what was measured."""
+    found = grid("04")
+    frame = tables.estimates(found)
+    table = tables.certified_table(frame, store, jobs("04"), 0.5)
+    cells = {(p.cell, p.dataset) for p in smoothing_cells.planned(jobs("04")) if p.certification.sigma == 0.5}
+    assert len(table) == len(cells) and not (table["r 0.25"] == NOT_RUN).any() and (table["no noise"] != "0").all()
+    assert {"batch norm, re-estimated", "group norm"} <= set(table["norm"]) and {"mixed", "σ 0.5"} <= set(table["pre-training"])
+    assert "group norm, against clean +" in tables.transfer_reading(found, "toy_target", 0.5)
+    missing = tables.certified_table(tables.estimates(found[:2]), store, jobs("04"), 0.5)
+    assert (missing["r 0.25"] == NOT_RUN).sum() == len(missing) - 1
+
+
+def test_tables_of_notebook_05(store) -> None:
+    """Envelopes, strengths, costs, abstention, crossed networks and public numbers from one set of certifications."""
+    found, frame = grid("05"), tables.estimates(grid("05"))
+    best = tables.envelope_table(found, "toy_target", LEVELS)
+    assert len(best) == 3 * len(RADII) and set(best["seeds"]) == {"1"} and best["difference (points)"].str.contains("-").any()
+    assert "against one σ → same σ the difference is" in tables.envelope_reading(best)
+    strength = tables.strengths(frame, jobs("05")).set_index(["pretraining", "finetuning"])["acr"]
+    assert list(strength["mixed"].index) == [*tables.STRENGTHS, "noise*"] and strength["mixed"].notna().all()
+    assert "linear probe (lr 0.02, epochs 3)" in tables.strength_reading(tables.strengths(frame, jobs("05")))
+    abstains = tables.abstention_table(frame)
+    assert len(abstains) == 12 and "clean, weaker" not in set(abstains["fine-tuning"])
+    assert set(tables.crossed_table(frame, jobs("05"))["method"]) == {"AT", "TWINS-AT"}
+    table = tables.public_table(frame, jobs("05"), "toy_target")
+    assert (table["who"] == "ours").sum() == 4 and table.loc[table["method"] == "SmoothAdv", "r 0.5"].tolist() == ["57.0"]
+    assert "σ 0.25: above one half for" in tables.confidence_reading(found, "toy_target", LEVELS)
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["finished", "empty"])
+def test_figures_are_drawn(made: bool) -> None:
+    """Every figure of both notebooks can be drawn from results and from none; panels without a result say so."""
+    found4, found5 = (grid("04"), grid("05")) if made else ([], [])
+    frame4, frame5 = (tables.estimates(f) for f in (found4, found5))
+    lines = [["r", "toy_target", f"mixed/{f}/batch", 0, s, 9, layer, *[0.1 * (s + 0.1)] * 4]
+             for f in ("-", "clean") for s in (0.0, 0.5) for layer in ("a", "b")]
+    mismatch = pd.DataFrame(lines if made else [], columns=STATISTICS)
+    figures = [smoothing_plots.transfer_curves(frame4, jobs("04"), "toy_target", 0.5),
+               smoothing_plots.loss_plot(tables.losses(found4, "toy_target", LEVELS)), smoothing_plots.mismatch_plot(mismatch),
+               smoothing_plots.certified_curves(frame5, jobs("05"), "toy_target"),
+               smoothing_plots.confidence_plot(found5, jobs("05"), "toy_target"),
+               smoothing_plots.strength_plot(tables.strengths(frame5, jobs("05"))),
+               smoothing_plots.crossed_curves(frame5, jobs("05"), "toy_target")]
+    assert all(isinstance(f, Figure) for f in figures)
+    texts = [[t.get_text() for ax in f.axes for t in ax.texts] for f in figures]
+    assert all(NOT_RUN in t for t in texts) if not made else not any(NOT_RUN in t for t in texts)
+
+
+def test_curves_show_their_frame() -> None:
+    """A curve passes through its accuracies in percent up to the first radius that nothing reaches; its ceiling is marked."""
+    found = [measured("mixed/clean/group", s, reaching(0.5, 0.25), n=200, dataset="toy_target") for s in LEVELS]
+    fig = smoothing_plots.certified_curves(tables.estimates(found), jobs("05"), "toy_target")
+    lines = [line for line in fig.axes[0].lines if len(line.get_xdata()) > 1]
+    assert [list(line.get_xdata()) for line in lines] == [[0, 0.25, 0.5, 0.75]] * 3
+    assert all(list(line.get_ydata()) == pytest.approx([50, 50, 25, 0]) for line in lines)
+    marks = sorted(line.get_xdata()[0] for line in fig.axes[0].lines if line.get_marker() == "|")
+    assert marks == pytest.approx([ceiling(200, 0.0005, s) for s in LEVELS])
+
+
+def test_a_figure_of_nothing_is_refused() -> None:
+    """Another data set or level than planned is an error, not an empty picture."""
+    with pytest.raises(ValueError, match="certifications of this figure among the jobs, got none"):
+        smoothing_plots.transfer_curves(tables.estimates([]), jobs("04"), "cifar10", 0.5)
+
+
+@pytest.mark.parametrize("number", ["04", "05"])
+def test_pages_of_an_empty_store(number: str, store) -> None:
+    """Before any run the page is whole and says what is missing."""
+    text = {"04": pages.norms_under_noise, "05": pages.certified_curves}[number](store, jobs(number))
+    assert text.startswith("# ") and NOT_RUN in text and "not tested at this scale" in text and "nan" not in text
+
+
+def test_settings_come_from_the_specs() -> None:
+    """A line for each pre-training and fine-tuning with its noise, norms and schedule; how it is certified in a sentence."""
+    table = tables.settings(jobs("04")).set_index(["stage", "name"])
+    mixed = table.loc[("pre-training", "mixed")]
+    assert (mixed["noise levels σ"], mixed["drawn for each"], mixed["norms"]) == ("0, 0.25, 0.5, 1", "image", "batch, group, layer")
+    assert table.loc[("fine-tuning", "clean, frozen statistics"), "trains"] == "all, statistics frozen"
+    text = tables.certifications(jobs("04"))
+    assert "the first 40 test images" in text and "n = 200" in text and "α = 0.001" in text and "1.78 σ at n = 200" in text
+
+
+# -- the store ----------------------------------------------------------------------------------------------------------
+SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), model=ModelSpec(arch="tiny_resnet"),
+               method=method("natural"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
+LABELS = (("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch"))
+
+
+def test_statistics_are_measured_once(store, monkeypatch) -> None:
+    """Each batch-norm network at each level, kept as text; what is there is not measured again, other images are."""
+    made = [Job("smoothing", SPEC, (), labels=LABELS)]
+    assert smoothing_cells.measure_statistics(store, made, [0.5], 8).empty  # nothing is trained yet
+    sweep(store, made)
+    frame = smoothing_cells.measure_statistics(store, made, [0.0, 0.5], 8)
+    direct = noise.mismatch(store.trained(SPEC).eval(), store.data(SPEC.data).test_x[:8], 0.5)
+    here = frame[frame["sigma"] == 0.5].set_index("layer")
+    assert list(here.index) == list(direct) and set(frame["cell"]) == {"mixed/clean/batch"} and set(frame["images"]) == {8}
+    assert all(here.loc[k, "divergence"] == pytest.approx(v["divergence"]) for k, v in direct.items())
+    pd.testing.assert_frame_equal(smoothing_cells.statistics(store), frame)
+    monkeypatch.setattr(noise, "mismatch", lambda *args: pytest.fail("measured again"))
+    assert len(smoothing_cells.measure_statistics(store, made, [0.0, 0.5], 8)) == len(frame)
+
+
+def test_rows_are_tidy(store) -> None:
+    """One row for each number and seed, with what it stands on."""
+    m = measured("mixed/clean/group", 0.5, reaching(0.5), run=spec(3), seed=3)
+    frame = tables.rows(store, [], [m], "smoothing")
+    row = frame[(frame["metric"] == "certified_acc") & (frame["eps"] == 0.25)].iloc[0]
+    assert (row["value"], row["n"], row["threat"], row["sigma"], row["draws"], row["seed"]) == (0.5, N, "l2", 0.5, 10_000, 3)
+    assert row["run"] == spec(3).hash and row["images"] == f"s[:{N}]" and len(frame) == len(RADII) + 2
+    tables.write_rows(store, frame, "04")
+    assert len(pd.read_csv(store.root / "rows" / "certified_04.csv")) == len(frame)
+
+
+# -- public numbers -----------------------------------------------------------------------------------------------------
+def test_public_numbers_name_what_they_stand_on() -> None:
+    """Images, n, alpha and source in every line; fractions; none of the paper itself; a curve falls with its radius."""
+    frame = public.smoothing_rows()
+    for column in ("dataset", "method", "network", "images", "n", "alpha", "source"):
+        assert (frame[column].str.len() > 0).all(), column
+    assert not frame["source"].str.contains("2312.09020").any()
+    accuracy = frame[frame["metric"] == "certified_acc"]
+    assert accuracy["value"].between(0, 1).all() and accuracy["radius"].notna().all()
+    for _, curve in accuracy.fillna({"sigma": -1}).groupby(["dataset", "method", "network", "sigma", "source"]):
+        assert curve["radius"].is_monotonic_increasing and curve["value"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(("method_", "sigma", "radius", "value", "alpha"), [
+    ("Cohen et al. 2019", 0.25, 0.5, 0.428, "0.01"), ("Cohen et al. 2019", 0.12, 0.25, 0.586, "0.001"),
+    ("Cohen et al. 2019", 1.0, 1.5, 0.140, "0.01"), ("DMAE, continued pre-training", None, 0.25, 0.808, "0.001"),
+    ("SmoothAdv", None, 2.25, 0.17, "0.001")])
+def test_spot_checks(method_, sigma, radius, value, alpha) -> None:
+    """A few numbers as printed in the sources; the alpha that the logs show, not the one that is stated."""
+    frame = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
+    level = frame["sigma"].isna() if sigma is None else frame["sigma"] == sigma
+    found = frame[level & (frame["method"] == method_) & (frame["radius"] == radius)]
+    assert found["value"].tolist() == [value] and found["alpha"].tolist() == [alpha]
+    assert cell("mixed/clean/group") == tables.ONE

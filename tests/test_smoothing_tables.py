@@ -187,15 +187,15 @@ def test_settings_come_from_the_specs() -> None:
     """A line for each pre-training and fine-tuning with its noise, norms and schedule; how it is certified in a sentence."""
     table = tables.settings(jobs("04")).set_index(["stage", "name"])
     mixed = table.loc[("pre-training", "mixed")]
-    assert (mixed["noise levels σ"], mixed["drawn for each"], mixed["norms"]) == ("0, 0.25, 0.5, 1", "image", "batch, group, layer")
+    assert mixed[["noise levels σ", "drawn for each", "norms"]].tolist() == ["0, 0.25, 0.5, 1", "image", "batch, group, layer"]
     assert table.loc[("fine-tuning", "clean, frozen statistics"), "trains"] == "all, statistics frozen"
     text = tables.certifications(jobs("04"))
     assert "the first 40 test images" in text and "n = 200" in text and "α = 0.001" in text and "1.78 σ at n = 200" in text
 
 
 # -- the store ----------------------------------------------------------------------------------------------------------
-SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), model=ModelSpec(arch="tiny_resnet"),
-               method=method("natural"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
+SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), method=method("natural"),
+               model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
 LABELS = (("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch"))
 
 

@@ -140,7 +140,8 @@ def settings_table(jobs: Sequence[Job]) -> pd.DataFrame:
              "weight decay", "precision", "training attack", "seeds"]
     for (dataset, method, ship), specs in runs.items():
         s = specs[0]
-        start = "start network itself" if ship else "random weights" if s.source is None and s.weights is None else "start network"
+        scratch = s.source is None and s.weights is None
+        start = "start network itself" if ship else "random weights" if scratch else "start network"
         attacks = OBJECTIVES[s.method.objective].attacks
         key = (dataset_label(dataset), start, s.model.arch, s.data.train_images or f"all but {s.data.val_images}",
                s.data.augment.replace("_", ", "), schedule_label(s), s.optim.epochs, f"{s.optim.lr:g}", s.optim.batch_size,

@@ -214,9 +214,9 @@ def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str
                 if len(shares):
                     y = 100 * (1 - np.arange(len(shares)) / len(shares))
                     ax.step(shares, y, where="pre", color=look["color"], linestyle=look["linestyle"])
+            _empty(ax)
             ax.axvline(0.5, color="#8A8A8A", linewidth=0.8)
             ax.set(title=f"σ {sigma:g}", xlim=(0, 1), ylim=(0, 100))
-            _empty(ax)
         axes[0].set_ylabel("test images (%)")
         fig.supxlabel("at least this share of the votes for the label")
         _legend(fig, [("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
@@ -300,7 +300,8 @@ def _radii(axes: np.ndarray) -> None:
 
 
 def _empty(ax: Axes) -> None:
-    if not [line for line in ax.lines if len(line.get_xdata()) > 2]:
+    """Say so where nothing has been drawn yet."""
+    if not any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in ax.lines):
         ax.text(0.5, 0.5, NOT_RUN, ha="center", transform=ax.transAxes)
 
 

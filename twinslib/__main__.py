@@ -84,7 +84,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         if value is not None and not value > 0:
             raise ValueError(f"expected {option} above 0, got {value}")
     plans = []
-    for number in dict.fromkeys(args.only or sorted(study.STUDIES)):
+    for number in dict.fromkeys(args.only or study.notebooks()):
         found, settings = study.plan(args.preset, number)
         plans.append(found)
 

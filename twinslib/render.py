@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.update and args.preset != "toy":
             raise ValueError(f"expected preset toy with --update, got {args.preset!r}; committed notebooks hold toy outputs")
         jobs = []
-        for number in args.numbers or sorted(p.name[:2] for p in paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb")):
+        for number in args.numbers or study.notebooks():
             notebook = study.notebook(number)
             defaults = study.parameters(notebook)
             values = study.overrides(args.preset, number, defaults)

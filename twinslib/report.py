@@ -213,14 +213,15 @@ def _plain(value: object) -> str:
 # -- provenance -------------------------------------------------------------------------------------------------------
 def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """Where the numbers come from: tasks, hours, device, commit and torch version per kind of work, and their sum."""
-    names = {"clean": "evaluation, clean", "pgd": "evaluation, PGD", "autoattack": "evaluation, AutoAttack or part"}
+    names = {"clean": "evaluation, clean", "pgd": "evaluation, PGD", "autoattack": "evaluation, AutoAttack or part",
+             "certify": "certification"}
     kinds: dict[Task, str] = {}
     for job in jobs:
         spec = job.spec
         while spec is not None:
             kinds[Task(spec)] = "fine-tuning" if spec.source or spec.weights else "training from random weights"
             spec = spec.source
-        kinds |= {Task(job.spec, e): names[e.kind] for e in job.evals}
+        kinds |= {Task(job.spec, e): names[e.kind] for e in job.measurements}
     entries = [{"kind": kind, **(store.provenance(task) or {})} for task, kind in kinds.items()]
     frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "commit", "changed", "versions"])
     order = [k for k in ("training from random weights", "fine-tuning", *names.values()) if k in set(frame["kind"])]

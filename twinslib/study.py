@@ -238,7 +238,8 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
     for job in jobs:
         s = job.spec
         attacked = OBJECTIVES[s.method.objective].attacks
-        key = (s.data.name, s.data.train_images, job.ship and s.method.name)
+        key = (s.data.name, s.data.train_images, job.ship and s.method.name, s.model.arch, s.optim.epochs, s.optim.schedule,
+               s.optim.weight_decay)
         line = lines.setdefault(key, {
             "data set": s.data.name, "role": "start network" if key[2] else "target",
             "training images": s.data.train_images or f"all but {s.data.val_images}", "network": s.model.arch,
@@ -325,9 +326,14 @@ def _check_type(value: object, default: object, name: str) -> None:
             _check_type(item, default[0], f"item of {name}")
 
 
+def notebooks() -> dict[str, Path]:
+    """The notebooks that there are, by number."""
+    return {p.name[:2]: p for p in sorted(paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb"))}
+
+
 def notebook(number: str) -> Path:
     """The notebook whose name begins with `number`."""
-    found = {p.name[:2]: p for p in sorted(paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb"))}
+    found = notebooks()
     return found[choose(number, found, "notebook")]
 
 

@@ -13,6 +13,7 @@ from twinslib.config import METHODS, DataSpec, EvalSpec, ModelSpec, OptimSpec, R
 from twinslib.packed import write_npz
 from twinslib.runs import Job, Store, write_json
 from twinslib.stats import crossed_difference, paired_difference
+from twinslib.study import LR_OF
 
 CLEAN = EvalSpec(kind="clean", images=10)
 PGD = EvalSpec(kind="pgd", images=10, eps=8 / 255)
@@ -65,9 +66,10 @@ def test_comparisons():
 
 
 def test_every_method_is_compared():
-    """No method of the registry but the natural start is left without a comparison."""
+    """No main method, baseline or control of robustness transfer is left without a comparison."""
+    names = {"at", "trades", "twins_at", "twins_trades", *LR_OF}
     found = compare.comparisons([job(name=name) for name in METHODS])
-    assert {name for both in found for name in both} == set(METHODS) - {"natural"}
+    assert {name for both in found for name in both} == names
     assert len(set(found)) == len(found)
 
 

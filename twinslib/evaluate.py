@@ -96,6 +96,7 @@ def pgd_losses(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
     masks, losses = [], []
     with _float32(images.device):
         for number, x, y in _blocks(forward, images, labels, batch_size, 0):
+            _logits(forward, x[:1], y)
             generator = torch.Generator(x.device).manual_seed(block_seed(seed, "pgd", number))
             x_adv = pgd(forward, x, y, eps=eps, step_size=step_size, steps=steps, threat=threat, generator=generator)
             logits = _logits(forward, x_adv, y)

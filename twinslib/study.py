@@ -187,6 +187,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
         check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
     for label, run in runs.items():
         choose(label, METHODS, "method")
+        choose(START.get(label, start) or start, grid, f"start of {label}")
         check_keys(run, ("optim", "data", "model", "targets", "seeds"), f"runs.{label}")
         for name in run.get("targets", ()):
             choose(name, targets, f"target of {label}")

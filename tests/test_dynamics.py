@@ -80,13 +80,13 @@ def test_laws_of_scale(case: tuple, c: float) -> None:
 @given(cases(), st.floats(0.1, 0.6) | st.floats(1.7, 10))
 def test_laws_fail_with_frozen_statistics(case: tuple, c: float) -> None:
     """With frozen statistics neither holds in any convolution. A random network may come near the second by chance: the
-    cosine is about 0.1, and below 1e-6 once in 1e5."""
+    cosine's median is 0.06, it is below 1e-3 in 7 of 1,000 and so below 1e-8 about once in 1e7."""
     net, x, y = case
     for layer in range(0, len(net) - 3, 3):
         _, one = gradient(net, layer, 1.0, x, y, frozen=True)
         w, g = gradient(net, layer, c, x, y, frozen=True)
         assert (c * g - one).norm() > 1e-3 * one.norm()
-        assert abs((w * g).sum()) > 1e-6 * w.norm() * g.norm()
+        assert abs((w * g).sum()) > 1e-8 * w.norm() * g.norm()
 
 
 def test_the_frozen_wing_breaks_the_law() -> None:

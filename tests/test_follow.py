@@ -223,6 +223,19 @@ def test_killed_and_resumed(killed: int, tmp_path) -> None:
     assert same(again.course, history.course) and again.epochs == history.epochs and equal(other, model)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_resumed_on_a_gpu(tmp_path) -> None:
+    """Lines of before and after an interruption, from the disk and from the device, go together."""
+    s, data = followed("twins_at"), image_set()
+    data = replace(data, **{k: v.cuda() for k, v in vars(data).items() if isinstance(v, torch.Tensor)})
+    calls = iter([False, False, True, *[False] * 9])
+    with pytest.raises(OutOfTime):
+        fit(s, winged(s, network()).cuda(), data, device="cuda", checkpoint=tmp_path / "c", stop=lambda: next(calls))
+    found = fit(s, winged(s, network()).cuda(), data, device="cuda", checkpoint=tmp_path / "c").course
+    assert found["steps"].tolist() == [0, 2, 4] and found["losses"].shape == (3, 2) and found["epoch"].tolist() == [0, 1, 2]
+
+
 def test_state_goes_over_to_another_follower() -> None:
     """What a follower has kept is its whole state: another one that gets it goes on alike."""
     s, data, model = followed("at"), image_set(), network()

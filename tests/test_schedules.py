@@ -101,7 +101,7 @@ def test_slow_start_fast_decay_of_other_lengths(total: int, lengths: list[int]) 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 10**6), st.data())
 def test_stages_are_exact(total: int, data: st.DataObject) -> None:
-    """The stage is the whole part of ten times the progress, also where that is a whole number that floats miss."""
+    """The stage is the whole part of ten times the progress, right at the border between two as well."""
     step = data.draw(st.integers(0, total - 1) | st.integers(0, 9).map(lambda k: -(-k * total // 10)).filter(lambda s: s < total))
     assert factor("slow_fast", step, total, ()) == pytest.approx(STAGES[10 * step // total])
 

@@ -338,6 +338,8 @@ class RunSpec:
         recorded = self.follow is not None and self.follow.record_every > 0
         _require(not (recorded and m.awp_gamma), "record_every 0 with awp_gamma", self.follow.record_every if recorded else 0,
                  "its gradients are not those at the weights")
+        _require(not (recorded and m.trains == "head"), "record_every 0 with trains head",
+                 self.follow.record_every if recorded else 0, "the other weights have no gradient")
         keeps = m.needs_origin or m.l2sp_weight > 0 or m.wings == "frozen" or m.trains == "head"
         _require(self.source or self.weights or not keeps, f"a source run or weights for method {m.name!r}", "neither",
                  "it keeps something of its start")

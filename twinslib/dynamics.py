@@ -91,9 +91,10 @@ class Recorder:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """layers (L,), steps (T,), lr (T,), losses (T, 2), and each of QUANTITIES (T, L) in float32."""
-        values = torch.stack(self.lines).float().cpu().numpy() if self.lines else np.zeros((0, len(self.layers), len(QUANTITIES)))
+        lines, losses = ([t.float().cpu() for t in ts] for ts in (self.lines, self.losses))  # those of a resumed run are there
+        values = torch.stack(lines).numpy() if lines else np.zeros((0, len(self.layers), len(QUANTITIES)))
         return {"layers": np.array(self.layers), "steps": np.array(self.steps), "lr": np.array(self.lr),
-                "losses": torch.stack(self.losses).cpu().numpy() if self.losses else np.zeros((0, 2), np.float32),
+                "losses": torch.stack(losses).numpy() if losses else np.zeros((0, 2), np.float32),
                 **{name: values[:, :, i].astype(np.float32) for i, name in enumerate(QUANTITIES)}}
 
     def state_dict(self) -> dict:

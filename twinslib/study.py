@@ -234,7 +234,7 @@ def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:
 
 
 def settings(jobs: Sequence[Job]) -> list[dict]:
-    """What was asked for, one line per data set and two-wing weight, for display; numbers straight from the specs."""
+    """What was asked for, one line per data set, network and schedule, for display; numbers straight from the specs."""
     lines = {}
     for job in jobs:
         s = job.spec

@@ -12,6 +12,13 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip", "center_crop"
 _PAD = 4  # zero border of the random crop, in pixels; the usual recipe for 32-pixel images
 
 
+def centre(images: Tensor, size: int | None) -> Tensor:
+    """The middle of images (…, S, S) at `size` pixels; all of them for None."""
+    side = images.shape[-1]
+    a = 0 if size is None else (side - size) // 2
+    return images if size is None or size >= side else images[..., a:a + size, a:a + size].contiguous()
+
+
 def to_float(images: Tensor) -> Tensor:
     """Turn uint8 images into float32 in [0, 1]."""
     return images.to(torch.float32, copy=True).div_(255)

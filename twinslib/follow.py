@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from . import evaluate
+from .augment import centre
 from .config import RunSpec
 from .data import DeviceSet
 from .dynamics import Recorder, statistics
@@ -54,11 +55,7 @@ class Follower:
                    "seed": self.spec.seed, "batch_size": BLOCK}
         copy, line = FoldedCopy(model), {"epoch": epoch}
         if f.train_images:
-            x, y = self.data.train_x[:f.train_images], self.data.train_y[:f.train_images]
-            size = self.spec.data.crop
-            if size and size < x.shape[-1]:
-                a = (x.shape[-1] - size) // 2
-                x = x[..., a:a + size, a:a + size]
+            x, y = centre(self.data.train_x[:f.train_images], self.spec.data.crop), self.data.train_y[:f.train_images]
             line["train_clean"] = evaluate.clean_mask(copy, x, y, batch_size=BLOCK)
             line["train_robust"], line["train_loss"] = evaluate.pgd_losses(copy, x, y, **options)
         if f.test_images:

@@ -30,6 +30,7 @@ import torch
 
 from . import data as datasets
 from . import evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing
+from .augment import centre
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
 from .config import CertifySpec, DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
 from .errors import Diverged
@@ -253,11 +254,8 @@ class Store:
             split = datasets.stored_split(packed, path, exclude=spec.exclude, train_images=spec.train_images,
                                           val_images=spec.val_images, seed=spec.split_seed)
             device_set = datasets.to_device(packed, split, self.device)
-            if spec.crop and spec.crop < spec.image_size:
-                a = (spec.image_size - spec.crop) // 2
-                centre = (..., slice(a, a + spec.crop), slice(a, a + spec.crop))
-                device_set = dataclasses.replace(device_set, val_x=device_set.val_x[centre].contiguous(),
-                                                 test_x=device_set.test_x[centre].contiguous())
+            device_set = dataclasses.replace(device_set, val_x=centre(device_set.val_x, spec.crop),
+                                             test_x=centre(device_set.test_x, spec.crop))
             self._sets[key] = device_set
         return self._sets[key]
 
@@ -429,7 +427,6 @@ class Store:
             model = noise.reestimated(model, data.train_x[:c.restat_images], c.sigma, seed=c.seed)
         network = FoldedCopy(model, dtype=torch.bfloat16 if c.precision == "bfloat16" else torch.float32)
         on_step(0, 1)
-        # a round of draws, then the state is on disk
         votes = smoothing.collect_votes(
             network, data.test_x[:c.images], c.plan, labels=data.test_y[:c.images], seed=c.seed, precision=c.precision,
             model_hash=tensor_hash(model.state_dict())[:16], file=self._work(f"{spec.hash}-{c.hash}.npz"), stop=stop)

@@ -278,7 +278,7 @@ def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device
         expected &= net(x_adv).argmax(1) == y
         for _ in range(steps):
             gradient = attacks._logits_and_gradient(net, x_adv, y, loss, net(x))[1]
-            x_adv = attacks._step(x_adv, gradient, x, eps, step_size, threat)
+            x_adv = attacks.ascend(x_adv, gradient, x, eps, step_size, threat)
             expected &= net(x_adv).argmax(1) == y
     mask = pgd_robust_mask(net, x, y, eps=eps, step_size=step_size, steps=steps, restarts=restarts, threat=threat,
                            loss=loss, generator=seeded(11, device))

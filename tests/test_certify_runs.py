@@ -1,12 +1,13 @@
 """Certification in the queue: its spec, its votes in the store, stopped and continued, networks with re-estimated statistics."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from twinslib import noise, smoothing
+from twinslib import noise, smoothing, smoothing_cells
 from twinslib.config import CertifySpec, DataSpec, ModelSpec, OptimSpec, RunSpec, from_dict, method, to_dict
 from twinslib.runs import Job, Store, Task, sweep
 from twinslib.train import OutOfTime
@@ -111,6 +112,21 @@ def test_stopped_certification_goes_on(trained: Store) -> None:
     assert not part.exists() and (trained.votes(SPEC, spec).draws == 80).all()
     whole = smoothing.collect_votes(trained.trained(SPEC).eval(), trained.data(SPEC.data).test_x[:1], spec.plan)
     assert np.array_equal(trained.votes(SPEC, spec).votes[:1], whole.votes)
+
+
+def test_votes_of_another_certification_are_not_mixed_in(trained: Store, tmp_path: Path) -> None:
+    """Votes under a name that is not theirs, of another noise level, number of draws or precision, are refused when read."""
+    store = Store("toy", device="cpu", root=shutil.copytree(trained.root, tmp_path / "copy"))
+    jobs = [Job("x", SPEC, (), certs=(CERT,), labels=(("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch")))]
+    (found,) = smoothing_cells.finished(store, jobs)
+    path, votes = store.root / "votes" / f"{SPEC.hash}-{CERT.hash}.npz", trained.votes(SPEC, CERT)
+    assert np.array_equal(found.certified.radius, votes.certified().radius)
+    for other, message in (({"plan": dataclasses.replace(votes.plan, sigma=0.5)}, "sigma: 0.5 there, 0.25 asked for"),
+                           ({"plan": dataclasses.replace(votes.plan, n0=20)}, "n0: 20 there, 16 asked for"),
+                           ({"precision": "bfloat16"}, "precision: bfloat16 there, float32 asked for")):
+        dataclasses.replace(votes, **other).save(path)
+        with pytest.raises(ValueError, match=f"{message}; a file of another certification is mixed in, delete it"):
+            smoothing_cells.finished(store, jobs)
 
 
 def test_more_images_than_there_are(trained: Store) -> None:

@@ -219,7 +219,7 @@ def poisoned(value: float) -> dict:
     [
         (lambda: torchvision.models.resnet18(num_classes=4).state_dict(), "SmallResNet, got another architecture"),
         (lambda: {"a": torch.ones(1)}, "a unexpected; make the model these weights were saved from"),
-        (lambda: {}, "another architecture: normalize.mean.* and 31 more missing, none unexp"),
+        (lambda: {}, "another architecture: network.conv1.weight.* and 29 more missing, none unexp"),
         (lambda: tiny(classes=9).state_dict(), "a head of 4 classes in network.fc, got 9; .* then replace_head"),
         (lambda: make_model("thin_resnet10", 4, seed=0).state_dict(), "another architecture"),
         (lambda: tiny().state_dict() | {"network.conv1.weight": torch.ones(5)}, r"conv1.weight of shape \(16, 3"),

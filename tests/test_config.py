@@ -80,6 +80,12 @@ GOLDEN_METHODS = {
     "noise": "ef92acbcd950", "mixed_noise": "a23fe5c93f78", "natural_frozen": "a6abb5ae8cb1", "linear_probe": "33ebbcbba600",
     "at_awp": "c76df946310c", "at_cosine": "a6fec17264f0", "at_cyclic": "3d8b2ef2676f", "at_slow_fast": "a5034e948d3a",
     "at_short_plateau": "64e57249c07c", "at_long_plateau": "732284d762c7",
+    "at_scratch": "1621d3e9b0b3", "trades_scratch": "0ff0c1dcbb08", "free_at": "5574454eb572", "fast_at": "81a753a6dbb4",
+    "aft": "212c02094b94", "aft_random": "8afd8faf9be3", "aft_free": "297fd8148ec7", "aft_twins": "eb4a5b8697dc",
+    "aft_public": "636bb1729cca", "aft_l2": "e0a284d6ce5e", "at_scratch_l2": "949e392ae3f8", "aft_constant": "8c76a4294f39",
+    "aft_piecewise": "97cf7bda6727", "aft_cosine": "be5ec4e78b33", "aft_one_cycle": "ace8d6f90356",
+    "aft_fast_decay": "5920d65a4a4f", "aft_slow_start": "d74ce53043e2", "aft_slow_fast_exp": "cb315bfb4849",
+    "aft_eps_warmup": "c330b18c01a3",
 }
 
 
@@ -92,21 +98,24 @@ def test_golden_methods(name: str) -> None:
 GOLDEN_DEFAULTS = {
     DataSpec: dict(image_size=32, exclude=(), train_images=None, val_images=0, augment="crop_flip", crop=None,
                    split_seed=0),
-    ModelSpec: dict(norm="batch", upsample=None),
-    AttackSpec: dict(threat="linf", eps=8 / 255, step_size=2 / 255, steps=10, loss="ce", random_start=True),
+    ModelSpec: dict(norm="batch", upsample=None, width=None, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    AttackSpec: dict(threat="linf", eps=8 / 255, step_size=2 / 255, steps=10, loss="ce", random_start=True,
+                     eps_warmup=0.0),
     MethodSpec: dict(objective="at", wings="single", twins_weight=1.0, normalize_loss=False, share_affine=False,
                      attack_wing="adaptive", trades_beta=6.0, kl_divisor="batch", distill_weight=0.0, feature_weight=0.0,
-                     l2sp_weight=0.0, source_weight=0.0, source_classes=None, awp_gamma=0.0, trains="all"),
+                     l2sp_weight=0.0, source_weight=0.0, source_classes=None, awp_gamma=0.0, trains="all", replays=1),
     OptimSpec: dict(epochs=60, batch_size=128, lr=0.003, momentum=0.9, weight_decay=1e-5, schedule="piecewise",
-                    milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10),
+                    milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10,
+                    keep_best=False),
     WeightsSpec: dict(origin=""),
     NoiseSpec: dict(draw="image"),
-    FollowSpec: dict(record_every=0, train_images=0, test_images=0, every=1, dense=0, steps=10),
-    RunSpec: dict(attack=AttackSpec(), source=None, weights=None, follow=None, noise=None, seed=0),
+    FollowSpec: dict(record_every=0, train_images=0, test_images=0, every=1, dense=0, steps=10, features=0,
+                     feature_epochs=()),
+    RunSpec: dict(attack=AttackSpec(), source=None, weights=None, follow=None, noise=None, keep_head=False, seed=0),
     CertifySpec: dict(n=100_000, n0=100, alpha=0.001, radii=(), stop_if_wrong=False, restat_images=0, precision="float32",
                       seed=0),
     EvalSpec: dict(threat="linf", eps=0.0, step_size=None, steps=20, restarts=1,
-                   attacks=("apgd-ce", "apgd-t", "fab-t", "square"), batch_size=250, seed=0),
+                   attacks=("apgd-ce", "apgd-t", "fab-t", "square"), batch_size=250, seed=0, at="last"),
 }
 
 
@@ -325,8 +334,8 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: DataSpec(name="a", train_images=0), "expected train_images > 0 or null, got 0"),
     (lambda: DataSpec(name="a", crop=40), "expected crop in 1..32 (image_size) or null, got 40"),
     (lambda: DataSpec(name="a", crop=24), "expected augment resized_crop_flip or center_crop with crop 24"),
-    (lambda: OptimSpec(schedule="cosin"), "expected schedule to be one of constant, piecewise, cosine, cyclic, slow_fast, got "
-                                         "'cosin'; did you mean 'cosine'?"),
+    (lambda: OptimSpec(schedule="cosin"), "expected schedule to be one of constant, piecewise, cosine, cyclic, slow_fast, "
+                                         "slow_fast_exp, fast_decay, slow_start, one_cycle, got 'cosin'; did you mean 'cosine'?"),
     (lambda: OptimSpec(precision="float16"), "expected precision to be one of float32, bfloat16"),
     (lambda: OptimSpec(milestones=(30.0, 50.0)), "expected milestones in (0, 1), as shares of the run, got [30.0, 50.0]"
                                                  "; divide epochs by their number"),
@@ -365,7 +374,7 @@ TUNE = dict(data=DataSpec(name="a"), optim=OptimSpec())
     (lambda: WeightsSpec(file="", classes=2), "expected the name of a file"),
     (lambda: WeightsSpec(file="a.pt", classes=0), "expected classes > 0, got 0"),
     (lambda: replace(TUNED, model=ModelSpec(arch="resnet18")),
-     "expected source of arch and norm resnet18, batch, got 'tiny_resnet, batch'"),
+     "expected source of arch resnet18, got 'arch tiny_resnet'"),
 ])
 def test_illegal_values(make, message: str) -> None:
     """Values out of range and unknown names are refused before any work; the message says what is legal."""
@@ -413,7 +422,7 @@ def test_norms_of_methods(name: str) -> None:
     parts = TUNE | {"source": RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["at"])}
     parts |= {"model": ModelSpec(arch="resnet18", norm="group"), "method": METHODS[name]}
     needs = {"twins_at": "twins", "twins_trades": "twins", "twins_shared": "twins", "twins_attack_frozen": "twins",
-             "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "two_adaptive": "two_adaptive",
+             "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "aft_twins": "twins", "two_adaptive": "two_adaptive",
              "frozen_at": "frozen", "natural_frozen": "frozen"}
     if name not in needs:
         assert RunSpec(**parts).model.norm == "group"
@@ -480,6 +489,9 @@ def test_methods_of_the_paper(name: str) -> None:
     ("at_awp", "at", {"awp_gamma": 0.01}),
     ("at_cosine", "at", {}), ("at_cyclic", "at", {}), ("at_slow_fast", "at", {}),
     ("at_short_plateau", "at", {}), ("at_long_plateau", "at", {}),
+    ("at_scratch", "at", {}), ("trades_scratch", "trades", {}), ("free_at", "at", {"replays": 8}), ("fast_at", "at", {}),
+    ("at_scratch_l2", "at", {}), ("aft_free", "aft", {"replays": 4}), ("aft_twins", "twins_at", {}),
+    *((name, "at", {}) for name in METHODS if name.startswith("aft") and name not in ("aft_free", "aft_twins")),
 ])
 def test_baselines_and_controls_differ_in_one_thing(name: str, base: str, changes: dict) -> None:
     """Each is its base with one switch changed, or another start, rate, schedule or noise that the study gives it."""

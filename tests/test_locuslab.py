@@ -95,6 +95,10 @@ def test_another_sigma_or_alpha_is_noticed(log):
         read_log(log(CLOCK), sigma=0.12, n=10_000)
     with pytest.raises(ValueError, match="sigma and n, or neither"):
         read_log(log(CLOCK), sigma=0.12)
+    with pytest.raises(ValueError, match="n of at least 10 at alpha 0.001, got 9: even if all votes agree"):
+        read_log(log(CLOCK), sigma=0.12, n=9)
+    with pytest.raises(ValueError, match=r"\[0, 1\] pixel units\), got 30.6; write 30.6/255"):
+        read_log(log(CLOCK), sigma=30.6, n=100_000)
 
 
 def test_running_total_is_noticed(log):

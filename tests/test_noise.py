@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from twinslib import noise
-from twinslib.config import NoiseSpec
+from twinslib.config import DataSpec, ModelSpec, NoiseSpec, OptimSpec, RunSpec, method
 from twinslib.models import Classifier, make_model
+from twinslib.train import Step
 
 IMAGES = torch.randint(0, 256, (32, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -52,19 +53,26 @@ def test_noise_has_its_level_and_is_not_clipped() -> None:
 
 # -- the first layer --------------------------------------------------------------------------------------------------
 def test_first_layer_law() -> None:
-    """Independent noise leaves each channel's mean and adds sum of w^2 sigma^2 / std^2 to its variance, after a bias-free
-    convolution behind the normalisation of the input."""
+    """Independent noise leaves each channel's mean and adds sum of w^2 sigma^2 / std^2 to its variance over images and places,
+    after a bias-free convolution behind the normalisation of the input: exactly, from the Jacobian, and in samples.
+    (Noise is taken with both signs, so that its product with the images, which is 0 in the mean, is 0 here.)"""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, 3, bias=False).double()
     front = Classifier(nn.Identity()).double()  # layer 0: (x - mean) / std
-    x = torch.full((512, 3, 12, 12), 0.4, dtype=torch.float64)  # one colour, so all variance is that of the noise
-    sigma = 0.3
-    with torch.no_grad():
-        clean, noised = (conv(front(y)) for y in (x, noise.noisy(x, NoiseSpec(sigmas=(sigma,)), generator())))
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
-    expected = (conv.weight ** 2 * sigma ** 2 / std ** 2).sum((1, 2, 3))
-    assert torch.allclose(noised.var((0, 2, 3)), expected, rtol=0.03)
-    assert ((noised - clean).mean((0, 2, 3)).abs() < 0.02 * expected.sqrt()).all()
+    sigma, w = 0.3, conv.weight.detach()
+    expected = (w ** 2 * sigma ** 2 / std ** 2).sum((1, 2, 3))
+    jacobian = torch.autograd.functional.jacobian(lambda x: conv(front(x)), torch.rand(1, 3, 3, 3, dtype=torch.float64))
+    exact = (jacobian.reshape(5, -1) ** 2).sum(1) * sigma ** 2
+    torch.testing.assert_close(exact, expected, rtol=1e-7, atol=0)  # std is float32
+    x = IMAGES.double().repeat(16, 1, 1, 1) / 255
+    noised = noise.noisy(x, NoiseSpec(sigmas=(sigma,)), generator())
+    with torch.no_grad():
+        before, after = (conv(front(y)) for y in (x, torch.cat([noised, 2 * x - noised])))
+    assert before.var((0, 2, 3)).min() > 0.05 * expected.max()
+    more = after.var((0, 2, 3), unbiased=False) - before.var((0, 2, 3), unbiased=False)
+    assert torch.allclose(more, expected, rtol=0.03)
+    torch.testing.assert_close(after.mean((0, 2, 3)), before.mean((0, 2, 3)))
 
 
 def test_law_in_the_first_batch_norm_of_a_network() -> None:
@@ -83,6 +91,46 @@ def test_law_in_the_first_batch_norm_of_a_network() -> None:
         model(noise.noisy(images, NoiseSpec(sigmas=(0.5,)), generator()))
     more = met[1].var(0).mean((1, 2)) - met[0].var(0).mean((1, 2))  # over copies of one image, away from the padding
     assert torch.allclose(more, expected, rtol=0.1)
+
+
+# -- in training ------------------------------------------------------------------------------------------------------
+DATA = DataSpec(name="toy_target", image_size=16)
+
+
+def run(name: str, **changes: object) -> RunSpec:
+    return RunSpec(data=DATA, model=ModelSpec(arch="tiny_resnet"), method=method(name), optim=OptimSpec(), **changes)
+
+
+@pytest.mark.parametrize(("name", "spec"), [("noise", NoiseSpec(sigmas=(0.5,))), ("mixed_noise", NoiseSpec(sigmas=(0.0, 0.5))),
+                                            ("mixed_noise", NoiseSpec(sigmas=(0.25, 0.5), draw="uniform"))], ids=str)
+def test_training_sees_the_noise_of_its_spec(name: str, spec: NoiseSpec) -> None:
+    """What a step's forward pass gets is its images with fresh noise of the spec's levels, the same for a step done again."""
+    start = RunSpec(data=DATA, model=ModelSpec(arch="tiny_resnet"), method=method("natural"), optim=OptimSpec())
+    step = Step(make_model("tiny_resnet", 4, seed=0), run(name, noise=spec, source=start), "cpu")
+    seen, x, y = [], IMAGES.float() / 255, torch.arange(32) % 4
+    step.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach() - x))
+    for count in (0, 1, 1):
+        step(x, y, count, 0.01)
+    scale = seen[1].flatten(1).std(1)
+    low, high = min(spec.sigmas), max(spec.sigmas)
+    assert ((scale > 0.9 * low) & (scale < 1.1 * high) | (scale < 1e-6)).all()
+    assert len(spec.sigmas) == 1 or scale.min() < low + 0.1 < high - 0.1 < scale.max()
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+def test_what_a_fine_tuning_moves() -> None:
+    """A linear probe moves the head alone, frozen statistics stay bit-identical while all weights move, else everything moves."""
+    start = RunSpec(data=DATA, model=ModelSpec(arch="tiny_resnet"), method=method("natural"), optim=OptimSpec())
+    for name in ("natural", "natural_frozen", "linear_probe"):
+        model = noise.reestimated(make_model("tiny_resnet", 4, seed=0), IMAGES, 0.5, seed=0, batch_size=32)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        step = Step(model, run(name, source=start), "cpu")
+        for count in range(3):
+            step(IMAGES.float() / 255, torch.arange(32) % 4, count, 0.1)
+        moved = {k for k, v in step.model.state_dict().items() if not torch.equal(v, before[k])}
+        everything = {k for k in before if not k.startswith("normalize.")}
+        weights, head = set(dict(model.named_parameters())), {k for k in before if before[k].shape[:1] == (4,)}
+        assert moved == {"natural": everything, "natural_frozen": weights, "linear_probe": head}[name], name
 
 
 # -- statistics estimated again ---------------------------------------------------------------------------------------

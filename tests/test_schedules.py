@@ -5,10 +5,24 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinslib.schedules import SCHEDULES, constant, cosine, cyclic, factor, piecewise, slow_fast
+from twinslib.schedules import (
+    SCHEDULES,
+    climb,
+    constant,
+    cosine,
+    cyclic,
+    factor,
+    fast_decay,
+    one_cycle,
+    piecewise,
+    slow_fast,
+    slow_fast_exp,
+    slow_start,
+)
 
 
 @pytest.mark.parametrize(("epoch", "expected"), [(1, 1), (30, 1), (31, 0.1), (50, 0.1), (51, 0.01), (60, 0.01)])
@@ -127,5 +141,55 @@ def test_cyclic_peaks_at_the_first_milestone(milestones: tuple[float, ...], peak
 def test_every_schedule_takes_the_same_arguments() -> None:
     """A schedule is a function of (progress, milestones), named as it is called in specs."""
     assert SCHEDULES == {"constant": constant, "piecewise": piecewise, "cosine": cosine, "cyclic": cyclic,
-                         "slow_fast": slow_fast}
+                         "slow_fast": slow_fast, "slow_fast_exp": slow_fast_exp, "fast_decay": fast_decay,
+                         "slow_start": slow_start, "one_cycle": one_cycle}
     assert all(list(inspect.signature(f).parameters) == ["progress", "milestones"] for f in SCHEDULES.values())
+
+
+# -- fine-tuning in few epochs ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("per_epoch", [1, 36, 391])
+@pytest.mark.parametrize(("name", "stages"), [
+    ("slow_fast_exp", [0.25, 0.5, 0.75, 1, math.exp(-1), math.exp(-2), math.exp(-3), math.exp(-4), math.exp(-5), math.exp(-6)]),
+    ("fast_decay", [1, 1, 1, 1, 1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
+    ("slow_start", [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]),
+])
+def test_other_shapes_of_ten_epochs(name: str, stages: list[float], per_epoch: int) -> None:
+    """The second public shape, and slow start, fast decay without one of its halves, epoch by epoch."""
+    factors = [factor(name, step, 10 * per_epoch, ()) for step in range(10 * per_epoch)]
+    assert factors == pytest.approx(np.repeat(stages, per_epoch), rel=1e-12)
+
+
+def test_slow_start_fast_decay_of_its_public_code() -> None:
+    """At base rate 0.01 the ten rates of the public code: 0.01 to 0.05, then halved; the spec names the peak, 5 x 0.01."""
+    rates = [0.05 * factor("slow_fast", epoch, 10, ()) for epoch in range(10)]
+    assert rates == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625], rel=1e-12)
+
+
+@pytest.mark.parametrize(("progress", "expected"), [
+    (0.0, 1 / 25), (0.15, (1 + 1 / 25) / 2), (0.3, 1.0), (0.65, (1 + 1 / 250_000) / 2), (1.0, 1 / 250_000),
+])
+def test_one_cycle_by_hand(progress: float, expected: float) -> None:
+    """Start, halfway up, peak, halfway down, end."""
+    assert one_cycle(progress) == pytest.approx(expected) == one_cycle(progress, (0.3,))
+
+
+@pytest.mark.parametrize("up", [20, 30])
+def test_one_cycle_is_that_of_pytorch(up: int) -> None:
+    """Step by step the rates of OneCycleLR with its default divisors, whose first step is our start and whose last our end."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    public = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, pct_start=(up + 1) / 101)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(100):
+        optimizer.step()
+        public.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert [one_cycle(i / 100, (up / 100,)) for i in range(101)] == pytest.approx(rates, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("total", "share", "expected"), [
+    (10, 0.5, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]), (4, 1.0, [0.25, 0.5, 0.75, 1]), (3, 0.0, [1, 1, 1]),
+    (10, 0.25, [0.4, 0.8, 1, 1]),
+])
+def test_climb_of_eps(total: int, share: float, expected: list[float]) -> None:
+    """Above 0 from the first step, linear, 1 from the end of its share of the run."""
+    assert [climb(step, total, share) for step in range(len(expected))] == pytest.approx(expected)

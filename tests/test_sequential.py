@@ -41,6 +41,15 @@ def test_published_ceilings(n, units):
     """Where all votes agree at alpha .001: 1.50, 2.46, 3.20, 3.81 sigma."""
     assert round(ceiling(n, 0.001, 0.25) / 0.25, 2) == units
     assert ceiling(n, 0.001) == pytest.approx(stats.norm.ppf(0.001 ** (1 / n)), rel=1e-9)
+    assert certify_plan(sigma=0.25, n=n).ceiling == ceiling(n, 0.001, 0.25)
+
+
+@pytest.mark.parametrize(("n", "looks", "last"), [(100, 1, 0.001), (200, 2, 0.0005), (10_000, 11, 0.0005)])
+def test_ceiling_of_a_plan(n, looks, last):
+    """Where all votes agree at every look: what the last look spends decides, all of alpha where there is only one."""
+    plan = sequential_plan(sigma=0.5, radii=(0,), n=n)
+    everywhere = certified_radius(plan.looks, plan.looks, 0.5, plan.alphas)
+    assert len(plan.looks) == looks and plan.ceiling == everywhere.max() == ceiling(n, last, 0.5)
 
 
 @pytest.mark.parametrize(("n", "share"), [(100, 0.660), (1000, 0.550), (10_000, 0.5156), (100_000, 0.5049)])
@@ -76,10 +85,10 @@ def test_radius_is_not_rounded_up_either():
     assert bound_radius([0.1, 0.5], 0.25).tolist() == [0, 0] and (bound_radius(p, 0.25) > 0).all()
 
 
-@pytest.mark.parametrize("n", [10, 40])
-def test_bound_covers(n):
+@pytest.mark.parametrize(("n", "alphas"), [(10, (0.05, 0.2)), (40, (0.05, 0.2)), (1000, (0.001, 0.05))])
+def test_bound_covers(n, alphas):
     """For 99 values of p, the bound exceeds p with probability at most alpha, and with about alpha for some."""
-    for alpha in (0.05, 0.2):
+    for alpha in alphas:
         low = lower_bound(np.arange(n + 1), n, alpha)
         wrong = [stats.binom.pmf(np.arange(n + 1), n, p)[low > p].sum() for p in np.arange(1, 100) / 100]
         assert 0.7 * alpha < max(wrong) <= alpha
@@ -99,6 +108,24 @@ def test_predict_p_value_is_the_exact_test():
     for first, second in [(0, 0), (1, 0), (3, 3), (9, 1), (60, 40), (5000, 4800), (100_000, 0)]:
         expected = stats.binomtest(first, first + second).pvalue if first else 1.0
         assert predict_p_value(first, second) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(11, 0.001), (30, 0.05), (500, 0.001), (501, 0.05)])
+def test_predict_errs_exactly(n, alpha):
+    """Of two classes, the one of probability p <= 1/2 is answered with probability at most alpha / 2, and sometimes is."""
+    k = np.arange(n + 1)
+    answered = (predict_p_value(np.maximum(k, n - k), np.minimum(k, n - k)) <= alpha) & (2 * k > n)
+    wrong = [stats.binom.pmf(k, n, p)[answered].sum() for p in (0.3, 0.45, 0.49, 0.5)]
+    assert alpha / 5 < max(wrong) == wrong[-1] <= alpha / 2
+
+
+@pytest.mark.parametrize(("n", "p"), [(100, 0.6), (1000, 0.9), (10_000, 0.977), (100_000, 0.9987)])
+def test_bound_covers_in_simulation(n, p):
+    """n draws of one image, 200,000 times at alpha .001: above p in at most alpha (plus 3 standard errors), and sometimes."""
+    reps, alpha = 200_000, 0.001
+    votes, times = np.unique(np.random.default_rng(n).binomial(n, p, reps), return_counts=True)
+    wrong = times[lower_bound(votes, n, alpha) > p].sum() / reps
+    assert 1e-4 < wrong <= alpha + 3 * math.sqrt(alpha / reps)
 
 
 def test_reach_is_the_first_count_that_certifies():

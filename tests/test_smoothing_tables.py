@@ -65,6 +65,8 @@ def test_estimates_over_seeds() -> None:
     frame = tables.estimates(found)
     row = frame[frame["radius"] == 0.25].iloc[0]
     assert row["value"] == pytest.approx(0.4) and row["seeds"] == 2 and row["high"] - row["low"] > 0.4
+    images = np.repeat([1.0, 0.5, 0.0], [30, 20, 50])  # mean over the seeds, whose own means are .3 and .5
+    assert row["se"] == pytest.approx(math.sqrt(np.var(images, ddof=1) / N + 0.2 ** 2 / 2 / 2))
     assert "abstain_rate" not in set(frame["measure"])
 
 
@@ -104,6 +106,8 @@ def test_sanity_notices() -> None:
     assert all(tables.sanity([good]).values())
     above = measured("mixed/clean/group", 0.5, np.full(N, ceiling(10_000, 0.0005, 0.5) + 1e-6))
     assert list(tables.sanity([above]).values()) == [False, True, True]
+    single = measured("mixed/clean/group", 0.5, np.full(N, ceiling(100, 0.001, 0.5)), n=100, radii=(0.0,))  # spends alpha at once
+    assert all(tables.sanity([single]).values())
     answer = dataclasses.replace(good, certified=good.certified._replace(radius=np.zeros(N)))
     assert list(tables.sanity([answer]).values()) == [True, False, True]
     assert list(tables.sanity([good, dataclasses.replace(good, split="t")]).values()) == [True, True, False]
@@ -168,6 +172,17 @@ def test_curves_show_their_frame() -> None:
     assert all(list(line.get_ydata()) == pytest.approx([50, 50, 25, 0]) for line in lines)
     marks = sorted(line.get_xdata()[0] for line in fig.axes[0].lines if line.get_marker() == "|")
     assert marks == pytest.approx([ceiling(200, 0.0005, s) for s in LEVELS])
+
+
+def test_envelopes_stand_on_equal_draws() -> None:
+    """A curve with more draws is shown on its own, with its number, and never held against others with fewer."""
+    found = [measured(name, s, reaching(0.5, 0.25), dataset="toy_target") for s in LEVELS
+             for name in ("mixed/clean/group", f"noise{s}/noise{s}/group")]
+    found += [measured("mixed/clean/group", s, reaching(0.9, 0.8), n=100_000, dataset="toy_target") for s in LEVELS]
+    left, middle, right = smoothing_plots.certified_curves(tables.estimates(found), jobs("05"), "toy_target").axes
+    assert [ax.get_title().split("n = ")[1] for ax in (left, middle, right)] == ["100,000", "10,000", "10,000"]
+    curves = [list(line.get_ydata()) for line in right.lines if len(line.get_xdata()) == 4 and line.get_linestyle() != "None"]
+    assert curves[:2] == [pytest.approx([50, 50, 25, 0])] * 2
 
 
 def test_a_figure_of_nothing_is_refused() -> None:

@@ -74,7 +74,7 @@ def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float,
     x_adv = random_point(x, eps, threat, generator) if random_start else x
     for _ in range(steps):
         _, gradient = _logits_and_gradient(forward, x_adv, y, loss, reference)
-        x_adv = _step(x_adv, gradient, x, eps, step_size, threat)
+        x_adv = ascend(x_adv, gradient, x, eps, step_size, threat)
     return x_adv
 
 
@@ -115,7 +115,7 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
         for _ in range(steps):
             logits, gradient = _logits_and_gradient(forward, x_adv, y_now, loss, reference)
             alive = alive & _right(logits, y_now)
-            x_adv = _step(x_adv, gradient, x_now, eps, step_size, threat)
+            x_adv = ascend(x_adv, gradient, x_now, eps, step_size, threat)
             if 2 * int(alive.sum()) <= len(alive):
                 robust[keep] = alive
                 still = alive.nonzero().squeeze(1)
@@ -183,7 +183,7 @@ def _loss(logits: Tensor, y: Tensor, loss: str, reference: Tensor | None) -> Ten
     return (logits.scatter(1, true, -math.inf).amax(1) - logits.gather(1, true).squeeze(1)).sum()
 
 
-def _step(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: float, step_size: float, threat: str) -> Tensor:
+def ascend(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: float, step_size: float, threat: str) -> Tensor:
     """One ascent step from x_adv, projected onto the ball around x, then onto [0, 1] (which keeps it in the ball)."""
     if threat == "linf":
         return x_adv.add(gradient.sign(), alpha=step_size).clamp(x - eps, x + eps).clamp_(0, 1)

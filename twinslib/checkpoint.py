@@ -112,7 +112,8 @@ def load_into(
     """Copy tensors into a network, in place, and return it; nothing is copied if anything is wrong.
 
     Names need not be equal: prefixes that wrappers add are taken off, and the network inside a `Classifier` is found.
-    Step counters of batch norm may be missing, as in old files.
+    Step counters of batch norm may be missing, as in old files, and so may the constants of the input's normalisation, which
+    others keep in their data pipeline: those of the model stay.
 
     Args:
         strict: False allows tensors that are missing or unexpected; shapes must agree all the same.
@@ -131,7 +132,8 @@ def load_into(
             found[name] = tensor
         elif not names[-1].startswith(ignore):
             unexpected.append(key)
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    optional = ("num_batches_tracked", *(("normalize.mean", "normalize.std") if hasattr(model, "normalize") else ()))
+    missing = [name for name in expected if name not in found and not name.endswith(optional)]
     if (strict and (missing or unexpected)) or not found:
         raise ValueError(
             f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another architecture: "

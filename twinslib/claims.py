@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from . import compare, course_claims, public, rules, smoothing_claims, stats
+from . import aft_claims, compare, course_claims, public, rules, smoothing_claims, stats
 from .config import EvalSpec
 from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
 from .evaluate import STANDARD
@@ -45,9 +45,10 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     pairs = [*rule.pairs, *rule.controls]
     wanted = {name for pair in pairs for name in pair}
     of_course, certified = rule.measure in course_claims.MEASURES, rule.measure in smoothing_claims.MEASURES
+    finetuned = rule.measure in aft_claims.MEASURES
     jobs = [job for job in jobs if job.settled and job.spec.data.name in (rule.datasets or (job.spec.data.name,))
-            and (smoothing_claims.concerns(job, rule) if certified else (job.spec.follow if of_course else job.evals)
-                 and not job.ship and job.spec.method.name in wanted)]
+            and (smoothing_claims.concerns(job, rule) if certified else aft_claims.concerns(job, rule) if finetuned else
+                 (job.spec.follow if of_course else job.evals) and not job.ship and job.spec.method.name in wanted)]
     diverged = [job.spec for job in jobs if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
     jobs = [job for job in jobs if store.run(job.spec)]
     counted, not_counted = [], 0
@@ -63,8 +64,9 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
 
-    if of_course or certified:
+    if of_course or certified or finetuned:
         found = (smoothing_claims.judge(store, counted, rule) if certified else
+                 aft_claims.judge(store, counted, rule) if finetuned else
                  course_claims.judge(store, counted, rule, diverged))
         return Verdict(**found, runs=tuple(sorted({job.spec.hash for job in counted})), **common)
     shown = rule.measure == "shown"

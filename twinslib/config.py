@@ -18,7 +18,7 @@ from .attacks import LOSSES, check_radius, check_step_size
 from .augment import AUGMENTATIONS
 from .errors import choose
 from .evaluate import ATTACKS, STANDARD
-from .models import ARCHS
+from .models import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_width
 from .norms import NORMS
 from .schedules import SCHEDULES
 from .sequential import Plan, certify_plan, sequential_plan
@@ -27,6 +27,10 @@ from .sequential import Plan, certify_plan, sequential_plan
 def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
     if not ok:
         raise ValueError(f"expected {expected}, got {got!r}" + (f"; {then}" if then else ""))
+
+
+def _in_words(spec: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in to_dict(spec).items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,17 @@ class ModelSpec:
     arch: str
     norm: str = "batch"
     upsample: int | None = None  # nearest up-sampling inside the network (official code: 32 -> 224), eps stays per pixel
+    width: int | None = None  # channels of the first stage; None: the arch's own
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of layer 0; they belong to the weights
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         choose(self.arch, ARCHS, "arch")
         choose(self.norm, NORMS, "norm")
         _require(self.upsample is None or self.upsample > 0, "upsample > 0 or null", self.upsample)
+        check_width(self.arch, self.width)
+        _require(len(self.mean) == len(self.std) == 3 and min(self.std) > 0, "three means and three positive stds",
+                 [list(self.mean), list(self.std)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +87,10 @@ class AttackSpec:
     steps: int = 10
     loss: str = "ce"
     random_start: bool = True
+    eps_warmup: float = 0.0  # share of the run in which eps and step_size climb linearly from 0
 
     def __post_init__(self) -> None:
+        _require(0 <= self.eps_warmup <= 1, "eps_warmup in [0, 1], a share of the run", self.eps_warmup)
         check_radius(self.eps, self.threat)
         check_step_size(self.step_size, self.threat)
         choose(self.loss, LOSSES, "attack loss")
@@ -113,6 +125,8 @@ class MethodSpec:
         source_weight: of the source task's loss on as many source images as target images (joint training).
         source_classes: number of source classes, chosen by unbalanced optimal transport; None: all.
         trains: all weights, or head: the last layer alone, on features in eval mode (linear probe).
+        replays: Free adversarial training (Shafahi et al. 2019): each batch is trained on so many times, and the one backward
+            pass for the weights also moves the perturbation, by eps; 1: PGD as the run's attack says.
         awp_gamma: size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020; 0.01 for
             AT in its code); 0: none.
     """
@@ -133,6 +147,7 @@ class MethodSpec:
     source_classes: int | None = None
     awp_gamma: float = 0.0
     trains: str = "all"
+    replays: int = 1
 
     def __post_init__(self) -> None:
         choose(self.objective, ("natural", "at", "trades"), "objective")
@@ -155,6 +170,9 @@ class MethodSpec:
         _require(self.trains == "all" or head_alone, "trains all but for plain natural training", self.name)
         plain = max(self.distill_weight, self.feature_weight, self.l2sp_weight, self.source_weight) == 0
         _require(self.awp_gamma == 0 or plain, "no other term of the loss with awp_gamma", self.name)
+        _require(self.replays > 0, "replays > 0", self.replays)
+        free = (self.objective, self.attack_wing) == ("at", "adaptive") and plain and self.awp_gamma == 0
+        _require(self.replays == 1 or free, "replays 1 but for plain adversarial training", self.replays)
         attacked = self.objective != "natural"
         _require(attacked or self.distill_weight == self.feature_weight == 0,
                  "an objective with adversarial images for distillation", self.objective)
@@ -213,6 +231,26 @@ METHODS = {
         MethodSpec(name="at_slow_fast"),
         MethodSpec(name="at_short_plateau"),  # from random weights, as the next
         MethodSpec(name="at_long_plateau"),
+        # adversarial fine-tuning of a natural network, its rivals, and itself without one of its parts
+        MethodSpec(name="at_scratch"),  # from random weights, as the next two
+        MethodSpec(name="trades_scratch", objective="trades"),
+        MethodSpec(name="free_at", replays=8),
+        MethodSpec(name="fast_at"),  # one step, larger than eps
+        MethodSpec(name="aft"),
+        MethodSpec(name="aft_random"),  # the same few epochs from random weights
+        MethodSpec(name="aft_free", replays=4),
+        MethodSpec(name="aft_twins", wings="twins"),
+        MethodSpec(name="aft_public"),  # from a network of others
+        MethodSpec(name="aft_l2"),  # under the other threat, as the next
+        MethodSpec(name="at_scratch_l2"),
+        MethodSpec(name="aft_constant"),  # from here on AFT with another schedule
+        MethodSpec(name="aft_piecewise"),
+        MethodSpec(name="aft_cosine"),
+        MethodSpec(name="aft_one_cycle"),
+        MethodSpec(name="aft_fast_decay"),
+        MethodSpec(name="aft_slow_start"),
+        MethodSpec(name="aft_slow_fast_exp"),
+        MethodSpec(name="aft_eps_warmup"),
     )
 }
 
@@ -238,6 +276,7 @@ class OptimSpec:
     precision: str = "float32"
     val_every: int = 1  # epochs between measurements on the validation images; 0: never
     val_steps: int = 10  # PGD steps of that measurement
+    keep_best: bool = False  # keep also the weights of the epoch with the best robust accuracy on the validation images
 
     def __post_init__(self) -> None:
         choose(self.schedule, SCHEDULES, "schedule")
@@ -298,6 +337,8 @@ class FollowSpec:
             without augmentation, from before the first epoch to the last; 0: none.
         every: epochs between those measurements, up to epoch `dense` each one.
         steps: PGD steps of those measurements; eps and step size are those of the training attack.
+        features: the first so many test images whose features (what goes into the head) are kept, clean and under that PGD, after
+            each of `feature_epochs`; epoch 0 is the start.
     """
 
     record_every: int = 0
@@ -306,9 +347,14 @@ class FollowSpec:
     every: int = 1
     dense: int = 0
     steps: int = 10
+    features: int = 0
+    feature_epochs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("record_every", "train_images", "test_images", "dense"):
+        _require((self.features > 0) == bool(self.feature_epochs), "features and feature_epochs, both or neither",
+                 [self.features, list(self.feature_epochs)])
+        _require(all(e >= 0 for e in self.feature_epochs), "feature_epochs of at least 0", list(self.feature_epochs))
+        for name in ("record_every", "train_images", "test_images", "dense", "features"):
             _require(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
         for name in ("every", "steps"):
             _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
@@ -327,10 +373,15 @@ class RunSpec:
     weights: WeightsSpec | None = None
     follow: FollowSpec | None = None
     noise: NoiseSpec | None = None
+    keep_head: bool = False  # go on with the head of the start network, whose classes are the target's
     seed: int = 0
 
     def __post_init__(self) -> None:
         m = self.method
+        _require(not self.keep_head or self.source or self.weights, "a source run or weights with keep_head", "neither")
+        selected = m.objective != "natural" and self.data.val_images > 0 and self.optim.val_every > 0
+        _require(not self.optim.keep_best or selected, "an objective with adversarial images, val_images and val_every with "
+                 "keep_best", m.objective)
         _require(m.wings in ("single", "split") or self.model.norm == "batch", f"norm 'batch' for the wings {m.wings!r}",
                  self.model.norm)
         _require(not (self.source and self.weights), "a source run or weights from elsewhere", "both")
@@ -349,13 +400,18 @@ class RunSpec:
             sides = [(d.image_size, d.crop or d.image_size) for d in (self.data, self.source.data)]
             _require(sides[0] == sides[1], f"source images of the target's size {sides[0]} for method {m.name!r}", sides[1])
         if self.source is not None:
-            same = (self.model.arch, self.model.norm) == (self.source.model.arch, self.source.model.norm)
-            _require(same, f"source of arch and norm {self.model.arch}, {self.model.norm}",
-                     f"{self.source.model.arch}, {self.source.model.norm}")
+            mine, theirs = (dataclasses.replace(m, upsample=None) for m in (self.model, self.source.model))
+            _require(mine == theirs, f"source of {_in_words(mine)}", _in_words(theirs))
+            classes = [(d.name, d.exclude) for d in (self.data, self.source.data)]
+            _require(not self.keep_head or classes[0] == classes[1], f"a source on the same classes {classes[0]} with keep_head",
+                     classes[1])
 
     @property
     def hash(self) -> str:
         return spec_hash(self)
+
+
+NETWORKS = ("last", "best", "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,8 +431,10 @@ class EvalSpec:
     attacks: tuple[str, ...] = STANDARD
     batch_size: int = 250
     seed: int = 0
+    at: str = "last"  # which network: of the last epoch, of the best on validation images, or the start
 
     def __post_init__(self) -> None:
+        choose(self.at, NETWORKS, "at of an evaluation")
         choose(self.kind, ("clean", "pgd", "autoattack"), "evaluation kind")
         check_radius(self.eps, self.threat)
         if self.step_size is not None:
@@ -443,6 +501,11 @@ class CertifySpec:
     @property
     def kind(self) -> str:
         return "certify"
+
+    @property
+    def at(self) -> str:
+        """Which network: always the last."""
+        return "last"
 
     @property
     def hash(self) -> str:

@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
-from . import evaluate
-from .augment import centre
+from . import attacks, evaluate
+from .augment import centre, to_float
 from .config import RunSpec
 from .data import DeviceSet
 from .dynamics import Recorder, statistics
 from .fold import FoldedCopy
+from .models import Features, find_head
 from .objectives import OBJECTIVES
 
 BLOCK = 250  # images per block
@@ -16,7 +17,7 @@ BLOCK = 250  # images per block
 
 def check_images(spec: RunSpec, train: int, test: int) -> None:
     """Refuse to follow more images than a run has."""
-    for name, there in (("train_images", train), ("test_images", test)):
+    for name, there in (("train_images", train), ("test_images", test), ("features", test)):
         wanted = getattr(spec.follow, name)
         if wanted > there:
             raise ValueError(f"expected at most {there} {name} of {spec.data.name} to follow, got {wanted}; "
@@ -37,6 +38,7 @@ class Follower:
         self.recorder = Recorder(self.follow.record_every) if self.follow.record_every else None
         self.before = statistics(model) if self.recorder else {}
         self.lines: list[dict] = []
+        self.features: list[dict] = []
 
     def due(self, epoch: int) -> bool:
         """True if accuracy is measured after `epoch` epochs."""
@@ -48,11 +50,11 @@ class Follower:
         f = self.follow
         if self.recorder and epoch:
             self.recorder.measure_drift(model, epoch, self.before)
+        if epoch in f.feature_epochs:
+            self.features.append({"epoch": epoch, **self._features(FoldedCopy(model))})
         if not (f.train_images or f.test_images) or not self.due(epoch):
             return
-        attack = self.spec.attack
-        options = {"eps": attack.eps, "step_size": attack.step_size, "steps": f.steps, "threat": attack.threat,
-                   "seed": self.spec.seed, "batch_size": BLOCK}
+        options = {**self._attack(), "seed": self.spec.seed, "batch_size": BLOCK}
         copy, line = FoldedCopy(model), {"epoch": epoch}
         if f.train_images:
             x, y = centre(self.data.train_x[:f.train_images], self.spec.data.crop), self.data.train_y[:f.train_images]
@@ -65,22 +67,47 @@ class Follower:
                 line["test_robust"] = evaluate.pgd_mask(copy, x, y, **options)
         self.lines.append(line)
 
+    def _attack(self) -> dict:
+        a = self.spec.attack
+        return {"eps": a.eps, "step_size": a.step_size, "steps": self.follow.steps, "threat": a.threat}
+
+    def _features(self, copy: FoldedCopy) -> dict[str, torch.Tensor]:
+        """What goes into the head for the first test images, clean and attacked, float16 (N, d)."""
+        x, y = self.data.test_x[:self.follow.features], self.data.test_y[:self.follow.features]
+        x = to_float(x)
+        inside = Features(copy, find_head(copy, self.spec.data.crop or self.spec.data.image_size))
+        start = torch.Generator(x.device).manual_seed(self.spec.seed)
+        attacked = attacks.pgd(copy, x, y, **self._attack(), generator=start)
+        found = {}
+        for name, images in (("clean", x), ("attacked", attacked)):
+            with torch.no_grad(), inside.watching():
+                for block in images.split(BLOCK):
+                    copy(block)
+                found[name] = inside.take().half().cpu()
+        return found
+
     def arrays(self) -> dict[str, np.ndarray]:
         """epoch (E,), and for each measurement one row per epoch: boolean masks (E, images), train_loss (E, images) float32;
         of the recorder `Recorder.arrays` and drift_epoch, drift_layer, drift_mean, drift_log_var, one entry per epoch and
-        layer each."""
+        layer each. Of the features feature_epoch (F,), feature_label (N,), and features_clean, features_attacked (F, N, d)
+        float16."""
         out = {name: np.stack([np.asarray(line[name]) for line in self.lines]) for name in (self.lines[0] if self.lines else ())}
         if self.recorder:
             drift = self.recorder.drift
             names = {"drift_epoch": "epoch", "drift_layer": "layer", "drift_mean": "mean_drift", "drift_log_var": "log_var_drift"}
             out |= self.recorder.arrays() | {key: np.array([d[name] for d in drift]) for key, name in names.items()}
+        if self.features:
+            out |= {"feature_epoch": np.array([line["epoch"] for line in self.features]),
+                    "feature_label": self.data.test_y[:self.follow.features].cpu().numpy()}
+            for kind in ("clean", "attacked"):
+                out[f"features_{kind}"] = np.stack([line[kind].numpy() for line in self.features])
         return out
 
     def state_dict(self) -> dict:
         """For a checkpoint; plain types and tensors."""
-        return {"lines": self.lines, "recorder": self.recorder.state_dict() if self.recorder else {}}
+        return {"lines": self.lines, "features": self.features, "recorder": self.recorder.state_dict() if self.recorder else {}}
 
     def load_state_dict(self, state: dict) -> None:
-        self.lines = list(state["lines"])
+        self.lines, self.features = list(state["lines"]), list(state["features"])
         if self.recorder:
             self.recorder.load_state_dict(state["recorder"])

@@ -14,7 +14,7 @@ import numpy as np
 from .certified import ABSTAIN, Certified
 from .checkpoint import atomic_write
 from .errors import choose
-from .sequential import ceiling
+from .sequential import ceiling, check_draws
 
 CERTIFY = ("idx", "label", "predict", "radius", "correct", "time")
 PREDICT = ("idx", "label", "predict", "correct", "time")
@@ -73,7 +73,8 @@ def read_log(path: str | Path, *, sigma: float | None = None, n: int | None = No
             diffusion-denoised smoothing hold a running total there).
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, a cut or doubled line, `correct` that contradicts its row, or radii above the ceiling.
+        ValueError: another format, a cut or doubled line, `correct` that contradicts its row, an n that can never certify at
+            alpha, or radii above the ceiling.
     """
     path = Path(path)
     lines = path.read_text().splitlines()
@@ -83,6 +84,8 @@ def read_log(path: str | Path, *, sigma: float | None = None, n: int | None = No
                          f"{path.name}, got {lines[0] if lines else 'an empty file'!r}")
     if (sigma is None) != (n is None):
         raise ValueError(f"expected sigma and n, or neither, got sigma {sigma} and n {n}")
+    if n is not None:
+        check_draws(n, alpha)
     top = np.inf if sigma is None else ceiling(n, alpha, sigma)
     rows, seen = [], {}
     for number, line in enumerate(lines[1:], 2):

@@ -120,6 +120,50 @@ class SmallResNet(nn.Module):
         return self.fc(self.blocks(x).mean((2, 3)))
 
 
+class Cifar10ResNet(nn.Module):
+    """The ResNet for CIFAR-10 of He et al. (2016), section 4.2: three stages of 16, 32 and 64 channels, shortcuts without
+    parameters (every second pixel, zero channels on both sides). Tensor names are those of the networks published by
+    akamaster/pytorch_resnet_cifar10, whose weights load into it.
+
+    Args:
+        blocks: basic blocks per stage, n of its 6n + 2 layers.
+    """
+
+    def __init__(self, num_classes: int, norm: Callable[[int], nn.Module], *, blocks: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm(16)
+        channels = 16
+        for stage, out in enumerate((16, 32, 64)):
+            layer = []
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                shortcut = PaddedShortcut(out - channels) if channels != out else None
+                layer.append(BasicBlock(channels, out, stride, shortcut, norm_layer=norm))
+                channels = out
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
+        self.linear = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+class PaddedShortcut(nn.Module):
+    """Every second pixel, with `channels` zero channels added, half of them on each side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = self.channels // 2
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, self.channels - side))
+
+
 @dataclass(frozen=True)
 class Arch:
     """How to build a network from (num_classes, norm layer), and the side in pixels it is meant for."""
@@ -139,9 +183,21 @@ ARCHS: dict[str, Arch] = {
     "thin_resnet10": Arch(partial(SmallResNet, blocks=(1, 1, 1, 1), width=32, stem_stride=2), 32),
     "thin_resnet18": Arch(partial(SmallResNet, blocks=(2, 2, 2, 2), width=32, stem_stride=2), 32),
     "resnet18": Arch(partial(SmallResNet, blocks=(2, 2, 2, 2), width=64, stem_stride=1), 32),
+    "resnet20": Arch(partial(Cifar10ResNet, blocks=3), 32),
     "resnet50": Arch(_torchvision("resnet50"), 224),
     "wide_resnet50_2": Arch(_torchvision("wide_resnet50_2"), 224),
 }
+
+
+def check_width(arch: str, width: int | None) -> None:
+    """Refuse a width below 1, and any for a network whose channels are fixed."""
+    if width is None:
+        return
+    free = [name for name, a in ARCHS.items() if isinstance(a.build, partial) and a.build.func is SmallResNet]
+    if arch not in free:
+        raise ValueError(f"expected an arch with a free width ({', '.join(free)}), got {arch!r} with width {width}")
+    if width < 1:
+        raise ValueError(f"expected width of at least 1, got {width}")
 
 
 def make_model(
@@ -150,6 +206,7 @@ def make_model(
     *,
     norm: str = "batch",
     upsample: int | None = None,
+    width: int | None = None,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
     seed: int,
@@ -160,15 +217,18 @@ def make_model(
         arch: a name in `ARCHS`.
         norm: "batch", "group" or "layer".
         upsample, mean, std: see `Classifier`.
+        width: channels of the first stage, for networks of `SmallResNet`; None: the arch's own.
         seed: of the initial weights.
     Raises:
-        ValueError: unknown arch or norm, or less than one class.
+        ValueError: unknown arch or norm, a width for a network that has none, or less than one class.
     """
     choose(arch, ARCHS, "arch")
     layer = norm_layer(norm)
+    check_width(arch, width)
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
-    network = _seeded(seed, lambda: ARCHS[arch].build(num_classes, layer))
+    build = ARCHS[arch].build if width is None else partial(ARCHS[arch].build, width=width)
+    network = _seeded(seed, lambda: build(num_classes, layer))
     return Classifier(network, upsample=upsample, mean=mean, std=std)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from . import data, models
-from .config import DataSpec, RunSpec
+from .config import DataSpec, ModelSpec, RunSpec
 from .objectives import OBJECTIVES
 from .runs import Job, Store, Task
 from .sources import SOURCES
@@ -25,9 +25,18 @@ AUTOATTACK_FORWARDS = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 9 * 200, "fab"
 
 
 @cache
-def cost(arch: str, norm: str, image_size: int, upsample: int | None, classes: int) -> tuple[int, int, int]:
-    """(multiply-adds per image and forward, parameters, bytes of activations per image) of a network."""
-    return models.count_cost(models.make_model(arch, classes, norm=norm, upsample=upsample, seed=0), image_size)
+def _cost(model: ModelSpec, image_size: int, classes: int) -> tuple[int, int, int]:
+    return models.count_cost(network(model, classes), image_size)
+
+
+def network(model: ModelSpec, classes: int) -> torch.nn.Module:
+    """One with that architecture."""
+    return models.make_model(model.arch, classes, norm=model.norm, upsample=model.upsample, width=model.width, seed=0)
+
+
+def cost(spec: RunSpec) -> tuple[int, int, int]:
+    """(multiply-adds per image and forward, parameters, bytes of activations per image) of a run's network."""
+    return _cost(spec.model, spec.data.crop or spec.data.image_size, train_images(spec.data)[1])
 
 
 def forwards(task: Task, train_images: int) -> float:
@@ -35,7 +44,8 @@ def forwards(task: Task, train_images: int) -> float:
     spec, e = task.spec, task.evaluation
     if e is None:
         objective = OBJECTIVES[spec.method.objective]
-        attack = 2 * spec.attack.steps if objective.attacks else 0
+        replays = spec.method.replays  # of Free adversarial training, which has no attack besides
+        attack = 2 * spec.attack.steps if objective.attacks and replays == 1 else 0
         if spec.method.source_weight:  # as many source images as target images
             attack += 3 + (2 * spec.source.attack.steps if spec.source.method.objective != "natural" else 0)
         attack += 3 * len(objective.inputs) if spec.method.awp_gamma else 0
@@ -43,7 +53,7 @@ def forwards(task: Task, train_images: int) -> float:
         measured = math.ceil(spec.optim.epochs / spec.optim.val_every) if spec.optim.val_every else 0
         validation = measured * spec.data.val_images * (1 + (2 * spec.optim.val_steps if objective.attacks else 0))
         followed = _followed(spec) if spec.follow else 0.0
-        return spec.optim.epochs * train_images * (attack + 3 * len(objective.inputs)) + validation + followed
+        return spec.optim.epochs * train_images * replays * (attack + 3 * len(objective.inputs)) + validation + followed
     if e.kind == "certify":
         return e.images * (e.n0 + (e.n if not e.radii else SEQUENTIAL * e.n))
     if e.kind == "clean":
@@ -57,7 +67,7 @@ def _followed(spec: RunSpec) -> float:
     """Image forwards of the measurements during a run."""
     f, epochs = spec.follow, spec.optim.epochs
     times = sum(e % f.every == 0 or e <= f.dense or e == epochs for e in range(epochs + 1))
-    return times * (f.train_images + f.test_images) * (2 * f.steps + 1)
+    return (times * (f.train_images + f.test_images) + len(f.feature_epochs) * f.features) * (2 * f.steps + 1)
 
 
 @cache
@@ -79,17 +89,12 @@ def train_images(spec: DataSpec) -> tuple[int, int]:
 def macs(task: Task) -> float:
     """Multiply-adds of a task."""
     spec = task.spec
-    images, classes = train_images(spec.data)
-    size = spec.data.crop or spec.data.image_size
-    per_image, _, _ = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
-    return forwards(task, images) * per_image
+    return forwards(task, train_images(spec.data)[0]) * cost(spec)[0]
 
 
 def memory_bytes(spec: RunSpec) -> int:
     """Estimate of device memory: images, weights with gradient, momentum and attack copy, activations of one batch."""
-    images, classes = train_images(spec.data)
-    size = spec.data.crop or spec.data.image_size
-    _, parameters, activations = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)
+    images, (_, parameters, activations) = train_images(spec.data)[0], cost(spec)
     width = 2 if spec.optim.precision == "bfloat16" else 4
     stored = 3 * spec.data.image_size**2 * (images + spec.data.val_images)
     batch = spec.optim.batch_size * (2 if spec.method.source_weight else 1)
@@ -110,9 +115,8 @@ def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
 def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> float:
     """Multiply-adds per second of forward and backward passes of the run's network on `device`, over `seconds`."""
     size = spec.data.crop or spec.data.image_size
-    classes = train_images(spec.data)[1]
-    model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample, seed=0).to(device)
-    per_image = cost(spec.model.arch, spec.model.norm, size, spec.model.upsample, classes)[0]
+    model = network(spec.model, train_images(spec.data)[1]).to(device)
+    per_image = cost(spec)[0]
     batch = 64 if size <= 64 and not spec.model.upsample else 4
     x = torch.rand(batch, 3, size, size, device=device)
     start, images = None, 0

@@ -27,6 +27,12 @@ METHODS = {
     "noise": "noise", "mixed_noise": "mixed noise", "natural_frozen": "natural, frozen statistics",
     "linear_probe": "linear probe",
     "at_awp": "AT, AWP", "at_cosine": "AT, cosine", "at_cyclic": "AT, cyclic", "at_slow_fast": "AT, slow start, fast decay",
+    "at_scratch": "AT, random start", "trades_scratch": "TRADES, random start", "free_at": "Free-AT", "fast_at": "Fast-AT",
+    "aft": "AFT", "aft_random": "AFT, random start", "aft_free": "AFT, Free", "aft_twins": "AFT, two wings",
+    "aft_public": "AFT, public start", "aft_l2": "AFT, L2", "at_scratch_l2": "AT, random start, L2",
+    "aft_constant": "AFT, constant rate", "aft_piecewise": "AFT, piecewise", "aft_cosine": "AFT, cosine",
+    "aft_one_cycle": "AFT, one cycle", "aft_fast_decay": "AFT, no slow start", "aft_slow_start": "AFT, no decay",
+    "aft_slow_fast_exp": "AFT, second shape", "aft_eps_warmup": "AFT, ε warm-up",
     "at_short_plateau": "AT, random start, short plateau", "at_long_plateau": "AT, random start, long plateau",
 }  # fmt: skip
 MEAN = "mean"  # stands for all data sets in frames of differences

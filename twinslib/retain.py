@@ -67,12 +67,13 @@ class Retention:
         start: the network that training starts from, with its own head. It is frozen here.
         source: training images of the source task.
         make_attack: (network, attack spec) to a function from (images, labels, generator) to adversarial images.
+        count: wraps a network so that its passes are counted.
     Raises:
         ValueError: the method needs `start` or `source` and got None.
     """
 
     def __init__(self, model: torch.nn.Module, spec: RunSpec, *, start: torch.nn.Module | None, source: DeviceSet | None,
-                 make_attack: Callable) -> None:
+                 make_attack: Callable, count: Callable = lambda network: network) -> None:
         m = spec.method
         self.method, self.model, self.spec, self.source = m, model, spec, source
         self.distills = max(m.distill_weight, m.feature_weight) > 0
@@ -98,7 +99,7 @@ class Retention:
             if spec.source.method.objective != "natural":
                 self.attack = make_attack(with_head(model, self.head, self.source_head), spec.source.attack)
         if self.distills:
-            self.start = start.eval().requires_grad_(False)
+            self.start = count(start.eval().requires_grad_(False))
             self.start_head = start.get_submodule(start_head)
             self.start_features = Features(start, start_head)
 

@@ -24,7 +24,10 @@ MEASURES = {  # measure -> what it may look at
     "cost": ("forwards",),
     "wider": ("acr",),
     "clean_kept": ("clean",),
+    **dict.fromkeys(("beats", "any_start", "best_schedule"), ("clean", "robust")),
+    "cheaper": ("clean", "robust", "passes"),
 }
+FINETUNED = ("beats", "cheaper", "any_start", "best_schedule")  # runs of the grid of adversarial fine-tuning
 CERTIFIED = ("carried", "carried_widely", "one_for_all", "cost", "wider", "clean_kept", "norm_drop", "recovered")  # by cells
 SCALES = ("small", "medium", "paper")  # a toy run judges nothing
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from . import data as datasets
-from . import evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing
+from . import evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing, stats
 from .augment import centre
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
 from .config import CertifySpec, DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
@@ -41,6 +41,7 @@ from .votes import Votes, load_votes
 
 log = logging.getLogger(__name__)
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
+LOOKED_AT = 500  # images on which a foreign network has to be better than chance
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,14 @@ class Store:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 
-    def weights_path(self, spec: RunSpec) -> Path | None:
-        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained."""
-        for path in (self.root / folder / f"{spec.hash}.safetensors" for folder in ("weights", "work")):
+    def weights_path(self, spec: RunSpec, at: str = "last") -> Path | None:
+        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained.
+
+        Args:
+            at: "best" for those of the epoch that is best on the validation images.
+        """
+        name = spec.hash if at == "last" else f"{spec.hash}-{at}"
+        for path in (self.root / folder / f"{name}.safetensors" for folder in ("weights", "work")):
             if path.exists():
                 return path
         return None
@@ -188,12 +194,16 @@ class Store:
 
         Raises:
             FileNotFoundError: a packed set or pre-trained weights are missing.
-            ValueError: a damaged set, an unknown class to leave out, or more images asked for than there are.
+            ValueError: a damaged set, an unknown class to leave out, more images asked for than there are, the best weights of a
+                run that does not keep them, or a start network whose head is kept and does not fit.
         """
         wanted: dict[DataSpec, int] = {}
         for task in tasks:
             if task.spec.weights is not None:
                 self._origin(task.spec)
+            if task.evaluation and task.evaluation.at == "best" and not task.spec.optim.keep_best:
+                raise ValueError(f"expected keep_best in run {task.spec.hash} ({task.spec.method.name}), whose best weights are "
+                                 "to be evaluated, got none; set it under optim")
             images = task.evaluation.images if task.evaluation else 0
             wanted[task.spec.data] = max(images, wanted.get(task.spec.data, 0))
             if task.spec.method.source_weight and task.evaluation is None:
@@ -208,6 +218,21 @@ class Store:
             for task in tasks:
                 if task.spec.data == spec and task.spec.follow:
                     follow.check_images(task.spec, len(split.train), len(split.test))
+        kept = {(t.spec.weights, t.spec.model, t.spec.data): t.spec for t in tasks if t.spec.keep_head and t.spec.weights}
+        for spec in kept.values():
+            self._check_start(spec)
+
+    def _check_start(self, spec: RunSpec) -> None:
+        """Refuse a foreign network whose head is kept and that knows nothing of the run's images."""
+        data = self.data(spec.data)
+        x, y = (data.val_x, data.val_y) if len(data.val_y) else (centre(data.train_x, spec.data.crop), data.train_y)
+        model = self.start(spec)
+        right = evaluate.clean_mask(FoldedCopy(model), x[:LOOKED_AT], y[:LOOKED_AT], batch_size=CHECKED)
+        low = stats.clopper_pearson(int(right.sum()), len(right)).low
+        if low <= 1 / data.num_classes:
+            raise ValueError(f"expected a network that knows {spec.data.name} in {spec.weights.file}, got one at chance: "
+                             f"{int(right.sum())} of {len(right)} images right, with {data.num_classes} classes; check the order "
+                             "of its classes and its normalisation (mean and std of the model), or leave keep_head out")
 
     @staticmethod
     def _check_source(spec: RunSpec) -> None:
@@ -231,7 +256,8 @@ class Store:
                 continue
             evals = [e for e in job.evals if self.masks(job.spec, e) is None]
             evals += [c for c in job.certs if not self._votes_path(job.spec, c).exists()]
-            if self.run(job.spec) is None or (evals and self.weights_path(job.spec) is None):
+            lost = any(self.weights_path(job.spec, e.at) is None for e in evals if e.at != "start")
+            if self.run(job.spec) is None or lost:
                 chain, spec = [], job.spec
                 while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
                     chain.insert(0, Task(spec))
@@ -259,11 +285,17 @@ class Store:
             self._sets[key] = device_set
         return self._sets[key]
 
-    def trained(self, spec: RunSpec) -> torch.nn.Module:
-        """The finished network of a run (two wings where the method has them), on the device."""
-        path = self.weights_path(spec)
+    def trained(self, spec: RunSpec, at: str = "last") -> torch.nn.Module:
+        """The network of a finished run (two wings where the method has them), on the device.
+
+        Args:
+            at: "last", "best" (on the validation images) or "start" (what the run starts from).
+        """
+        if at == "start":
+            return self.start(spec)
+        path = self.weights_path(spec, at)
         if path is None:
-            raise FileNotFoundError(f"expected the weights of run {spec.hash} in {self.root}, got none; train it first")
+            raise FileNotFoundError(f"expected the {at} weights of run {spec.hash} in {self.root}, got none; train it first")
         state, _ = load_weights(path)
         with self._named(path):
             model = load_into(self._shell(spec), state)
@@ -275,16 +307,18 @@ class Store:
             return None
         path, classes = self._origin(spec)
         state, _ = load_weights(path)
-        model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample, seed=spec.seed)
         with self._named(path):
-            return load_into(model, state).to(self.device)
+            return load_into(make_network(spec, classes), state).to(self.device)
 
     def start(self, spec: RunSpec) -> torch.nn.Module:
         """The network that a run starts from: source weights (or none), fresh head, wings."""
         classes, model = self.data(spec.data).num_classes, self.origin(spec)
         if model is None:
-            model = models.make_model(spec.model.arch, classes, norm=spec.model.norm, upsample=spec.model.upsample,
-                                      seed=spec.seed)
+            model = make_network(spec, classes)
+        elif spec.keep_head:
+            if self._origin(spec)[1] != classes:
+                raise ValueError(f"expected a start network of the {classes} classes of {spec.data.name} with keep_head, got one "
+                                 f"of {self._origin(spec)[1]}; leave keep_head out")
         else:
             size = spec.data.crop or spec.data.image_size
             model = models.replace_head(model, classes, image_size=size, seed=spec.seed)
@@ -311,9 +345,7 @@ class Store:
         return path, spec.weights.classes
 
     def _shell(self, spec: RunSpec) -> torch.nn.Module:
-        model = models.make_model(spec.model.arch, self.data(spec.data).num_classes, norm=spec.model.norm,
-                                  upsample=spec.model.upsample, seed=spec.seed)
-        return self._with_wings(spec, model)
+        return self._with_wings(spec, make_network(spec, self.data(spec.data).num_classes))
 
     @staticmethod
     def _with_wings(spec: RunSpec, model: torch.nn.Module) -> torch.nn.Module:
@@ -337,7 +369,8 @@ class Store:
         record = read_json(path) if path.exists() else {"run": task.spec.hash}
         before = record.get(task.kind, {})
         spent = before["seconds"] if before.get("unfinished") else 0.0
-        started, clock, extra = provenance.now(), time.perf_counter(), {"unfinished": True}
+        worked = before.get("processor_seconds", 0.0) if before.get("unfinished") else 0.0
+        started, clock, processor, extra = provenance.now(), time.perf_counter(), time.process_time(), {"unfinished": True}
         stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
         if not before:  # so that they also outlive a kill
             write_json(path, record | {task.kind: {"seconds": 0.0, "unfinished": True, "rules": stamps}})
@@ -353,7 +386,9 @@ class Store:
             raise
         finally:
             seconds = spent + time.perf_counter() - clock
-            record[task.kind] = provenance.record(started, seconds, self.device, rules=stamps, **extra)
+            worked += time.process_time() - processor
+            record[task.kind] = provenance.record(started, seconds, self.device, rules=stamps, processor_seconds=round(worked, 3),
+                                                  **extra)
             write_json(path, record)
 
     def _train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
@@ -366,6 +401,11 @@ class Store:
         folder = self.root / "weights" if ship else self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
+        if history.best:
+            last = {name: value.clone() for name, value in model.state_dict().items()}
+            model.load_state_dict(history.best)
+            save_weights(self._work(f"{spec.hash}-best.safetensors"), model, {"spec": canonical_json(spec)})
+            model.load_state_dict(last)
         save_weights(weights, model, {"spec": canonical_json(spec)}, half=ship)
         if ship:
             write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
@@ -385,7 +425,7 @@ class Store:
 
     def _evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
         data = self.data(spec.data)
-        model = FoldedCopy(self.trained(spec))
+        model = FoldedCopy(self.trained(spec, e.at))
         folder = self._work(f"{spec.hash}-{e.hash}")
         folder.mkdir(exist_ok=True)
         blocks = [(a, min(a + e.batch_size, e.images)) for a in range(0, e.images, e.batch_size)]
@@ -459,6 +499,13 @@ class Store:
                 for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
                     left_over.unlink(missing_ok=True)
             yield
+
+
+def make_network(spec: RunSpec, classes: int) -> torch.nn.Module:
+    """The run's network with new weights and a head for so many classes."""
+    m = spec.model
+    return models.make_model(m.arch, classes, norm=m.norm, upsample=m.upsample, width=m.width, mean=m.mean, std=m.std,
+                             seed=spec.seed)
 
 
 def validation_score(epochs: Sequence[dict], spec: RunSpec) -> float:

@@ -121,10 +121,7 @@ class Plan:
         looks = self.looks
         if not looks or not all(isinstance(look, int) for look in looks) or any(np.diff((0, *looks)) < 1):
             raise ValueError(f"expected looks that are integers, increasing from at least 1, got {looks}")
-        least = least_n(self.alphas[-1], self.method)
-        if self.n < least:
-            raise ValueError(f"expected n of at least {least} at alpha {self.alpha:g}, got {self.n}: even if all votes agree "
-                             "it would abstain; draw more")
+        check_draws(self.n, self.alpha, len(looks), self.method)
         if (self.n0 < 1) != (self.method == "predict"):
             raise ValueError(f"expected n0 of at least 1 to choose the class (0 for predict, which needs none), got {self.n0}")
         if self.method != "sequential":
@@ -136,9 +133,8 @@ class Plan:
         if not 0 < self.power_loss < 1:
             raise ValueError(f"expected power_loss in (0, 1), got {self.power_loss:g}")
         if (self.reach[:, -1] > self.n).all():
-            top = ceiling(self.n, self.alphas[-1], self.sigma)
-            raise ValueError(f"expected a radius of at most {top:.4g}, the largest that n {self.n}, alpha {self.alpha:g} and "
-                             f"sigma {self.sigma:g} can certify, got {self.radii}; draw more or ask for less")
+            raise ValueError(f"expected a radius of at most {self.ceiling:.4g}, the largest that n {self.n}, alpha "
+                             f"{self.alpha:g} and sigma {self.sigma:g} can certify, got {self.radii}; draw more or ask for less")
 
     @property
     def n(self) -> int:
@@ -149,6 +145,11 @@ class Plan:
     def alphas(self) -> tuple[float, ...]:
         """What each look may spend; they add up to alpha."""
         return spend(self.alpha, len(self.looks))
+
+    @property
+    def ceiling(self) -> float:
+        """The largest radius it can give: that of the last look, where all votes agree."""
+        return ceiling(self.n, self.alphas[-1], self.sigma)
 
     @cached_property
     def reach(self) -> np.ndarray:
@@ -213,7 +214,7 @@ def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n
     the last look, the rest in equal parts). Let the class be chosen by the n0 draws, which are independent of all others,
     and p be its probability under the noise. k_i, its votes among the first n_i draws, is Binomial(n_i, p), so the
     Clopper-Pearson bound L_i = BetaInv(alpha_i; k_i, n_i - k_i + 1) exceeds p with probability at most alpha_i. By the union
-    bound, all L_i are below p at once with probability at least 1 - alpha. Then so is the largest of those looked at,
+    bound, all L_i are at most p at once with probability at least 1 - alpha. Then so is the largest of those looked at,
     however it was decided where to stop, and sigma * Phi^-1 of it is at most the true radius. Hence stopping may depend
     on the votes, on the label, on the clock; a false certificate has probability at most alpha. (Up to the quality of
     pseudo-random numbers and the rounding of pixels, as for every implementation.) It also holds at another alpha, divided
@@ -258,6 +259,14 @@ def check_alpha(alpha: ArrayLike) -> None:
     a = np.asarray(alpha, dtype=np.float64)
     if not ((a > 0) & (a < 1)).all():
         raise ValueError(f"expected alpha in (0, 1), got {a.flat[np.argmin((a > 0) & (a < 1))]:g}; the usual one is 0.001")
+
+
+def check_draws(n: int, alpha: float, looks: int = 1, method: str = "certify") -> None:
+    """Refuse so few draws that no image could ever get an answer."""
+    least = least_n(spend(alpha, looks)[-1], method)
+    if n < least:
+        raise ValueError(f"expected n of at least {least} at alpha {alpha:g}, got {n}: even if all votes agree it would abstain; "
+                         "draw more")
 
 
 def check_sigma(sigma: float) -> None:

@@ -16,7 +16,7 @@ from .config import CertifySpec, RunSpec
 from .rules import Cell, Smooth
 from .runs import Job, Store
 from .smoothing_grid import CROSSED
-from .votes import Shares
+from .votes import Shares, Votes
 
 STATISTICS = ["run", "dataset", "cell", "seed", "sigma", "images", "layer", *noise.MISMATCHES]
 
@@ -80,15 +80,31 @@ def planned(jobs: Sequence[Job]) -> list[Planned]:
 
 
 def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
-    """The certifications of `jobs` that are done."""
+    """The certifications of `jobs` that are done.
+
+    Raises:
+        ValueError: votes that were drawn in another way than asked for, such as with another noise level.
+    """
     settled, out = [job for job in jobs if job.settled], []
     for p in planned(settled):
         record = store.run(p.spec)
         votes = store.votes(p.spec, p.certification) if record else None
         if votes is not None:
+            _check_drawn(votes, p)
             draws = int(votes.draws.sum() + votes.pilot.sum())
             out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws))
     return out
+
+
+def _check_drawn(votes: Votes, p: Planned) -> None:
+    """Refuse votes of another plan, seed, precision or number of images under the name of this certification."""
+    c = p.certification
+    asked = dataclasses.asdict(c.plan) | {"seed": c.seed, "precision": c.precision, "images": c.images}
+    got = votes.settings | {"images": len(votes.index)}
+    differs = [f"{key}: {got[key]} there, {value} asked for" for key, value in asked.items() if got[key] != value]
+    if differs:
+        raise ValueError(f"expected votes/{p.spec.hash}-{c.hash}.npz to hold what its name says, got {'; '.join(differs)}; a "
+                         "file of another certification is mixed in, delete it")
 
 
 def clean_masks(store: Store, jobs: Sequence[Job]) -> dict[tuple[str, Cell, int], np.ndarray]:

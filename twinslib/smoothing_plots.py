@@ -20,7 +20,6 @@ from .plots import LOOKS, OTHERS, WIDTH, style
 from .report import NOT_RUN, dataset_label, method_label, unique
 from .rules import Cell
 from .runs import Job
-from .sequential import ceiling
 from .smoothing_cells import Measured, planned
 from .smoothing_grid import CROSSED
 from .smoothing_tables import (
@@ -156,7 +155,8 @@ def mismatch_plot(frame: pd.DataFrame) -> Figure:
 
 def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Figure:
     """Certified accuracy against the radius at each noise level: left one network for all, in the middle one network for each
-    level, right the best level at each radius of both; ticks on the axis mark the largest radius that the draws can give."""
+    level, right the best level at each radius of both, with as many draws for one as for the other; ticks on the axis mark the
+    largest radius that the draws can give."""
     sigmas = levels(jobs)
     _check(sigmas)
     one, best = (family(_most_draws(frame), dataset, c, sigmas) for c in (ONE, MANY["one σ → same σ"]))
@@ -168,10 +168,10 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
             for sigma in sigmas:
                 mine = lines[lines["sigma"] == sigma]
                 _curve(ax, mine, **LEVELS[sigma])
-                top = ceiling(int(mine["n"].iloc[0]), mine["alpha"].iloc[0] / 2, sigma) if len(mine) else math.inf
+                top = mine["ceiling"].max()
                 if top < END:
                     ax.plot(top, 0, "|", color=LEVELS[sigma]["color"], markersize=12, markeredgewidth=1.6, clip_on=False)
-            ax.set_title(title)
+            ax.set_title(title + (f"\nn = {lines['n'].max():,}" if len(lines) else ""))
             _empty(ax)
         theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
         for sigma in sigmas:  # public: one network for each level too
@@ -179,13 +179,13 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
             line = line[line["value"] > 0]
             axes[1].plot(line["radius"], 100 * line["value"], linestyle="none", marker=LEVELS[sigma]["marker"],
                          color=LEVELS[sigma]["color"], markerfacecolor="white")
-        ax = axes[2]
-        for lines, look in ((one, MIXED), (best, SINGLE)):
-            _curve(ax, envelope(main_lines(lines)), **look)
+        ax, main = axes[2], main_lines(frame)
+        for cell, look in ((ONE, MIXED), (MANY["one σ → same σ"], SINGLE)):
+            _curve(ax, envelope(family(main, dataset, cell, sigmas)), **look)
         for method, marker in PUBLIC.items():
             line = theirs[(theirs["method"] == method) & theirs["sigma"].isna()]
             ax.plot(line["radius"], 100 * line["value"], linestyle="none", marker=marker, color=PLAIN, markerfacecolor="white")
-        ax.set_title("best σ at each radius")
+        ax.set_title("best σ at each radius" + (f"\nn = {main['n'].iloc[0]:,}" if len(main) else ""))
         for ax in axes:
             ax.set_xlim(-0.05, END + 0.05)
             ax.xaxis.set_major_locator(MultipleLocator(0.5))

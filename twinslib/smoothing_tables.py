@@ -16,7 +16,6 @@ from .checkpoint import atomic_write
 from .report import NOT_RUN, dataset_label, method_label, percent, points, unique
 from .rules import Cell
 from .runs import Job, Store
-from .sequential import ceiling
 from .smoothing_cells import (
     Measured,
     cell_of,
@@ -64,8 +63,9 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     """One line per data set, cell, noise level, number of draws, measure and radius, over the seeds that are finished.
 
     measure: certified_acc at each radius that was asked for, acr (the mean of the largest such radius that is certified),
-    abstain_rate where draws did not depend on labels. value, se and low, high (95 %): over images with one seed (for
-    accuracies exact, Clopper-Pearson), else over seeds and images (`stats.crossed_mean`).
+    abstain_rate where draws did not depend on labels. ceiling: the largest radius that the draws can give. value, se and low,
+    high (95 %): over images with one seed (for accuracies exact, Clopper-Pearson), else over seeds and images
+    (`stats.crossed_mean`).
     """
     groups: dict[tuple, dict[int, Measured]] = {}
     for m in found:
@@ -75,8 +75,9 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     out = []
     for (dataset, cell, sigma, n, alpha, images, radii, stopped), by_seed in groups.items():
         radii = tuple(radii) or RADII
-        head = [dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma, n, alpha, images, len(by_seed)]
         first = next(iter(by_seed.values()))
+        head = [dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma, n, alpha,
+                first.certification.plan.ceiling, images, len(by_seed)]
         points_ = certified.certified_accuracy(first.certified, radii) if len(by_seed) == 1 else None
         values = stack(by_seed, radii).astype(float)
         for i, r in enumerate(radii):
@@ -87,12 +88,16 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
         if not stopped:
             abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in by_seed.values()]).astype(float)
             out.append([*head, "abstain_rate", math.nan, *_numbers(abstains)])
-    return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "images", "seeds", "measure", "radius", "value", "se", "low", "high"])
+    return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "measure", "radius", "value", "se", "low",
+                                      "high"])
 
 
 def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:
-    found = stats.crossed_mean(values)
-    return found.estimate, (found.high - found.low) / 2 / 1.959964, max(found.low, 0.0), found.high
+    """(mean, standard error, low, high) of values of shape (seeds, N): variances of the mean over images and, with several, over
+    seeds add up; the interval is wider than 1.96 errors, since few seeds know their variance badly."""
+    found, (seeds, n) = stats.crossed_mean(values), values.shape
+    variance = values.mean(0).var(ddof=1) / n + (values.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0)
+    return found.estimate, math.sqrt(variance), max(found.low, 0.0), found.high
 
 
 def main_lines(frame: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +168,7 @@ def certifications(jobs: Sequence[Job]) -> str:
     if not specs:
         return "Nothing is certified."
     images, draws, n0, alphas = (sorted({getattr(c, k) for c in specs}) for k in ("images", "n", "n0", "alpha"))
-    top = "; ".join(f"{ceiling(n, alphas[0] / 2):.2f} σ at n = {n:,}" for n in draws)
+    top = "; ".join(f"{max(c.plan.ceiling / c.sigma for c in specs if c.n == n):.2f} σ at n = {n:,}" for n in draws)
     stopped = any(c.stop_if_wrong for c in specs)
     return (f"Certified: the first {_list(images)} test images of a fixed order, {_list(n0)} draws to choose the class and at "
             f"most n = {_list(draws)} to bound its probability, α = {_list(alphas)} for each image, in "
@@ -541,9 +546,8 @@ def sanity(found: Sequence[Measured]) -> dict[str, bool]:
     """What must hold for certified numbers to be believed, over all finished certifications."""
     bounded, coherent, splits = True, True, {}
     for m in found:
-        c, answered = m.certification, m.certified.prediction != certified.ABSTAIN
-        last = c.alpha / 2 if c.radii else c.alpha
-        bounded &= bool((m.certified.radius <= ceiling(c.n, last, c.sigma)).all())
+        answered = m.certified.prediction != certified.ABSTAIN
+        bounded &= bool((m.certified.radius <= m.certification.plan.ceiling).all())
         coherent &= bool((answered == (m.certified.radius > 0)).all())
         splits.setdefault(m.dataset, set()).add(m.split)
     return {"no radius is above what its draws can give": bounded,

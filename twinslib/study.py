@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from . import paths
+from .aft_grid import finetuning
 from .config import (
     METHODS,
     AttackSpec,
@@ -260,7 +261,7 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
 _sources = sources  # the argument of `transfer` has the same name
 STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": functools.partial(followed, study="rates"),
                                                 "03": functools.partial(followed, study="overfitting"), "04": smoothing,
-                                                "05": smoothing}
+                                                "05": smoothing, "06": finetuning}
 
 
 def parameters(notebook: Path) -> dict:

@@ -7,7 +7,7 @@ checkpoint needs no random state and adding a measurement cannot shift training.
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from .follow import Follower
 from .models import find_head, memory_format
 from .noise import noisy
 from .objectives import OBJECTIVES, split_wings, wing_losses
+from .passes import Passes
 from .retain import Retention
-from .schedules import factor
+from .schedules import climb, factor
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,12 @@ def generator(device: torch.device | str, seed: int, purpose: str, count: int) -
 
 @dataclass
 class History:
-    """What a run leaves behind besides its weights: one row per epoch, and the arrays of its `follow.Follower`."""
+    """What a run leaves behind besides its weights: one row per epoch, the arrays of its `follow.Follower`, and with keep_best
+    the state of the network after the epoch that was best on the validation images."""
 
     epochs: list[dict] = field(default_factory=list)
     course: dict[str, np.ndarray] = field(default_factory=dict)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Attacker:
@@ -56,15 +59,45 @@ class Attacker:
     The copy follows the live network by `refresh`; the live network's modes and statistics are never touched.
     """
 
-    def __init__(self, model: torch.nn.Module, attack: AttackSpec, *, wing: str = "adaptive", precision: str) -> None:
+    def __init__(self, model: torch.nn.Module, attack: AttackSpec, *, wing: str = "adaptive", precision: str,
+                 passes: Passes) -> None:
         self.spec = attack
         self.copy = FoldedCopy(model, wing=wing, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        self.forward = passes.through(self.copy)
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
+        """Images for x; eps and step size are `strength` times the spec's."""
         self.copy.refresh()
         a = self.spec
-        return attacks.pgd(self.copy, x, y, eps=a.eps, step_size=a.step_size, steps=a.steps, threat=a.threat,
-                           loss=a.loss, random_start=a.random_start, generator=generator)
+        return attacks.pgd(self.forward, x, y, eps=a.eps * strength, step_size=a.step_size * strength, steps=a.steps,
+                           threat=a.threat, loss=a.loss, random_start=a.random_start, generator=generator)
+
+
+class FreePerturbation:
+    """The perturbation of Free adversarial training (Shafahi et al. 2019, Algorithm 1): it starts at 0, goes on from batch to
+    batch, and after each backward pass for the weights moves by eps along the gradient that the images got in it.
+
+    Two departures from the public code: images are clipped to [0, 1] before they pass, not only after, and a strength below 1
+    scales eps.
+    """
+
+    def __init__(self, attack: AttackSpec) -> None:
+        self.spec, self.delta = attack, None
+
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        """Perturbed images, which take a gradient."""
+        if self.delta is None or len(self.delta) < len(x):
+            delta = torch.zeros_like(x)
+            if self.delta is not None:
+                delta[:len(self.delta)] = self.delta
+            self.delta = delta
+        return (x + self.delta[:len(x)]).clamp_(0, 1).requires_grad_()
+
+    def update(self, x: torch.Tensor, perturbed: torch.Tensor, strength: float) -> None:
+        """After the backward pass through `perturbed`."""
+        eps = self.spec.eps * strength
+        moved = attacks.ascend(perturbed.detach(), perturbed.grad, x, eps, eps, self.spec.threat)
+        self.delta[:len(x)] = moved - x
 
 
 class Step:
@@ -81,6 +114,8 @@ class Step:
                  recorder: Recorder | None = None) -> None:
         self.recorder = recorder
         self.model, self.spec, self.device = model.train(), spec, device  # measurements use copies, so the mode stays
+        self.passes = Passes()
+        self.forward = self.passes.through(model)
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
         if spec.method.trains == "head":
@@ -90,11 +125,14 @@ class Step:
         self.device_type = torch.device(device).type
         self.bfloat16 = spec.optim.precision == "bfloat16"
         self.retention = Retention(model, spec, start=start, source=source,
-                                   make_attack=partial(Attacker, precision=spec.optim.precision))
+                                   count=self.passes.through, make_attack=partial(Attacker, passes=self.passes,
+                                                                                  precision=spec.optim.precision))
         self.attackers = []
-        if self.objective.attacks:
+        self.free = FreePerturbation(spec.attack) if spec.method.replays > 1 else None
+        if self.objective.attacks and not self.free:
             wings = ("adaptive", "frozen") if spec.method.attack_wing == "alternating" else (spec.method.attack_wing,)
-            self.attackers = [Attacker(model, spec.attack, wing=wing, precision=spec.optim.precision) for wing in wings]
+            self.attackers = [Attacker(model, spec.attack, wing=wing, precision=spec.optim.precision, passes=self.passes)
+                              for wing in wings]
         self.optimizer = torch.optim.SGD(self.retention.groups(), lr=spec.optim.lr, momentum=spec.optim.momentum,
                                          weight_decay=spec.optim.weight_decay)
 
@@ -114,20 +152,23 @@ class Step:
             for kind in self.objective.inputs:
                 x = inputs[kind] if joint is None else torch.cat((inputs[kind], joint[0]))
                 x = x.contiguous(memory_format=self.memory_format)
-                out = torch.cat([self.model(x[part]) for part, _ in parts]) if sequential else self.model(x)
+                out = torch.cat([self.forward(x[part]) for part, _ in parts]) if sequential else self.forward(x)
                 logits[kind] = out[:len(y)]
                 extra.append(self.retention.loss(kind, inputs[kind], None if joint is None else joint[1]))
         logits = {kind: value.float() if value.dtype == torch.bfloat16 else value for kind, value in logits.items()}
         halves = wing_losses(self.spec.method, logits, y)
         return sum((e for e in extra if e is not None), halves.sum()), logits[self.objective.inputs[0]], halves
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor, count: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 3, S, S) float32 in [0, 1] of step `count`; returns (loss, correct predictions of the first pass) on the
-        device."""
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, count: int, lr: float,
+                 strength: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, S, S) float32 in [0, 1] of step `count`, attacked with `strength` times eps; returns (loss, correct
+        predictions of the first pass) on the device."""
         inputs = {"clean": x if self.spec.noise is None else noisy(x, self.spec.noise, self._generator("noise", count))}
         if self.attackers:
             attack = self.attackers[count % len(self.attackers)]
-            inputs["adversarial"] = attack(x, y, self._generator("attack", count))
+            inputs["adversarial"] = attack(x, y, self._generator("attack", count), strength)
+        elif self.free:
+            inputs["adversarial"] = self.free.images(x)
         joint = self.retention.draw(len(y), lambda purpose: self._generator(purpose, count))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -137,8 +178,11 @@ class Step:
         with awp.perturbed(self.model, lambda: self.loss(inputs, y)[0], gamma) if gamma else contextlib.nullcontext():
             loss, logits, halves = self.loss(inputs, y, joint)
             if recorder:
-                recorder.before(self.model, halves)
+                with self.passes.paused():
+                    recorder.before(self.model, halves)
             loss.backward()
+        if self.free:
+            self.free.update(x, inputs["adversarial"], strength)
         self.retention.add_gradients()
         if recorder:
             recorder.gradients()
@@ -146,6 +190,15 @@ class Step:
         if recorder:
             recorder.after(count, lr)
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+    def state_dict(self) -> dict:
+        """What a checkpoint needs besides network and optimiser."""
+        return {"retention": self.retention.state_dict(), "delta": self.free.delta if self.free else None}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.retention.load_state_dict(state["retention"])
+        if self.free:
+            self.free.delta = None if state["delta"] is None else state["delta"].to(self.device)
 
     def _freeze_body(self) -> None:
         head = self.model.get_submodule(find_head(self.model, self.spec.data.crop or self.spec.data.image_size))
@@ -178,17 +231,18 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
     step_fn = Step(model, spec, device, start=start, source=source, recorder=follower.recorder if follower else None)
-    n, batch = len(data.train_y), optim.batch_size
-    per_epoch = -(-n // batch)
+    n, batch, replays = len(data.train_y), optim.batch_size, spec.method.replays
+    per_epoch = -(-n // batch) * replays  # optimiser steps
     total = per_epoch * optim.epochs
     history, first = History(), 0
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images of the running epoch
     if checkpoint is not None and checkpoint.exists():
         state = load_training(checkpoint, config=spec.hash)
         model.load_state_dict(state["model"])
-        step_fn.retention.load_state_dict(state["retention"])
+        step_fn.load_state_dict(state["step_fn"])
         step_fn.optimizer.load_state_dict(state["optimizer"])
-        history.epochs, first = state["epochs"], state["step"]
+        history.epochs, history.best, first = state["epochs"], state["best"], state["step"]
+        step_fn.passes.forward, step_fn.passes.backward = state["passes"]
         sums.copy_(state["sums"])
         if follower:
             follower.load_state_dict(state["follower"])
@@ -198,8 +252,9 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     def save(step: int) -> None:
         if checkpoint is not None:
             save_training(checkpoint, {"model": model.state_dict(), "optimizer": step_fn.optimizer.state_dict(),
-                                       "retention": step_fn.retention.state_dict(),
+                                       "step_fn": step_fn.state_dict(), "best": history.best,
                                        "follower": follower.state_dict() if follower else {},
+                                       "passes": [step_fn.passes.forward, step_fn.passes.backward],
                                        "epochs": history.epochs, "step": step, "sums": sums.cpu()}, config=spec.hash)
 
     order = None
@@ -207,20 +262,29 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         epoch, i = divmod(step, per_epoch)
         if order is None or i == 0:
             order = torch.randperm(n, generator=generator("cpu", spec.seed, "order", epoch)).to(device)
-        index = order[i * batch:(i + 1) * batch]
-        x = augment(data.train_x[index], spec.data.augment, generator(device, spec.seed, "augment", step),
+        index = order[i // replays * batch:(i // replays + 1) * batch]
+        x = augment(data.train_x[index], spec.data.augment, generator(device, spec.seed, "augment", step // replays),
                     size=spec.data.crop)
         y = data.train_y[index]
         lr = optim.lr * factor(optim.schedule, step, total, optim.milestones, optim.warmup)
-        loss, correct = step_fn(x, y, step, lr)
+        loss, correct = step_fn(x, y, step, lr, climb(step, total, spec.attack.eps_warmup))
         sums += torch.stack([loss.double() * len(y), correct.double(), torch.full_like(loss, len(y)).double()])
         if i == per_epoch - 1:
-            history.epochs.append(_epoch_row(spec, model, data, epoch, lr, sums))
+            row = _epoch_row(spec, model, data, epoch, lr, sums)
+            row["forward_images"], row["backward_images"] = step_fn.passes.take()
+            before = [r["val_robust_acc"] for r in history.epochs if "val_robust_acc" in r]
+            history.epochs.append(row)
+            if optim.keep_best and row.get("val_robust_acc", -1.0) > max(before, default=-1.0):
+                history.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            if collapsed(history.epochs) == epoch + 1:
+                log.warning("method %s, seed %d, %s: catastrophic overfitting in epoch %d: robust accuracy on validation images "
+                            "fell from %.1f to %.1f %%", spec.method.name, spec.seed, spec.data.name, epoch + 1,
+                            100 * max(before), 100 * row["val_robust_acc"])
             sums.zero_()
             if follower:
                 follower.measure(model, epoch + 1)
             log.info("method %s, seed %d, %s: epoch %d/%d, %s", spec.method.name, spec.seed, spec.data.name, epoch + 1,
-                     optim.epochs, ", ".join(f"{k} {v:.4g}" for k, v in history.epochs[-1].items() if k != "epoch"))
+                     optim.epochs, ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch" and "images" not in k))
             if step + 1 < total:
                 save(step + 1)
         on_step(step + 1, total)
@@ -229,6 +293,24 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
             raise OutOfTime(f"stopped at step {step + 1} of {total}")
     history.course = follower.arrays() if follower else {}
     return history
+
+
+def collapsed(rows: Sequence[dict], share: float = 0.5, floor: float = 0.1) -> int | None:
+    """The first epoch of catastrophic overfitting, or None: single-step training loses its robustness within an epoch (Wong, Rice
+    and Kolter 2020, whose code looks for a fall of 20 points on a training batch; networks that never reach much need a
+    relative bound).
+
+    Args:
+        rows: per-epoch rows; looked at is `val_robust_acc`, PGD on validation images.
+        share: of the best so far that is lost at least, where that best was at least `floor`.
+    """
+    best = 0.0
+    for row in rows:
+        robust = row.get("val_robust_acc", best)
+        if best >= floor and robust <= (1 - share) * best:
+            return row["epoch"]
+        best = max(best, robust)
+    return None
 
 
 def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,

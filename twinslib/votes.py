@@ -11,7 +11,7 @@ import numpy as np
 
 from .certified import ABSTAIN, Certified
 from .packed import DAMAGED, write_npz
-from .sequential import Plan, bound_radius, check_alpha, lower_bound, predict_p_value, spend
+from .sequential import Plan, bound_radius, check_alpha, check_draws, lower_bound, predict_p_value, spend
 
 ARRAYS = ("index", "label", "image_crc", "chosen", "pilot", "votes", "draws", "history", "finished", "seconds")
 
@@ -62,13 +62,15 @@ class Votes:
         Args:
             alpha: another one than the plan's, chosen before looking; the looks share it in the same way.
         Raises:
-            ValueError: unfinished images (leaving them out would select the easy ones), or alpha outside (0, 1).
+            ValueError: unfinished images (leaving them out would select the easy ones), alpha outside (0, 1), or one so small
+                that n draws could never give an answer.
         """
         if not self.finished.all():
             raise ValueError(f"expected finished images, got {(~self.finished).sum()} of {len(self.finished)} unfinished; call "
                              "collect_votes again with the same file")
         alpha = self.plan.alpha if alpha is None else alpha
         check_alpha(alpha)
+        check_draws(self.plan.n, alpha, len(self.plan.looks), self.plan.method)
         if self.plan.method == "predict":
             top = np.sort(self.votes, axis=1)[:, ::-1].astype(np.int64)
             second = top[:, 1] if top.shape[1] > 1 else np.zeros(len(top), np.int64)
@@ -127,12 +129,22 @@ def load_votes(path: str | Path) -> Votes:
         raise
     except (*DAMAGED, TypeError) as error:
         raise ValueError(f"expected a file of votes at {path}, got a damaged or foreign one ({error}); delete it") from error
-    votes, history, draws = arrays["votes"], arrays["history"], arrays["draws"]
-    if votes.shape != (len(draws), classes) or history.shape != (len(draws), len(plan.looks)) or (
-            (votes.sum(1) != draws) | (draws > plan.n) | (arrays["pilot"].sum(1) > plan.n0) | (arrays["label"] >= classes)
-            | (history > np.minimum(draws[:, None], plan.looks)).any(1)).any():
+    found = Votes(plan, **rest, **arrays)
+    if not _coherent(found, classes):
         raise ValueError(f"expected votes that add up to the draws, at most n, in {path}, got counts that do not; delete it")
-    return Votes(plan, **rest, **arrays)
+    return found
+
+
+def _coherent(v: Votes, classes: int) -> bool:
+    """Whether counts, draws and looks fit together: no look may hold more votes than were drawn for the class."""
+    looks, rows = np.array(v.plan.looks), np.arange(len(v.draws))
+    if v.votes.shape != (rows.size, classes) or v.pilot.shape != v.votes.shape or v.history.shape != (rows.size, looks.size) or (
+            (v.label >= classes).any() or (v.chosen >= classes).any()):
+        return False
+    own = v.votes.max(1) if v.plan.method == "predict" else v.votes[rows, v.chosen]
+    wrong = ((v.votes < 0) | (v.pilot < 0)).any(1) | (v.votes.sum(1) != v.draws) | (v.draws > v.plan.n)
+    wrong |= (v.pilot.sum(1) > v.plan.n0) | ((v.history >= 0) != (looks <= v.draws[:, None])).any(1)
+    return not (wrong | (v.history > np.minimum(own[:, None], looks)).any(1)).any()
 
 
 def join_votes(parts: Sequence[Votes]) -> Votes:

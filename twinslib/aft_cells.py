@@ -1,0 +1,130 @@
+"""Finished networks of the grid of adversarial fine-tuning: masks over test images and what each network cost.
+
+Cost is counted by the training loop (`passes.Passes`): images forward and backward, one half of a pass each. Measurements on
+validation images are not in it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from . import course, stats
+from .aft_grid import STUDY
+from .config import EvalSpec, RunSpec
+from .runs import Job, Store, Task
+
+COLUMNS = ["dataset", "part", "method", "start", "arch", "norm", "width", "train_images", "trained_threat", "schedule", "lr",
+           "seed", "at", "epoch", "attack", "threat", "eps", "value", "low", "high", "n", "images_given", "images_whole",
+           "seconds", "seconds_whole", "run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One network of a finished run: the start, that of the epoch best on validation images, or the last.
+
+    Args:
+        epoch: after which it was taken, 0 for the start.
+        spent: images passed (forward plus backward, one half each) by the run up to that epoch.
+        spent_before: the same for the training of its start; None where that is not ours or not stored, 0 for random weights.
+        seconds, seconds_before: wall time likewise, in proportion to the passes for an epoch before the last.
+        masks: evaluation -> boolean per test image, of AutoAttack what all its attacks left.
+        train_images: of the run; 0 where unknown.
+    """
+
+    job: Job
+    at: str
+    epoch: int
+    split: str
+    spent: float
+    spent_before: float | None
+    seconds: float
+    seconds_before: float | None
+    masks: Mapping[EvalSpec, np.ndarray]
+    train_images: int = 0
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.job.spec
+
+    @property
+    def part(self) -> str:
+        return dict(self.job.labels)["part"]
+
+    @property
+    def key(self) -> tuple:
+        """(data set, method, seed)."""
+        return self.spec.data.name, self.spec.method.name, self.spec.seed
+
+    @property
+    def whole(self) -> float | None:
+        """Passes with those of the start."""
+        return None if self.spent_before is None else self.spent + self.spent_before
+
+    def mask(self, attack: str, threat: str, eps: float, images: int = 1) -> np.ndarray | None:
+        """Of an evaluation on at least so many images, the one with most; None where there is none."""
+        found = [m for e, m in self.masks.items() if e.attack_name == attack and len(m) >= images
+                 and (e.kind == "clean" or (e.threat == threat and math.isclose(e.eps, eps, rel_tol=1e-6)))]
+        return max(found, key=len, default=None)
+
+
+def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
+    """The networks of `jobs` of this study that are trained and measured at least once, in their order."""
+    out = []
+    for job in jobs:
+        record = store.run(job.spec) if job.study == STUDY and job.settled else None
+        if record is None:
+            continue
+        rows, seconds = record["epochs"], _seconds(store, job.spec)
+        before = _spent(store, job.spec.source) if job.spec.source else (None if job.spec.weights else 0.0)
+        seconds_before = _seconds(store, job.spec.source) if job.spec.source else (None if job.spec.weights else 0.0)
+        for at in ("start", "best", "last"):
+            masks = {e: m for e in job.evals if e.at == at and (m := _mask(store, job.spec, e)) is not None}
+            if not masks and not (at == "last" and dict(job.labels)["part"] == "start"):
+                continue
+            epoch = {"start": 0, "last": len(rows)}[at] if at != "best" else course.best_epoch(rows)
+            spent, total = images_passed(rows[:epoch]), images_passed(rows)
+            out.append(Network(job, at, epoch, record["split"], spent, before, seconds * spent / total if total else math.nan,
+                               seconds_before, masks, record["train_images"]))
+    return out
+
+
+def images_passed(rows: Sequence[dict]) -> float:
+    """Images that went forward and backward in these epochs, one half for each way."""
+    return sum(row["forward_images"] + row["backward_images"] for row in rows) / 2
+
+
+def _spent(store: Store, spec: RunSpec) -> float | None:
+    record = store.run(spec)
+    return images_passed(record["epochs"]) if record else None
+
+
+def _seconds(store: Store, spec: RunSpec) -> float:
+    return (store.provenance(Task(spec)) or {}).get("seconds", math.nan)
+
+
+def _mask(store: Store, spec: RunSpec, e: EvalSpec) -> np.ndarray | None:
+    stages = store.masks(spec, e)
+    return stages[e.attack_name] if stages else None
+
+
+def frame(networks: Sequence[Network]) -> pd.DataFrame:
+    """One line per network and measurement, `COLUMNS`: accuracies as fractions with exact 95 % intervals over the n test images,
+    images passed with the start given and with its training (NaN where that is not ours)."""
+    lines = []
+    for m in networks:
+        s = m.spec
+        whole = math.nan if m.whole is None else m.whole
+        seconds_whole = math.nan if m.seconds_before is None else m.seconds + m.seconds_before
+        for e, mask in m.masks.items():
+            found = stats.clopper_pearson(int(mask.sum()), len(mask))
+            clean = e.kind == "clean"
+            lines.append([
+                s.data.name, m.part, s.method.name, dict(m.job.labels)["start"], s.model.arch, s.model.norm,
+                s.model.width or 0, m.train_images or s.data.train_images or 0, s.attack.threat, s.optim.schedule, s.optim.lr,
+                s.seed, m.at, m.epoch, e.attack_name,
+                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3], len(mask), m.spent, whole, m.seconds,
+                seconds_whole, s.hash])
+    return pd.DataFrame(lines, columns=COLUMNS)

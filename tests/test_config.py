@@ -422,8 +422,8 @@ def test_norms_of_methods(name: str) -> None:
     parts = TUNE | {"source": RunSpec(**TUNE, model=ModelSpec(arch="resnet18", norm="group"), method=METHODS["at"])}
     parts |= {"model": ModelSpec(arch="resnet18", norm="group"), "method": METHODS[name]}
     needs = {"twins_at": "twins", "twins_trades": "twins", "twins_shared": "twins", "twins_attack_frozen": "twins",
-             "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "aft_twins": "twins", "two_adaptive": "two_adaptive",
-             "frozen_at": "frozen", "natural_frozen": "frozen"}
+             "twins_attack_alternating": "twins", "twins_trades_wing": "twins", "aft_twins": "twins",
+             "two_adaptive": "two_adaptive", "frozen_at": "frozen", "natural_frozen": "frozen"}
     if name not in needs:
         assert RunSpec(**parts).model.norm == "group"
         return

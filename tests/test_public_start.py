@@ -22,6 +22,7 @@ DATA = DataSpec(name="toy_target", image_size=16, augment="crop", train_images=2
 OPTIM = OptimSpec(epochs=1, batch_size=50, lr=0.05, val_steps=2)
 NATURAL = RunSpec(data=DATA, model=ModelSpec(arch="tiny_resnet"), method=method("natural"), optim=replace(OPTIM, epochs=12))
 CLEAN = EvalSpec(kind="clean", images=100)
+SEVEN = WeightsSpec(file="foreign.th", classes=7)
 PUBLIC = paths.data_dir() / "weights" / "resnet20-12fca82f.th"  # of the user, before tests get a folder of their own
 CIFAR10 = paths.data_dir() / "cifar10.npz"
 
@@ -85,8 +86,8 @@ def shuffled(state: dict) -> dict:
     (shuffled, {}, "expected a network that knows toy_target in foreign.th, got one at chance"),
     (lambda s: s, {"model": ModelSpec(arch="resnet20")}, "foreign.th: expected the tensors of Cifar10ResNet, got another arch"),
     (lambda s: s, {"model": ModelSpec(arch="tiny_resnet", width=8)}, "foreign.th: expected .* of shape .*, got "),
-    (lambda s: s, {"weights": WeightsSpec(file="foreign.th", classes=7)}, "foreign.th: expected a head of 7 classes in .*, got 10"),
-    (lambda s: make_model("tiny_resnet", 7, seed=0).network.state_dict(), {"weights": WeightsSpec(file="foreign.th", classes=7)},
+    (lambda s: s, {"weights": SEVEN}, "foreign.th: expected a head of 7 classes in .*, got 10"),
+    (lambda s: make_model("tiny_resnet", 7, seed=0).network.state_dict(), {"weights": SEVEN},
      "expected a start network of the 10 classes of toy_target with keep_head, got one of 7; leave keep_head out"),
 ], ids=["random", "class order", "architecture", "width", "classes", "other head"])
 def test_what_does_not_fit_is_refused_before_any_work(store, natural, make, change: dict, message: str) -> None:

@@ -32,7 +32,8 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         evaluations: EvalSpec fields with `at` a list (best: where a run keeps it; start: where it starts from a network with its
             head), and optional lists `runs`, `parts` and `seeds`. Robust ones apply to runs trained under their threat.
     Returns:
-        Jobs of study "aft" labelled with part and start: starts first, then seed 0 of everything before seed 1 of anything.
+        Jobs of study "aft" labelled with part and start, seed 0 of everything before seed 1 of anything, each after the
+        candidates for its learning rate; starts, which are trained when first needed, last.
     """
     for name, s in starts.items():
         check_keys(s, ("optim",) if "weights" not in s else ("weights", "model", "targets"), f"starts.{name}")
@@ -66,8 +67,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
             choose(name, PARTS, "part of an evaluation")
         if not set(e.get("seeds", seeds)) <= set(seeds):
             raise ValueError(f"expected seeds of an evaluation among {list(seeds)}, got {e['seeds']}")
-    jobs: dict[tuple, Job] = {}
-    tuning: list[Job] = []
+    jobs: list[Job] = []
 
     def data(target: str, images: int | None = None) -> DataSpec:
         values = {"name": target, **targets[target].get("data", {})} | ({"train_images": images} if images else {})
@@ -102,7 +102,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         candidates = [_with_lr(base, lr) for lr in lrs]
         if len(candidates) == 1:
             return candidates[0].optim.lr, True
-        tuning.extend(Job("tuning", c, ()) for c in candidates)
+        jobs.extend(Job("tuning", c, ()) for c in candidates)
         chosen = best(candidates)
         return (chosen or candidates[0]).optim.lr, chosen is not None
 
@@ -122,7 +122,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
                 if there and (found.kind == "clean" or found.threat == made.attack.threat):
                     evals.append(found)
         labels = (("part", part), ("start", run.get("start") or "random"))
-        jobs[labels, made] = Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=settled, labels=labels)
+        jobs.append(Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=settled, labels=labels))
 
     for seed in seeds:
         for target in targets:
@@ -143,9 +143,8 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
                     for name in (fractions if part == "fraction" else widths)["runs"]:
                         if here(main[name]):
                             add(part, name, main[name], target, seed, **{key: value})
-    sources = dict.fromkeys(job.spec.source for job in jobs.values() if job.spec.source)
-    started = [Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources]
-    return [*started, *tuning, *jobs.values()]
+    sources = dict.fromkeys(job.spec.source for job in jobs if job.spec.source)
+    return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources)]
 
 
 def _with_lr(spec: RunSpec, lr: float) -> RunSpec:

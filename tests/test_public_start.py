@@ -14,7 +14,7 @@ from twinslib.checkpoint import load_into, load_weights
 from twinslib.config import AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, method
 from twinslib.evaluate import clean_mask
 from twinslib.fold import FoldedCopy
-from twinslib.models import ARCHS, check_width, make_model
+from twinslib.models import ARCHS, check_width, make_model, own_width
 from twinslib.packed import load_packed
 from twinslib.runs import Job, Store, Task, sweep
 
@@ -202,6 +202,7 @@ def test_width(width: int | None, channels: int) -> None:
     """Channels of the first stage; each later stage doubles them."""
     network = make_model("thin_resnet10", 10, width=width, seed=0).network
     assert (network.conv1.out_channels, network.fc.in_features) == (channels, 8 * channels)
+    assert own_width("thin_resnet10") == 32 and own_width("resnet20") is own_width("resnet50") is None
 
 
 @pytest.mark.parametrize(("arch", "width", "message"), [

@@ -115,7 +115,7 @@ def test_crossed_networks_are_those_of_the_other_notebook() -> None:
     assert {p.spec for p in mine} == chosen and {p.cell.finetuning for p in mine} == {"at", "twins_at"}
     assert sorted({p.certification.sigma for p in mine}) == [0.25, 0.5]
     assert {job.spec.source for job in jobs} - {None} <= {job.spec for job in jobs if job.ship}
-    candidates = [job.spec for job in jobs if job.study == "tuning"]
+    candidates = [job.spec for job in jobs if job.study.endswith("_tuning")]
     assert candidates == [j.spec for j in theirs if j.study == "tuning" and j.spec.method.name in ("at", "twins_at")]
 
 
@@ -171,8 +171,8 @@ def test_rules_can_be_applied(preset: str, claim: rules.Claim) -> None:
 def test_nothing_is_trained_for_nothing(preset: str, number: str) -> None:
     """Every run of a preset is measured, starts others or is a candidate, and none is planned twice."""
     jobs = study.plan(preset, number)[0](best=lambda candidates: candidates[0])
-    specs: list[RunSpec] = [job.spec for job in jobs if job.study != "tuning"]
-    assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study == "tuning" for job in jobs)
+    specs: list[RunSpec] = [job.spec for job in jobs if not job.study.endswith("tuning")]
+    assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study.endswith("tuning") for job in jobs)
     first = ("cifar10", "toy_target")
     assert {p.spec for p in planned(jobs) if p.dataset in first} == {
         job.spec for job in jobs if cell_of(job) and job.spec.data.name in first}

@@ -478,7 +478,7 @@ def test_starts_of_followed_runs(file: bool) -> None:
     ({"runs": {"at": {"data": {"images": 1}}}}, ValueError, "expected key of runs.at.data to be one of name"),
     ({"runs": {"at_random": {"model": {"arhc": "a"}}}}, ValueError, "key of runs.at_random.model .*; did you mean 'arch'?"),
     ({"runs": {"at": {"model": {"arch": "thin_resnet10"}}}}, ValueError,
-     "expected source of arch and norm thin_resnet10, batch, got 'tiny_resnet, batch'"),
+     "expected source of arch thin_resnet10, got 'arch tiny_resnet'"),
     ({"runs": {"at": {"targets": ["c"]}}}, ValueError, "expected target of at to be one of a, b, got 'c'"),
     ({"runs": {"at": {"seeds": [0, 7]}}}, ValueError, "expected seeds of at among \\[0, 4\\], got \\[0, 7\\]"),
     ({"follow": {"evry": 1}}, ValueError, "key of follow .*; did you mean 'every'?"),

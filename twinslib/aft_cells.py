@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from . import course, stats
+from . import course, plan, stats
 from .aft_grid import STUDY
 from .config import EvalSpec, RunSpec
-from .runs import Job, Store, Task
+from .runs import Job, Store, Task, read_json
 
 COLUMNS = ["dataset", "part", "method", "start", "arch", "norm", "width", "train_images", "trained_threat", "schedule", "lr",
            "seed", "at", "epoch", "attack", "threat", "eps", "value", "low", "high", "n", "images_given", "images_whole",
@@ -89,6 +89,34 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
             out.append(Network(job, at, epoch, record["split"], spent, before, seconds * spent / total if total else math.nan,
                                seconds_before, masks, record["train_images"]))
     return out
+
+
+def rows_of(store: Store, jobs: Sequence[Job], dataset: str, methods: Sequence[str]) -> dict[str, list[dict]]:
+    """Per-epoch rows of the first finished seed of each method of the main part, {} where there is none."""
+    out: dict[str, list[dict]] = {name: [] for name in methods}
+    for job in jobs:
+        s = job.spec
+        if job.study == STUDY and dict(job.labels)["part"] == "main" and s.data.name == dataset and out.get(s.method.name) == []:
+            out[s.method.name] = (store.run(s) or {"epochs": []})["epochs"]
+    return out
+
+
+def course_of(store: Store, jobs: Sequence[Job], dataset: str, method: str) -> dict[str, np.ndarray]:
+    """What was kept of the course of a method of the main part (`follow.Follower.arrays`), {} where it is not finished."""
+    return next((found for job in jobs if job.study == STUDY and dict(job.labels)["part"] == "main"
+                 and (job.spec.data.name, job.spec.method.name) == (dataset, method) and (found := store.course(job.spec))), {})
+
+
+def training_images(jobs: Sequence[Job], dataset: str) -> int:
+    """Training images of the main part, the unit of a pass over the training set."""
+    return next(plan.train_images(job.spec.data)[0] for job in jobs if job.study == STUDY and job.spec.data.name == dataset
+                and dict(job.labels)["part"] == "main")
+
+
+def class_names(store: Store, jobs: Sequence[Job], dataset: str) -> list[str]:
+    """As stored with the first start network of ours on that data set; [] where there is none yet."""
+    paths = (store.root / "weights" / f"{job.spec.hash}.json" for job in jobs if job.ship and job.spec.data.name == dataset)
+    return next((read_json(path)["classes"] for path in paths if path.exists()), [])
 
 
 def images_passed(rows: Sequence[dict]) -> float:

@@ -8,7 +8,7 @@ from .config import AttackSpec, DataSpec, EvalSpec, FollowSpec, ModelSpec, Optim
 from .errors import check_keys, choose
 from .runs import Best, Job
 
-STUDY = "aft"
+STUDY, TUNING = "aft", "aft_tuning"
 PARTS = ("main", "schedule", "fraction", "width")
 RUN_KEYS = ("start", "model", "optim", "attack", "switches", "follow", "targets", "seeds")
 
@@ -102,7 +102,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         candidates = [_with_lr(base, lr) for lr in lrs]
         if len(candidates) == 1:
             return candidates[0].optim.lr, True
-        jobs.extend(Job("tuning", c, ()) for c in candidates)
+        jobs.extend(Job(TUNING, c, ()) for c in candidates)
         chosen = best(candidates)
         return (chosen or candidates[0]).optim.lr, chosen is not None
 

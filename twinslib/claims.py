@@ -211,7 +211,7 @@ def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """The ledger as text, one line per claim; effects in points with 95 % intervals."""
     lines = []
     for v in verdicts:
-        mine = [e for e in v.detail if (e.method, e.baseline) in v.claim.rule.pairs]
+        mine = [e for e in v.detail if {(e.method, e.baseline), (e.baseline, e.method)} & set(v.claim.rule.pairs)]
         robust = v.claim.rule.robust
         counts = f"data sets: {len({e.dataset for e in mine})}, seeds: {_span(e.seeds for e in mine)}" if mine else "no run"
         if any(e.images for e in mine):  # effects on weights stand on none
@@ -228,11 +228,12 @@ def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def summary(store: Store) -> str:
-    """The verdicts in claims.json of the store as a short Markdown table."""
+def summary(store: Store, paper: str = "") -> str:
+    """The verdicts in claims.json of the store as a short Markdown table, all or those on one paper (the start of its name)."""
     path = store.root / "claims.json"
     stored = read_json(path) if path.exists() else {}
-    lines = [{"claim": name, "sentence": c["sentence"], "verdict": c["verdict"], "why": c["why"]} for name, c in stored.items()]
+    lines = [{"claim": name, "sentence": c["sentence"], "verdict": c["verdict"], "why": c["why"]} for name, c in stored.items()
+             if c["paper"].startswith(paper)]
     return to_markdown(pd.DataFrame(lines, columns=["claim", "sentence", "verdict", "why"]))
 
 

@@ -193,11 +193,16 @@ def check_width(arch: str, width: int | None) -> None:
     """Refuse a width below 1, and any for a network whose channels are fixed."""
     if width is None:
         return
-    free = [name for name, a in ARCHS.items() if isinstance(a.build, partial) and a.build.func is SmallResNet]
+    free = [name for name in ARCHS if own_width(name)]
     if arch not in free:
         raise ValueError(f"expected an arch with a free width ({', '.join(free)}), got {arch!r} with width {width}")
     if width < 1:
         raise ValueError(f"expected width of at least 1, got {width}")
+
+
+def own_width(arch: str) -> int | None:
+    """Channels of the first stage of a network whose width is free; None for others."""
+    return getattr(ARCHS[choose(arch, ARCHS, "arch")].build, "keywords", {}).get("width")
 
 
 def make_model(

@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import claims, compare, course, overfit_tables, public, rate_tables, report, smoothing_cells, smoothing_tables, table
+from . import (
+    aft_cells,
+    aft_tables,
+    claims,
+    compare,
+    course,
+    overfit_tables,
+    public,
+    rate_tables,
+    report,
+    smoothing_cells,
+    smoothing_tables,
+    table,
+)
 from .checkpoint import atomic_write
 from .runs import Job, Store
 
@@ -107,6 +120,28 @@ def certified_curves(store: Store, jobs: Sequence[Job]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def adversarial_finetuning(store: Store, jobs: Sequence[Job]) -> str:
+    """Notebook 06: verdicts, accuracy and cost against rivals, start networks, schedules, less data, widths, threats, checks."""
+    found = aft_cells.finished(store, jobs)
+    frame, markdown = aft_cells.frame(found), report.to_markdown
+    parts = [f"# Adversarial fine-tuning, preset {store.preset}",
+             "## Claims", markdown(claims.to_table(claims.judge_all(store, jobs, "06"))),
+             "## Accuracy and cost", aft_tables.caption(frame)]
+    for d in report.unique(job.spec.data.name for job in jobs if job.study == aft_cells.STUDY):
+        parts += [f"### {report.dataset_label(d)}", aft_tables.accuracy_reading(found, d),
+                  markdown(aft_tables.accuracy_table(frame, d, jobs)), aft_tables.cost_reading(frame, d),
+                  markdown(aft_tables.cost_table(frame, d)), aft_tables.overfit_reading(found, d),
+                  "#### Start networks", markdown(aft_tables.starts_table(found, d)),
+                  "#### Schedules", "Validation accuracy: clean / PGD, by learning rate.", aft_tables.schedule_reading(found, d),
+                  markdown(aft_tables.schedule_table(store, jobs, frame, d)),
+                  "#### Less data, other widths", aft_tables.data_width_reading(found, d),
+                  markdown(aft_tables.data_width_table(frame, d, jobs)),
+                  "#### Threats", markdown(aft_tables.threat_table(frame, d))]
+    parts += ["## Catastrophic overfitting", aft_tables.collapse_reading(store, jobs),
+              "## Checks", "\n".join(f"- {what}: {'yes' if holds else 'no'}" for what, holds in aft_tables.sanity(found).items())]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
 def _certified_parts(store: Store, jobs: Sequence[Job], number: str) -> list[str]:
     frame = smoothing_tables.estimates(smoothing_cells.finished(store, jobs))
     return ["## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, number))),
@@ -131,4 +166,5 @@ def write(store: Store, number: str, text: str) -> Path:
     return path
 
 
-PAGES = {"01": transfer, "02": rates, "03": overfitting, "04": norms_under_noise, "05": certified_curves}  # by notebook
+PAGES = {"01": transfer, "02": rates, "03": overfitting, "04": norms_under_noise, "05": certified_curves,
+         "06": adversarial_finetuning}  # by notebook

@@ -184,10 +184,10 @@ def caption(rows: pd.DataFrame) -> str:
 
 # -- what was chosen --------------------------------------------------------------------------------------------------
 def tuning_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
-    """Validation accuracy of every candidate for a hyper-parameter, and which was chosen; from the jobs of study "tuning"."""
+    """Validation accuracy of every candidate for a hyper-parameter, and which was chosen; from jobs of studies of candidates."""
     groups: dict[tuple[str, str], list[RunSpec]] = {}
     for job in jobs:
-        if job.study == "tuning":
+        if job.study.endswith("tuning"):
             groups.setdefault((job.spec.data.name, job.spec.method.name), []).append(job.spec)
     out = []
     for (dataset, method), candidates in groups.items():

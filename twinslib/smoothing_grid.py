@@ -8,13 +8,13 @@ from .config import CertifySpec, DataSpec, EvalSpec, ModelSpec, NoiseSpec, Optim
 from .errors import check_keys, choose
 from .runs import Best, Job
 
-STUDY, CROSSED = "smoothing", "crossed"
+CROSSED = "crossed"
 FILTERS = ("pretraining", "finetuning", "norms", "targets", "seeds")
 
 
 def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dict[str, dict], targets: dict[str, dict],
               finetuning: dict[str, dict], seeds: Sequence[int], optim: dict, evaluations: Sequence[dict],
-              certifications: Sequence[dict], best: Best, crossed: dict | None = None) -> list[Job]:
+              certifications: Sequence[dict], best: Best, crossed: dict | None = None, study: str = "smoothing") -> list[Job]:
     """Every pre-training with every norm, fine-tuned in every way on every target, and certified.
 
     Args:
@@ -27,6 +27,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         certifications: CertifySpec fields with `sigmas` (a list) in place of sigma, and any of `FILTERS`.
         best: chooses the hyper-parameters of the crossed runs; nothing else is chosen.
         crossed: networks of another notebook to certify as well: {preset, notebook, methods, targets, seeds, certifications}.
+        study: name of the jobs' study, and so of its files of rows and epochs.
     Returns:
         Jobs labelled with pretraining, finetuning and norm: pre-trained networks that others start from, seed 0 of everything
         before seed 1 of anything, then crossed runs, whose finetuning is their method.
@@ -72,33 +73,33 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in FILTERS}, "evaluations")
                       for e in evaluations if _applies(e, here))
         labels = (("pretraining", p), ("finetuning", f), ("norm", norm))
-        jobs.append(Job(STUDY, spec, evals, certs=certs, labels=labels))
+        jobs.append(Job(study, spec, evals, certs=certs, labels=labels))
     sources = {job.spec.source: tuple(x for x in job.labels if x[0] != "finetuning") for job in jobs if job.spec.source}
-    return [*(Job(STUDY, spec, (), ship=True, labels=labels) for spec, labels in sources.items()), *jobs,
-            *(_crossed(**crossed, best=best) if crossed else ())]
+    return [*(Job(study, spec, (), ship=True, labels=labels) for spec, labels in sources.items()), *jobs,
+            *(_crossed(**crossed, best=best, study=study) if crossed else ())]
 
 
 def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Sequence[str], seeds: Sequence[int],
-             certifications: Sequence[dict], best: Best) -> list[Job]:
+             certifications: Sequence[dict], best: Best, study: str) -> list[Job]:
     """Runs of another notebook with certifications in place of its evaluations, their start networks and candidates."""
     from .study import plan  # which lists this module's study
 
     found = plan(preset, notebook)[0](best=best)
     certs = tuple(spec for c in certifications for spec in _certifications(c))
-    tuned = [job for job in found if job.study not in ("tuning", STUDY) and not job.ship]
+    tuned = [job for job in found if job.study != "tuning" and not job.ship]
     for what, wanted, there in (("methods", methods, (job.spec.method.name for job in tuned)),
                                 ("targets", targets, (job.spec.data.name for job in tuned)),
                                 ("seeds", seeds, (job.spec.seed for job in tuned))):
         there = dict.fromkeys(map(str, there))
         for item in wanted:
             choose(str(item), there, f"{what} of crossed")
-    candidates = [job for job in found if job.study == "tuning" and job.spec.method.name in methods
-                  and job.spec.data.name in targets]
-    runs = [dataclasses.replace(job, study=STUDY, evals=(), certs=certs, labels=(
+    candidates = [dataclasses.replace(job, study=f"{study}_tuning") for job in found
+                  if job.study == "tuning" and job.spec.method.name in methods and job.spec.data.name in targets]
+    runs = [dataclasses.replace(job, study=study, evals=(), certs=certs, labels=(
         ("pretraining", CROSSED), ("finetuning", job.spec.method.name), ("norm", job.spec.model.norm)))
         for job in tuned if job.spec.seed in seeds and job.spec.method.name in methods and job.spec.data.name in targets]
     origins = {job.spec.source for job in runs} - {None}
-    starts = [dataclasses.replace(job, study=STUDY, evals=(), labels=(("pretraining", CROSSED), ("norm", job.spec.model.norm)))
+    starts = [dataclasses.replace(job, study=study, evals=(), labels=(("pretraining", CROSSED), ("norm", job.spec.model.norm)))
               for job in found if job.ship and job.spec in origins]
     return [*starts, *candidates, *runs]
 

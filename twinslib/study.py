@@ -260,8 +260,9 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
 
 _sources = sources  # the argument of `transfer` has the same name
 STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": functools.partial(followed, study="rates"),
-                                                "03": functools.partial(followed, study="overfitting"), "04": smoothing,
-                                                "05": smoothing, "06": finetuning}
+                                                "03": functools.partial(followed, study="overfitting"),
+                                                "04": functools.partial(smoothing, study="norms"),
+                                                "05": functools.partial(smoothing, study="certified"), "06": finetuning}
 
 
 def parameters(notebook: Path) -> dict:

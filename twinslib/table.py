@@ -4,11 +4,13 @@ Columns of rows: claim, preset, dataset, arch, norm, method, seed, metric, threa
 which images the number stands on. Accuracies are fractions.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
 
 from .checkpoint import atomic_write
+from .config import NETWORKS
 from .runs import Job, Store, Task
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
@@ -16,12 +18,12 @@ COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "ima
 
 
 def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row per finished measurement of `jobs`, in their order; unfinished ones are left out."""
+    """One row per finished measurement of `jobs` on the network of the last epoch, in their order."""
     out = []
     for job in jobs:
         spec = job.spec
         record = store.run(spec) if job.settled else None
-        for e in job.evals if record else ():
+        for e in (e for e in job.evals if e.at == "last") if record else ():
             for stage, mask in (store.masks(spec, e) or {}).items():
                 images = f"{record['split']}[:{len(mask)}]"
                 out.append([*_keys(store, job), "clean_acc" if e.kind == "clean" else "robust_acc", e.threat, e.eps,
@@ -60,16 +62,17 @@ def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
 def sanity(store: Store, jobs: Sequence[Job]) -> dict[str, bool]:
     """What must hold for robust numbers to be believed, over all finished measurements of `jobs`."""
     kept, bounded, falling, weaker = True, True, True, True
-    for job in (job for job in jobs if job.settled):
-        finished = [(e, m) for e in job.evals if (m := store.masks(job.spec, e))]
+    for job, network in itertools.product((job for job in jobs if job.settled), NETWORKS):
+        finished = [(e, m) for e in job.evals if e.at == network and (m := store.masks(job.spec, e))]
         clean = next((m["none"] for e, m in finished if e.kind == "clean"), None)
-        pgd = sorted(((e.eps, m[e.attack_name]) for e, m in finished if e.kind == "pgd"), key=lambda pair: pair[0])
+        pgd = sorted(((e.eps, m[e.attack_name]) for e, m in finished if e.kind == "pgd" and e.threat == "linf"),
+                     key=lambda pair: pair[0])
         for e, stages in finished:
             record = store.provenance(Task(job.spec, e)) or {}
             kept &= all(record.get("checks", {}).values())
             if clean is not None and e.kind != "clean":
                 bounded &= all(not (m[:len(clean)] & ~clean[:len(m)]).any() for m in stages.values())
-            if e.kind == "autoattack":
+            if e.kind == "autoattack" and e.threat == "linf":
                 same = [m for eps, m in pgd if eps == e.eps and len(m) >= e.images]
                 weaker &= all(list(stages.values())[-1].sum() <= m[:e.images].sum() + e.images // 100 for m in same)
         falling &= all(a[1].mean() >= b[1].mean() for a, b in zip(pgd, pgd[1:], strict=False))

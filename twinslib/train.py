@@ -295,7 +295,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     return history
 
 
-def collapsed(rows: Sequence[dict], share: float = 0.5, floor: float = 0.1) -> int | None:
+def collapsed(rows: Sequence[dict], share: float = 0.5, floor: float = 0.15) -> int | None:
     """The first epoch of catastrophic overfitting, or None: single-step training loses its robustness within an epoch (Wong, Rice
     and Kolter 2020, whose code looks for a fall of 20 points on a training batch; networks that never reach much need a
     relative bound).

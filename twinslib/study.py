@@ -235,20 +235,21 @@ def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:
 
 
 def settings(jobs: Sequence[Job]) -> list[dict]:
-    """What was asked for, one line per data set, network and schedule, for display; numbers straight from the specs."""
+    """What was asked for, one line per data set, network, schedule and training attack, for display; numbers straight from the
+    specs."""
     lines = {}
     for job in jobs:
         s = job.spec
-        attacked = OBJECTIVES[s.method.objective].attacks
-        key = (s.data.name, s.data.train_images, job.ship and s.method.name, s.model.arch, s.optim.epochs, s.optim.schedule,
-               s.optim.weight_decay)
+        key = (s.data.name, s.data.train_images, job.ship and s.method.name, s.model.arch, s.model.width, s.optim.epochs,
+               s.optim.schedule, s.optim.weight_decay, _attack_in_words(s))
         line = lines.setdefault(key, {
             "data set": s.data.name, "role": "start network" if key[2] else "target",
-            "training images": s.data.train_images or f"all but {s.data.val_images}", "network": s.model.arch,
+            "training images": s.data.train_images or f"all but {s.data.val_images}",
+            "network": s.model.arch + (f", width {s.model.width}" if s.model.width else ""),
             "pixels": s.model.upsample or s.data.crop or s.data.image_size, "epochs": s.optim.epochs,
             "batch": s.optim.batch_size, "lr": [], "weight decay": s.optim.weight_decay,
             "schedule": s.optim.schedule, "precision": s.optim.precision,
-            "training attack": f"PGD-{s.attack.steps}, {s.attack.threat} {s.attack.eps * 255:.3g}/255" if attacked else "none",
+            "training attack": key[-1],
             "λ": [], "methods": [], "seeds": []})
         weights = [s.method.twins_weight] if s.method.wings == "twins" else []
         for column, values in (("λ", weights), ("lr", [s.optim.lr]), ("methods", [s.method.name]), ("seeds", [s.seed])):
@@ -256,6 +257,15 @@ def settings(jobs: Sequence[Job]) -> list[dict]:
     lists = {"λ": sorted, "lr": sorted, "methods": list, "seeds": list}
     return [line | {c: ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in order(line[c]))
                     for c, order in lists.items()} for line in lines.values()]
+
+
+def _attack_in_words(spec: RunSpec) -> str:
+    if not OBJECTIVES[spec.method.objective].attacks:
+        return "none"
+    a, replays = spec.attack, spec.method.replays
+    radius = f"{a.threat} " + (f"{a.eps * 255:.3g}/255" if a.threat == "linf" else f"{a.eps:.3g}")
+    warm = f", over the first {100 * a.eps_warmup:g} % from 0" if a.eps_warmup else ""
+    return (f"free, {replays} replays" if replays > 1 else f"PGD-{a.steps}") + f", {radius}{warm}"
 
 
 _sources = sources  # the argument of `transfer` has the same name

@@ -9,7 +9,7 @@ import numpy as np
 from . import compare, stats
 from .aft_cells import Network, finished
 from .aft_grid import STUDY
-from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
+from .effects import NOT, PARTLY, REPRODUCED, Effect, Finding, gather, pair_label
 from .evaluate import STANDARD
 from .report import dataset_label, unique
 from .rules import FINETUNED, Robust, Rule
@@ -47,27 +47,12 @@ def judge(store: Store, jobs: Sequence[Job], rule: Rule) -> dict:
         jobs: finished runs that count.
     """
     found = finished(store, jobs)
-    datasets = unique(job.spec.data.name for job in jobs)
-    results = {d: FINDINGS[rule.measure](_Evidence(found, d, rule)) for d in datasets}
-    whole = [d for d in datasets if results[d].seeds >= rule.min_seeds]
-    out = {"effects": tuple(e for d in whole for e in results[d].effects),
-           "detail": tuple(e for r in results.values() for e in r.effects), "remark": ""}
-    if len(whole) < rule.min_datasets:
-        there = ", ".join(f"{r.seeds} on {dataset_label(d)}" for d, r in results.items()) or "none"
-        return out | {"verdict": NOT_TESTED, "why": f"{rule.min_seeds} seeds of all that is compared are needed on "
-                      f"{rule.min_datasets} data set{'s' if rule.min_datasets > 1 else ''}, finished of all of it: {there}"}
-    order = [REPRODUCED, PARTLY, NOT]
-    worst = max((results[d] for d in whole), key=lambda r: order.index(r.verdict))
-    return out | {"verdict": worst.verdict, "why": "; ".join(results[d].why for d in whole), "remark": worst.remark}
-
-
-@dataclass(frozen=True)
-class _Result:
-    seeds: int = 0
-    effects: tuple[Effect, ...] = ()
-    verdict: str = NOT
-    why: str = ""
-    remark: str = ""
+    findings = {d: FINDINGS[rule.measure](_Evidence(found, d, rule)) for d in unique(job.spec.data.name for job in jobs)}
+    out, whole = gather(findings, rule)
+    if not whole:
+        return out
+    worst = max(whole, key=lambda f: (REPRODUCED, PARTLY, NOT).index(f.verdict))
+    return out | {"verdict": worst.verdict, "why": "; ".join(f.why for f in whole), "remark": worst.remark}
 
 
 @dataclass(frozen=True)
@@ -135,23 +120,23 @@ def _check_tests(a: Network, b: Network) -> None:
 
 
 # -- one function per measure --------------------------------------------------------------------------------------------
-def _beats(v: _Evidence) -> _Result:
+def _beats(v: _Evidence) -> Finding:
     (pair,) = v.rule.pairs
     ours, best, last = v.networks(pair[0], "last"), v.networks(pair[1], "best"), v.networks(pair[1], "last")
     effects = [v.effect(pair, m, ours, best, "at its best epoch on validation images") for m in ("clean", "robust")]
     late = [v.effect(pair, m, ours, last, "at its last epoch") for m in ("clean", "robust")]
     if None in effects or None in late:
-        return _Result()
+        return Finding()
     seeds, (clean, robust) = min(e.seeds for e in (*effects, *late)), effects
     share = max(math.inf if ours[s].whole is None else ours[s].whole / best[s].spent for s in ours.keys() & best.keys())
     why = f"{sum(e.low > 0 for e in effects)} of 2 intervals above 0; passes with the start over those of the rival: {share:.2f}"
     if all(e.low > 0 for e in effects):
-        return _Result(seeds, (*effects, *late), REPRODUCED, why)
+        return Finding(seeds, (*effects, *late), REPRODUCED, why)
     if _close(clean, robust, v.rule) and share <= v.rule.share:
-        return _Result(seeds, (*effects, *late), PARTLY, why + "; cheaper, clean higher, robust within a point")
+        return Finding(seeds, (*effects, *late), PARTLY, why + "; cheaper, clean higher, robust within a point")
     if all(e.value > 0 for e in late):
-        return _Result(seeds, (*effects, *late), PARTLY, why + "; better than the last epoch of the rival only")
-    return _Result(seeds, (*effects, *late), NOT, why)
+        return Finding(seeds, (*effects, *late), PARTLY, why + "; better than the last epoch of the rival only")
+    return Finding(seeds, (*effects, *late), NOT, why)
 
 
 def _close(clean: Effect, robust: Effect, rule: Rule) -> bool:
@@ -159,13 +144,13 @@ def _close(clean: Effect, robust: Effect, rule: Rule) -> bool:
     return clean.value > 0 and robust.value >= -rule.margin
 
 
-def _cheaper(v: _Evidence) -> _Result:
+def _cheaper(v: _Evidence) -> Finding:
     (pair,) = v.rule.pairs
     ours, best = v.networks(pair[0], "last"), v.networks(pair[1], "best")
     accuracy = [v.effect(pair, m, ours, best, "at its best epoch on validation images") for m in ("clean", "robust")]
     seeds = sorted(ours.keys() & best.keys())
     if None in accuracy or any(ours[s].whole is None for s in seeds):
-        return _Result()
+        return Finding()
     given = [best[s].spent / ours[s].spent for s in seeds]
     whole = [best[s].spent / ours[s].whole for s in seeds]
     effects = []
@@ -180,38 +165,38 @@ def _cheaper(v: _Evidence) -> _Result:
     least = min(min(e.seeds for e in accuracy), len(seeds))
     cheap = min(given) >= v.rule.share or min(whole) >= v.rule.share
     verdict = NOT if not holds else REPRODUCED if cheap else PARTLY if min(*given, *whole) > 1 else NOT
-    return _Result(least, (*effects, *accuracy), verdict, why)
+    return Finding(least, (*effects, *accuracy), verdict, why)
 
 
-def _any_start(v: _Evidence) -> _Result:
+def _any_start(v: _Evidence) -> Finding:
     (pair,) = v.rule.pairs
     after = [v.networks(name, "last") for name in pair]
     before = [v.networks(name, "start") for name in pair]
     difference = v.effect(pair, "robust", *after)
     gains = [v.effect((name, name), "robust", a, b, "after minus before") for name, a, b in zip(pair, after, before, strict=True)]
     if difference is None or None in gains:
-        return _Result()
+        return Finding()
     known = [v.robust(n) for group in before for n in group.values()]
     start = max(float(m.mean()) for m in known if m is not None)
     effects, seeds = (difference, *gains), min(e.seeds for e in (difference, *gains))
     why = f"public minus own start: {difference._number()}; robust accuracy before at most {100 * start:.1f} %"
     if start >= v.rule.floor:
-        return _Result(seeds, effects, NOT, why + ": a start was not a natural network")
+        return Finding(seeds, effects, NOT, why + ": a start was not a natural network")
     if difference.low > -v.rule.margin:
-        return _Result(seeds, effects, REPRODUCED, why)
-    return _Result(seeds, effects, PARTLY if all(g.low > 0 for g in gains) else NOT, why)
+        return Finding(seeds, effects, REPRODUCED, why)
+    return Finding(seeds, effects, PARTLY if all(g.low > 0 for g in gains) else NOT, why)
 
 
-def _best_schedule(v: _Evidence) -> _Result:
+def _best_schedule(v: _Evidence) -> Finding:
     effects = [v.effect(pair, "robust", *(v.networks(name, "last") for name in pair)) for pair in v.rule.pairs]
     if None in effects:
-        return _Result()
+        return Finding()
     main, others = effects[:2], effects[2:]
     why = f"{sum(e.low > 0 for e in effects)} of {len(effects)} intervals and {sum(e.value > 0 for e in effects)} means above 0"
     seeds = min(e.seeds for e in effects)
     if all(e.low > 0 for e in main) and all(e.value > 0 for e in others):
-        return _Result(seeds, tuple(effects), REPRODUCED, why)
-    return _Result(seeds, tuple(effects), PARTLY if all(e.value > 0 for e in main) else NOT, why)
+        return Finding(seeds, tuple(effects), REPRODUCED, why)
+    return Finding(seeds, tuple(effects), PARTLY if all(e.value > 0 for e in main) else NOT, why)
 
 
 FINDINGS = {"beats": _beats, "cheaper": _cheaper, "any_start": _any_start, "best_schedule": _best_schedule}

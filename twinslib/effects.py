@@ -1,10 +1,12 @@
-"""One measured effect, and the four words of a verdict."""
+"""One measured effect, the four words of a verdict, and what one data set says on a claim."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .compare import MEAN
 from .report import attack_label, dataset_label, method_label, points
+from .rules import Rule
 
 REPRODUCED, PARTLY, NOT, NOT_TESTED = "reproduced", "partly", "not", "not tested at this scale"
 METRICS = {"clean": "clean", "lr_over_w2": "lr/||w||²", "angle": "angle per step", "loss": "PGD loss on training images",
@@ -44,6 +46,30 @@ class Effect:
         sign, unit = ("", "") if self.unit == "times" else ("+", f" {self.unit}")
         value, low, high = (f"{round(x, 2) + 0.0:{sign}.2f}" for x in (self.value, self.low, self.high))  # no negative zero
         return value + ("" if math.isnan(self.low) else f" [{low}, {high}]") + unit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one data set says on a claim, whatever its number of seeds."""
+
+    seeds: int = 0
+    effects: tuple[Effect, ...] = ()
+    verdict: str = NOT_TESTED
+    why: str = ""
+    remark: str = ""
+
+
+def gather(findings: Mapping[str, Finding], rule: Rule) -> tuple[dict, list[Finding]]:
+    """Fields of a verdict (effects, detail, remark), and the findings on data sets with as many seeds as the rule wants; with too
+    few of these, the fields also say "not tested" and why, and the list is empty."""
+    whole = [f for f in findings.values() if f.seeds >= rule.min_seeds]
+    out = {"effects": tuple(e for f in whole for e in f.effects),
+           "detail": tuple(e for f in findings.values() for e in f.effects), "remark": ""}
+    if len(whole) >= rule.min_datasets:
+        return out, whole
+    there = ", ".join(f"{f.seeds} on {dataset_label(d)}" for d, f in findings.items()) or "none"
+    return out | {"verdict": NOT_TESTED, "why": f"{rule.min_seeds} seeds of all that is compared are needed on "
+                  f"{rule.min_datasets} data set{'s' if rule.min_datasets > 1 else ''}, finished of all of it: {there}"}, []
 
 
 def pair_label(pair: tuple[str, str], unit: str = "points") -> str:

@@ -21,7 +21,7 @@ class FoldedCopy(nn.Module):
 
     The copy has the weights `model` had when it was made or last refreshed. It stays in eval mode whatever is called,
     and its parameters never take gradients. In float32 its logits equal the network's up to rounding; in bfloat16 they
-    are approximate and meant for making training examples, not for reported numbers.
+    are approximate and meant for making training examples, not for reported numbers, unless the copy itself is what is certified.
 
     A batch norm is folded when it directly follows a convolution that nothing else uses; any other stays an eval-mode
     batch norm in float32. A network that `torch.fx` cannot trace is kept as it is, and `folded` is 0.

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import compare, plan, stats
 from .config import RunSpec
-from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect
+from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, Finding, gather
 from .report import dataset_label, points, unique
 from .rules import CERTIFIED, Cell, Rule, cell
 from .runs import Job, Store, Task
@@ -53,30 +53,13 @@ def judge(store: Store, jobs: Sequence[Job], rule: Rule) -> dict:
     """
     found, datasets = finished(store, jobs), unique(job.spec.data.name for job in jobs)
     results = {d: FINDINGS[rule.measure](_Evidence(store, jobs, found, d, rule)) for d in datasets}
-    seeds = {d: result.seeds for d, result in results.items()}
-    whole = [d for d in datasets if seeds[d] >= rule.min_seeds]
-    out = {"effects": tuple(e for d in whole for e in results[d].effects),
-           "detail": tuple(e for result in results.values() for e in result.effects), "remark": ""}
-    if len(whole) < rule.min_datasets:
-        there = ", ".join(f"{n} on {dataset_label(d)}" for d, n in seeds.items()) or "none"
-        return out | {"verdict": NOT_TESTED, "why": f"{rule.min_seeds} seeds of all that is compared are needed on "
-                      f"{rule.min_datasets} data set{'s' if rule.min_datasets > 1 else ''}, finished of all of it: {there}"}
+    out, whole = gather(results, rule)
+    if not whole:
+        return out
     if rule.measure == "carried_widely":
-        verdict, why = _widely([results[d] for d in whole], [dataset_label(d) for d in whole])
+        verdict, why = _widely(whole, [dataset_label(d) for d, f in results.items() if f.seeds >= rule.min_seeds])
         return out | {"verdict": verdict, "why": why}
-    result = results[whole[0]]
-    return out | {"verdict": result.verdict, "why": result.why, "remark": result.remark}
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What one data set says, whatever its number of seeds."""
-
-    seeds: int = 0
-    effects: tuple[CellEffect, ...] = ()
-    verdict: str = NOT_TESTED
-    why: str = ""
-    remark: str = ""
+    return out | {"verdict": whole[0].verdict, "why": whole[0].why, "remark": whole[0].remark}
 
 
 @dataclass(frozen=True)
@@ -108,12 +91,12 @@ def _noisy(c: Cell) -> Cell:
 
 
 # -- one function per measure --------------------------------------------------------------------------------------------
-def _carried(v: _Evidence) -> _Result:
+def _carried(v: _Evidence) -> Finding:
     rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     reference, sigmas, radii = cell(rule.reference), rule.smooth.sigmas, rule.smooth.radii
     chosen = v.select([(c.at(s), s) for s in sigmas for c in (*pair, reference)])
     if not chosen:
-        return _Result()
+        return Finding()
     effects, clear, above, seeds = [], 0, 0, 0
     for s in sigmas:
         ours, theirs, best = (stack(chosen[c.at(s), s], radii) for c in (*pair, reference))
@@ -127,14 +110,14 @@ def _carried(v: _Evidence) -> _Result:
             clear += numbers[0] >= rule.margin and numbers[1] > 0 and ours[..., i].mean() >= rule.share * kept
     seeds = seeds or len(next(iter(chosen.values())))
     if not effects:
-        return _Result(seeds, why=f"the reference nowhere exceeds {100 * rule.floor:g} %: nothing to carry over")
+        return Finding(seeds, why=f"the reference nowhere exceeds {100 * rule.floor:g} %: nothing to carry over")
     verdict = REPRODUCED if clear == len(effects) else PARTLY if above == len(effects) else NOT
-    return _Result(seeds, tuple(effects), verdict, f"of {len(effects)} levels and radii where the reference exceeds "
+    return Finding(seeds, tuple(effects), verdict, f"of {len(effects)} levels and radii where the reference exceeds "
                    f"{100 * rule.floor:g} %, above at {above}, by {100 * rule.margin:g} points with {100 * rule.share:g} % of "
                    f"the reference kept at {clear}")
 
 
-def _widely(results: Sequence[_Result], names: Sequence[str]) -> tuple[str, str]:
+def _widely(results: Sequence[Finding], names: Sequence[str]) -> tuple[str, str]:
     why = "; ".join(f"{name}: {r.verdict} ({r.why})" for name, r in zip(names, results, strict=True))
     if sum(r.verdict == REPRODUCED for r in results) >= 2:
         return REPRODUCED, why
@@ -143,12 +126,12 @@ def _widely(results: Sequence[_Result], names: Sequence[str]) -> tuple[str, str]
     return (PARTLY if sum(r.verdict in (REPRODUCED, PARTLY) for r in results) >= 2 else NOT), why
 
 
-def _one_for_all(v: _Evidence) -> _Result:
+def _one_for_all(v: _Evidence) -> Finding:
     rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     sigmas, radii = rule.smooth.sigmas, rule.smooth.radii
     chosen = v.select([(c.at(s), s) for s in sigmas for c in pair])
     if not chosen:
-        return _Result()
+        return Finding()
     families = [np.stack([stack(chosen[c.at(s), s], radii) for s in sigmas]) for c in pair]  # (levels, seeds, N, radii)
     effects = []
     for i, r in enumerate(radii):
@@ -158,15 +141,15 @@ def _one_for_all(v: _Evidence) -> _Result:
     parity, mean = sum(e.low > -rule.margin for e in effects), sum(e.value > -rule.margin for e in effects)
     better = sum(e.low > 0 for e in effects)
     verdict = REPRODUCED if parity == len(effects) else PARTLY if mean == len(effects) else NOT
-    return _Result(effects[0].seeds, tuple(effects), verdict, f"of {len(effects)} radii, interval above "
+    return Finding(effects[0].seeds, tuple(effects), verdict, f"of {len(effects)} radii, interval above "
                    f"{-100 * rule.margin:g} points at {parity}, mean above it at {mean}, better at {better}")
 
 
-def _cost(v: _Evidence) -> _Result:
+def _cost(v: _Evidence) -> Finding:
     rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     chosen = v.select([(c.at(s), s) for s in rule.smooth.sigmas for c in pair])
     if not chosen:
-        return _Result()
+        return Finding()
     seeds = list(next(iter(chosen.values())))
     spent = {seed: [costs([chosen[c.at(s), s][seed] for s in rule.smooth.sigmas], v.store) for c in pair] for seed in seeds}
     ratios = [sum(one) / sum(three) for one, three in spent.values()]
@@ -177,7 +160,7 @@ def _cost(v: _Evidence) -> _Result:
     parity = _one_for_all(v)
     cheap = numbers[0] < rule.share
     verdict = NOT if not cheap else parity.verdict
-    return _Result(len(seeds), (effect,), verdict, f"ratio {numbers[0]:.2f}, of training alone {training:.2f}, with the "
+    return Finding(len(seeds), (effect,), verdict, f"ratio {numbers[0]:.2f}, of training alone {training:.2f}, with the "
                    f"certification of {images:,} images; parity ({parity.why}): {parity.verdict}")
 
 
@@ -190,12 +173,12 @@ def costs(family: Sequence[Measured], store: Store) -> tuple[float, float]:
     return training, float(sum(m.draws for m in family))
 
 
-def _wider(v: _Evidence) -> _Result:
+def _wider(v: _Evidence) -> Finding:
     rule, pairs = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     sigmas, radii = rule.smooth.sigmas, rule.smooth.radii
     chosen = v.select([(c.at(s), s) for s in sigmas for pair in pairs for c in pair])
     if not chosen:
-        return _Result()
+        return Finding()
     score = {c: np.mean([grid_radius(chosen[c.at(s), s], radii) for s in sigmas], axis=0) for pair in pairs for c in pair}
     effects = []
     for first, second in pairs:
@@ -205,27 +188,27 @@ def _wider(v: _Evidence) -> _Result:
     return _all_above(effects, 0.0)
 
 
-def _clean_kept(v: _Evidence) -> _Result:
+def _clean_kept(v: _Evidence) -> Finding:
     rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     masks = clean_masks(v.store, v.jobs)
     both = [(masks[v.dataset, pair[0], seed], masks[v.dataset, pair[1], seed])
             for d, c, seed in masks if (d, c) == (v.dataset, pair[0]) and (v.dataset, pair[1], seed) in masks
             and min(len(masks[v.dataset, c, seed]) for c in pair) >= rule.smooth.min_images]
     if not both:
-        return _Result()
+        return Finding()
     images, seeds, *numbers = compare.over_seeds(both, 0)
     effect = v.effect(pair, "clean", "without noise", images, seeds, *numbers)
     verdict = REPRODUCED if effect.low > -rule.margin else PARTLY if effect.value > -rule.margin else NOT
-    return _Result(seeds, (effect,), verdict, f"{'interval' if verdict == REPRODUCED else 'mean'} "
+    return Finding(seeds, (effect,), verdict, f"{'interval' if verdict == REPRODUCED else 'mean'} "
                    f"{'not ' if verdict == NOT else ''}above {-100 * rule.margin:g} points")
 
 
-def _norm_drop(v: _Evidence) -> _Result:
+def _norm_drop(v: _Evidence) -> Finding:
     rule, pairs = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     cells = unique(c for pair in pairs for c in pair)
     chosen = v.select([(c.at(s), s) for s in rule.smooth.sigmas for clean in cells for c in (clean, _noisy(clean))])
     if not chosen:
-        return _Result()
+        return Finding()
     drop = {c: _mean_over_levels(chosen, _noisy(c), rule) - _mean_over_levels(chosen, c, rule) for c in cells}
     effects = []
     for first, second in pairs:
@@ -242,12 +225,12 @@ def _norm_drop(v: _Evidence) -> _Result:
     return dataclasses.replace(result, why=f"{result.why}; points lost: {said}", remark=remark)
 
 
-def _recovered(v: _Evidence) -> _Result:
+def _recovered(v: _Evidence) -> Finding:
     rule, pairs = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
     plain, reference = pairs[0][1], cell(rule.reference)
     chosen = v.select([(c.at(s), s) for s in rule.smooth.sigmas for c in (*(p[0] for p in pairs), plain, reference)])
     if not chosen:
-        return _Result()
+        return Finding()
     before, best = (_mean_over_levels(chosen, c, rule) for c in (plain, reference))
     lost, seeds = float((best - before).mean()), len(before)
     effects = []
@@ -257,17 +240,17 @@ def _recovered(v: _Evidence) -> _Result:
         where = f"certified at r {rule.smooth.radii[0]:g}, minus {100 * rule.share:g} % of the loss"
         effects.append(v.effect(pair, "certified", where, n, seeds, mean, low, high))
     if lost <= 0:
-        return _Result(seeds, tuple(effects), why=f"batch norm loses {100 * lost:.1f} points: nothing to explain")
+        return Finding(seeds, tuple(effects), why=f"batch norm loses {100 * lost:.1f} points: nothing to explain")
     larger = _mismatch_larger(v, plain, reference, list(next(iter(chosen.values()))))
     why = (f"batch norm loses {100 * lost:.1f} points; mismatch at σ {MISMATCH_SIGMA:g} larger after clean fine-tuning in every "
            f"seed: {'not measured' if larger is None else 'yes' if larger else 'no'}")
     if larger is None:
-        return _Result(seeds, tuple(effects), NOT_TESTED, why)
+        return Finding(seeds, tuple(effects), NOT_TESTED, why)
     if larger and any(e.low > 0 for e in effects):
-        return _Result(seeds, tuple(effects), REPRODUCED, why)
+        return Finding(seeds, tuple(effects), REPRODUCED, why)
     if larger and any(e.value > 0 for e in effects):
-        return _Result(seeds, tuple(effects), PARTLY, why)
-    return _Result(seeds, tuple(effects), NOT, why, "the effect is there, this cause is not shown")
+        return Finding(seeds, tuple(effects), PARTLY, why)
+    return Finding(seeds, tuple(effects), NOT, why, "the effect is there, this cause is not shown")
 
 
 def _mismatch_larger(v: _Evidence, plain: Cell, reference: Cell, seeds: Sequence[int]) -> bool | None:
@@ -285,10 +268,10 @@ def _mean_over_levels(chosen: dict, c: Cell, rule: Rule) -> np.ndarray:
     return np.mean(levels, axis=0)
 
 
-def _all_above(effects: Sequence[CellEffect], threshold: float) -> _Result:
+def _all_above(effects: Sequence[CellEffect], threshold: float) -> Finding:
     clear, above = sum(e.low > threshold for e in effects), sum(e.value > threshold for e in effects)
     verdict = REPRODUCED if clear == len(effects) else PARTLY if above == len(effects) else NOT
-    return _Result(effects[0].seeds, tuple(effects), verdict,
+    return Finding(effects[0].seeds, tuple(effects), verdict,
                    f"{clear} of {len(effects)} intervals and {above} means above {threshold:g}")
 
 

@@ -1,6 +1,6 @@
 """Time the certification of images by randomized smoothing: group-sequential, against the textbook loop.
 
-    python -m benchmarks.certify --weights W.safetensors --data cifar10 --images 200 --fixed   what the bar asks for
+    python -m benchmarks.certify --weights W.safetensors --data cifar10 --sigma 0.5 --images 30 --fixed 20 --threads 1
     python -m benchmarks.certify --weights W.safetensors --data cifar10 --sigma 0.5 --radii 0 0.5 1 1.5 --device cuda
     python -m benchmarks.certify --images 4 --n 2000                                            runs; random weights
 
@@ -11,8 +11,9 @@ them, and `textbook seconds` is extrapolated to all. The ratio is of total times
 groups; above 1: ours is faster. It is the product of two: fewer draws, and faster draws. The first depends on the network,
 the images and the radii; with random weights it means nothing.
 
-With --fixed ours also draws all n for each image, and the certified accuracies of both are compared: that is slow. On a CPU
-there is a second clock, processor time of this process, which other work hardly lengthens; read it with --threads 1 only.
+With --fixed K ours also draws all n for the first K images, in bfloat16, and certified accuracies are compared on these: that is
+slow. On a CPU there is a second clock, processor time of this process, which other work hardly lengthens; read it with
+--threads 1 only.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from twinslib.votes import Votes, join_votes
 
 RESULTS = twins_step.RESULTS / "certify"
 OURS = ("float32", "bfloat16")
+FIXED = "bfloat16"  # the variant that is compared with all n draws
 
 
 def network(arch: str, norm: str, weights: Path | None) -> torch.nn.Module:
@@ -84,8 +86,9 @@ class Clocks:
 
 
 def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, indices: Sequence[int], plan: Plan, *,
-            device: str, groups: int, stretch: int, batch_size: int, fixed: bool) -> dict:
-    """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook."""
+            device: str, groups: int, stretch: int, batch_size: int, fixed: int) -> dict:
+    """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook; the first `fixed`
+    images also with all n draws."""
     model, images = model.to(device), images.to(device)
     copies = {"float32": FoldedCopy(model), "bfloat16": FoldedCopy(model, dtype=torch.bfloat16)}
     with torch.no_grad():
@@ -128,8 +131,9 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
             "draws": draws, "draws_ratio": len(images) * (plan.n0 + plan.n) / draws, "time_ratio": ratios,
             "draws_by_image": np.sort(v.draws).tolist(), **accuracies(v, plan)}
     if fixed:
-        whole = certify_plan(sigma=plan.sigma, n=plan.n, n0=plan.n0, alpha=plan.alpha)
-        result["fixed_n"] = accuracies(ours("float32", np.arange(len(images)), whole), plan)
+        whole, rows = certify_plan(sigma=plan.sigma, n=plan.n, n0=plan.n0, alpha=plan.alpha), np.arange(fixed)
+        result["fixed_n"] = {"images": fixed, **accuracies(ours(FIXED, rows, whole), plan)}
+        result["sequential_on_these"] = accuracies(votes[FIXED].rows(rows), plan)
     return result
 
 
@@ -150,8 +154,8 @@ def total_ratio(slower: Sequence[float], faster: Sequence[float], draws: int = 4
 
 
 def equal_within_errors(result: dict) -> bool:
-    """Whether float32 accuracies differ from those of fixed n by at most one standard error at each requested radius."""
-    pairs = zip(result["variants"]["float32"]["accuracy"], result["fixed_n"]["accuracy"], result["fixed_n"]["standard_error"],
+    """Whether accuracies differ from those of fixed n by at most one standard error at each requested radius, same images."""
+    pairs = zip(result["sequential_on_these"]["accuracy"], result["fixed_n"]["accuracy"], result["fixed_n"]["standard_error"],
                 strict=True)
     return all(abs(a - b) <= error + 1e-12 for a, b, error in pairs)
 
@@ -167,7 +171,11 @@ def table(result: dict) -> str:
                            for clock, r in v["time_ratio"].items())
         lines.append(f"  {name:22}{v['draws'] / images:16,.0f}{v['draws_ratio']:8.2f}   {ratios}")
     lines.append(f"  {'certified accuracy at':22}" + "".join(f"{r:>8g}" for r in plan["radii"]) + f"{'ACR':>8}")
-    for name, v in (*result["variants"].items(), *([("fixed n", result["fixed_n"])] if "fixed_n" in result else [])):
+    rows = list(result["variants"].items())
+    if "fixed_n" in result:
+        on = f" on {result['fixed_n']['images']}"
+        rows += [(FIXED + on, result["sequential_on_these"]), ("fixed n" + on, result["fixed_n"])]
+    for name, v in rows:
         lines.append(f"    {name:20}" + "".join(f"{a:8.3f}" for a in (*v["accuracy"], v["average_radius"])))
     if "fixed_n" in result:
         lines.append(f"  equal within one standard error: {'yes' if equal_within_errors(result) else 'no'}")
@@ -189,7 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--groups", type=int, default=5, help="textbook and ours take turns on so many groups of images")
     parser.add_argument("--stretch", type=int, default=4000, help="draws of the textbook per group")
     parser.add_argument("--batch", type=int, default=512, help="copies in one of our forward passes")
-    parser.add_argument("--fixed", action="store_true", help="also draw all n, and compare certified accuracies; slow")
+    parser.add_argument("--fixed", type=int, default=0, metavar="K",
+                        help="also draw all n for the first K images, and compare certified accuracies; slow")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", type=twins_step._device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results/certify")
@@ -197,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("images", "groups", "stretch", "batch", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"expected --{name} of at least 1, got {getattr(args, name)}")
+    if not 0 <= args.fixed <= args.images:
+        parser.error(f"expected --fixed in 0..{args.images}, the images, got {args.fixed}")
     if args.groups > args.images:
         parser.error(f"expected at most one group per image, got --groups {args.groups} for {args.images} images")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

@@ -52,7 +52,7 @@ def test_equality_is_judged_against_one_standard_error() -> None:
     """A difference beyond it at one radius is enough to fail."""
     def result(accuracy):
         fixed = {"accuracy": [0.5, 0.2], "standard_error": [0.02, 0.01]}
-        return {"variants": {"float32": {"accuracy": accuracy}}, "fixed_n": fixed}
+        return {"sequential_on_these": {"accuracy": accuracy}, "fixed_n": fixed}
 
     assert certify.equal_within_errors(result([0.52, 0.19])) and not certify.equal_within_errors(result([0.5, 0.18]))
 
@@ -61,7 +61,7 @@ def test_command_line(tmp_path, capsys) -> None:
     """On stored weights and an image set: a table, and a JSON whose ratios follow from its times and draws."""
     weights, out = tmp_path / "weights.safetensors", tmp_path / "new" / "result.json"
     save_weights(weights, make_model("tiny_resnet", 10, seed=0), {"spec": "{}"}, half=True)
-    certify.main([*SMALL, "--weights", str(weights), "--data", "toy_target", "--fixed", "--out", str(out)])
+    certify.main([*SMALL, "--weights", str(weights), "--data", "toy_target", "--fixed", "2", "--out", str(out)])
     printed, record = capsys.readouterr().out, json.loads(out.read_text())
     result, = record["results"]
     assert "equal within one standard error" in printed and "float32" in printed and "bfloat16" in printed
@@ -72,6 +72,7 @@ def test_command_line(tmp_path, capsys) -> None:
             times = [sum(result["seconds"][who][clock]) for who in ("textbook", name)]
             assert ratio["estimate"] == pytest.approx(times[0] / times[1]) and min(times) > 0
     assert result["images_by_group"] == [2, 1] and len(result["fixed_n"]["accuracy"]) == 2
+    assert result["fixed_n"]["images"] == 2 and "bfloat16 on 2" in printed and "fixed n on 2" in printed
     assert {"commit", "versions", "cpu", "threads", "load_average"} <= record["provenance"].keys()
     assert str(tmp_path) not in out.read_text()
 
@@ -94,6 +95,7 @@ def test_random_weights_run(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--images", "0"], "--images of at least 1, got 0"),
     (["--images", "3", "--groups", "4"], "at most one group per image, got --groups 4 for 3 images"),
+    (["--images", "3", "--groups", "1", "--fixed", "4"], "--fixed in 0..3, the images, got 4"),
     (["--n", "9"], "n of at least 10"),
     (["--radii", "5"], "radius of at most"),
     (["--sigma", "64"], "64/255"),

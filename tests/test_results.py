@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from twinslib import claims, pages, study, table
+from twinslib import claims, pages, smoothing_cells, study, table
 from twinslib.checkpoint import load_weights, tensor_hash
 from twinslib.runs import Job, Store
 
@@ -31,7 +32,7 @@ def stems(store: Store, folder: str, ending: str) -> set[str]:
     return {p.stem for p in (store.root / folder).glob(f"*.{ending}")}
 
 
-@pytest.mark.parametrize("number", ["01", "02", "03"])
+@pytest.mark.parametrize("number", ["01", "02", "03", "04", "05", "06"])
 def test_small_is_committed(number: str) -> None:
     """The small preset has its tables for a notebook, and its rendering and figures beside them."""
     assert ("small", number) in COMMITTED
@@ -48,6 +49,7 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
     records = {stem: json.loads((store.root / "runs" / f"{stem}.json").read_text()) for stem in stems(store, "runs", "json")}
     assert records and set(records) <= planned
     assert stems(store, "courses", "npz") == {s for s, r in records.items() if "follow" in r["spec"]}
+    assert {stem.split("-")[0] for stem in stems(store, "votes", "npz")} <= set(records)
     assert stems(store, "masks", "npz") <= set(records) <= stems(store, "provenance", "json") <= planned
     assert stems(store, "splits", "npz") == {record["split"] for record in records.values()}
     assert stems(store, "weights", "safetensors") == stems(store, "weights", "json") <= set(records)
@@ -68,17 +70,32 @@ def test_provenance_is_that_of_the_results(preset: str) -> None:
         assert [row["epoch"] for row in record["epochs"]] == list(range(1, record["spec"]["optim"].get("epochs", 60) + 1))
 
 
+def key(job: Job) -> tuple[str, str, int]:
+    """(data set, method, seed); for networks that are certified their cell in place of the method."""
+    name = str(smoothing_cells.cell_of(job) or job.spec.method.name)
+    part = dict(job.labels).get("part")  # of adversarial fine-tuning
+    return job.spec.data.name, name if part in (None, "main") else f"{part} {name}", job.spec.seed
+
+
 def main_runs(number: str, jobs: Sequence[Job]) -> tuple[set, list[Job]]:
-    """(data set, method, seed) of what the main numbers of a notebook stand on, and those of `jobs` that are it."""
+    """Keys of what the main numbers of a notebook stand on, and those of `jobs` that are it, with certifications by as many
+    draws as all have."""
     methods = study.overrides("small", "03", study.parameters(study.notebook("03")))["runs"]
+    noisy = ["mixed/noise0.25", "mixed/noise0.5", "mixed/noise1.0"]
+    cells = ("clean/clean", "mixed/clean", *noisy)
+    batch_group_layer = [f"{cell}/{norm}" for norm in ("batch", "group", "layer") for cell in cells]
+    group = [name for name in batch_group_layer if name.endswith("group")]
     wanted = {
         "01": itertools.product(("cifar10", "caltech64", "cub64"), ("at", "trades", "twins_at", "twins_trades"), (0,)),
         "02": itertools.product(("cifar10",), ("at", "at_lr", "twins_at"), (0, 1)),
         "03": itertools.product(("cifar10",), methods, (0,)),
+        "04": itertools.product(("cifar10",), ["mixed/frozen/batch", *batch_group_layer], (0,)),
+        "05": itertools.product(("cifar10",), [*group, *(f"noise{s}/noise{s}/group" for s in (0.25, 0.5, 1.0))], (0,)),
+        "06": itertools.product(("cifar10",), ("aft", "at_scratch", "aft_public", "aft_random", "fast_at", "free_at"), (0,)),
     }[number]
     wanted = set(wanted)
-    return wanted, [j for j in jobs if j.study != "tuning" and not j.ship
-                    and (j.spec.data.name, j.spec.method.name, j.spec.seed) in wanted]
+    mine = [j for j in jobs if not j.study.endswith("tuning") and not j.ship and key(j) in wanted]
+    return wanted, [replace(j, certs=tuple(c for c in j.certs if c.n <= 10_000)) for j in mine]
 
 
 @committed
@@ -86,8 +103,7 @@ def test_main_runs_are_complete(preset: str, number: str) -> None:
     """What the main numbers stand on is chosen, trained and measured as asked, and so is the network that it starts from."""
     store, jobs = load(preset, number)
     wanted, main = main_runs(number, jobs)
-    assert {(j.spec.data.name, j.spec.method.name, j.spec.seed) for j in main} == wanted
-    assert [(j.spec.data.name, j.spec.method.name) for j in main if not j.settled] == []
+    assert {key(j) for j in main} == wanted and [key(j) for j in main if not j.settled] == []
     assert store.missing([*main, *(j for j in jobs if j.spec in {m.spec.source for m in main})]) == []
 
 

@@ -133,7 +133,8 @@ def test_bad_call_in_a_process_of_its_own() -> None:
 def test_stopped_and_resumed(micro: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spent budget leaves a checkpoint and says what is left; calling again and again finishes; then all is done."""
     clock = itertools.count()  # a second from one look at the clock to the next: the budget ends after the first step
-    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter))
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter,
+                                                     process_time=time.process_time))
     store = paths.results_dir() / "toy"
     assert call("sweep", "--preset", "toy", "--budget", "0.1s") == 0
     lines = capsys.readouterr().out.splitlines()

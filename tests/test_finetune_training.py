@@ -195,10 +195,11 @@ def test_catastrophic_overfitting_is_logged(monkeypatch, caplog) -> None:
     """The epoch in which it happens says so once, with both accuracies."""
     values, row = iter([0.4, 0.1, 0.1]), train._epoch_row
     monkeypatch.setattr(train, "_epoch_row", lambda *a: row(*a) | {"val_robust_acc": next(values)})
-    fit(spec("at", optim={"epochs": 3, "val_every": 1}), network(), device_set(), device="cpu")
+    with caplog.at_level("INFO"):
+        fit(spec("at", optim={"epochs": 3, "val_every": 1}), network(), device_set(), device="cpu")
     said = [r.getMessage() for r in caplog.records if "catastrophic" in r.getMessage()]
-    assert said == ["method at, seed 0, toy_target: catastrophic overfitting in epoch 2: robust accuracy on validation images "
-                    "fell from 40.0 to 10.0 %"]
+    assert said == ["method at, seed 0, toy_target: lost its robustness in epoch 2, as in catastrophic overfitting: on validation "
+                    "images it fell from 40.0 to 10.0 %"]
 
 
 # -- eps warm-up and features ----------------------------------------------------------------------------------------------

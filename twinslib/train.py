@@ -277,9 +277,9 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
             if optim.keep_best and row.get("val_robust_acc", -1.0) > max(before, default=-1.0):
                 history.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
             if collapsed(history.epochs) == epoch + 1:
-                log.warning("method %s, seed %d, %s: catastrophic overfitting in epoch %d: robust accuracy on validation images "
-                            "fell from %.1f to %.1f %%", spec.method.name, spec.seed, spec.data.name, epoch + 1,
-                            100 * max(before), 100 * row["val_robust_acc"])
+                log.info("method %s, seed %d, %s: lost its robustness in epoch %d, as in catastrophic overfitting: on validation "
+                         "images it fell from %.1f to %.1f %%", spec.method.name, spec.seed, spec.data.name, epoch + 1,
+                         100 * max(before), 100 * row["val_robust_acc"])
             sums.zero_()
             if follower:
                 follower.measure(model, epoch + 1)

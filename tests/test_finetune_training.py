@@ -198,8 +198,8 @@ def test_catastrophic_overfitting_is_logged(monkeypatch, caplog) -> None:
     with caplog.at_level("INFO"):
         fit(spec("at", optim={"epochs": 3, "val_every": 1}), network(), device_set(), device="cpu")
     said = [r.getMessage() for r in caplog.records if "catastrophic" in r.getMessage()]
-    assert said == ["method at, seed 0, toy_target: lost its robustness in epoch 2, as in catastrophic overfitting: on validation "
-                    "images it fell from 40.0 to 10.0 %"]
+    assert said == ["method at, seed 0, toy_target: lost its robustness in epoch 2, as in catastrophic overfitting: on "
+                    "validation images it fell from 40.0 to 10.0 %"]
 
 
 # -- eps warm-up and features ----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_pickled_objects_are_refused_and_not_run(store, natural) -> None:
     put({"state_dict": natural, "args": Harmful()}, wrap=False)
     with pytest.raises(ValueError, match="expected tensors and plain types only, got pickled objects in foreign.th"):
         sweep(store, [Job("tiny", tuned(), (CLEAN,))])
-    (paths.data_dir() / "weights" / "foreign.th").write_bytes(pickle.dumps(Harmful()))
+    (paths.data_dir() / "weights" / "foreign.th").write_bytes(pickle.dumps(Harmful(), protocol=2))
     with pytest.raises(ValueError, match="foreign.th"):
         sweep(store, [Job("tiny", tuned(), (CLEAN,))])
     assert not (paths.data_dir() / "was run").exists() and not (store.root / "runs").exists()

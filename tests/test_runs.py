@@ -673,3 +673,24 @@ def test_stamps_are_on_disk_before_the_first_step(tmp_path, monkeypatch) -> None
 
     sweep(Store("tiny", device="cpu", root=tmp_path), tiny_jobs(epochs=1)[:1], on_step=look)
     assert seen[0] is not None and seen[0]["rules"] == rules.stamps() and seen[0]["unfinished"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_finished_run_stays_when_its_weights_are_made_again(tmp_path, caplog, same: bool) -> None:
+    """For a further evaluation lost weights are trained again; record, course and provenance of the run stay, byte by byte, and
+    weights that differ from those recorded are named."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    spec = replace(BARE, follow=FollowSpec(test_images=10))
+    more = EvalSpec(kind="clean", images=20)
+    sweep(store, [Job("tiny", spec, (more,))])
+    record = tmp_path / "runs" / f"{spec.hash}.json"
+    if not same:
+        write_json(record, json.loads(record.read_text()) | {"weights": "0" * 64})
+    kept = [record, tmp_path / "courses" / f"{spec.hash}.npz"]
+    before, train = [p.read_bytes() for p in kept], store.provenance(Task(spec))
+    store.weights_path(spec).unlink()
+    assert len(sweep(store, [Job("tiny", spec, (more, replace(more, images=30)))]).done) == 2
+    assert [p.read_bytes() for p in kept] == before and store.provenance(Task(spec)) == train
+    entries = json.loads((tmp_path / "provenance" / f"{spec.hash}.json").read_text())
+    assert entries["train again"]["weights"] == train["weights"]
+    assert ("its weights, trained again, are not those recorded" in caplog.text) is not same

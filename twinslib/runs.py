@@ -367,13 +367,14 @@ class Store:
         stretches that were stopped (those of a killed process are lost)."""
         path = self.root / "provenance" / f"{task.spec.hash}.json"
         record = read_json(path) if path.exists() else {"run": task.spec.hash}
-        before = record.get(task.kind, {})
+        kind = "train again" if task.evaluation is None and self.run(task.spec) else task.kind  # only its weights are lost
+        before = record.get(kind, {})
         spent = before["seconds"] if before.get("unfinished") else 0.0
         worked = before.get("processor_seconds", 0.0) if before.get("unfinished") else 0.0
         started, clock, processor, extra = provenance.now(), time.perf_counter(), time.process_time(), {"unfinished": True}
         stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
         if not before:  # so that they also outlive a kill
-            write_json(path, record | {task.kind: {"seconds": 0.0, "unfinished": True, "rules": stamps}})
+            write_json(path, record | {kind: {"seconds": 0.0, "unfinished": True, "rules": stamps}})
         try:
             if task.evaluation is None:
                 extra = self._train(task.spec, ship, stop, on_step)
@@ -387,7 +388,7 @@ class Store:
         finally:
             seconds = spent + time.perf_counter() - clock
             worked += time.process_time() - processor
-            record[task.kind] = provenance.record(started, seconds, self.device, rules=stamps, processor_seconds=round(worked, 3),
+            record[kind] = provenance.record(started, seconds, self.device, rules=stamps, processor_seconds=round(worked, 3),
                                                   **extra)
             write_json(path, record)
 
@@ -415,11 +416,16 @@ class Store:
         if source is not None:
             chosen = sorted(set(source.train_y.tolist()))
             record |= {"source_images": len(source.train_y), "source_classes": [source.class_names[i] for i in chosen]}
-        if history.course:
+        known = self.run(spec)  # a finished run stays as it is: numbers and choices stand on it
+        if known and known["weights"] != record["weights"]:
+            log.warning("run %s (%s): its weights, trained again, are not those recorded (another processor, thread count or "
+                        "version); what is measured from now on stands on the new ones", spec.hash, spec.method.name)
+        if history.course and not known:
             path = self.root / "courses" / f"{spec.hash}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_npz(path, history.course, compress=True)
-        write_json(self.root / "runs" / f"{spec.hash}.json", record)
+        if not known:
+            write_json(self.root / "runs" / f"{spec.hash}.json", record)
         checkpoint.unlink(missing_ok=True)
         return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": spec.optim.precision}
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from smoothing_made import RADII, N, measured, reaching, spec
 
-from twinslib import noise, pages, public, smoothing_cells, smoothing_plots, study
+from twinslib import level_tables, noise, norm_tables, pages, public, smoothing_cells, smoothing_plots, study
 from twinslib import smoothing_tables as tables
 from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.report import NOT_RUN
@@ -82,13 +82,13 @@ def test_losses_by_hand() -> None:
     """What is lost is paired: the same images, noisy minus clean fine-tuning; a missing cell is NaN."""
     found = [measured("mixed/noise0.5/batch", 0.5, reaching(0.8)), measured("mixed/clean/batch", 0.5, reaching(0.3)),
              measured("mixed/clean/batch+restat", 0.5, reaching(0.7))]
-    frame = tables.losses(found, "cifar10", [0.5]).set_index(["norm", "statistics"])
+    frame = norm_tables.losses(found, "cifar10", [0.5]).set_index(["norm", "statistics"])
     assert frame.loc[("batch", "plain"), ["noisy", "clean", "lost"]].tolist() == pytest.approx([0.8, 0.3, 0.5])
     assert frame.loc[("batch", "restat"), "lost"] == pytest.approx(0.1) and math.isnan(frame.loc[("group", "plain"), "lost"])
-    table = tables.loss_table(frame.reset_index())
+    table = norm_tables.loss_table(frame.reset_index())
     assert table["recovered"].tolist() == ["", "80 %", "", "", ""]
     assert table["lost (points)"].tolist()[2:] == [NOT_RUN] * 3
-    text = tables.loss_reading(frame.reset_index())
+    text = norm_tables.loss_reading(frame.reset_index())
     assert "σ 0.5: batch norm 50.0; batch norm, re-estimated 10.0. Not run: 3 of 5." in text
 
 
@@ -96,7 +96,7 @@ def test_envelope_takes_the_best_level_at_each_radius() -> None:
     """The largest accuracy, the smaller level of equals."""
     found = [measured("mixed/clean/group", 0.25, reaching(0.6, 0.2)), measured("mixed/clean/group", 0.5, reaching(0.4, 0.3)),
              measured("mixed/clean/group", 1.0, reaching(0.6, 0.1, 0.1))]
-    best = tables.envelope(tables.family(tables.estimates(found), "cifar10", tables.ONE, LEVELS))
+    best = level_tables.envelope(level_tables.family(tables.estimates(found), "cifar10", level_tables.ONE, LEVELS))
     assert best["sigma"].tolist() == [0.25, 0.25, 0.5, 1.0, 0.25] and best["value"].tolist()[1:4] == [0.6, 0.3, 0.1]
 
 
@@ -122,7 +122,7 @@ def test_tables_of_notebook_04(store) -> None:
     cells = {(p.cell, p.dataset) for p in smoothing_cells.planned(jobs("04")) if p.certification.sigma == 0.5}
     assert len(table) == len(cells) and not (table["r 0.25"] == NOT_RUN).any() and (table["no noise"] != "0").all()
     assert {"batch norm, re-estimated", "group norm"} <= set(table["norm"]) and {"mixed", "σ 0.5"} <= set(table["pre-training"])
-    assert "group norm, against clean +" in tables.transfer_reading(found, "toy_target", 0.5)
+    assert "group norm, against clean +" in norm_tables.transfer_reading(found, "toy_target", 0.5)
     missing = tables.certified_table(tables.estimates(found[:2]), store, jobs("04"), 0.5)
     assert (missing["r 0.25"] == NOT_RUN).sum() == len(missing) - 1
 
@@ -130,18 +130,18 @@ def test_tables_of_notebook_04(store) -> None:
 def test_tables_of_notebook_05(store) -> None:
     """Envelopes, strengths, costs, abstention, crossed networks and public numbers from one set of certifications."""
     found, frame = grid("05"), tables.estimates(grid("05"))
-    best = tables.envelope_table(found, "toy_target", LEVELS)
+    best = level_tables.envelope_table(found, "toy_target", LEVELS)
     assert len(best) == 3 * len(RADII) and set(best["seeds"]) == {"1"} and best["difference (points)"].str.contains("-").any()
-    assert "against one σ → same σ the difference is" in tables.envelope_reading(best)
-    strength = tables.strengths(frame, jobs("05")).set_index(["pretraining", "finetuning"])["acr"]
-    assert list(strength["mixed"].index) == [*tables.STRENGTHS, "noise*"] and strength["mixed"].notna().all()
-    assert "linear probe (lr 0.02, epochs 3)" in tables.strength_reading(tables.strengths(frame, jobs("05")))
-    abstains = tables.abstention_table(frame)
+    assert "against one σ → same σ the difference is" in level_tables.envelope_reading(best)
+    strength = level_tables.strengths(frame, jobs("05")).set_index(["pretraining", "finetuning"])["acr"]
+    assert list(strength["mixed"].index) == [*level_tables.STRENGTHS, "noise*"] and strength["mixed"].notna().all()
+    assert "linear probe (lr 0.02, epochs 3)" in level_tables.strength_reading(level_tables.strengths(frame, jobs("05")))
+    abstains = level_tables.abstention_table(frame)
     assert len(abstains) == 12 and "clean, weaker" not in set(abstains["fine-tuning"])
-    assert set(tables.crossed_table(frame, jobs("05"))["method"]) == {"AT", "TWINS-AT"}
-    table = tables.public_table(frame, jobs("05"), "toy_target")
+    assert set(level_tables.crossed_table(frame, jobs("05"))["method"]) == {"AT", "TWINS-AT"}
+    table = level_tables.public_table(frame, jobs("05"), "toy_target")
     assert (table["who"] == "ours").sum() == 4 and table.loc[table["method"] == "SmoothAdv", "r 0.5"].tolist() == ["57.0"]
-    assert "σ 0.25: above one half for" in tables.confidence_reading(found, "toy_target", LEVELS)
+    assert "σ 0.25: above one half for" in level_tables.confidence_reading(found, "toy_target", LEVELS)
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["finished", "empty"])
@@ -153,10 +153,11 @@ def test_figures_are_drawn(made: bool) -> None:
              for f in ("-", "clean") for s in (0.0, 0.5) for layer in ("a", "b")]
     mismatch = pd.DataFrame(lines if made else [], columns=STATISTICS)
     figures = [smoothing_plots.transfer_curves(frame4, jobs("04"), "toy_target", 0.5),
-               smoothing_plots.loss_plot(tables.losses(found4, "toy_target", LEVELS)), smoothing_plots.mismatch_plot(mismatch),
+               smoothing_plots.loss_plot(norm_tables.losses(found4, "toy_target", LEVELS)),
+               smoothing_plots.mismatch_plot(mismatch),
                smoothing_plots.certified_curves(frame5, jobs("05"), "toy_target"),
                smoothing_plots.confidence_plot(found5, jobs("05"), "toy_target"),
-               smoothing_plots.strength_plot(tables.strengths(frame5, jobs("05"))),
+               smoothing_plots.strength_plot(level_tables.strengths(frame5, jobs("05"))),
                smoothing_plots.crossed_curves(frame5, jobs("05"), "toy_target")]
     assert all(isinstance(f, Figure) for f in figures)
     texts = [[t.get_text() for ax in f.axes for t in ax.texts] for f in figures]
@@ -263,4 +264,4 @@ def test_spot_checks(method_, sigma, radius, value, alpha) -> None:
     level = frame["sigma"].isna() if sigma is None else frame["sigma"] == sigma
     found = frame[level & (frame["method"] == method_) & (frame["radius"] == radius)]
     assert found["value"].tolist() == [value] and found["alpha"].tolist() == [alpha]
-    assert cell("mixed/clean/group") == tables.ONE
+    assert cell("mixed/clean/group") == level_tables.ONE

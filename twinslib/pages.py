@@ -9,6 +9,8 @@ from . import (
     claims,
     compare,
     course,
+    level_tables,
+    norm_tables,
     overfit_tables,
     public,
     rate_tables,
@@ -89,12 +91,12 @@ def norms_under_noise(store: Store, jobs: Sequence[Job]) -> str:
     for sigma in _levels(jobs):
         parts += [f"## Certified at σ {sigma:g}", report.to_markdown(smoothing_tables.certified_table(frame, store, jobs, sigma))]
     for dataset in _targets(jobs):
-        losses = smoothing_tables.losses(found, dataset, smoothing_tables.levels(jobs))
-        parts += [f"## Lost by clean fine-tuning, {report.dataset_label(dataset)}", smoothing_tables.loss_reading(losses),
-                  report.to_markdown(smoothing_tables.loss_table(losses))]
-    mismatch = smoothing_tables.shown_statistics(store, jobs)
-    parts += ["## Mismatch of statistics", "Means over layers, first seed.", smoothing_tables.mismatch_reading(mismatch),
-              report.to_markdown(smoothing_tables.mismatch_table(mismatch))]
+        losses = norm_tables.losses(found, dataset, level_tables.levels(jobs))
+        parts += [f"## Lost by clean fine-tuning, {report.dataset_label(dataset)}", norm_tables.loss_reading(losses),
+                  report.to_markdown(norm_tables.loss_table(losses))]
+    mismatch = norm_tables.shown_statistics(store, jobs)
+    parts += ["## Mismatch of statistics", "Means over layers, first seed.", norm_tables.mismatch_reading(mismatch),
+              report.to_markdown(norm_tables.mismatch_table(mismatch))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -106,17 +108,17 @@ def certified_curves(store: Store, jobs: Sequence[Job]) -> str:
     parts += _certified_parts(store, jobs, "05")
     for sigma in _levels(jobs):
         parts += [f"## Certified at σ {sigma:g}", report.to_markdown(smoothing_tables.certified_table(frame, store, jobs, sigma))]
-    levels, first = smoothing_tables.levels(jobs), _targets(jobs)[0]
-    best, strength = (smoothing_tables.envelope_table(found, first, levels), smoothing_tables.strengths(frame, jobs))
-    parts += ["## One network against one for each level", smoothing_tables.envelope_reading(best), report.to_markdown(best),
-              "## Strength of clean fine-tuning", smoothing_tables.strength_reading(strength),
-              "## Abstention", smoothing_tables.confidence_reading(found, first, levels),
-              report.to_markdown(smoothing_tables.abstention_table(frame)),
+    levels, first = level_tables.levels(jobs), _targets(jobs)[0]
+    best, strength = (level_tables.envelope_table(found, first, levels), level_tables.strengths(frame, jobs))
+    parts += ["## One network against one for each level", level_tables.envelope_reading(best), report.to_markdown(best),
+              "## Strength of clean fine-tuning", level_tables.strength_reading(strength),
+              "## Abstention", level_tables.confidence_reading(found, first, levels),
+              report.to_markdown(level_tables.abstention_table(frame)),
               "## Cost", "Image passes; a training pass counts as three.",
-              report.to_markdown(smoothing_tables.cost_table(store, found, first, levels)),
-              "## Networks of notebook 01", smoothing_tables.crossed_reading(frame, jobs),
-              report.to_markdown(smoothing_tables.crossed_table(frame, jobs)),
-              "## Next to public numbers", report.to_markdown(smoothing_tables.public_table(frame, jobs, first))]
+              report.to_markdown(level_tables.cost_table(store, found, first, levels)),
+              "## Networks of notebook 01", level_tables.crossed_reading(frame, jobs),
+              report.to_markdown(level_tables.crossed_table(frame, jobs)),
+              "## Next to public numbers", report.to_markdown(level_tables.public_table(frame, jobs, first))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

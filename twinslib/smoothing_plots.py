@@ -16,26 +16,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from . import noise, public
+from .level_tables import MANY, ONE, envelope, family, label_shares, levels
+from .norm_tables import LABELS, LONG, mismatch_name
 from .plots import LOOKS, OTHERS, WIDTH, style
 from .report import NOT_RUN, dataset_label, method_label, unique
 from .rules import Cell
 from .runs import Job
 from .smoothing_cells import Measured, planned
 from .smoothing_grid import CROSSED
-from .smoothing_tables import (
-    LABELS,
-    LONG,
-    MANY,
-    NORMS,
-    ONE,
-    envelope,
-    family,
-    label_shares,
-    levels,
-    main_lines,
-    mismatch_name,
-    name,
-)
+from .smoothing_tables import NORMS, main_lines, name
 
 MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
 SINGLE = {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "s"}
@@ -88,7 +77,7 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
 
 def loss_plot(frame: pd.DataFrame) -> Figure:
     """From fine-tuning with noise (hollow) to fine-tuning on clean images (filled), mixed pre-training: a panel for each noise
-    level, a line for each norm and for batch norm with other statistics (`smoothing_tables.losses`)."""
+    level, a line for each norm and for batch norm with other statistics (`norm_tables.losses`)."""
     sigmas = sorted(frame["sigma"].unique())
     kinds = list(LABELS)
     with style():
@@ -226,7 +215,7 @@ def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str
 
 def strength_plot(frame: pd.DataFrame) -> Figure:
     """Average certified radius by strength of clean fine-tuning, mixed and clean pre-training, against fine-tuning with noise
-    (horizontal lines); a panel for each data set (`smoothing_tables.strengths`)."""
+    (horizontal lines); a panel for each data set (`level_tables.strengths`)."""
     datasets = unique(frame["dataset"])
     _check(datasets)
     with style():

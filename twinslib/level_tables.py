@@ -1,0 +1,212 @@
+"""Tables and sentences of notebook 05, from finished certifications (`smoothing_cells`): one network for all noise levels against
+one for each, strength of fine-tuning, networks of notebook 01, public numbers. Frames hold fractions, tables are text."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from . import public, stats
+from .report import NOT_RUN, dataset_label, method_label, percent, points, unique
+from .rules import Cell
+from .runs import Job, Store
+from .smoothing_cells import Measured, cell_of, planned, select, stack
+from .smoothing_claims import costs
+from .smoothing_grid import CROSSED
+from .smoothing_tables import NOTHING, RADII, main_lines, name, norm_name
+
+STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
+ONE = Cell(pretraining="mixed", finetuning="clean", norm="group")
+MANY = {"one σ → same σ": Cell(pretraining="noise*", finetuning="noise*", norm="group"),
+        "clean → same σ": Cell(pretraining="clean", finetuning="noise*", norm="group"),
+        "mixed → same σ": Cell(pretraining="mixed", finetuning="noise*", norm="group")}
+
+
+def family(frame: pd.DataFrame, dataset: str, cell: Cell, sigmas: Sequence[float],
+           measure: str = "certified_acc") -> pd.DataFrame:
+    """Of `estimates`, the lines of a cell at each noise level, noise* as the network made for that level."""
+    out = []
+    for sigma in sigmas:
+        c = cell.at(sigma)
+        out.append(frame[(frame["dataset"] == dataset) & (frame["sigma"] == sigma) & (frame["pretraining"] == c.pretraining)
+                         & (frame["finetuning"] == c.finetuning) & (frame["norm"] == c.norm) & (frame["restat"] == c.restat)
+                         & (frame["measure"] == measure)])
+    return pd.concat(out) if out else frame.iloc[:0]
+
+
+def envelope(lines: pd.DataFrame) -> pd.DataFrame:
+    """For each radius the line of the best noise level (the smallest of equals)."""
+    ordered = lines.sort_values(["radius", "value", "sigma"], ascending=[True, False, True], kind="stable")
+    return ordered.drop_duplicates("radius")
+
+
+def levels(jobs: Sequence[Job], cell: Cell = ONE) -> list[float]:
+    """Noise levels that a cell is planned to be certified at."""
+    return sorted({p.certification.sigma for p in planned(jobs) if p.cell == cell})
+
+
+def envelope_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float],
+                   radii: Sequence[float] = RADII) -> pd.DataFrame:
+    """For each radius the best noise level of the one network and of each family of several, and one minus several in points."""
+    lines = []
+    for label, cell in MANY.items():
+        chosen = select(found, dataset, [(c.at(s), s) for s in sigmas for c in (ONE, cell)], radii)
+        for i, r in enumerate(radii):
+            line = {"data set": dataset_label(dataset), "one network": f"{name(ONE.pretraining)} → {name(ONE.finetuning)}",
+                    "one for each level": label, "r": f"{r:g}", "seeds": "0", "one": NOT_RUN, "several": NOT_RUN,
+                    "difference (points)": NOT_RUN}
+            if chosen:
+                best = []
+                for c in (ONE, cell):
+                    masks = {s: stack(chosen[c.at(s), s], radii)[..., i].astype(float) for s in sigmas}
+                    s = max(sigmas, key=lambda s, masks=masks: masks[s].mean())
+                    best.append((s, masks[s]))
+                (a, ours), (b, theirs) = best
+                line |= {"seeds": str(len(ours)), "one": f"{100 * ours.mean():.1f} (σ {a:g})",
+                         "several": f"{100 * theirs.mean():.1f} (σ {b:g})",
+                         "difference (points)": points(*stats.crossed_mean(ours - theirs)[:3])}
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def envelope_reading(frame: pd.DataFrame) -> str:
+    """How the one network stands against several, by family, from `envelope_table`."""
+    out = []
+    for label, group in frame.groupby("one for each level", sort=False):
+        done = group[group["difference (points)"] != NOT_RUN]
+        if len(done):
+            out.append(f"against {label} the difference is " + ", ".join(
+                f"{text.split(' ')[0]} at r {r}" for r, text in zip(done["r"], done["difference (points)"], strict=True)))
+    return "One network (mixed → clean), points: " + "; ".join(out) + "." if out else NOTHING
+
+
+def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
+    """Image passes of training (one training pass counts as three) and of certification at all noise levels, one network
+    against one for each level; means over seeds."""
+    lines = []
+    for label, cell in {"one network": ONE, **MANY}.items():
+        chosen = select(found, dataset, [(c.at(s), s) for s in sigmas for c in (ONE, cell)], ())
+        seeds = list(next(iter(chosen.values()))) if chosen else []
+        spent = np.array([[costs([chosen[c.at(s), s][seed] for s in sigmas], store) for c in (ONE, cell)] for seed in seeds])
+        if not seeds:
+            lines.append(dict.fromkeys(("training", "certification", "all", "one / these"), NOT_RUN) | {"networks": label})
+            continue
+        one, mine = spent.mean(0)
+        lines.append({"networks": label, "training": f"{mine[0] / 1e6:.3g} M", "certification": f"{mine[1] / 1e6:.3g} M",
+                      "all": f"{mine.sum() / 1e6:.3g} M", "one / these": f"{one.sum() / mine.sum():.2f}"})
+    return pd.DataFrame(lines, columns=["networks", "training", "certification", "all", "one / these"])
+
+
+def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Share of test images without an answer, for cells certified without a look at the labels."""
+    lines = frame[frame["measure"] == "abstain_rate"]
+    return pd.DataFrame([{"data set": dataset_label(r.dataset), "pre-training": name(r.pretraining),
+                          "fine-tuning": name(r.finetuning), "norm": norm_name(r.norm, r.restat),
+                          "σ": f"{r.sigma:g}", "n": f"{r.n:,}", "images": f"{r.images:,}",
+                          "abstains ± SE": f"{100 * r.value:.1f} ± {100 * r.se:.1f}"} for r in lines.itertuples()],
+                        columns=["data set", "pre-training", "fine-tuning", "norm", "σ", "n", "images", "abstains ± SE"])
+
+
+def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
+    """Average certified radius, mean over the noise levels, by pre-training and strength of clean fine-tuning (`STRENGTHS`), with
+    its learning rate times epochs; reference: fine-tuned with noise of each level."""
+    main = main_lines(frame)
+    acr = main[(main["measure"] == "acr") & (main["norm"] == "group") & ~main["restat"]]
+    optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
+    wanted = unique((p.dataset, p.cell.pretraining, p.cell.finetuning) for p in planned(jobs)
+                    if p.cell.finetuning in STRENGTHS and p.cell.norm == "group")
+    out = []
+    for dataset in unique(d for d, *_ in wanted):
+        sigmas = sorted({p.certification.sigma for p in planned(jobs) if (p.dataset, p.cell) == (dataset, ONE)})
+        for pretraining in ("mixed", "clean"):
+            for fine in (*(f for f in STRENGTHS if (dataset, pretraining, f) in wanted), "noise*"):
+                cells = [Cell(pretraining=pretraining, finetuning=fine, norm="group").at(s) for s in sigmas]
+                values = [acr[(acr["dataset"] == dataset) & (acr["sigma"] == s) & (acr["pretraining"] == c.pretraining)
+                              & (acr["finetuning"] == c.finetuning)]["value"] for c, s in zip(cells, sigmas, strict=True)]
+                whole = bool(values) and all(len(v) for v in values)
+                optim = optims.get((dataset, fine))
+                out.append([dataset, pretraining, fine, optim.lr if optim else math.nan, optim.epochs if optim else math.nan,
+                            float(np.mean([v.iloc[0] for v in values])) if whole else math.nan])
+    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr"])
+
+
+def strength_reading(frame: pd.DataFrame) -> str:
+    """How much of the noisy reference each strength keeps, mixed pre-training."""
+    out = []
+    for dataset, group in frame[frame["pretraining"] == "mixed"].groupby("dataset", sort=False):
+        reference = group.loc[group["finetuning"] == "noise*", "acr"]
+        done = group[group["finetuning"] != "noise*"].dropna(subset="acr")
+        if len(reference) and reference.iloc[0] > 0 and len(done):
+            kept = "; ".join(f"{name(r.finetuning)} (lr {r.lr:g}, epochs {r.epochs:.0f}) {100 * r.acr / reference.iloc[0]:.0f} %"
+                             for r in done.itertuples())
+            out.append(f"{dataset_label(dataset)}: of the average certified radius of fine-tuning with noise, mixed pre-training "
+                       f"keeps {kept}")
+    return ". ".join(out) + "." if out else NOTHING
+
+
+def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[float] = (0.0, 0.25, 0.5)) -> pd.DataFrame:
+    """Certified accuracy of the networks of notebook 01, which saw no noise, by noise level."""
+    lines = []
+    for p in planned(jobs):
+        if p.cell.pretraining != CROSSED:
+            continue
+        mine = family(frame, p.dataset, p.cell, [p.certification.sigma])
+        at = {r.radius: r for r in mine.itertuples()}
+        lines.append({"data set": dataset_label(p.dataset), "method": method_label(p.cell.finetuning),
+                      "σ": f"{p.certification.sigma:g}", "seeds": str(mine["seeds"].max() if len(mine) else 0)} | {
+                          f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else NOT_RUN for r in radii})
+    return pd.DataFrame(lines).drop_duplicates() if lines else pd.DataFrame(columns=["data set", "method", "σ"])
+
+
+def crossed_reading(frame: pd.DataFrame, jobs: Sequence[Job]) -> str:
+    """The best level of each method, and how many radii it reaches."""
+    out, cells = [], unique((p.dataset, p.cell) for p in planned(jobs) if p.cell.pretraining == CROSSED)
+    for dataset, cell in cells:
+        acr = family(frame, dataset, cell, levels(jobs, cell), "acr")
+        if len(acr):
+            best = acr.loc[acr["value"].idxmax()]
+            out.append(f"{method_label(cell.finetuning)} {best['value']:.3f} (σ {best['sigma']:g})")
+    return f"Largest average certified radius of each method over its noise levels: {'; '.join(out)}." if out else NOTHING
+
+
+def confidence_reading(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> str:
+    """Share of images whose label gets more than half of the votes, and nearly all."""
+    out = []
+    for sigma in sigmas:
+        shares = label_shares(found, dataset, ONE, sigma)
+        if len(shares):
+            half, sure = (100 * np.mean(shares > share) for share in (0.5, 0.99))
+            out.append(f"σ {sigma:g}: above one half for {half:.0f} % of the images, above 0.99 for {sure:.0f} %")
+    return f"Votes for the label, one network (mixed → clean): {'; '.join(out)}." if out else NOTHING
+
+
+def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: float) -> np.ndarray:
+    """Share of votes for the label of every image and seed, of the certification with most draws that did not look at labels."""
+    mine = [m for m in found if (m.dataset, m.cell, m.sigma) == (dataset, cell.at(sigma), sigma)
+            and not m.certification.stop_if_wrong]
+    most = max((m.certification.n for m in mine), default=0)
+    return np.concatenate([m.shares.label for m in mine if m.certification.n == most]) if mine else np.empty(0)
+
+
+def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.DataFrame:
+    """Envelope over noise levels, ours and public, at the radii that most publish; what differs stands beside."""
+    radii = (0.25, 0.5, 0.75, 1.0)
+    lines = []
+    for label, cell in {"one network, mixed → clean": ONE, **MANY}.items():
+        best = envelope(family(main_lines(frame), dataset, cell, levels(jobs)))
+        at = {r.radius: f"{100 * r.value:.1f}" for r in best.itertuples()}
+        spec = next((p for p in planned(jobs) if p.dataset == dataset and p.cell == ONE), None)
+        about = best.iloc[0] if len(best) else None
+        lines.append({"who": "ours", "method": label, "network": spec.spec.model.arch if spec else "",
+                      **{f"r {r:g}": at.get(r, NOT_RUN) for r in radii},
+                      "images": f"first {about['images']:,} of a fixed order" if about is not None else "",
+                      "n": f"{about['n']:,}" if about is not None else "",
+                      "α": f"{about['alpha']:g}" if about is not None else "", "source": ""})
+    theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and sigma.isna()")
+    for (method, source), group in theirs.groupby(["method", "source"], sort=False):
+        at, first = dict(zip(group["radius"], group["value"], strict=True)), group.iloc[0]
+        lines.append({"who": "public", "method": method, "network": first["network"],
+                      **{f"r {r:g}": f"{100 * at[r]:.1f}" if r in at else "" for r in radii}, "images": first["images"],
+                      "n": first["n"], "α": first["alpha"], "source": source})
+    return pd.DataFrame(lines)

@@ -17,9 +17,6 @@ slow. On a CPU there is a second clock, processor time of this process, which ot
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import twins_step
+from benchmarks import command, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
-from twinslib import provenance
 from twinslib.certified import average_radius, certified_accuracy
-from twinslib.checkpoint import atomic_write, load_into, load_weights, tensor_hash
+from twinslib.checkpoint import load_into, load_weights, tensor_hash
 from twinslib.fold import FoldedCopy
 from twinslib.models import ARCHS, make_model
 from twinslib.norms import NORMS
@@ -40,7 +36,7 @@ from twinslib.sequential import Plan, certify_plan, sequential_plan
 from twinslib.smoothing import collect_votes
 from twinslib.votes import Votes, join_votes
 
-RESULTS = twins_step.RESULTS / "certify"
+RESULTS = command.RESULTS / "certify"
 OURS = ("float32", "bfloat16")
 FIXED = "bfloat16"  # the variant that is compared with all n draws
 
@@ -199,37 +195,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=512, help="copies in one of our forward passes")
     parser.add_argument("--fixed", type=int, default=0, metavar="K",
                         help="also draw all n for the first K images, and compare certified accuracies; slow")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", type=twins_step._device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results/certify")
-    args = parser.parse_args(arguments)
-    for name in ("images", "groups", "stretch", "batch", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"expected --{name} of at least 1, got {getattr(args, name)}")
+    args = command.parse(parser, arguments, dict.fromkeys(("images", "groups", "stretch", "batch"), 1))
     if not 0 <= args.fixed <= args.images:
         parser.error(f"expected --fixed in 0..{args.images}, the images, got {args.fixed}")
     if args.groups > args.images:
         parser.error(f"expected at most one group per image, got --groups {args.groups} for {args.images} images")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"expected a CUDA device for --device {args.device}, found none; use --device cpu")
-    torch.set_num_threads(args.threads)
     try:
         plan = sequential_plan(sigma=args.sigma, radii=args.radii, n=args.n, n0=args.n0, alpha=args.alpha)
         model = network(args.arch, args.norm, args.weights)
         images, labels, indices = test_images(args.data, ARCHS[args.arch].image_size, args.images)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
-    result = {"arch": args.arch, "norm": args.norm, "data": args.data or "random images",
-              "weights": args.weights.name if args.weights else "random weights, whose ratio of draws means nothing",
-              **compare(model, images, labels, indices, plan, device=args.device, groups=args.groups, stretch=args.stretch,
-                        batch_size=args.batch, fixed=args.fixed)}
-    print(table(result), flush=True)
-    extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
-    record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
-    text = json.dumps({"results": [result], "provenance": record}, indent=1, allow_nan=False) + "\n"
-    out = args.out or RESULTS / twins_step.default_path(args.device, args.threads).name
-    atomic_write(out, lambda path: path.write_text(text))
+    with command.recorded(args, RESULTS) as results:
+        results.append({
+            "arch": args.arch, "norm": args.norm, "data": args.data or "random images",
+            "weights": args.weights.name if args.weights else "random weights, whose ratio of draws means nothing",
+            **compare(model, images, labels, indices, plan, device=args.device, groups=args.groups, stretch=args.stretch,
+                      batch_size=args.batch, fixed=args.fixed)})
+        print(table(results[-1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,27 +14,21 @@ On a CPU there are two clocks, see `twins_step`; read processor time with --thre
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from benchmarks import twins_step
-from twinslib import provenance
-from twinslib.checkpoint import atomic_write
+from benchmarks import command, twins_step
 from twinslib.config import AttackSpec, RunSpec, method
 from twinslib.dynamics import Recorder
 from twinslib.models import ARCHS, memory_format
 from twinslib.norms import twinsify
 from twinslib.train import Step
 
-RESULTS = twins_step.RESULTS / "recorder"
+RESULTS = command.RESULTS / "recorder"
 METHODS, PRECISIONS = ("at", "twins_at"), ("float32", "bfloat16")
 VARIANTS = {"without": None, "with a line": 1}  # steps between lines
 EVERY = (10, 5)  # what presets use or may use
@@ -111,27 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arch", choices=sorted(ARCHS), default="thin_resnet10")
     parser.add_argument("--batch", type=int, default=128, help="images of one step")
     parser.add_argument("--repeats", type=int, default=20, help="steps of each network")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=twins_step._device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results/recorder")
-    args = parser.parse_args(arguments)
-    for name in ("batch", "repeats", "threads"):
-        if (value := getattr(args, name)) < (least := 2 if name == "batch" else 1):
-            parser.error(f"expected --{name} of at least {least}, got {value}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"expected a CUDA device for --device {args.device}, found none; use --device cpu")
-    torch.set_num_threads(args.threads)
-    started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
-    results = []
-    for name in METHODS:
-        for precision in PRECISIONS:
-            results.append(compare(run_spec(args.arch, args.batch, name, precision), args.device, args.repeats))
-            print(table(results[-1]), flush=True)
-    extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
-    record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
-    text = json.dumps({"results": results, "provenance": record}, indent=1) + "\n"
-    path = args.out or RESULTS / twins_step.default_path(args.device, args.threads).name
-    atomic_write(path, lambda part: part.write_text(text))
+    args = command.parse(parser, arguments, {"batch": 2, "repeats": 1}, threads=1)
+    with command.recorded(args, RESULTS) as results:
+        for name in METHODS:
+            for precision in PRECISIONS:
+                results.append(compare(run_spec(args.arch, args.batch, name, precision), args.device, args.repeats))
+                print(table(results[-1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,27 +14,20 @@ hardly lengthens. Read the second with --threads 1 only: threads that wait for e
 """
 
 import argparse
-import json
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks import command
 from benchmarks.textbook import TextbookStep, two_wings
-from twinslib import provenance
-from twinslib.checkpoint import atomic_write
 from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.models import ARCHS, make_model
 from twinslib.norms import twinsify
 from twinslib.train import Step, generator
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = 10
 VARIANTS = ("textbook float32", "textbook bfloat16", "ours float32", "ours bfloat16")
 RATIOS = {  # name -> (slower, faster)
@@ -173,43 +166,16 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def default_path(device: str, threads: int) -> Path:
-    """benchmarks/results/<GPU>.json, or <CPU>_threads_<threads>.json there."""
-    cuda = torch.device(device).type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else f"{provenance.cpu_model()}_threads_{threads}"
-    return RESULTS / (re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") + ".json")
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
-    return text
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.twins_step", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=sorted(ARCHS), default=["thin_resnet10", "thin_resnet18"])
     parser.add_argument("--batch", type=int, default=128, help="images of one step, half of them for each wing")
     parser.add_argument("--repeats", type=int, default=21, help="rounds; each variant has one turn in a round")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="JSON file; default: named after the device, in benchmarks/results")
-    args = parser.parse_args(arguments)
-    for name in ("batch", "repeats", "threads"):
-        if (value := getattr(args, name)) < (least := 2 if name == "batch" else 1):
-            parser.error(f"expected --{name} of at least {least}, got {value}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"expected a CUDA device for --device {args.device}, found none; use --device cpu")
-    torch.set_num_threads(args.threads)
-    started, clock, load = provenance.now(), time.perf_counter(), os.getloadavg()[0]
-    results = []
-    for arch in args.arch:
-        results.append(compare(arch, args.batch, args.device, args.repeats))
-        print(table(results[-1]), flush=True)
-    extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
-    record = provenance.record(started, time.perf_counter() - clock, args.device, **extra)
-    text = json.dumps({"results": results, "provenance": record}, indent=1) + "\n"
-    atomic_write(args.out or default_path(args.device, args.threads), lambda path: path.write_text(text))
+    args = command.parse(parser, arguments, {"batch": 2, "repeats": 1})
+    with command.recorded(args) as results:
+        for arch in args.arch:
+            results.append(compare(arch, args.batch, args.device, args.repeats))
+            print(table(results[-1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import recorder, textbook, twins_step
+from benchmarks import command, recorder, textbook, twins_step
 from twinslib.config import AttackSpec, method
 from twinslib.norms import TwinNorm, twinsify
 from twinslib.report import method_label
@@ -96,7 +96,7 @@ def test_bad_call(arguments: list[str], message: str, capsys) -> None:
 
 def test_committed_results_are_complete() -> None:
     """Each committed file has the ratios that the bar names, from the samples beside them."""
-    files = sorted(twins_step.RESULTS.glob("*.json"))
+    files = sorted(command.RESULTS.glob("*.json"))
     assert files
     for file in files:
         for result in json.loads(file.read_text())["results"]:
@@ -108,10 +108,10 @@ def test_committed_results_are_complete() -> None:
 
 def test_readme_states_the_measured_ratios() -> None:
     """Each line of the README's table is that of a committed file: estimate and interval, digit for digit."""
-    text = (twins_step.RESULTS.parent / "README.md").read_text()
+    text = (command.RESULTS.parent / "README.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| thin_")]
     measured = {}
-    for file in twins_step.RESULTS.glob("*.json"):
+    for file in command.RESULTS.glob("*.json"):
         stored = json.loads(file.read_text())
         for result in stored["results"]:
             for clock, ratios in result["ratios"].items():
@@ -208,7 +208,7 @@ def test_committed_results_of_the_recorder() -> None:
 
 def test_readme_states_the_cost_of_the_recorder() -> None:
     """Each line of the README's table is that of a committed file, digit for digit."""
-    text = (twins_step.RESULTS.parent / "README.md").read_text()
+    text = (command.RESULTS.parent / "README.md").read_text()
     measured = set()
     for file in recorder.RESULTS.glob("*.json"):
         for r in json.loads(file.read_text())["results"]:

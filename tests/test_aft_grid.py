@@ -18,7 +18,7 @@ def arguments(**changes: object) -> dict:
         "starts": {"natural": {"optim": {"epochs": 7, "lr": 0.2}}},
         "targets": {"toy_target": {"data": {"image_size": 16, "train_images": 40, "val_images": 10}}},
         "main": {"aft": {"start": "natural", "follow": {"features": 5, "feature_epochs": [0, 1]}},
-                 "at_scratch": {"optim": {"epochs": 4, "keep_best": True}},
+                 "at_scratch": {"optim": {"epochs": 4, "lr": 0.05, "keep_best": True}},
                  "aft_twins": {"start": "natural"},
                  "aft_free": {"start": "natural", "switches": {"replays": 3}, "optim": {"lr": 0.7}},
                  "aft_l2": {"start": "natural", "attack": {"threat": "l2", "eps": 0.5, "step_size": 0.2}, "seeds": [3]}},
@@ -93,6 +93,29 @@ def test_learning_rates_are_shared() -> None:
     assert all(job.settled for job in jobs.values())
 
 
+def test_random_weights_choose_a_rate_of_their_own() -> None:
+    """The same epochs from random weights choose from the same rates, at the first seed; what else starts there and names no rate
+    takes theirs, other sizes and widths too; without them it is refused."""
+    main = arguments()["main"] | {"aft_l2_random": {"attack": {"threat": "l2", "eps": 0.5, "step_size": 0.2}}}
+    with pytest.raises(ValueError, match="chooses the learning rate of main.aft_l2_random, .* one of .*got 'aft_random'"):
+        made(main=main)
+    jobs = made(main=main | {"aft_random": {}}, best=lambda c: c[1 if c[0].method.name == "aft_random" else 0],
+                fractions={"images": [10], "runs": ["aft", "aft_random"]}, widths={"widths": [8], "runs": ["aft_random"]})
+    rates = {key: job.spec.optim.lr for key, job in jobs.items() if "random" in key[1] and key[0]}
+    assert rates == dict.fromkeys([
+        *[("main", name, seed) for name in ("aft_random", "aft_l2_random") for seed in (3, 5)],
+        ("fraction", "aft_random", 3, 10), ("width", "aft_random", 3, 8)], 0.1)
+    assert jobs["fraction", "aft", 3, 10].spec.optim.lr == 0.02
+
+
+def test_parts_can_be_limited_to_targets() -> None:
+    """Fractions and widths on the targets that they name."""
+    targets = arguments()["targets"] | {"toy_source": {"data": {"image_size": 16, "val_images": 10}}}
+    jobs = study.finetuning(**arguments(targets=targets, fractions={"images": [10], "runs": ["aft"], "targets": ["toy_source"]}))
+    assert {(label(j), j.spec.data.name) for j in jobs if label(j) in ("fraction", "width")} == {
+        ("fraction", "toy_source"), ("width", "toy_source"), ("width", "toy_target")}
+
+
 def test_what_waits_for_the_choice() -> None:
     """While a candidate is missing, what takes its rate is not settled, the rest is; with one rate nothing is to be chosen."""
     waiting = {key[:2] for key, job in made(best=lambda candidates: None).items() if not job.settled}
@@ -141,12 +164,14 @@ def test_foreign_start() -> None:
     ({"main": {"at_scratch": {}}}, "run whose learning rate is chosen to be one of at_scratch, got 'aft'"),
     ({"main": {"aft": {"seeds": [4]}}}, r"seeds of main.aft among \[3, 5\], got \[4\]"),
     ({"main": {"aft": {"targets": ["cifar10"]}}}, "target of main.aft to be one of toy_target, got 'cifar10'"),
-    ({"main": {"aft": {}, "aft_new": {}}, "fractions": {"images": [], "runs": []}}, "method to be one of .*got 'aft_new'"),
+    ({"main": {"aft": {}, "aft_new": {"optim": {"lr": 1}}}, "fractions": {"images": [], "runs": []}},
+     "method to be one of .*got 'aft_new'"),
     ({"main": {"aft": {"optim": {"epoch": 3}}}}, "key of optim of aft to be one of .*got 'epoch'"),
     ({"schedules": {"aft": {}}}, "under names of their own, got aft in both"),
     ({"lrs": []}, "at least one learning rate in lrs"),
     ({"fractions": {"images": [10]}}, "expected runs in fractions"),
     ({"widths": {"widths": [8], "runs": ["aft_constant"]}}, "run of widths to be one of aft, .*got 'aft_constant'"),
+    ({"widths": {"widths": [8], "runs": ["aft"], "targets": ["toy"]}}, "target of widths to be one of toy_target, got 'toy'"),
     ({"targets": {"toy_target": {"dta": {}}}}, "key of targets.toy_target to be one of data"),
     ({"evaluations": [PGD | {"runs": ["at"]}]}, "run of an evaluation to be one of .*got 'at'"),
     ({"evaluations": [PGD | {"parts": ["start"]}]}, "part of an evaluation to be one of main, schedule, fraction, width"),

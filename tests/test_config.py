@@ -82,7 +82,7 @@ GOLDEN_METHODS = {
     "at_short_plateau": "64e57249c07c", "at_long_plateau": "732284d762c7",
     "at_scratch": "1621d3e9b0b3", "trades_scratch": "0ff0c1dcbb08", "free_at": "5574454eb572", "fast_at": "81a753a6dbb4",
     "aft": "212c02094b94", "aft_random": "8afd8faf9be3", "aft_free": "297fd8148ec7", "aft_twins": "eb4a5b8697dc",
-    "aft_public": "636bb1729cca", "aft_l2": "e0a284d6ce5e", "at_scratch_l2": "949e392ae3f8", "aft_constant": "8c76a4294f39",
+    "aft_public": "636bb1729cca", "aft_l2": "e0a284d6ce5e", "aft_l2_random": "6306fb834b4b", "aft_constant": "8c76a4294f39",
     "aft_piecewise": "97cf7bda6727", "aft_cosine": "be5ec4e78b33", "aft_one_cycle": "ace8d6f90356",
     "aft_fast_decay": "5920d65a4a4f", "aft_slow_start": "d74ce53043e2", "aft_slow_fast_exp": "cb315bfb4849",
     "aft_eps_warmup": "c330b18c01a3",
@@ -490,7 +490,7 @@ def test_methods_of_the_paper(name: str) -> None:
     ("at_cosine", "at", {}), ("at_cyclic", "at", {}), ("at_slow_fast", "at", {}),
     ("at_short_plateau", "at", {}), ("at_long_plateau", "at", {}),
     ("at_scratch", "at", {}), ("trades_scratch", "trades", {}), ("free_at", "at", {"replays": 8}), ("fast_at", "at", {}),
-    ("at_scratch_l2", "at", {}), ("aft_free", "aft", {"replays": 4}), ("aft_twins", "twins_at", {}),
+    ("aft_l2_random", "at", {}), ("aft_free", "aft", {"replays": 4}), ("aft_twins", "twins_at", {}),
     *((name, "at", {}) for name in METHODS if name.startswith("aft") and name not in ("aft_free", "aft_twins")),
 ])
 def test_baselines_and_controls_differ_in_one_thing(name: str, base: str, changes: dict) -> None:

@@ -142,7 +142,7 @@ def test_rules_change_with_their_version() -> None:
     assert rules.stamps() == {"C1": "1:1e8d1c1de0ce", "C2": "2:04e0b88756c9", "C3": "2:1a29cd986511", "C4": "1:c3044c382991",
                               "C8": "2:4f079311175c", "C9": "1:6c7e6c69495e",
                               "C5": "1:6ee349a851f4", "C6": "1:48a47ffa6ffe", "C7": "1:c079c98d5e2c",
-                              "AFT-C1": "1:22ff35379fa9", "AFT-C2": "1:713618b6adad", "AFT-C3b": "1:00f3b1d85398",
+                              "AFT-C1": "1:22ff35379fa9", "AFT-C2": "1:713618b6adad", "AFT-C3b": "2:ffa014c1bbf1",
                               "AFT-C4": "1:d4dc93a0b87c",
                               "AFT-C3": "1:06f225357f1b", "AFT-C5": "1:e042d2be9e85", "AFT-C6": "1:53d1977e6e57",
                               "RS-C1": "1:03bfa901e609", "RS-C2": "1:d01ca90d1690", "RS-C3": "1:e1d3cbe6a239",

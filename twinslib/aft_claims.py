@@ -192,11 +192,12 @@ def _best_schedule(v: _Evidence) -> Finding:
     if None in effects:
         return Finding()
     main, others = effects[:2], effects[2:]
-    why = f"{sum(e.low > 0 for e in effects)} of {len(effects)} intervals and {sum(e.value > 0 for e in effects)} means above 0"
+    why = f"{sum(e.low > 0 for e in effects)} of {len(effects)} intervals above 0, {sum(e.high < 0 for e in effects)} below"
     seeds = min(e.seeds for e in effects)
-    if all(e.low > 0 for e in main) and all(e.value > 0 for e in others):
+    if all(e.low > 0 for e in effects):
         return Finding(seeds, tuple(effects), REPRODUCED, why)
-    return Finding(seeds, tuple(effects), PARTLY if all(e.value > 0 for e in main) else NOT, why)
+    tie = all(e.low > 0 for e in main) and all(e.high >= 0 for e in others)
+    return Finding(seeds, tuple(effects), PARTLY if tie else NOT, why)
 
 
 FINDINGS = {"beats": _beats, "cheaper": _cheaper, "any_start": _any_start, "best_schedule": _best_schedule}

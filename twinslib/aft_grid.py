@@ -9,6 +9,7 @@ from .errors import check_keys, choose
 from .runs import Best, Job
 
 STUDY, TUNING = "aft", "aft_tuning"
+RANDOM = "aft_random"  # the same epochs from random weights
 PARTS = ("main", "schedule", "fraction", "width")
 RUN_KEYS = ("start", "model", "optim", "attack", "switches", "follow", "targets", "seeds")
 
@@ -24,11 +25,13 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         targets: data set name -> {data}.
         main: method -> changes of its run: start (none: random weights), model, optim, attack, switches of the method, follow
             (for the first seed), targets, seeds.
-        schedules: the same for AFT with another schedule. Of each run here and of "aft" in `main`, `best` chooses the learning
-            rate from `lrs` on the validation images of each target, with the first seed. Other runs that start from a network
-            take the rate of "aft" unless their optim names one.
-        fractions: {images, runs}: numbers of training images, and which runs of `main` are repeated with so many (first seed).
-        widths: {widths, runs}: the same for channels of the first stage; each width has a start of its own.
+        schedules: the same for AFT with another schedule.
+        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these on the
+            validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
+            they start from a network, that of "aft_random" where from random weights.
+        fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
+            seed, the rate of `main`), and on which targets (all where not named).
+        widths: {widths, runs, targets}: the same for channels of the first stage; each width has a start of its own.
         evaluations: EvalSpec fields with `at` a list (best: where a run keeps it; start: where it starts from a network with its
             head), and optional lists `runs`, `parts` and `seeds`. Robust ones apply to runs trained under their threat.
     Returns:
@@ -54,12 +57,17 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
     if both:
         raise ValueError(f"expected runs of main and of schedules under names of their own, got {', '.join(both)} in both")
     choose("aft", main, "run whose learning rate is chosen")
+    for name, run in main.items():
+        if name != "aft" and not run.get("start") and "lr" not in run.get("optim", {}):
+            choose(RANDOM, main, f"run that chooses the learning rate of main.{name}, which has neither a rate nor a start")
     if not lrs:
         raise ValueError("expected at least one learning rate in lrs, got none")
     for where, group, key in (("fractions", fractions, "images"), ("widths", widths, "widths")):
-        check_keys(group, (key, "runs"), where, needed=(key, "runs"))
+        check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
         for name in group["runs"]:
             choose(name, main, f"run of {where}")
+        for target in group.get("targets", ()):
+            choose(target, targets, f"target of {where}")
     for e in evaluations:
         for name in e.get("runs", ()):
             choose(name, [*main, *schedules], "run of an evaluation")
@@ -97,7 +105,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
 
     @functools.cache
     def rate(name: str, target: str) -> tuple[float, bool]:
-        """Learning rate of a run of `schedules` or of "aft", and whether it is chosen."""
+        """Learning rate of a run of `schedules`, of "aft" or "aft_random", and whether it is chosen."""
         base = spec(name, schedules.get(name, main.get(name)), target, seeds[0])
         candidates = [_with_lr(base, lr) for lr in lrs]
         if len(candidates) == 1:
@@ -108,8 +116,8 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
 
     def add(part: str, name: str, run: dict, target: str, seed: int, **changes) -> None:
         made, settled = spec(name, run, target, seed, **changes), True
-        if part == "schedule" or name == "aft" or (run.get("start") and "lr" not in run.get("optim", {})):
-            lr, settled = rate(name if part == "schedule" else "aft", target)
+        if part == "schedule" or name in ("aft", RANDOM) or "lr" not in run.get("optim", {}):
+            lr, settled = rate(name if part == "schedule" or name == "aft" else "aft" if run.get("start") else RANDOM, target)
             made = _with_lr(made, lr)
         evals = []
         for e in evaluations:
@@ -138,11 +146,11 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
                     add("schedule", name, run, target, seed)
             if seed != seeds[0]:
                 continue
-            for part, key, values in (("fraction", "images", fractions["images"]), ("width", "width", widths["widths"])):
-                for value in values:
-                    for name in (fractions if part == "fraction" else widths)["runs"]:
+            for part, key, group in (("fraction", "images", fractions), ("width", "widths", widths)):
+                for value in group[key] if target in group.get("targets", (target,)) else ():
+                    for name in group["runs"]:
                         if here(main[name]):
-                            add(part, name, main[name], target, seed, **{key: value})
+                            add(part, name, main[name], target, seed, **{"images" if part == "fraction" else "width": value})
     sources = dict.fromkeys(job.spec.source for job in jobs if job.spec.source)
     return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources)]
 

@@ -242,7 +242,7 @@ METHODS = {
         MethodSpec(name="aft_twins", wings="twins"),
         MethodSpec(name="aft_public"),  # from a network of others
         MethodSpec(name="aft_l2"),  # under the other threat, as the next
-        MethodSpec(name="at_scratch_l2"),
+        MethodSpec(name="aft_l2_random"),
         MethodSpec(name="aft_constant"),  # from here on AFT with another schedule
         MethodSpec(name="aft_piecewise"),
         MethodSpec(name="aft_cosine"),

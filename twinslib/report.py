@@ -29,7 +29,7 @@ METHODS = {
     "at_awp": "AT, AWP", "at_cosine": "AT, cosine", "at_cyclic": "AT, cyclic", "at_slow_fast": "AT, slow start, fast decay",
     "at_scratch": "AT, random start", "trades_scratch": "TRADES, random start", "free_at": "Free-AT", "fast_at": "Fast-AT",
     "aft": "AFT", "aft_random": "AFT, random start", "aft_free": "AFT, Free", "aft_twins": "AFT, two wings",
-    "aft_public": "AFT, public start", "aft_l2": "AFT, L2", "at_scratch_l2": "AT, random start, L2",
+    "aft_public": "AFT, public start", "aft_l2": "AFT, L2", "aft_l2_random": "AFT, random start, L2",
     "aft_constant": "AFT, constant rate", "aft_piecewise": "AFT, piecewise", "aft_cosine": "AFT, cosine",
     "aft_one_cycle": "AFT, one cycle", "aft_fast_decay": "AFT, no slow start", "aft_slow_start": "AFT, no decay",
     "aft_slow_fast_exp": "AFT, second shape", "aft_eps_warmup": "AFT, ε warm-up",

@@ -70,7 +70,7 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
             row[0].set_ylabel(text)
         fig.supylabel("certified accuracy (%)")
         _radii(axes)
-        fig.supxlabel(f"radius (certified at σ {sigma:g})")
+        fig.supxlabel(f"L2 radius, pixels in [0, 1] (certified at σ {sigma:g})")
         _legend(fig, [(f"pre-training: {name(p)}", looks[p]) for p in starts])
     return fig
 
@@ -101,7 +101,7 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
             ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(kinds)), list(LABELS.values()))
         axes[0].set_xlim(left=-0.04 * axes[0].get_xlim()[1])
-        fig.supxlabel(f"certified accuracy at radius {frame['radius'].iloc[0]:g} (%)")
+        fig.supxlabel(f"certified accuracy at L2 radius {frame['radius'].iloc[0]:g} (%)")
         plain = {"linestyle": "none", "marker": "o", "color": PLAIN, "markersize": 5}
         fig.legend(handles=[Line2D([], [], label="fine-tuned with noise of the level", markerfacecolor="white", **plain),
                             Line2D([], [], label="fine-tuned on clean images (bar: 95 % interval of the loss)", **plain)],
@@ -180,7 +180,7 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
             ax.xaxis.set_major_locator(MultipleLocator(0.5))
         axes[0].set_ylim(0, None)
         axes[0].set_ylabel("certified accuracy (%)")
-        fig.supxlabel("radius")
+        fig.supxlabel("L2 radius, pixels in [0, 1]")
         _legend(fig, [*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED),
                       ("best σ, one for each", SINGLE),
                       *((m, {"linestyle": "none", "marker": k, "color": PLAIN, "markerfacecolor": "white"})
@@ -220,7 +220,8 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     _check(datasets)
     with style():
         fig = Figure(figsize=(WIDTH if len(datasets) > 1 else 5.5, 2.8))
-        axes = fig.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+        counts = [frame.loc[frame["dataset"] == d, "finetuning"].nunique() for d in datasets]
+        axes = fig.subplots(1, len(datasets), sharey=True, squeeze=False, width_ratios=counts)[0]  # one width for each name
         for ax, dataset in zip(axes, datasets, strict=True):
             here = frame[frame["dataset"] == dataset]
             steps = unique(here.loc[here["finetuning"] != "noise*", "finetuning"])
@@ -261,7 +262,7 @@ def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Fi
             _empty(ax)
         _radii(axes)
         axes[0].set_ylabel("certified accuracy (%)")
-        fig.supxlabel("radius")
+        fig.supxlabel("L2 radius, pixels in [0, 1]")
         _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK)])
     return fig
 

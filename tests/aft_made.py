@@ -60,7 +60,8 @@ def network(name: str = "aft", clean: float | None = None, robust: float | None 
     if auto is not None:
         masks[EvalSpec(kind="autoattack", images=auto[1], **attack)] = reaching(*auto)
     job = Job(STUDY, run, tuple(masks), labels=(("part", part), ("start", start or "random")))
-    return Network(job, at, epoch, fold, spent, before, seconds, seconds_before, masks, run.data.train_images)
+    return Network(job, at, epoch, fold, spent, before, seconds, seconds_before, masks, run.data.train_images, seconds / 2,
+                   None if seconds_before is None else seconds_before / 3)
 
 
 def epochs(count: int, per_epoch: int, robust: list[float] | None = None) -> list[dict]:
@@ -78,7 +79,7 @@ def finish(store: Store, run: RunSpec, rows: list[dict], masks: dict[EvalSpec, n
                {"spec": json.loads(canonical_json(run)), "split": split, "epochs": rows, "train_images": run.data.train_images,
                 "val_images": run.data.val_images, "classes": 10})
     write_json(store.root / "provenance" / f"{run.hash}.json",
-               {"run": run.hash, "train": {"seconds": seconds, "rules": rules or {}}})
+               {"run": run.hash, "train": {"seconds": seconds, "processor_seconds": seconds / 2, "rules": rules or {}}})
     if masks:
         arrays = {f"{e.hash}/{e.attack_name}": np.asarray(mask) for e, mask in masks.items()}
         write_npz(store.root / "masks" / f"{run.hash}.npz", arrays, compress=True)

@@ -37,6 +37,7 @@ def test_costs_by_hand(store: Store) -> None:
     assert [(n.at, n.epoch, n.spent, n.seconds) for n in (start, best, last)] == [
         ("start", 0, 0.0, 0.0), ("best", 2, 600 + 500, 22.0), ("last", 4, 600 + 500 + 600 + 600, 46.0)]  # the first of equals
     assert {(n.spent_before, n.seconds_before, n.train_images) for n in (start, best, last)} == {(300.0, 9.0, 100)}
+    assert all(n.processor == n.seconds / 2 and n.processor_before == 4.5 for n in (start, best, last))
     assert last.whole == 2600 and last.masks[CLEAN].tolist() == [1, 1, 1, 0] and list(best.masks) == [BEST]
     assert (last.part, last.key, last.split) == ("main", ("cifar10", "aft", 0), "s")
 

@@ -1,7 +1,9 @@
 """Networks of others as start: read safely, kept with their head, refused by name where they do not fit."""
 
 import copy
+import hashlib
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +116,33 @@ def test_pickled_objects_are_refused_and_not_run(store, natural) -> None:
     with pytest.raises(ValueError, match="foreign.th"):
         sweep(store, [Job("tiny", tuned(), (CLEAN,))])
     assert not (paths.data_dir() / "was run").exists() and not (store.root / "runs").exists()
+
+
+def test_a_file_is_what_its_name_says(store, natural) -> None:
+    """Where a name ends in digits of the SHA-256, as torch.hub names files, another network under that name is refused."""
+    path = put(natural)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    for name, fits in ((f"foreign-{digits}.th", True), ("foreign-12fca82f.th", False)):
+        shutil.copy(path, path.with_name(name))
+        job = Job("tiny", tuned(weights=WeightsSpec(file=name, classes=10)), (CLEAN,))
+        if fits:
+            assert not sweep(store, [job]).failed
+        else:
+            with pytest.raises(ValueError, match=f"begins with 12fca82f, as the name foreign-12fca82f.th says, got {digits}"):
+                sweep(store, [job])
+
+
+def test_a_start_whose_weights_are_lost_is_trained_again(store) -> None:
+    """To measure a start network after its run is finished, its weights are needed once more."""
+    natural = replace(NATURAL, optim=replace(OPTIM, epochs=2))
+    run = RunSpec(data=DATA, model=natural.model, method=method("aft"), optim=OPTIM, source=natural, keep_head=True,
+                  attack=AttackSpec(eps=0.01, step_size=0.01, steps=1))
+    sweep(store, [Job("tiny", run, (CLEAN,))])
+    late = Job("tiny", run, (CLEAN, replace(CLEAN, at="start")))
+    assert store.missing([late]) == [Task(run, replace(CLEAN, at="start"))]
+    store.weights_path(natural).unlink()
+    assert store.missing([late]) == [Task(natural), Task(run, replace(CLEAN, at="start"))]
+    assert not sweep(store, [late]).failed and not store.missing([late])
 
 
 def test_a_missing_file_is_named(store) -> None:

@@ -18,7 +18,7 @@ from .runs import Job, Store, Task, read_json
 
 COLUMNS = ["dataset", "part", "method", "start", "arch", "norm", "width", "train_images", "trained_threat", "schedule", "lr",
            "seed", "at", "epoch", "attack", "threat", "eps", "value", "low", "high", "n", "images_given", "images_whole",
-           "seconds", "seconds_whole", "run"]
+           "seconds", "seconds_whole", "processor", "processor_whole", "run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,8 @@ class Network:
         spent: images passed (forward plus backward, one half each) by the run up to that epoch.
         spent_before: the same for the training of its start; None where that is not ours or not stored, 0 for random weights.
         seconds, seconds_before: wall time likewise, in proportion to the passes for an epoch before the last.
+        processor, processor_before: processor time of the process likewise, which other work on a machine lengthens little; NaN
+            where it is not recorded. It says nothing about work on a GPU.
         masks: evaluation -> boolean per test image, of AutoAttack what all its attacks left.
         train_images: of the run; 0 where unknown.
     """
@@ -44,6 +46,8 @@ class Network:
     seconds_before: float | None
     masks: Mapping[EvalSpec, np.ndarray]
     train_images: int = 0
+    processor: float = math.nan
+    processor_before: float | None = math.nan
 
     @property
     def spec(self) -> RunSpec:
@@ -77,17 +81,19 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
         record = store.run(job.spec) if job.study == STUDY and job.settled else None
         if record is None:
             continue
-        rows, seconds = record["epochs"], _seconds(store, job.spec)
-        before = _spent(store, job.spec.source) if job.spec.source else (None if job.spec.weights else 0.0)
-        seconds_before = _seconds(store, job.spec.source) if job.spec.source else (None if job.spec.weights else 0.0)
+        rows, (seconds, processor) = record["epochs"], _times(store, job.spec)
+        nothing = None if job.spec.weights else 0.0
+        before = _spent(store, job.spec.source) if job.spec.source else nothing
+        times_before = _times(store, job.spec.source) if job.spec.source else (nothing, nothing)
         for at in ("start", "best", "last"):
             masks = {e: m for e in job.evals if e.at == at and (m := _mask(store, job.spec, e)) is not None}
             if not masks and not (at == "last" and dict(job.labels)["part"] == "start"):
                 continue
             epoch = {"start": 0, "last": len(rows)}[at] if at != "best" else course.best_epoch(rows)
             spent, total = images_passed(rows[:epoch]), images_passed(rows)
-            out.append(Network(job, at, epoch, record["split"], spent, before, seconds * spent / total if total else math.nan,
-                               seconds_before, masks, record["train_images"]))
+            share = spent / total if total else math.nan
+            out.append(Network(job, at, epoch, record["split"], spent, before, seconds * share, times_before[0], masks,
+                               record["train_images"], processor * share, times_before[1]))
     return out
 
 
@@ -129,8 +135,10 @@ def _spent(store: Store, spec: RunSpec) -> float | None:
     return images_passed(record["epochs"]) if record else None
 
 
-def _seconds(store: Store, spec: RunSpec) -> float:
-    return (store.provenance(Task(spec)) or {}).get("seconds", math.nan)
+def _times(store: Store, spec: RunSpec) -> tuple[float, float]:
+    """Seconds of training on the clock and of the processor, NaN where not recorded."""
+    found = store.provenance(Task(spec)) or {}
+    return found.get("seconds", math.nan), found.get("processor_seconds", math.nan)
 
 
 def _mask(store: Store, spec: RunSpec, e: EvalSpec) -> np.ndarray | None:
@@ -146,6 +154,7 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
         s = m.spec
         whole = math.nan if m.whole is None else m.whole
         seconds_whole = math.nan if m.seconds_before is None else m.seconds + m.seconds_before
+        processor_whole = math.nan if m.processor_before is None else m.processor + m.processor_before
         for e, mask in m.masks.items():
             found = stats.clopper_pearson(int(mask.sum()), len(mask))
             clean = e.kind == "clean"
@@ -154,5 +163,5 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
                 s.model.width or 0, m.train_images or s.data.train_images or 0, s.attack.threat, s.optim.schedule, s.optim.lr,
                 s.seed, m.at, m.epoch, e.attack_name,
                 "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3], len(mask), m.spent, whole, m.seconds,
-                seconds_whole, s.hash])
+                seconds_whole, m.processor, processor_whole, s.hash])
     return pd.DataFrame(lines, columns=COLUMNS)

@@ -119,22 +119,24 @@ def accuracy_reading(networks: Sequence[Network], dataset: str) -> str:
 
 def ratios(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Cost of each network of the main part (trained from random weights or from a start network of its own) over that of AFT at
-    its last epoch, same seed: method, at, seed, then of passes (given, whole) and of seconds (seconds, seconds_whole) the ratio
-    with the start given and included; NaN where that is not known."""
+    its last epoch, same seed: method, at, seed, then of passes (given, whole), of seconds on the clock (seconds, seconds_whole)
+    and of the processor (processor, processor_whole) the ratio with the start given and included; NaN where not known."""
     each = _main(frame, dataset).drop_duplicates(["method", "at", "seed"])
     ours = {r.seed: r for r in each[(each["method"] == OURS) & (each["at"] == "last")].itertuples()}
-    names = {"given": "images_given", "whole": "images_whole", "seconds": "seconds", "seconds_whole": "seconds_whole"}
+    names = {"given": "images_given", "whole": "images_whole"} | {
+        name: name for name in ("seconds", "seconds_whole", "processor", "processor_whole")}
     out = [[r.method, r.at, r.seed, *(_over(getattr(r, c), getattr(ours[r.seed], c)) for c in names.values())]
            for r in each.itertuples() if r.method != OURS and r.at != "start" and r.seed in ours]
     return pd.DataFrame(out, columns=["method", "at", "seed", *names])
 
 
 def cost_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Passes and hours of each rival at its best and last epoch over those of AFT, in both accountings; over several seeds
-    geometric means with Student's 95 % interval of the logarithms."""
+    """Passes, hours on the clock and processor hours of each rival at its best and last epoch over those of AFT, in both
+    accountings; over several seeds geometric means with Student's 95 % interval of the logarithms."""
     found, lines = ratios(frame, dataset), []
     titles = {"given": "passes / AFT, start given", "whole": "passes / AFT, start included",
-              "seconds": "hours / AFT, start given", "seconds_whole": "hours / AFT, start included"}
+              "seconds": "hours / AFT, start given", "seconds_whole": "hours / AFT, start included",
+              "processor": "processor hours / AFT, start given", "processor_whole": "processor hours / AFT, start included"}
     for method in unique([*RIVALS, *found["method"]]):
         mine = found[found["method"] == method]
         for at in [a for a in ("best", "last") if a in set(mine["at"])] or [None]:
@@ -153,10 +155,10 @@ def cost_reading(frame: pd.DataFrame, dataset: str) -> str:
         mine = found[(found["method"] == AT) & (found["at"] == at)]
         if len(mine):
             said = []
-            for way, seconds in (("given", "seconds"), ("whole", "seconds_whole")):
+            for way, seconds, worked in (("given", "seconds", "processor"), ("whole", "seconds_whole", "processor_whole")):
                 reached = f"{'reaches' if mine[way].min() >= least else 'does not reach'} the claimed {least:g}"
                 said.append(f"{_geometric(mine[way])} with the {ACCOUNTINGS[way]} ({reached}), on the clock "
-                            f"{_geometric(mine[seconds])}")
+                            f"{_geometric(mine[seconds])}, in processor time {_geometric(mine[worked])}")
             out.append(f"{method_label(AT)} up to its {NETWORKS[at]} takes this many times the passes of AFT: {'; '.join(said)}.")
     return f"{dataset_label(dataset)}. {' '.join(out)}" if out else f"{dataset_label(dataset)}, cost: {NOT_RUN}."
 
@@ -424,7 +426,7 @@ def _mean(values: pd.Series, form: str, missing: str) -> str:
 def _geometric(values: Sequence[float]) -> str:
     values = np.asarray(values, dtype=float)
     if np.isnan(values).any() or not len(values):
-        return UNKNOWN
+        return UNKNOWN  # of runs of ours all is recorded
     logs = np.log(values)
     if len(logs) == 1:
         return f"{values[0]:.2f}"

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -257,12 +258,12 @@ class Store:
             evals = [e for e in job.evals if self.masks(job.spec, e) is None]
             evals += [c for c in job.certs if not self._votes_path(job.spec, c).exists()]
             lost = any(self.weights_path(job.spec, e.at) is None for e in evals if e.at != "start")
-            if self.run(job.spec) is None or lost:
-                chain, spec = [], job.spec
-                while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
-                    chain.insert(0, Task(spec))
-                    spec = spec.source
-                tasks += chain
+            start = any(e.at == "start" for e in evals)  # measured on the source's weights
+            chain, spec = [], job.spec if self.run(job.spec) is None or lost else job.spec.source if start else None
+            while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
+                chain.insert(0, Task(spec))
+                spec = spec.source
+            tasks += chain
             tasks += [Task(job.spec, e) for e in evals]
         late = [t.evaluation is not None and t.evaluation.kind == "autoattack" for t in tasks]
         order = sorted(range(len(tasks)), key=lambda i: (tasks[i].spec.seed, late[i]))
@@ -342,6 +343,13 @@ class Store:
             raise FileNotFoundError(
                 f"expected the pre-trained weights {path.name} in {path.parent}, got no such file; take them from "
                 f"{spec.weights.origin or 'their publisher'} and store the state dict as safetensors (README, Your own network)")
+        named = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)  # as torch.hub names files
+        if named:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if not found.startswith(named[1]):
+                raise ValueError(f"expected weights whose SHA-256 begins with {named[1]}, as the name {path.name} says, got "
+                                 f"{found}; take the published file, or give another network a name of its own")
         return path, spec.weights.classes
 
     def _shell(self, spec: RunSpec) -> torch.nn.Module:

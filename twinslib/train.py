@@ -6,6 +6,7 @@ checkpoint needs no random state and adding a measurement cannot shift training.
 
 import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -302,14 +303,13 @@ def collapsed(rows: Sequence[dict], share: float = 0.5, floor: float = 0.15) -> 
 
     Args:
         rows: per-epoch rows; looked at is `val_robust_acc`, PGD on validation images.
-        share: of the best so far that is lost at least, where that best was at least `floor`.
+        share: of the accuracy at the measurement before that is lost at least, where that was at least `floor`; so slow robust
+            overfitting is not meant, and what never gets there cannot be detected.
     """
-    best = 0.0
-    for row in rows:
-        robust = row.get("val_robust_acc", best)
-        if best >= floor and robust <= (1 - share) * best:
+    measured = [row for row in rows if "val_robust_acc" in row]
+    for before, row in itertools.pairwise(measured):
+        if before["val_robust_acc"] >= floor and row["val_robust_acc"] <= (1 - share) * before["val_robust_acc"]:
             return row["epoch"]
-        best = max(best, robust)
     return None
 
 

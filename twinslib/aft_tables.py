@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import report, rules, stats
+from . import public, report, rules, stats
 from .aft_cells import Network, finished
 from .aft_claims import attacks, paired
 from .aft_grid import STUDY
@@ -26,8 +26,6 @@ from .train import collapsed
 OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"
 RIVALS = (AT, "trades_scratch", "free_at", "fast_at", RANDOM)
 STARTS = (OURS, "aft_public")  # one method for each start network
-PUBLISHED = {  # file of a public start network: clean accuracy as published, over how many test images, where
-    "resnet20-12fca82f.th": (0.9173, 10_000, "github.com/akamaster/pytorch_resnet_cifar10")}
 NETWORKS = {"start": "start", "best": "best epoch", "last": "last epoch"}
 ACCOUNTINGS = {"given": "start given", "whole": "start included"}
 UNKNOWN = "start not ours"
@@ -177,9 +175,10 @@ def starts_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
             spec, robust = next(iter(before.values())).spec, threat_of(before)
             attack = _pgd([*before.values(), *after.values()])
             first = dict([next(iter(before.items()))])  # the same network in every seed
-            known = PUBLISHED.get(spec.weights.file) if spec.weights else None
+            known = public.published_network(spec.weights.file) if spec.weights else None
             line |= {"network": spec.model.arch + (f", width {spec.model.width}" if spec.model.width else ""),
-                     "published clean": f"{100 * known[0]:.2f} (all {known[1]:,} test images, {known[2]})" if known else "",
+                     "published clean": f"{100 * known['clean_acc']:.2f} (all {known['images']:,} test images, {known['source']})"
+                     if known else "",
                      "seeds": _listed(after)}
             for title, name in (("clean", "none"), ("PGD", attack)):
                 line |= {f"{title} before": _accuracy(first, name, robust), f"{title} after": _accuracy(after, name, robust),

@@ -50,6 +50,11 @@ def reported(method: str = "twins_at", baseline: str = "at") -> str:
     return f"reported, {certainty}: " + ", ".join(effects)
 
 
+def published_network(file: str) -> dict | None:
+    """What the publisher of a network says of it: dataset, clean_acc over so many images, source; None for one not listed."""
+    return next((row for row in _read("networks.csv").to_dict("records") if row["file"] == file), None)
+
+
 def overfitting_rows() -> pd.DataFrame:
     """Robust overfitting from random weights in public logs (Rice et al. 2020); errors as fractions, NaN where not stated.
 

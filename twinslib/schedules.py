@@ -53,7 +53,7 @@ def slow_start(progress: float, milestones: Sequence[float] = ()) -> float:
 
 def one_cycle(progress: float, milestones: Sequence[float] = (0.3,)) -> float:
     """Half a cosine from 1/25 to 1 at the first milestone, half a cosine to 1/250,000 at the end (Smith and Topin 2019, with the
-    defaults of PyTorch's OneCycleLR)."""
+    default rates of PyTorch's OneCycleLR; its cycle of the momentum is left out)."""
     peak = milestones[0] if milestones else 0.3
     start, end = 1 / 25, 1 / 25 / 1e4
     low, share = (start, 1 - progress / peak) if progress < peak else (end, (progress - peak) / (1 - peak))

@@ -397,7 +397,7 @@ class Store:
             seconds = spent + time.perf_counter() - clock
             worked += time.process_time() - processor
             record[kind] = provenance.record(started, seconds, self.device, rules=stamps, processor_seconds=round(worked, 3),
-                                                  **extra)
+                                             **extra)
             write_json(path, record)
 
     def _train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:

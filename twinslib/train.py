@@ -280,7 +280,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
             if collapsed(history.epochs) == epoch + 1:
                 log.info("method %s, seed %d, %s: lost its robustness in epoch %d, as in catastrophic overfitting: on validation "
                          "images it fell from %.1f to %.1f %%", spec.method.name, spec.seed, spec.data.name, epoch + 1,
-                         100 * max(before), 100 * row["val_robust_acc"])
+                         100 * before[-1], 100 * row["val_robust_acc"])
             sums.zero_()
             if follower:
                 follower.measure(model, epoch + 1)

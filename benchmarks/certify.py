@@ -11,7 +11,8 @@ them, and `textbook seconds` is extrapolated to all. The ratio is of total times
 groups; above 1: ours is faster. It is the product of two: fewer draws, and faster draws. The first depends on the network,
 the images and the radii; with random weights it means nothing.
 
-With --fixed K ours also draws all n for the first K images, in bfloat16, and certified accuracies are compared on these: that is
+bfloat16 is timed where the hardware has it. With --fixed K ours also draws all n for the first K images, in bfloat16 where that
+is timed, and certified accuracies are compared on these: that is
 slow. On a CPU there is a second clock, processor time of this process, which other work hardly lengthens; read it with
 --threads 1 only.
 """
@@ -26,6 +27,7 @@ import torch
 
 from benchmarks import command, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
+from twinslib import arithmetic
 from twinslib.certified import average_radius, certified_accuracy
 from twinslib.checkpoint import load_into, load_weights, tensor_hash
 from twinslib.fold import FoldedCopy
@@ -37,8 +39,6 @@ from twinslib.smoothing import collect_votes
 from twinslib.votes import Votes, join_votes
 
 RESULTS = command.RESULTS / "certify"
-OURS = ("float32", "bfloat16")
-FIXED = "bfloat16"  # the variant that is compared with all n draws
 
 
 def network(arch: str, norm: str, weights: Path | None) -> torch.nn.Module:
@@ -86,25 +86,26 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook; the first `fixed`
     images also with all n draws."""
     model, images = model.to(device), images.to(device)
-    copies = {"float32": FoldedCopy(model), "bfloat16": FoldedCopy(model, dtype=torch.bfloat16)}
+    precisions = list(dict.fromkeys(("float32", arithmetic.chosen("bfloat16", device))))
+    copies = {name: FoldedCopy(model, dtype=arithmetic.dtype(name)) for name in precisions}
     with torch.no_grad():
         classes = model(images[:1].float() / 255).shape[1]
     textbook, clocks = TextbookCertifier(model, plan.sigma, classes), Clocks(device)
     model_hash = tensor_hash(model.state_dict())[:16]
-    parts: dict[str, list[Votes]] = {name: [] for name in OURS}
-    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *OURS)}
+    parts: dict[str, list[Votes]] = {name: [] for name in copies}
+    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *copies)}
 
     def ours(name: str, rows: np.ndarray, plan: Plan) -> Votes:
         return collect_votes(copies[name], images[rows], plan, labels=labels[rows], indices=[indices[row] for row in rows],
                              precision=name, batch_size=batch_size, model_hash=model_hash)
 
     textbook.count(images[0].float() / 255, 2 * textbook.batch_size)  # to warm up
-    for name in OURS:
+    for name in copies:
         ours(name, np.arange(1), sequential_plan(sigma=plan.sigma, radii=plan.radii[:1], n=1024, n0=64, alpha=0.1))
     sizes = []
     for number, rows in enumerate(np.array_split(np.arange(len(images)), groups)):
         sizes.append(len(rows))
-        for name in ("textbook", *OURS) if number % 2 else (*OURS, "textbook"):
+        for name in ("textbook", *copies) if number % 2 else (*copies, "textbook"):
             clocks()
             factor = 1.0
             if name == "textbook":
@@ -128,8 +129,8 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
             "draws_by_image": np.sort(v.draws).tolist(), **accuracies(v, plan)}
     if fixed:
         whole, rows = certify_plan(sigma=plan.sigma, n=plan.n, n0=plan.n0, alpha=plan.alpha), np.arange(fixed)
-        result["fixed_n"] = {"images": fixed, **accuracies(ours(FIXED, rows, whole), plan)}
-        result["sequential_on_these"] = accuracies(votes[FIXED].rows(rows), plan)
+        result["fixed_n"] = {"images": fixed, **accuracies(ours(precisions[-1], rows, whole), plan)}
+        result["sequential_on_these"] = accuracies(votes[precisions[-1]].rows(rows), plan)
     return result
 
 
@@ -170,7 +171,7 @@ def table(result: dict) -> str:
     rows = list(result["variants"].items())
     if "fixed_n" in result:
         on = f" on {result['fixed_n']['images']}"
-        rows += [(FIXED + on, result["sequential_on_these"]), ("fixed n" + on, result["fixed_n"])]
+        rows += [(rows[-1][0] + on, result["sequential_on_these"]), ("fixed n" + on, result["fixed_n"])]
     for name, v in rows:
         lines.append(f"    {name:20}" + "".join(f"{a:8.3f}" for a in (*v["accuracy"], v["average_radius"])))
     if "fixed_n" in result:

@@ -1,4 +1,5 @@
-"""Time what the recorder of norms, gradients and angles adds to training, for AT and TWINS-AT in float32 and bfloat16.
+"""Time what the recorder of norms, gradients and angles adds to training, for AT and TWINS-AT in float32, and in bfloat16
+where the hardware has it.
 
     python -m benchmarks.recorder                                  thin_resnet10, batch 128, PGD-5, one thread
     python -m benchmarks.recorder --device cuda --arch resnet18    on a GPU
@@ -22,6 +23,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks import command, twins_step
+from twinslib.arithmetic import chosen
 from twinslib.config import AttackSpec, RunSpec, method
 from twinslib.dynamics import Recorder
 from twinslib.models import ARCHS, memory_format
@@ -29,7 +31,7 @@ from twinslib.norms import twinsify
 from twinslib.train import Step
 
 RESULTS = command.RESULTS / "recorder"
-METHODS, PRECISIONS = ("at", "twins_at"), ("float32", "bfloat16")
+METHODS = ("at", "twins_at")
 VARIANTS = {"without": None, "with a line": 1}  # steps between lines
 EVERY = (10, 5)  # what presets use or may use
 PGD_STEPS = 5  # as in preset small
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = command.parse(parser, arguments, {"batch": 2, "repeats": 1}, threads=1)
     with command.recorded(args, RESULTS) as results:
         for name in METHODS:
-            for precision in PRECISIONS:
+            for precision in dict.fromkeys(("float32", chosen("bfloat16", args.device))):
                 results.append(compare(run_spec(args.arch, args.batch, name, precision), args.device, args.repeats))
                 print(table(results[-1]), flush=True)
 

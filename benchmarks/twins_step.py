@@ -3,6 +3,9 @@
     python -m benchmarks.twins_step                                          two thin networks, batch 128, PGD-10
     python -m benchmarks.twins_step --arch resnet18 --device cuda            on a GPU
     python -m benchmarks.twins_step --threads 1 --repeats 41                 more certain, one core
+    ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default python -m benchmarks.twins_step     as on an older processor
+
+bfloat16 is timed where the hardware has it; elsewhere a spec that asks for it is trained in float32, the only variant.
 
 A step is everything: PGD on the adaptive wing, the split pass, the backward pass, the SGD step. The four variants take
 turns in one process, in an order that reverses from round to round, each on a network of its own and on the same fresh
@@ -23,19 +26,26 @@ import torch
 
 from benchmarks import command
 from benchmarks.textbook import TextbookStep, two_wings
+from twinslib.arithmetic import chosen, has_bfloat16
 from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.models import ARCHS, make_model
 from twinslib.norms import twinsify
 from twinslib.train import Step, generator
 
 CLASSES = 10
-VARIANTS = ("textbook float32", "textbook bfloat16", "ours float32", "ours bfloat16")
 RATIOS = {  # name -> (slower, faster)
     "float32, ours against textbook": ("textbook float32", "ours float32"),
     "ours bfloat16 against textbook float32": ("textbook float32", "ours bfloat16"),
     "bfloat16, ours against textbook": ("textbook bfloat16", "ours bfloat16"),
 }
+REFERENCE = "textbook float32"
 StepFunction = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # images, labels, number of the step
+
+
+def variants(device: str) -> list[str]:
+    """Textbook and ours, in each precision that the device has."""
+    precisions = ("float32", "bfloat16") if has_bfloat16(device) else ("float32",)
+    return [f"{author} {precision}" for author in ("textbook", "ours") for precision in precisions]
 
 
 def run_spec(arch: str, batch_size: int, precision: str) -> RunSpec:
@@ -71,7 +81,7 @@ def make_step(variant: str, arch: str, batch_size: int, device: str) -> tuple[to
     spec = run_spec(arch, batch_size, precision)
     if author == "ours":
         model = twinsify(start_network(arch)).to(device=device, memory_format=torch.channels_last)  # as train.fit does
-        step = Step(model, spec, device)
+        step = Step(model, spec, device, precision=precision)
         return model, lambda x, y, count: step(x, y, count, spec.optim.lr)[0]
     model = two_wings(start_network(arch)).to(device)
     a, o = spec.attack, spec.optim
@@ -89,24 +99,23 @@ def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, fl
     """
     x, y = random_batch(arch, batch_size, device, 0)
     losses, updates = {}, {}
-    for variant in VARIANTS:
+    for variant in variants(device):
         model, step = make_step(variant, arch, batch_size, device)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         losses[variant] = step(x, y, 0).item()
         after = dict(model.named_parameters())
         updates[variant] = torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)])
-    reference = VARIANTS[0]
-    norm = updates[reference].norm()
-    return {v: {"loss": abs(losses[v] - losses[reference]),
-                "update": ((updates[v] - updates[reference]).norm() / norm).item()} for v in VARIANTS[1:]}
+    norm = updates[REFERENCE].norm()
+    return {v: {"loss": abs(losses[v] - losses[REFERENCE]),
+                "update": ((updates[v] - updates[REFERENCE]).norm() / norm).item()} for v in updates if v != REFERENCE}
 
 
 def measure(arch: str, batch_size: int, device: str, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of each step by clock and variant, `repeats` rounds in which each variant has one turn."""
     cuda = torch.device(device).type == "cuda"
     clocks = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
-    steps = {variant: make_step(variant, arch, batch_size, device)[1] for variant in VARIANTS}
-    seconds: dict[str, dict[str, list[float]]] = {clock: {variant: [] for variant in VARIANTS} for clock in clocks}
+    steps = {variant: make_step(variant, arch, batch_size, device)[1] for variant in variants(device)}
+    seconds: dict[str, dict[str, list[float]]] = {clock: {variant: [] for variant in variants(device)} for clock in clocks}
 
     def read_clocks() -> list[float]:
         if cuda:
@@ -115,7 +124,7 @@ def measure(arch: str, batch_size: int, device: str, repeats: int) -> dict[str, 
 
     for count in range(-2, repeats):  # two rounds to warm up
         x, y = random_batch(arch, batch_size, device, count)
-        for variant in VARIANTS if count % 2 else reversed(VARIANTS):
+        for variant in steps if count % 2 else reversed(steps):
             started = read_clocks()
             steps[variant](x, y, count)
             ended = read_clocks()
@@ -139,9 +148,10 @@ def compare(arch: str, batch_size: int, device: str, repeats: int) -> dict:
     seconds = measure(arch, batch_size, device, repeats)
     spec = run_spec(arch, batch_size, "float32")
     return {"arch": arch, "image_size": spec.data.image_size, "batch_size": batch_size,
-            "attack_steps": spec.attack.steps,
+            "attack_steps": spec.attack.steps, "chosen_for_bfloat16": chosen("bfloat16", device),
             "ratios": {clock: {name: dict(zip(("estimate", "low", "high"), ratio(samples[a], samples[b]), strict=True))
-                               for name, (a, b) in RATIOS.items()} for clock, samples in seconds.items()},
+                               for name, (a, b) in RATIOS.items() if {a, b} <= samples.keys()}
+                       for clock, samples in seconds.items()},
             "difference_to_textbook_float32": check, "seconds": seconds}
 
 

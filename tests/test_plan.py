@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinslib import paths, plan, study
+from twinslib import arithmetic, paths, plan, study
 from twinslib.config import METHODS, AttackSpec, DataSpec, EvalSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.evaluate import ATTACKS
 from twinslib.packed import write_npz
@@ -122,15 +122,20 @@ def test_upsampling_and_cropping_change_the_cost() -> None:
     assert clean(data=half) == pytest.approx(clean() / 4, rel=0.01)
 
 
-def test_memory_grows_with_what_is_stored() -> None:
-    """Memory is positive, grows with batch, images and network, and shrinks with bfloat16."""
+def test_memory_grows_with_what_is_stored(monkeypatch) -> None:
+    """Memory is positive, grows with batch, images and network, and shrinks with bfloat16 where the device has it."""
     def memory(optim: OptimSpec = RUN.optim, **changes: object) -> int:
-        return plan.memory_bytes(replace(RUN, optim=optim, **changes))
+        return plan.memory_bytes(replace(RUN, optim=optim, **changes), "cpu")
+
+    monkeypatch.setattr(arithmetic, "has_bfloat16", lambda device: True)
 
     assert 0 < memory() < memory(replace(RUN.optim, batch_size=40)) < memory(replace(RUN.optim, batch_size=400))
     assert memory(replace(RUN.optim, precision="bfloat16")) < memory()
     assert memory() < memory(data=replace(RUN.data, train_images=500))
     assert memory() < memory(model=ModelSpec(arch="resnet18"))
+    with monkeypatch.context() as older:
+        older.setattr(arithmetic, "has_bfloat16", lambda device: False)
+        assert memory(replace(RUN.optim, precision="bfloat16")) == memory()
     one, both = (memory(source=RUN, method=METHODS[name]) for name in ("at", "joint"))
     assert one < memory(replace(RUN.optim, batch_size=40)) <= both
 
@@ -149,7 +154,7 @@ def test_memory_bounds_what_a_step_keeps() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(torch.rand(20, 3, 16, 16)).sum()
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert sum(kept.values()) <= plan.memory_bytes(RUN) <= 4 * (sum(kept.values()) + 4 * parameters)
+    assert sum(kept.values()) <= plan.memory_bytes(RUN, "cpu") <= 4 * (sum(kept.values()) + 4 * parameters)
     loss.backward()
 
 

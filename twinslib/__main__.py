@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from . import build, claims, plan, rules, study, table
 from .checkpoint import atomic_write
 from .errors import choose
-from .runs import Best, Job, Report, Store, Task, sweep
+from .runs import Best, Job, Report, Store, Task, precision_in_words, sweep
 
 
 def seconds(text: str) -> float:
@@ -94,7 +94,10 @@ def run_sweep(args: argparse.Namespace) -> int:
 
     store = Store(args.preset, device=args.device)
     if args.dry_run:
-        print(plan.describe(store, planned(best=store.best), flops=args.tflops * 1e12 if args.tflops else None))
+        jobs = planned(best=store.best)
+        if words := precision_in_words(jobs, store.device):
+            print(words)
+        print(plan.describe(store, jobs, flops=args.tflops * 1e12 if args.tflops else None))
         return 0
     planned(best=store.best)  # wrong parameters are refused before anything is written
     threads = args.threads or settings["threads"]

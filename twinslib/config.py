@@ -14,6 +14,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 
+from .arithmetic import PRECISIONS
 from .attacks import LOSSES, check_radius, check_step_size
 from .augment import AUGMENTATIONS
 from .errors import choose
@@ -273,14 +274,14 @@ class OptimSpec:
     schedule: str = "piecewise"
     milestones: tuple[float, ...] = (0.5, 5 / 6)  # of the run: epochs 30 and 50 of 60
     warmup: float = 0.0  # share of the run with linear climb
-    precision: str = "float32"
+    precision: str = "float32"  # bfloat16: where the hardware has it (`arithmetic.chosen`)
     val_every: int = 1  # epochs between measurements on the validation images; 0: never
     val_steps: int = 10  # PGD steps of that measurement
     keep_best: bool = False  # keep also the weights of the epoch with the best robust accuracy on the validation images
 
     def __post_init__(self) -> None:
         choose(self.schedule, SCHEDULES, "schedule")
-        choose(self.precision, ("float32", "bfloat16"), "precision")
+        choose(self.precision, PRECISIONS, "precision")
         _require(self.epochs > 0, "epochs > 0", self.epochs)
         _require(self.batch_size > 0, "batch_size > 0", self.batch_size)
         _require(self.lr > 0, "lr > 0", self.lr)
@@ -469,7 +470,7 @@ class CertifySpec:
         stop_if_wrong: no draws for images whose chosen class is wrong; the abstention rate is then unknown.
         restat_images: before certifying, statistics of batch norms are re-estimated on so many unlabelled training images with
             noise of this sigma; 0: those of training.
-        precision: of the certified network.
+        precision: of the certified network; bfloat16: where the hardware has it (`arithmetic.chosen`).
     """
 
     sigma: float
@@ -484,7 +485,7 @@ class CertifySpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choose(self.precision, ("float32", "bfloat16"), "precision")
+        choose(self.precision, PRECISIONS, "precision")
         _require(self.images > 0, "images > 0", self.images)
         _require(self.restat_images >= 0, "restat_images >= 0", self.restat_images)
         self.plan  # noqa: B018  what it refuses is refused before any work

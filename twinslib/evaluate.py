@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .arithmetic import full_float32
 from .attacks import Forward, check_radius, input_gradient, pgd, pgd_robust_mask, random_point
 from .errors import Diverged, choose
 
@@ -59,7 +60,7 @@ def clean_mask(forward: Forward, images: Tensor, labels: Tensor, *, batch_size: 
         ValueError, TypeError: wrong shape or type, a label outside the logits, a network in training mode
             or not in float32, logits that are not finite.
     """
-    with _float32(images.device):
+    with full_float32(images.device):
         masks = [_logits(forward, x, y).argmax(1) == y for _, x, y in _blocks(forward, images, labels, batch_size, 0)]
         return torch.cat(masks).cpu()
 
@@ -77,7 +78,7 @@ def pgd_mask(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, st
         block: number of the first block in images.
     """
     masks = []
-    with _float32(images.device):
+    with full_float32(images.device):
         for number, x, y in _blocks(forward, images, labels, batch_size, block):
             _logits(forward, x[:1], y)
             generator = torch.Generator(x.device).manual_seed(block_seed(seed, "pgd", number))
@@ -94,7 +95,7 @@ def pgd_losses(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
     attack.
     """
     masks, losses = [], []
-    with _float32(images.device):
+    with full_float32(images.device):
         for number, x, y in _blocks(forward, images, labels, batch_size, 0):
             _logits(forward, x[:1], y)
             generator = torch.Generator(x.device).manual_seed(block_seed(seed, "pgd", number))
@@ -143,7 +144,7 @@ def autoattack(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
     stages = ["+".join(attacks[:i + 1]) for i in range(len(attacks))]
     masks = {stage: [] for stage in stages}
     checks = dict.fromkeys([*FLAGS.values(), "no_other_warning", "norm_kept"], True)
-    with _float32(images.device), _kept_global_state(images.device), _frozen(forward):
+    with full_float32(images.device), _kept_global_state(images.device), _frozen(forward):
         for number, x, y in _blocks(forward, images, labels, batch_size, block):
             logits = _logits(forward, x, y)
             needed = N_TARGETS + 1 if {"apgd-t", "fab-t"} & set(attacks) else 3 if "apgd-dlr" in attacks else 2
@@ -178,7 +179,7 @@ def checks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step
     at most a quarter of the images stand when every pixel may change by half its range (linf), or eps is 10 (l2).
     """
     check_radius(eps, threat)
-    with _float32(images.device), _frozen(forward):
+    with full_float32(images.device), _frozen(forward):
         (_, x, y), = _blocks(forward, images, labels, len(images), 0)
         logits = _logits(forward, x, y)
         half = _logits(forward, x[:(len(x) + 1) // 2], y)
@@ -283,18 +284,6 @@ def _legal(x_adv: Tensor, x: Tensor, eps: float, threat: str) -> bool:
 
 def _agree(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
-
-
-@contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32 inside."""
-    conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul
 
 
 @contextmanager

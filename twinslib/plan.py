@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from . import data, models
+from . import arithmetic, data, models
 from .config import DataSpec, ModelSpec, RunSpec
 from .objectives import OBJECTIVES
 from .runs import Job, Store, Task
@@ -92,10 +92,10 @@ def macs(task: Task) -> float:
     return forwards(task, train_images(spec.data)[0]) * cost(spec)[0]
 
 
-def memory_bytes(spec: RunSpec) -> int:
+def memory_bytes(spec: RunSpec, device: torch.device | str) -> int:
     """Estimate of device memory: images, weights with gradient, momentum and attack copy, activations of one batch."""
     images, (_, parameters, activations) = train_images(spec.data)[0], cost(spec)
-    width = 2 if spec.optim.precision == "bfloat16" else 4
+    width = arithmetic.dtype(arithmetic.chosen(spec.optim.precision, device)).itemsize
     stored = 3 * spec.data.image_size**2 * (images + spec.data.val_images)
     batch = spec.optim.batch_size * (2 if spec.method.source_weight else 1)
     return int(stored + 4 * 4 * parameters + activations / 4 * width * batch)
@@ -121,7 +121,7 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
     x = torch.rand(batch, 3, size, size, device=device)
     start, images = None, 0
     while start is None or time.perf_counter() - start < seconds:
-        with torch.autocast(device.type, torch.bfloat16, enabled=spec.optim.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=arithmetic.chosen(spec.optim.precision, device) == "bfloat16"):
             model(x).float().square().sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -169,9 +169,10 @@ def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> s
         measure = sum(macs(t) for t in mine if t.evaluation is not None) / speed / 3600
         s = job.spec
         lines.append(f"{s.hash}  {s.method.name:12} {s.data.name:15} {s.model.arch:16} {s.seed:4}  {train:6.2f} h  "
-                     f"{measure:6.2f} h  {memory_bytes(s) / 2**30:4.1f} GiB" + ("" if mine else "  done")
+                     f"{measure:6.2f} h  {memory_bytes(s, store.device) / 2**30:4.1f} GiB" + ("" if mine else "  done")
                      + ("  to be tuned" if s in waiting else ""))
     hours = sum(map(macs, left)) / speed / 3600
+    memory = max(memory_bytes(job.spec, store.device) for job in jobs) / 2**30
     lines.append(f"{len(jobs)} runs, {len(left)} of {len(every)} tasks left, about {hours:.1f} h "
-                 f"({speed * 2 / 1e12:.3g} TFLOP/s, {origin}), at most {max(memory_bytes(j.spec) for j in jobs) / 2**30:.1f} GiB")
+                 f"({speed * 2 / 1e12:.3g} TFLOP/s, {origin}), at most {memory:.1f} GiB")
     return "\n".join(lines)

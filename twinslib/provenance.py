@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from . import arithmetic
+
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill", "nbval", "safetensors",
             "pyautoattack", "POT", "scikit-learn", "mlxtend", "PyYAML")
 
@@ -45,6 +47,12 @@ def cpu_model() -> str:
         return platform.processor() or "unknown"
 
 
+def instruction_set() -> dict[str, str]:
+    """What torch's own kernels use on the CPU, and the bound that was set for oneDNN's, if any."""
+    bound = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "none"
+    return {"torch": torch.backends.cpu.get_cpu_capability(), "onednn_at_most": bound}
+
+
 def record(started: str, seconds: float, device: torch.device | str, **extra: object) -> dict:
     """One provenance entry: times, commit, versions, hardware, precision flags, `extra` (spec hash, weights hash, …)."""
     cuda = torch.device(device).type == "cuda"
@@ -52,7 +60,8 @@ def record(started: str, seconds: float, device: torch.device | str, **extra: ob
         "started": started, "ended": now(), "seconds": round(seconds, 2), **commit(), "python": platform.python_version(),
         "versions": {p: version(p) for p in PACKAGES}, "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(), "tf32": torch.backends.cudnn.allow_tf32,
+        "instruction_set": instruction_set(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(), "float32": arithmetic.state(),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "peak_gpu_memory_mib": torch.cuda.max_memory_allocated(device) // 2**20 if cuda else 0, **extra,
     }

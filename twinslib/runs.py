@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import arithmetic, evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing, stats
 from . import data as datasets
-from . import evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing, stats
 from .augment import centre
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
 from .config import CertifySpec, DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
@@ -410,12 +410,13 @@ class Store:
         folder = self.root / "weights" if ship else self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
+        made = {"spec": canonical_json(spec), "precision": history.precision}
         if history.best:
             last = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(history.best)
-            save_weights(self._work(f"{spec.hash}-best.safetensors"), model, {"spec": canonical_json(spec)})
+            save_weights(self._work(f"{spec.hash}-best.safetensors"), model, made)
             model.load_state_dict(last)
-        save_weights(weights, model, {"spec": canonical_json(spec)}, half=ship)
+        save_weights(weights, model, made, half=ship)
         if ship:
             write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
         record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs,
@@ -435,7 +436,7 @@ class Store:
         if not known:
             write_json(self.root / "runs" / f"{spec.hash}.json", record)
         checkpoint.unlink(missing_ok=True)
-        return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": spec.optim.precision}
+        return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": history.precision}
 
     def _evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
         data = self.data(spec.data)
@@ -479,17 +480,19 @@ class Store:
         data, model = self.data(spec.data), self.trained(spec).eval()
         if c.restat_images:
             model = noise.reestimated(model, data.train_x[:c.restat_images], c.sigma, seed=c.seed)
-        network = FoldedCopy(model, dtype=torch.bfloat16 if c.precision == "bfloat16" else torch.float32)
+        file = self._work(f"{spec.hash}-{c.hash}.npz")  # what was begun goes on in its own precision
+        precision = load_votes(file).precision if file.exists() else arithmetic.chosen(c.precision, self.device)
+        network = FoldedCopy(model, dtype=arithmetic.dtype(precision))
         on_step(0, 1)
         votes = smoothing.collect_votes(
-            network, data.test_x[:c.images], c.plan, labels=data.test_y[:c.images], seed=c.seed, precision=c.precision,
-            model_hash=tensor_hash(model.state_dict())[:16], file=self._work(f"{spec.hash}-{c.hash}.npz"), stop=stop)
+            network, data.test_x[:c.images], c.plan, labels=data.test_y[:c.images], seed=c.seed, precision=precision,
+            model_hash=tensor_hash(model.state_dict())[:16], file=file, stop=stop)
         if not votes.finished.all():
             raise OutOfTime(f"stopped with {int(votes.finished.sum())} of {c.images} images certified")
         (self.root / "votes").mkdir(exist_ok=True)
-        os.replace(self._work(f"{spec.hash}-{c.hash}.npz"), self._votes_path(spec, c))
+        os.replace(file, self._votes_path(spec, c))
         on_step(1, 1)
-        return {"precision": c.precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}
+        return {"precision": precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}
 
     def _work(self, name: str) -> Path:
         folder = self.root / "work"
@@ -513,6 +516,12 @@ class Store:
                 for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
                     left_over.unlink(missing_ok=True)
             yield
+
+
+def precision_in_words(jobs: Sequence[Job], device: torch.device | str) -> str:
+    """What "bfloat16" means on `device`, where any of `jobs` asks for it; empty otherwise."""
+    asked = {job.spec.optim.precision for job in jobs} | {c.precision for job in jobs for c in job.certs}
+    return arithmetic.in_words(asked, device)
 
 
 def make_network(spec: RunSpec, classes: int) -> torch.nn.Module:
@@ -588,6 +597,8 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
     with store.locked():
         planned = plan(best=store.best)
         tasks = store.missing(planned)
+        if tasks and (words := precision_in_words(planned, store.device)):
+            log.info(words)
         store.check([*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.measurements))])
         broken: set[str] = set()
         while tasks:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arithmetic import full_float32
 from .attacks import Forward
 from .checkpoint import tensor_hash
 from .errors import Diverged, choose
@@ -223,13 +224,8 @@ def noise_seed(seed: int, index: int, stream: int, block: int) -> int:
 @contextmanager
 def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
     """No gradients, no TF32, autocast for bfloat16 only."""
-    conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul
+    with full_float32(device), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
 
 
 def _checksums(images: Tensor) -> np.ndarray:

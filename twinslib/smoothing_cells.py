@@ -101,6 +101,8 @@ def _check_drawn(votes: Votes, p: Planned) -> None:
     c = p.certification
     asked = dataclasses.asdict(c.plan) | {"seed": c.seed, "precision": c.precision, "images": c.images}
     got = votes.settings | {"images": len(votes.index)}
+    if c.precision == "bfloat16" and got["precision"] == "float32":  # on a device without it
+        asked["precision"] = "float32"
     differs = [f"{key}: {got[key]} there, {value} asked for" for key, value in asked.items() if got[key] != value]
     if differs:
         raise ValueError(f"expected votes/{p.spec.hash}-{c.hash}.npz to hold what its name says, got {'; '.join(differs)}; a "

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import attacks, awp, evaluate, norms
+from . import arithmetic, attacks, awp, evaluate, norms
 from .checkpoint import load_training, save_training
 from .config import AttackSpec, RunSpec
 from .data import DeviceSet, augment
@@ -47,8 +47,10 @@ def generator(device: torch.device | str, seed: int, purpose: str, count: int) -
 @dataclass
 class History:
     """What a run leaves behind besides its weights: one row per epoch, the arrays of its `follow.Follower`, and with keep_best
-    the state of the network after the epoch that was best on the validation images."""
+    the state of the network after the epoch that was best on the validation images. `precision` is the arithmetic it was made in.
+    """
 
+    precision: str = "float32"
     epochs: list[dict] = field(default_factory=list)
     course: dict[str, np.ndarray] = field(default_factory=dict)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Attacker:
     def __init__(self, model: torch.nn.Module, attack: AttackSpec, *, wing: str = "adaptive", precision: str,
                  passes: Passes) -> None:
         self.spec = attack
-        self.copy = FoldedCopy(model, wing=wing, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        self.copy = FoldedCopy(model, wing=wing, dtype=arithmetic.dtype(precision))
         self.forward = passes.through(self.copy)
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
@@ -105,12 +107,13 @@ class Step:
     """One optimiser step: attack, one pass per input through the wings, one backward pass, one SGD step.
 
     Args:
+        precision: "float32" or "bfloat16"; None: what the spec asks for, where the device has it (`arithmetic.chosen`).
         start: the network that training starts from with its own head; needed by methods that stay near it.
         source: images of the source task on the device; needed by joint training.
         recorder: keeps how the weights move, without changing them.
     """
 
-    def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str, *,
+    def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str, *, precision: str | None = None,
                  start: torch.nn.Module | None = None, source: DeviceSet | None = None,
                  recorder: Recorder | None = None) -> None:
         self.recorder = recorder
@@ -124,15 +127,15 @@ class Step:
         self.memory_format = memory_format(model, device)
         self.objective = OBJECTIVES[spec.method.objective]
         self.device_type = torch.device(device).type
-        self.bfloat16 = spec.optim.precision == "bfloat16"
+        self.precision = precision or arithmetic.chosen(spec.optim.precision, device)
         self.retention = Retention(model, spec, start=start, source=source,
-                                   count=self.passes.through, make_attack=partial(Attacker, passes=self.passes,
-                                                                                  precision=spec.optim.precision))
+                                   count=self.passes.through,
+                                   make_attack=partial(Attacker, passes=self.passes, precision=self.precision))
         self.attackers = []
         self.free = FreePerturbation(spec.attack) if spec.method.replays > 1 else None
         if self.objective.attacks and not self.free:
             wings = ("adaptive", "frozen") if spec.method.attack_wing == "alternating" else (spec.method.attack_wing,)
-            self.attackers = [Attacker(model, spec.attack, wing=wing, precision=spec.optim.precision, passes=self.passes)
+            self.attackers = [Attacker(model, spec.attack, wing=wing, precision=self.precision, passes=self.passes)
                               for wing in wings]
         self.optimizer = torch.optim.SGD(self.retention.groups(), lr=spec.optim.lr, momentum=spec.optim.momentum,
                                          weight_decay=spec.optim.weight_decay)
@@ -148,7 +151,7 @@ class Step:
         n_frozen, parts = split_wings(self.spec.method, len(y))
         sequential = self.spec.method.wings == "split"
         with (norms.wings(self.model, n_frozen), self.retention.watching(),
-              torch.autocast(self.device_type, torch.bfloat16, enabled=self.bfloat16)):
+              torch.autocast(self.device_type, torch.bfloat16, enabled=self.precision == "bfloat16")):
             logits, extra = {}, []
             for kind in self.objective.inputs:
                 x = inputs[kind] if joint is None else torch.cat((inputs[kind], joint[0]))
@@ -219,7 +222,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     Args:
         start: on `device`, the network that training starts from with its own head, for methods that stay near it.
         source: training images of the source task, for joint training.
-        checkpoint: file for the state at each epoch's end; where it exists, training continues from it.
+        checkpoint: file for the state at each epoch's end; where it exists, training continues from it, in its precision.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
         Diverged: loss or a weight is not finite; the last good checkpoint stays.
@@ -231,14 +234,16 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
-    step_fn = Step(model, spec, device, start=start, source=source, recorder=follower.recorder if follower else None)
+    state = load_training(checkpoint, config=spec.hash) if checkpoint is not None and checkpoint.exists() else None
+    precision = begun_in(state, spec) if state else arithmetic.chosen(spec.optim.precision, device)
+    step_fn = Step(model, spec, device, precision=precision, start=start, source=source,
+                   recorder=follower.recorder if follower else None)
     n, batch, replays = len(data.train_y), optim.batch_size, spec.method.replays
     per_epoch = -(-n // batch) * replays  # optimiser steps
     total = per_epoch * optim.epochs
-    history, first = History(), 0
+    history, first = History(precision), 0
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images of the running epoch
-    if checkpoint is not None and checkpoint.exists():
-        state = load_training(checkpoint, config=spec.hash)
+    if state:
         model.load_state_dict(state["model"])
         step_fn.load_state_dict(state["step_fn"])
         step_fn.optimizer.load_state_dict(state["optimizer"])
@@ -256,7 +261,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
                                        "step_fn": step_fn.state_dict(), "best": history.best,
                                        "follower": follower.state_dict() if follower else {},
                                        "passes": [step_fn.passes.forward, step_fn.passes.backward],
-                                       "epochs": history.epochs, "step": step, "sums": sums.cpu()}, config=spec.hash)
+                                       "epochs": history.epochs, "step": step, "sums": sums.cpu(),
+                                       "precision": precision}, config=spec.hash)
 
     order = None
     for step in range(first, total):
@@ -294,6 +300,11 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
             raise OutOfTime(f"stopped at step {step + 1} of {total}")
     history.course = follower.arrays() if follower else {}
     return history
+
+
+def begun_in(state: dict, spec: RunSpec) -> str:
+    """The precision that a checkpoint was made in; one that does not say was made as its spec asks."""
+    return state.get("precision", spec.optim.precision)
 
 
 def collapsed(rows: Sequence[dict], share: float = 0.5, floor: float = 0.15) -> int | None:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 
-PACKAGES = ("torch", "torchvision", "papermill", "nbconvert", "nbval", "pytest", "hypothesis", "ruff", "timm",
+PACKAGES = ("torch", "torchvision", "papermill", "nbconvert", "nbval", "pytest", "xdist", "hypothesis", "ruff", "timm",
             "mlxtend", "twinslib")
 
 if sys.version_info < (3, 11):  # noqa: UP036, this is what an older Python gets to read

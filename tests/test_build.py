@@ -493,9 +493,8 @@ def test_hidden_files_are_ignored_and_others_counted(folder, caplog):
     assert packed.class_names == ("cat", "dog") and len(packed.train_labels) == 6 and len(packed.test_labels) == 3
     assert packed.train_images[5, :, 0, 0].tolist() == [40, 0, 9]
     for piece in ("2 .heic", "1 .txt", "1 .zip", "1 without ending", "1 .png beside the class folders",
-                  "1 images with several frames, the first is taken, for example train/dog/film.gif",
-                  "1 images with a side below 8 pixels, for example test/cat/thin.png",
-                  "1 images with less than half"):  # fmt: skip
+                  "several frames, of which the first is taken: 1 (train/dog/film.gif)",
+                  "a side below 8 pixels, enlarged: 1 (test/cat/thin.png)", "less than half: 1 (test/cat/thin.png)"):  # fmt: skip
         assert piece in caplog.text, piece
     assert "checkpoints" not in caplog.text and "Thumbs" not in caplog.text
 
@@ -526,10 +525,10 @@ def test_doubles_are_reported(folder, caplog, capsys):
     """The same pixels in both parts, in two classes, or twice in training are named at build and counted by check."""
     pets(folder, {"test/dog/copy.bmp": image(20, (8, 8), "BMP"), "train/dog/again.png": image(60, (8, 8))})
     build.build("pets", size=8)
-    assert "1 test images are training images too" in caplog.text
-    assert "train/cat/1.png = test/dog/copy.bmp" in caplog.text
-    assert "1 images stand in more than one class" in caplog.text
-    assert "1 training images repeat another" in caplog.text and "train/dog/1.png = train/dog/again.png" in caplog.text
+    for piece in ("test images that are training images too: 1 (train/cat/1.png = test/dog/copy.bmp)",
+                  "images in more than one class: 1 (train/cat/1.png = test/dog/copy.bmp)",
+                  "training images that repeat another", ": 1 (train/dog/1.png = train/dog/again.png)"):  # fmt: skip
+        assert piece in caplog.text, piece
     caplog.clear()
     assert call("check", "pets") == 0
     assert "train image 1 (cat) = test image 2 (dog)" in caplog.text
@@ -543,7 +542,7 @@ def test_doubles_are_reported(folder, caplog, capsys):
         (lambda p: [(p / part / "dog").rename(p / "old") and shutil.rmtree(p / "old") for part in ("train", "test")],
          "at least 2 folders of classes in .*train, got 1"),
         (lambda p: (p / "test/cat/0.png").rename(p / "test/cat/0.heic"),
-         r"images in every class of .*, got none in test/cat \(1 in all, skipped 1 .heic\)"),
+         r"images in every class of .*, got none in test/cat \(1 in all; skipped: 1 .heic\)"),
         (lambda p: [(p / part / os.fsdecode(b"caf\xe9")).mkdir() for part in ("train", "test")], "class names in UTF-8"),
     ],
     ids=["other case", "case only", "one class", "no image", "not UTF-8"],

@@ -39,13 +39,13 @@ def image_folder(folder: Path, size: int) -> tuple[Arrays, dict[str, list[str]]]
         empty = [f"{part}/{name}" for name, found in zip(names, per_class, strict=True) if not found]
         if empty:
             raise ValueError(
-                f"expected images in every class of {folder}, got none in {', '.join(empty[:5])} ({len(empty)} in all"
-                f"{_skips(skipped)}); add images or move the class away"
+                f"expected images in every class of {folder}, got none in {', '.join(empty[:5])} ({len(empty)} in all; "
+                f"skipped: {_counts(skipped) or 'nothing'}); add images or move the class away"
             )
         files[part] = [file for found in per_class for file in found]
         labels[part] = [label for label, found in enumerate(per_class) for _ in found]
     if skipped:
-        log.warning("%s: files that are no images by their ending%s", folder.name, _skips(skipped))
+        log.warning("%s: skipped, no images by their ending: %s", folder.name, _counts(skipped))
     arrays = {"class_names": np.array(names)}
     for part in files:
         arrays[f"{part}_images"] = np.empty((len(files[part]), size, size, 3), np.uint8)
@@ -56,8 +56,11 @@ def image_folder(folder: Path, size: int) -> tuple[Arrays, dict[str, list[str]]]
 
 def _fill(arrays: Arrays, files: dict[str, list[Path]], folder: Path, size: int) -> None:
     broken: list[str] = []
-    remarks: dict[str, list[str]] = {"several frames, the first is taken": [], f"a side below {size} pixels": [],
-                                     "less than half of the image in its central square": []}  # fmt: skip
+    remarks: dict[str, list[str]] = {
+        "images with several frames, of which the first is taken": [],
+        f"images with a side below {size} pixels, enlarged": [],
+        "long images, of which the central square is less than half": [],
+    }
     for part, found in files.items():
         for i, file in enumerate(found):
             where = _short(file, folder)
@@ -78,7 +81,7 @@ def _fill(arrays: Arrays, files: dict[str, list[Path]], folder: Path, size: int)
         raise ValueError(f"expected usable images in {folder}, got {len(broken)} others: {'; '.join(broken[:5])}{rest}")
     for remark, where in remarks.items():
         if where:
-            log.warning("%s: %d images with %s, for example %s", folder.name, len(where), remark, where[0])
+            log.warning("%s: %s: %d (%s%s)", folder.name, remark, len(where), where[0], ", …" if where[1:] else "")
 
 
 def _ignored(name: str) -> bool:
@@ -89,10 +92,8 @@ def _short(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def _skips(skipped: Counter[str]) -> str:
-    """", skipped 2 .txt, 1 .heic" or nothing."""
-    counts = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
-    return f", skipped {counts}" if counts else ""
+def _counts(skipped: Counter[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in skipped.most_common())
 
 
 def _classes(part: Path, skipped: Counter[str]) -> dict[str, Path]:

@@ -216,11 +216,11 @@ def doubles(arrays: dict[str, np.ndarray], files: dict[str, list[str]] | None = 
         classes += [(first, image) for image in group if image[1] != first[1]][:1]
         again += [(first, image) for image in train[1:]]
     told = (
-        (both, "test images are training images too, so accuracy on them is no test"),
-        (classes, "images stand in more than one class"),
-        (again, "training images repeat another, so one may train and its double validate"),
+        (both, "test images that are training images too"),
+        (classes, "images in more than one class"),
+        (again, "training images that repeat another, so that one may train and its double validate"),
     )
-    return [f"{len(pairs)} {what}: " + ", ".join(f"{a[2]} = {b[2]}" for a, b in pairs[:3]) + (", …" if pairs[3:] else "")
+    return [f"{what}: {len(pairs)} ({', '.join(f'{a[2]} = {b[2]}' for a, b in pairs[:3])}{', …' * (len(pairs) > 3)})"
             for pairs, what in told if pairs]
 
 

@@ -5,19 +5,24 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import shutil
+import struct
 import tarfile
 import threading
+import unicodedata
 import zipfile
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from torchvision import datasets
+from torchvision import datasets, transforms
 
-from twinslib import archives, build, data, readers
+from twinslib import archives, build, data, decode, readers
 from twinslib.sources import SOURCES, Archive
 
 
@@ -77,7 +82,7 @@ def mat(**content):
 
 def expect(monkeypatch, name, num_classes):
     """Let the known set `name` have few classes and no checksum, as the archives of these tests do."""
-    plain = tuple(dataclasses.replace(a, md5=None) for a in SOURCES[name].archives)
+    plain = tuple(dataclasses.replace(a, md5=None, sha256=None) for a in SOURCES[name].archives)
     monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], num_classes=num_classes, archives=plain))
 
 
@@ -309,9 +314,271 @@ def test_own_folder_of_images(folder):
     (folder / "pets.npz").unlink()
     (folder / "pets" / "test" / "fox").mkdir()
     (folder / "pets" / "test" / "fox" / "0.png").write_bytes(image(1))
-    with pytest.raises(ValueError, match="same classes .* got 'fox' in one only"):
+    with pytest.raises(ValueError, match=r"same classes .* got 'fox' in one only \(test\), 1 in all; add"):
         build.build("pets", size=8)
     assert not list(folder.glob("*.npz"))
+
+
+# -- a folder of one's own: kinds of files -------------------------------------------------------------------------
+
+
+def pets(folder, extra=(), sizes=(8, 8)):
+    """Write a set of two classes, two images each in training and one in test, all different; then `extra` files."""
+    files = {f"{part}/{c}/{i}.png": image(20 * k, sizes) for k, (part, c, i) in enumerate(
+        [("train", "cat", 0), ("train", "cat", 1), ("train", "dog", 0), ("train", "dog", 1), ("test", "cat", 0),
+         ("test", "dog", 0)])}  # fmt: skip
+    for name, content in {**files, **dict(extra)}.items():
+        path = folder / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def encoded(pixels, form="PNG", mode=None, **options):
+    """Encode an array or an image."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    stream = io.BytesIO()
+    (picture.convert(mode) if mode else picture).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def raw_png(depth, kind, line, clear):
+    """A PNG of 8 equal rows with a transparent grey or colour, which Pillow cannot write at all depths."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, kind, 0, 0, 0)) + chunk(b"tRNS", clear)
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress((b"\0" + line) * 8)) + chunk(b"IEND", b"")
+
+
+def palette(clear):
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    return encoded(picture, transparency=clear)
+
+
+DEEP, HALF = np.full((8, 8), 32896, np.uint16), (128, 128, 128)  # half of 65535
+RED = np.full((8, 8, 4), (255, 0, 0, 0), np.uint8)  # wholly transparent
+WHITE = (255, 255, 255)
+KINDS = {  # file, contents, the colour that a viewer shows
+    "16-bit grey PNG": ("a.png", encoded(DEEP), HALF),
+    "16-bit grey TIFF": ("a.tif", encoded(DEEP, "TIFF"), HALF),
+    "16-bit grey TIFF, compressed": ("a.tiff", encoded(DEEP, "TIFF", compression="tiff_lzw"), HALF),
+    "16-bit grey TIFF, big-endian": ("a.tif", encoded(Image.fromarray(DEEP.astype(">u2")), "TIFF"), HALF),
+    "16-bit grey TIFF, 0 is white": ("a.tif", encoded(DEEP // 2, "TIFF", tiffinfo={262: 0}), (191, 191, 191)),
+    "16-bit PGM (mode I)": ("a.pgm", b"P5 8 8 65535\n" + DEEP.astype(">u2").tobytes(), HALF),
+    "12-bit PGM (mode I)": ("a.pgm", b"P5 8 8 4095\n" + (DEEP // 16).astype(">u2").tobytes(), HALF),
+    "16-bit grey PNG, clear grey": ("a.png", raw_png(16, 0, struct.pack(">8H", *[9000] * 8), struct.pack(">H", 9000)), WHITE),
+    "16-bit colour PNG": ("a.png", raw_png(16, 2, struct.pack(">24H", *[32896] * 24), struct.pack(">3H", 1, 2, 3)), HALF),
+    "16-bit colour PNG, clear colour": (
+        "a.png", raw_png(16, 2, struct.pack(">24H", *[9000] * 24), struct.pack(">3H", *[9000] * 3)), WHITE),
+    "2-bit grey PNG, clear black": ("a.png", raw_png(2, 0, b"\0\0", b"\0\0"), WHITE),
+    "2-bit grey PNG, clear grey": ("a.png", raw_png(2, 0, b"\x55\x55", b"\0\1"), WHITE),
+    "bits": ("a.png", encoded(Image.new("1", (8, 8), 1)), WHITE),
+    "transparent": ("a.png", encoded(RED), WHITE),
+    "half transparent": ("a.webp", encoded(RED + np.array([0, 0, 0, 128], np.uint8), "WEBP", lossless=True), (255, 127, 127)),
+    "grey and alpha": ("a.png", encoded(Image.new("LA", (8, 8), (10, 0))), WHITE),
+    "transparent TIFF": ("a.tif", encoded(RED, "TIFF"), WHITE),
+    "palette, one clear": ("a.png", palette(1), WHITE),
+    "palette, alpha": ("a.png", palette(bytes([0, 255])), (0, 255, 0)),
+    "transparent GIF": ("a.gif", encoded(Image.new("P", (8, 8), 1), "GIF", transparency=1), WHITE),
+    "upper case": ("a.JPEG", image(90, form="JPEG"), (90, 90, 90)),
+    "another ending": ("a.jpg", image(90, form="BMP"), (90, 90, 90)),
+    "CMYK": ("a.jpg", encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 127)), "JPEG"), HALF),
+    "GIF": ("a.gif", image(90, form="GIF"), (90, 90, 90)),
+    "one pixel": ("a.png", image(90, (1, 1)), (90, 90, 90)),
+    "one row": ("a.png", image(90, (3000, 1)), (90, 90, 90)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_packed_as_shown(kind, folder):
+    """16 bits are scaled, not clipped; transparent pixels show white, not the colour below them."""
+    name, content, colour = KINDS[kind]
+    pets(folder, {f"train/cat/{name}": content})
+    build.build("pets", size=8)
+    packed = data.load_packed("pets")
+    assert len(packed.train_labels) == 5
+    assert close(packed.train_images[2, :, 4, 6].tolist(), colour, 2)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_images(form, orientation, folder):
+    """A camera's note on how it was held is followed, once: the packed image equals the one turned before storing."""
+    upright = np.kron(np.array([[0, 60], [120, 240]], np.uint8), np.ones((8, 8), np.uint8))
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
+              6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1)}[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[274] = orientation
+    note = {"tiffinfo": {274: orientation}} if form == "TIFF" else {"exif": exif}
+    pets(folder, {f"train/cat/a.{form.lower()}": encoded(np.ascontiguousarray(stored), form, "RGB", **note)})
+    build.build("pets", size=16)
+    found = data.load_packed("pets").train_images[2, 0].numpy().astype(int)
+    assert np.abs(found - upright)[1:-1, 1:-1].mean() < 12
+
+
+def test_publishers_images_keep_their_stored_pixels(folder, monkeypatch):
+    """Boxes and results of the known sets refer to pixels as stored, so these are neither turned nor made opaque."""
+    exif = Image.Exif()
+    exif[274] = 3
+    picture = Image.open(io.BytesIO(image(50, (8, 8))))
+    rgb, _ = decode.decode(io.BytesIO(encoded(picture, exif=exif)), "a", as_shown=False)
+    assert np.array_equal(np.asarray(rgb), np.asarray(picture))
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"<html>not found</html>",
+    "truncated JPEG": encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")[:1500],
+    "truncated PNG": encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))[:5000],
+    "32-bit integers": encoded(np.full((8, 8), 70000, np.int32), "TIFF"),
+    "32-bit floats": encoded(np.full((8, 8), 0.5, np.float32), "TIFF"),
+    "bomb, Pillow warns": b"P6 10000 10000 255\n",
+    "bomb, Pillow refuses": b"P6 90000 90000 255\n",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_unusable_images_are_named(case, folder):
+    """What cannot be read is refused by its path in the set, several at once, and nothing is written."""
+    pets(folder, {f"{part}/dog/bad.jpg": BROKEN[case] for part in ("train", "test")})
+    with pytest.raises(ValueError, match="expected usable images in .*pets, got 2 others: ") as caught:
+        build.build("pets", size=8)
+    assert "train/dog/bad.jpg" in str(caught.value) and "test/dog/bad.jpg" in str(caught.value)
+    assert "BytesIO" not in str(caught.value) and not list(folder.glob("*.npz*"))
+    assert ("pixels" in str(caught.value)) == case.startswith("bomb") and ("8 or 16 bits" in str(caught.value)) == ("32" in case)
+
+
+def test_broken_links_and_devices_are_named(folder):
+    """A link to nowhere is refused, and a pipe is not waited for."""
+    pets(folder)
+    (folder / "pets/train/cat/x.png").symlink_to(folder / "nowhere.png")
+    os.mkfifo(folder / "pets/train/cat/y.png")
+    with pytest.raises(ValueError, match="got 2 others: .*train/cat/x.png.*train/cat/y.png"):
+        build.build("pets", size=8)
+
+
+def test_damaged_images_in_archives_are_named(folder, monkeypatch):
+    """The message gives the member and the archive."""
+    expect(monkeypatch, "caltech256", 2)
+    home = folder / "archives/caltech256/256_ObjectCategories"
+    for c, category in ((1, "001.ak47"), (2, "002.clutter")):
+        (home / category).mkdir(parents=True)
+        for i in range(1, 12):
+            (home / category / f"{c:03d}_{i:04d}.jpg").write_bytes(image(i) if (c, i) != (2, 7) else b"")
+    with pytest.raises(ValueError, match="whole image in .*002.clutter/002_0007.jpg, got an empty file"):
+        build.build("caltech256", size=8)
+    write_tar(folder / "a.tar", {"images/x.jpg": image(1)[:40]})
+    with pytest.raises(ValueError, match="whole image in images/x.jpg of .*a.tar"):
+        readers._pack(folder / "a.tar", ["a"], [readers.Item("images/x.jpg", 0)], [], 8)
+
+
+# -- a folder of one's own: what is taken --------------------------------------------------------------------------
+
+
+def test_hidden_files_are_ignored_and_others_counted(folder, caplog):
+    """Copies that tools leave behind neither become a class nor double images; other files are counted by ending."""
+    hidden = ("train/.ipynb_checkpoints/a.png", "test/.ipynb_checkpoints/a.png", "train/cat/.ipynb_checkpoints/0.png",
+              "train/cat/._0.png", "train/__MACOSX/a.png", "train/dog/Thumbs.db", "train/.DS_Store")  # fmt: skip
+    other = ("train/cat/a.HEIC", "train/cat/b.heic", "train/dog/labels.txt", "test/dog/more.zip", "train/dog/README")
+    frames = [Image.new("RGB", (8, 8), (40 * i, 0, 9)) for i in range(1, 4)]
+    pets(folder, {
+        **{name: image(7) for name in (*hidden, *other, "train/loose.png")},
+        "train/cat/deep/er/a.png": image(200), "test/cat/thin.png": image(201, (30, 4)),
+        "train/dog/film.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+    })  # fmt: skip
+    build.build("pets", size=8)
+    packed = data.load_packed("pets")
+    assert packed.class_names == ("cat", "dog") and len(packed.train_labels) == 6 and len(packed.test_labels) == 3
+    assert packed.train_images[5, :, 0, 0].tolist() == [40, 0, 9]
+    for piece in ("2 .heic", "1 .txt", "1 .zip", "1 without ending", "1 .png beside the class folders",
+                  "several frames, of which the first is taken: 1 (train/dog/film.gif)",
+                  "a side below 8 pixels, enlarged: 1 (test/cat/thin.png)", "less than half: 1 (test/cat/thin.png)"):  # fmt: skip
+        assert piece in caplog.text, piece
+    assert "checkpoints" not in caplog.text and "Thumbs" not in caplog.text
+
+
+def test_a_clean_folder_gives_no_warning(folder, caplog):
+    """Nothing is said where nothing is skipped, changed or doubled."""
+    pets(folder)
+    build.build("pets", size=8)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_links(folder):
+    """Linked files and folders count as what they point to; a link back into the class is refused, not walked for ever."""
+    pets(folder)
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/a.png").write_bytes(image(201))
+    (folder / "pets/train/cat/deep").symlink_to(folder / "elsewhere")
+    (folder / "pets/train/dog/a.png").symlink_to(folder / "elsewhere/a.png")
+    build.build("pets", size=8)
+    assert data.load_packed("pets").train_labels.bincount().tolist() == [3, 3]
+    (folder / "pets.npz").unlink()
+    (folder / "pets/train/cat/loop").symlink_to(folder / "pets/train/cat")
+    with pytest.raises(ValueError, match="each folder once in .*train/cat, got loop .*remove the link"):
+        build.build("pets", size=8)
+
+
+def test_doubles_are_reported(folder, caplog, capsys):
+    """The same pixels in both parts, in two classes, or twice in training are named at build and counted by check."""
+    pets(folder, {"test/dog/copy.bmp": image(20, (8, 8), "BMP"), "train/dog/again.png": image(60, (8, 8))})
+    build.build("pets", size=8)
+    for piece in ("test images that are training images too: 1 (train/cat/1.png = test/dog/copy.bmp)",
+                  "images in more than one class: 1 (train/cat/1.png = test/dog/copy.bmp)",
+                  "training images that repeat another", ": 1 (train/dog/1.png = train/dog/again.png)"):  # fmt: skip
+        assert piece in caplog.text, piece
+    caplog.clear()
+    assert call("check", "pets") == 0
+    assert "train image 1 (cat) = test image 2 (dog)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: (p / "test/dog").rename(p / "test/Dog"), "'dog' in one only .train., 'Dog' in one only .test., 2 in all"),
+        (lambda p: (p / "train/CAT").mkdir(), "upper and lower case.*'CAT' and 'cat'; rename or merge"),
+        (lambda p: [(p / part / "dog").rename(p / "old") and shutil.rmtree(p / "old") for part in ("train", "test")],
+         "at least 2 folders of classes in .*train, got 1"),
+        (lambda p: (p / "test/cat/0.png").rename(p / "test/cat/0.heic"),
+         r"images in every class of .*, got none in test/cat \(1 in all; skipped: 1 .heic\)"),
+        (lambda p: [(p / part / os.fsdecode(b"caf\xe9")).mkdir() for part in ("train", "test")], "class names in UTF-8"),
+    ],
+    ids=["other case", "case only", "one class", "no image", "not UTF-8"],
+)  # fmt: skip
+def test_classes_that_do_not_fit(change, message, folder):
+    """Classes in one part only, alike but for case, without images or alone are refused before any image is read."""
+    pets(folder)
+    change(folder / "pets")
+    with pytest.raises(ValueError, match=message):
+        build.build("pets", size=8)
+
+
+def test_accents_have_one_spelling(folder):
+    """A class whose name macOS wrote in one part and Linux in the other is one class, with the composed name."""
+    pets(folder)
+    for part, form in (("train", "NFD"), ("test", "NFC")):
+        (folder / "pets" / part / "cat").rename(folder / "pets" / part / unicodedata.normalize(form, "Zoë 犬"))
+    build.build("pets", size=8)
+    assert data.load_packed("pets").class_names == ("Zoë 犬", "dog")
+
+
+@pytest.mark.parametrize("name", ["my pets", "../pets", "a/b", "/etc/x", "", ".", "..", ".hidden", "-x", "a\n", "x\0"])
+def test_one_rule_for_names(name, folder):
+    """What could not be loaded is not built, and no name leads out of the data folder."""
+    pets(folder / "inner")
+    for act in (lambda: build.build(name, size=8), lambda: data.load_packed(name), lambda: call("explain", "--", name)):
+        with pytest.raises(ValueError, match="bare name of an image set"):
+            act()
+
+
+def test_list_names_what_cannot_be_loaded(folder, capsys):
+    """A file whose name no set can have is listed as such."""
+    pets(folder)
+    build.build("pets", size=8).rename(folder / "my pets.npz")
+    call("list")
+    assert "my pets" in capsys.readouterr().out.split("no usable name")[0].splitlines()[-1]
 
 
 # -- images --------------------------------------------------------------------------------------------------------
@@ -330,6 +597,24 @@ def test_own_folder_of_images(folder):
 def test_square_around_a_box(box, size, expected):
     """The square holds the box where the image allows it and never leaves the image."""
     assert readers._square_around(box, size) == expected
+
+
+def test_resizing_averages():
+    """Fine stripes turn grey and do not alias, whether the size divides the side or not."""
+    stripes = Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (240, 120)))
+    for size in (30, 37, 100):
+        assert np.ptp(readers.square(stripes, size)[2:-2, 2:-2].astype(int)) < 40
+        assert 120 < readers.square(stripes, size).mean() < 136
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (400, 300), (300, 471)])
+def test_the_test_crop_is_the_official_one(shape):
+    """The middle 224 of a square of 256 is Resize(256) and CenterCrop(224) of the whole image, up to resampling."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize(shape, Image.Resampling.BICUBIC)
+    official = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(picture)
+    ours = readers.square(picture, 256)[16:-16, 16:-16].astype(int)
+    assert np.abs(ours - np.asarray(official).astype(int)).mean() < 2
 
 
 def test_square_modes():
@@ -459,8 +744,11 @@ def test_fetch_takes_up_a_complete_part(publisher, tmp_path):
 def test_fetch_refuses(publisher, tmp_path):
     """A wrong checksum leaves nothing behind; an absent file or publisher is said in one line."""
     address, _ = publisher
-    with pytest.raises(ValueError, match="expected MD5 0000"):
-        archives.fetch(Archive("a.tar", f"{address}/a.tar", "0000"), tmp_path)
+    for kind, name in (("md5", "MD5"), ("sha256", "SHA256")):
+        with pytest.raises(ValueError, match=f"expected {name} 0000"):
+            archives.fetch(Archive("a.tar", f"{address}/a.tar", **{kind: "0000"}), tmp_path)
+    good = hashlib.sha256(publisher[1].content).hexdigest()
+    archives.fetch(Archive("a.tar", f"{address}/a.tar", sha256=good), tmp_path).unlink()
     with pytest.raises(OSError, match="404.*by hand"):
         archives.fetch(Archive("a.tar", f"{address}/gone"), tmp_path)
     with pytest.raises(OSError, match="expected to reach"):

@@ -58,16 +58,21 @@ def fetch(archive: Archive, folder: Path) -> Path:
             f"expected {start + int(length)} bytes of {archive.file}, got {part.stat().st_size}; "
             "the connection ended early, run again to continue"
         )
-    if archive.md5 and (found := md5(part)) != archive.md5:
+    if (differs := _differs(archive, part)) is not None:
         part.unlink()
-        raise ValueError(f"expected MD5 {archive.md5} of {archive.url}, got {found}; run again, or tell the publisher")
+        raise ValueError(f"expected {differs[0]} of {archive.url}, got {differs[1]}; run again, or tell the publisher")
     os.replace(part, path)
     return path
 
 
-def md5(path: Path) -> str:
+def _differs(archive: Archive, path: Path) -> tuple[str, str] | None:
+    """What the checksum should be and what it is, if the file at `path` has another; None if all is well or unknown."""
+    if archive.checksum is None:
+        return None
+    kind, wanted = archive.checksum
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        found = hashlib.file_digest(file, lambda: hashlib.new(kind.lower(), usedforsecurity=False)).hexdigest()
+    return None if found == wanted else (f"{kind} {wanted}", found)
 
 
 def require_archives(name: str) -> None:
@@ -80,9 +85,9 @@ def require_archives(name: str) -> None:
             f"{SOURCES[name].page}, or run 'python -m twinslib data build {name} --download'"
         )
     for archive in SOURCES[name].archives:
-        if archive.md5 and (found := md5(home / archive.file)) != archive.md5:
+        if (differs := _differs(archive, home / archive.file)) is not None:
             raise ValueError(
-                f"expected MD5 {archive.md5} of {home / archive.file}, got {found}; delete it and fetch it again"
+                f"expected {differs[0]} of {home / archive.file}, got {differs[1]}; delete it and fetch it again"
             )
 
 

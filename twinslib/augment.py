@@ -31,7 +31,8 @@ def augment(
 
     Kinds: "none"; "crop", a random crop after a border of 4 zero pixels; "crop_flip", the same and a horizontal flip
     with probability 1/2; "resized_crop_flip", 8 to 100 % of the area at a ratio of 3/4 to 4/3, resized bilinearly
-    without antialiasing, and flipped (the sampling of torchvision's RandomResizedCrop); "center_crop".
+    without antialiasing, and flipped (the sampling of torchvision's RandomResizedCrop, but from the packed square, not
+    from the whole image); "center_crop".
 
     Args:
         images: (B, 3, S, S) uint8.

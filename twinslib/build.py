@@ -11,12 +11,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from . import paths
 from .archives import archive_dir, fetch
-from .packed import DAMAGED, TOY_SETS, check_arrays, load_packed, missing, write_npz
-from .readers import READERS, image_folder
+from .folder import image_folder
+from .packed import DAMAGED, KEYS, NAME, TOY_SETS, check_arrays, check_name, doubles, load_packed, missing, write_npz
+from .readers import READERS
 from .sources import SOURCES
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 def build(name: str, *, download: bool = False, size: int | None = None) -> Path:
     """Write `NAME.npz` into the data folder and return its path; a finished file is left as it is.
 
+    An image is packed as its central square (or that around the publisher's box), resized with antialiasing. So the
+    central crop of a test image is that of the TWINS authors' scripts (Resize 256, CenterCrop 224), but a random crop
+    of a training image is drawn from the central square, theirs (RandomResizedCrop) from the whole image: what lies
+    beyond the square of a longer image is not trained on.
+
+    Images that are there twice, in both parts or in two classes, are kept and named in the log.
+
     Args:
         name: one of `SOURCES`, or a set of your own with images in `NAME/train/CLASS` and `NAME/test/CLASS` of the
             data folder.
@@ -32,8 +39,10 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
         size: side in pixels; None takes the known set's own. A folder of your own needs it.
     Raises:
         FileNotFoundError: an archive or folder is missing; the message names it.
-        ValueError: a damaged archive, another layout than expected, or a finished file of another size.
+        ValueError: a name that is no bare name, a damaged archive, another layout than expected, images that cannot be
+            used, or a finished file of another size.
     """
+    check_name(name)
     folder = paths.data_dir()
     path = folder / f"{name}.npz"
     known = SOURCES.get(name)
@@ -53,8 +62,9 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
         log.info("%s is there already", path)
         return path
     log.info("building %s at %d pixels", path, size)
+    files = None
     if known is None:
-        arrays = image_folder(folder / name, size)
+        arrays, files = image_folder(folder / name, size)
     else:
         home = archive_dir(name)
         if download:
@@ -62,7 +72,7 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
                 fetch(archive, home)
         try:
             arrays = READERS[name](home, size)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, UnidentifiedImageError) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise ValueError(
                 f"expected readable archives of {name} in {home}, got a damaged one ({error}); delete and fetch it anew"
             ) from error
@@ -72,6 +82,8 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
                 f"got {len(arrays['class_names'])}; fetch the archives again"
             )
     check_arrays(arrays, name)
+    for sentence in doubles(arrays, files):
+        log.warning("%s: %s", name, sentence)
     write_npz(path, arrays)
     return path
 
@@ -122,7 +134,7 @@ def _list(args: argparse.Namespace) -> int:
             state = f"missing; python -m twinslib data explain {name}"
         else:
             try:
-                shape, state = _shapes(path), "present"
+                shape, state = _shapes(path), "present" if NAME.fullmatch(name) else "no usable name; rename it"
             except (*DAMAGED, IndexError):
                 shape, state = ("-",) * 4, f"damaged; python -m twinslib data check {name}"
         classes, side, train, test = shape
@@ -144,6 +156,9 @@ def _check(args: argparse.Namespace) -> int:
         width = max(map(len, packed.class_names))
         for class_name, train, test in zip(packed.class_names, *counts, strict=True):
             print(f"  {class_name:{width}} {train:>6} {test:>6}")
+        arrays = {key: np.asarray(getattr(packed, key)) for key in KEYS}
+        for sentence in doubles(arrays):
+            log.warning("%s: %s", name, sentence)
     return 0
 
 
@@ -154,6 +169,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
+    check_name(args.name)
     name, path = args.name, paths.data_dir() / f"{args.name}.npz"
     if name in TOY_SETS:
         print(f"{name}: embedded in a dependency of this package, nothing is missing")
@@ -164,7 +180,7 @@ def _explain(args: argparse.Namespace) -> int:
         for archive in source.archives:
             there = "present" if (archive_dir(name) / archive.file).is_file() else "missing"
             print(f"archive   {archive_dir(name) / archive.file} ({there})")
-            print(f"          {archive.url}{f', MD5 {archive.md5}' if archive.md5 else ''}")
+            print(f"          {archive.url}{', {} {}'.format(*archive.checksum) if archive.checksum else ''}")
         print(f"command   python -m twinslib data build {name}   (--download fetches the archives)")
     elif path.is_file():
         print(f"{name}: a set of your own, {path}")

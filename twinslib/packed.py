@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 import zlib
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .errors import did_you_mean
 from .sources import SOURCES
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+NAME = re.compile(r"\w[\w.+-]*")  # of a set
 TOY_SETS = ("toy_source", "toy_target")
 # what reading a broken zip file, or no zip file, can raise once it is open
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, KeyError, OSError)
@@ -85,10 +87,18 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
     return PackedSet(name=name, **images, **labels, class_names=tuple(arrays["class_names"].tolist()))
 
 
+def check_name(name: str) -> None:
+    """ValueError unless `name` can name an image set; so no name leads out of the data folder."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"expected the bare name of an image set (letters, digits, . + - _), got {name!r}; "
+            f"put NAME.npz or folders NAME/train and NAME/test into {paths.data_dir()}"
+        )
+
+
 def packed_path(name: str) -> Path:
     """Path of the existing file of set `name`; FileNotFoundError says what is missing and how to get it."""
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(f"expected the bare name of an image set, got {name!r}; put NAME.npz into {paths.data_dir()}")
+    check_name(name)
     path = paths.data_dir() / f"{name}.npz"
     if not path.is_file():
         raise FileNotFoundError(missing(name))
@@ -181,6 +191,37 @@ def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:
         )
     sides = arrays["train_images"].shape[1], arrays["test_images"].shape[1]
     require(sides[0] == sides[1], "train and test images of the same side", f"{sides[0]} and {sides[1]}", "resize one")
+
+
+def doubles(arrays: dict[str, np.ndarray], files: dict[str, list[str]] | None = None) -> list[str]:
+    """One sentence per way in which images are there more than once, equal in every pixel; none if none are.
+
+    Args:
+        arrays: images, in any layout, and labels of both parts, and the class names.
+        files: what to call the images of each part; by default their number and class.
+    """
+    names, groups = arrays["class_names"], defaultdict(list)
+    for part in ("train", "test"):
+        rows = zip(arrays[f"{part}_images"], arrays[f"{part}_labels"].tolist(), strict=True)
+        for i, (image, label) in enumerate(rows):
+            called = files[part][i] if files else f"{part} image {i} ({names[label]})"
+            key = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+            groups[key].append((part, label, called))
+    both, classes, again = [], [], []  # lists of pairs
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        first, train = group[0], [image for image in group if image[0] == "train"]
+        both += [(first, image) for image in group if train and image[0] == "test"]
+        classes += [(first, image) for image in group if image[1] != first[1]][:1]
+        again += [(first, image) for image in train[1:]]
+    told = (
+        (both, "test images that are training images too"),
+        (classes, "images in more than one class"),
+        (again, "training images that repeat another, so that one may train and its double validate"),
+    )
+    return [f"{what}: {len(pairs)} ({', '.join(f'{a[2]} = {b[2]}' for a, b in pairs[:3])}{', …' * (len(pairs) > 3)})"
+            for pairs, what in told if pairs]
 
 
 def shrink(images: np.ndarray, factor: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from scipy.io import loadmat
 from torchvision import datasets
 
 from .archives import require_archives, require_members, stream, texts
+from .decode import decode
 from .packed import permutation, rank_in_class
 
 Arrays = dict[str, np.ndarray]
@@ -44,8 +45,7 @@ def _pack(path: Path, class_names: list[str], train: list[Item], test: list[Item
     seen = set()
     for name, content in stream(path, targets.__contains__):
         images, i, item = targets[name]
-        with Image.open(io.BytesIO(content)) as image:
-            images[i] = square(image, size, item.box)
+        images[i] = square(decode(io.BytesIO(content), f"{name} of {path}", as_shown=False)[0], size, item.box)
         seen.add(name)
     require_members(path, targets, seen)
     return arrays
@@ -188,33 +188,24 @@ def _cifar(name: str, make: Callable[..., datasets.VisionDataset], folder: Path,
 
 
 def _caltech(
-    name: str, make: Callable[..., datasets.VisionDataset], train_of: Callable[[np.ndarray], np.ndarray],
+    name: str, make: Callable[..., datasets.VisionDataset], train_of: Callable[[np.ndarray], np.ndarray], file: str,
     folder: Path, size: int,
 ) -> Arrays:  # fmt: skip
-    """Split each class at random (seed 0); `train_of` turns its number of images into that of training images."""
+    """Split each class at random (seed 0); `train_of` turns its number of images into that of training images.
+
+    `file` says how an image lies in torchvision's folder, by its category, label from 1 and number.
+    """
     images = _opened(name, make, root=folder.parent)
     labels = np.array(images.y, np.int64)
     order = permutation(len(labels), 0)
     in_train = rank_in_class(labels, order) < train_of(np.bincount(labels))[labels[order]]
     arrays = {"class_names": np.array(images.categories)}
     for part, indices in (("train", np.sort(order[in_train])), ("test", np.sort(order[~in_train]))):
-        arrays[f"{part}_images"] = _squares((images[i][0] for i in indices), len(indices), size)
+        paths = (Path(images.root, file.format(images.categories[images.y[i]], images.y[i] + 1, images.index[i]))
+                 for i in indices)
+        pictures = (decode(path, str(path), as_shown=False)[0] for path in paths)
+        arrays[f"{part}_images"] = _squares(pictures, len(indices), size)
         arrays[f"{part}_labels"] = labels[indices]
-    return arrays
-
-
-def image_folder(folder: Path, size: int) -> Arrays:
-    if not (folder / "test").is_dir():
-        raise FileNotFoundError(f"expected {folder / 'test'} beside {folder / 'train'}, got no such folder")
-    parts = {part: datasets.ImageFolder(str(folder / part)) for part in ("train", "test")}
-    names = parts["train"].classes
-    if parts["test"].classes != names:
-        differ = sorted(set(names) ^ set(parts["test"].classes))
-        raise ValueError(f"expected the same classes in train and test of {folder}, got {differ[0]!r} in one only")
-    arrays = {"class_names": np.array(names)}
-    for part, images in parts.items():
-        arrays[f"{part}_images"] = _squares((image for image, _ in images), len(images), size)
-        arrays[f"{part}_labels"] = np.array(images.targets, np.int64)
     return arrays
 
 
@@ -223,12 +214,14 @@ READERS: dict[str, Callable[[Path, int], Arrays]] = {
     "cifar10": lambda folder, size: _cifar("cifar10", datasets.CIFAR10, folder, size),
     "cifar100": lambda folder, size: _cifar("cifar100", datasets.CIFAR100, folder, size),
     "caltech64": lambda folder, size: _caltech(
-        "caltech64", datasets.Caltech101, lambda n: np.full_like(n, 30), folder, size
+        "caltech64", datasets.Caltech101, lambda n: np.full_like(n, 30),
+        "101_ObjectCategories/{0}/image_{2:04d}.jpg", folder, size,
     ),
     "cub64": _cub_2010,
     "dogs64": lambda folder, size: _stanford_dogs("dogs64", True, folder, size),
     "caltech256": lambda folder, size: _caltech(
-        "caltech256", datasets.Caltech256, lambda n: n - n // 10, folder, size
+        "caltech256", datasets.Caltech256, lambda n: n - n // 10,
+        "256_ObjectCategories/{0}/{1:03d}_{2:04d}.jpg", folder, size,
     ),
     "cub200": _cub_2011,
     "dogs": lambda folder, size: _stanford_dogs("dogs", False, folder, size),

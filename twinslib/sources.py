@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Archive:
-    """A file as its publisher offers it; `md5` only where the checksum is published or pinned by torchvision."""
+    """A file as its publisher offers it, with its checksum where one is published or pinned.
+
+    `md5` is pinned by torchvision, `sha256` by TensorFlow Datasets. The archives of CUB-200 (2010) have neither.
+    """
 
     file: str
     url: str
     md5: str | None = None
+    sha256: str | None = None
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """Name of the hash and the digest, or None."""
+        return ("MD5", self.md5) if self.md5 else ("SHA256", self.sha256) if self.sha256 else None
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,14 @@ _CUB_2010 = "http://www.vision.caltech.edu/visipedia-data/CUB-200/"
 _IMAGENET_TERMS = "images from ImageNet: non-commercial research and education only"
 _PHOTO_TERMS = "images stay with their photographers: non-commercial research and education only"
 
-_DOGS_ARCHIVES = tuple(Archive(name, _DOGS + name) for name in ("images.tar", "lists.tar", "annotation.tar"))
+_DOGS_ARCHIVES = tuple(
+    Archive(name, _DOGS + name, sha256=digest)
+    for name, digest in (
+        ("images.tar", "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58"),
+        ("lists.tar", "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c"),
+        ("annotation.tar", "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd"),
+    )
+)
 
 SOURCES: dict[str, DataSource] = {
     "tinyimagenet32": DataSource(

@@ -307,8 +307,9 @@ def test_page_with_nothing_finished(store, names):
 
 
 def test_page_is_a_file(store):
-    """The page lies under the number of its notebook and replaces the one before."""
-    for text in ("before\n", "λ = 0.4\n"):
-        path = pages.write(store, "01", text)
-    assert path == store.root / "tables" / "01.md" and path.read_text(encoding="utf-8") == "λ = 0.4\n"
-    assert [p.name for p in path.parent.iterdir()] == ["01.md"]
+    """The page lies under the number of its notebook, replaces the one before, and says in which precision runs were computed."""
+    for _ in range(2):
+        path = pages.write(store, "01", [job(name="at")])
+    assert path == store.root / "tables" / "01.md" and [p.name for p in path.parent.iterdir()] == ["01.md"]
+    title, precision, *_ = path.read_text(encoding="utf-8").split("\n\n")
+    assert title.startswith("# Robustness transfer") and precision.startswith("Runs not run;")

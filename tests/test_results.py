@@ -131,7 +131,7 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
 def test_tables_and_verdicts_are_rebuilt(preset: str, number: str, tmp_path: Path) -> None:
     """The page of tables and the ledger of verdicts follow from the store."""
     store, jobs = load(preset, number)
-    assert pages.PAGES[number](store, jobs) == (store.root / "tables" / f"{number}.md").read_text()
+    assert pages.page(store, number, jobs) == (store.root / "tables" / f"{number}.md").read_text()
     claims.write(Store(preset, device="cpu", root=tmp_path), claims.judge_all(store, jobs, number))
     stored = json.loads((store.root / "claims.json").read_text())
     rebuilt = json.loads((tmp_path / "claims.json").read_text())

@@ -161,9 +161,16 @@ def _targets(jobs: Sequence[Job]) -> list[str]:
     return report.unique(p.dataset for p in smoothing_cells.planned(jobs))
 
 
-def write(store: Store, number: str, text: str) -> Path:
-    """Write `text` to tables/<number>.md of the store, whole or not at all."""
+def page(store: Store, number: str, jobs: Sequence[Job]) -> str:
+    """All tables of notebook `number`, with the precision that its rows were computed in under the title."""
+    title, _, rest = PAGES[number](store, jobs).partition("\n\n")
+    return f"{title}\n\nRuns {report.computed_in(store, jobs)}; accuracies are measured in float32.\n\n{rest}"
+
+
+def write(store: Store, number: str, jobs: Sequence[Job]) -> Path:
+    """Write the page of notebook `number` to tables/<number>.md of the store, whole or not at all."""
     path = store.root / "tables" / f"{number}.md"
+    text = page(store, number, jobs)
     atomic_write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return path
 

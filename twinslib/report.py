@@ -218,7 +218,8 @@ def _plain(value: object) -> str:
 
 # -- provenance -------------------------------------------------------------------------------------------------------
 def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
-    """Where the numbers come from: tasks, hours, device, commit and torch version per kind of work, and their sum."""
+    """Where the numbers come from: tasks, hours, device, threads, precision, commit and torch version per kind of work, and their
+    sum."""
     names = {"clean": "evaluation, clean", "pgd": "evaluation, PGD", "autoattack": "evaluation, AutoAttack or part",
              "certify": "certification"}
     kinds: dict[Task, str] = {}
@@ -229,7 +230,8 @@ def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
             spec = spec.source
         kinds |= {Task(job.spec, e): names[e.kind] for e in job.measurements}
     entries = [{"kind": kind, **(store.provenance(task) or {})} for task, kind in kinds.items()]
-    frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "commit", "changed", "versions"])
+    frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "threads", "precision", "commit", "changed",
+                                           "versions"])
     order = [k for k in ("training from random weights", "fine-tuning", *names.values()) if k in set(frame["kind"])]
     lines = [_provenance_line(kind, frame[frame["kind"] == kind]) for kind in order]
     return pd.DataFrame([*lines, _provenance_line("all", frame)])
@@ -243,8 +245,24 @@ def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
 
     commits = (f"{row.commit[:7]} with changes" if row.changed else row.commit[:7] for row in done.itertuples())
     return {"work": kind, "tasks done": f"{len(done)} of {len(frame)}", "hours": f"{done['seconds'].sum() / 3600:.3g}",
-            "device": listed(done["device"]), "commit": listed(commits),
+            "device": listed(done["device"]), "threads": listed(f"{n:.0f}" for n in done["threads"].dropna()),
+            "precision": listed(done["precision"].dropna()), "commit": listed(commits),
             "torch": listed(versions["torch"] for versions in done["versions"])}
+
+
+def computed_in(store: Store, jobs: Sequence[Job]) -> str:
+    """In which precision the finished runs of `jobs` were trained and certified, each with how many: rows of two kinds in one
+    table differ by more than chance. Accuracies are always measured in float32."""
+    counts: dict[str, dict[str, int]] = {"trained": {}, "certified": {}}
+    for job in {job.spec: job for job in jobs if job.settled}.values():
+        for task in (Task(job.spec), *(Task(job.spec, c) for c in job.certs)):
+            precision = (store.provenance(task) or {}).get("precision")
+            if precision:
+                found = counts["certified" if task.evaluation else "trained"]
+                found[precision] = found.get(precision, 0) + 1
+    words = [f"{what} in " + " and ".join(f"{name} ({count})" for name, count in sorted(found.items()))
+             for what, found in counts.items() if found]
+    return "; ".join(words) or NOT_RUN
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

@@ -306,6 +306,15 @@ def test_page_with_nothing_finished(store, names):
     assert ("TWINS-AT against AT" in found["## Differences"]) == ("twins_at" in names)
 
 
+def test_both_precisions_are_named(store):
+    """Runs of two precisions are counted apart, what is not finished is not counted; nothing finished: not run."""
+    jobs = [job(seed=seed) for seed in range(4)]
+    assert report.computed_in(store, jobs) == "not run"
+    for j, precision in zip(jobs, ("bfloat16", "float32", "bfloat16"), strict=False):
+        write_json(store.root / "provenance" / f"{j.spec.hash}.json", {"train": {"precision": precision}})
+    assert report.computed_in(store, jobs) == "trained in bfloat16 (2) and float32 (1)"
+
+
 def test_page_is_a_file(store):
     """The page lies under the number of its notebook, replaces the one before, and says in which precision runs were computed."""
     for _ in range(2):

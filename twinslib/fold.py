@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .models import Classifier, memory_format, upsample_nearest
-from .norms import HOOKS, TwinNorm, to_plain
+from .norms import HOOKS, TwinNorm, duplicate, to_plain
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # of the largest logit, and of the largest gradient
@@ -251,9 +251,10 @@ def _trace(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
     """
     if "forward" in vars(network) or any(_hooks(module) for module in network.modules()):
         return network, []
+    empty = {id(tensor): _without_values(tensor) for module in network.modules() for *_, tensor in _tensors(module)}
     try:
         with torch.random.fork_rng([]):
-            graph = _Tracer().trace(network)
+            graph = _Tracer().trace(duplicate(network, empty))
     except Exception:  # tracing runs the user's forward with stand-ins, and any of its lines may object to them
         return network, []
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
@@ -288,6 +289,12 @@ def _trace(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
     traced.recompile()
     traced.delete_all_unused_submodules()
     return traced, pairs
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind on the meta device: no line of a forward pass can read it and keep what it says now."""
+    meta = tensor.detach().to("meta")
+    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
 
 
 def _attribute(module: nn.Module, name: str) -> object:

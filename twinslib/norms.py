@@ -118,7 +118,7 @@ class TwinNorm(nn.Module):
         super().__init__()
         self.keeps_statistics = second == "frozen"
         self.adaptive = norm
-        self.frozen = copy.deepcopy(norm)
+        self.frozen = duplicate(norm)
         if share_affine:
             self.frozen.weight, self.frozen.bias = norm.weight, norm.bias
         self.wings = state
@@ -276,11 +276,15 @@ def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
     return norm
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
     """A deep copy that stands alone, also where `copy.deepcopy` fails or leaves ties to the network: it has copies of tensors
     with a history (old-style weight norm keeps some), and functions that were put on a module, or on its hooks, and hold parts
-    of the network hold those of the copy."""
-    memo = {
+    of the network hold those of the copy.
+
+    Args:
+        memo: id of an object in the network -> what the copy has in its place, as for `copy.deepcopy`; it gets all of them.
+    """
+    memo = memo or {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
@@ -303,28 +307,28 @@ def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
         memo: of `copy.deepcopy`, id of an object -> its copy.
     """
     memo.setdefault(id(function), function)  # one that holds itself
+    changed = []
+
+    def is_copied(value: object) -> bool:
+        return id(getattr(value, "__self__", value)) in memo  # or a method of what is copied
 
     def swap(value: object) -> object:
-        if id(getattr(value, "__self__", value)) in memo:
-            return copy.deepcopy(value, memo)
-        return _rebound(value, memo) if isinstance(value, FunctionType) else value
+        inside = isinstance(value, FunctionType)
+        new = copy.deepcopy(value, memo) if is_copied(value) else _rebound(value, memo) if inside else value
+        changed.extend([new] if new is not value else [])
+        return new
 
-    cells = {cell: swap(cell.cell_contents) for cell in function.__closure__ or ()}
-    defaults = [(value, swap(value)) for value in function.__defaults__ or ()]
-    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
-    names = {name: swap(value) for name, value in named.items() if not isinstance(value, FunctionType)}
-    if (all(cell.cell_contents is value for cell, value in cells.items()) and all(old is new for old, new in defaults)
-            and all(named[name] is value for name, value in names.items())):
-        return function
+    names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    names = {name: swap(value) for name, value in names.items() if is_copied(value)}
     made = FunctionType(
         function.__code__,
-        function.__globals__ | {name: value for name, value in names.items() if value is not named[name]},
+        function.__globals__ | names if names else function.__globals__,
         function.__name__,
-        tuple(new for _, new in defaults) or None,
-        tuple(CellType(value) for value in cells.values()),
+        tuple(map(swap, function.__defaults__ or ())) or None,
+        tuple(CellType(swap(cell.cell_contents)) for cell in function.__closure__ or ()),
     )
-    made.__kwdefaults__ = function.__kwdefaults__ and {key: swap(value) for key, value in function.__kwdefaults__.items()}
-    return made
+    made.__kwdefaults__ = {key: swap(value) for key, value in (function.__kwdefaults__ or {}).items()} or None
+    return made if changed else function
 
 
 def check_wing(model: nn.Module, wing: str) -> None:

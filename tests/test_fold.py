@@ -1,15 +1,19 @@
 """The folded copy computes what the network computes, follows its weights, and never moves anything."""
 
 import copy
+import random
+from functools import partial
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
-from twinslib.fold import FoldedCopy
-from twinslib.models import ARCHS, make_model, replace_head, with_head
-from twinslib.norms import NORMS, TwinNorm, twinsify, wings
+from twinslib.fold import TOLERANCE, FoldedCopy
+from twinslib.models import ARCHS, Classifier, make_model, replace_head, with_head
+from twinslib.norms import NORMS, TwinNorm, duplicate, twinsify, wings
 
 
 def shake(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -17,7 +21,7 @@ def shake(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
                 module.running_mean.add_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
                 module.running_var.mul_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
         for parameter in model.parameters():
@@ -263,3 +267,198 @@ def test_errors():
         FoldedCopy(Odd(), wing="left")
     with pytest.raises(ValueError, match="make it with twinsify"):
         FoldedCopy(Odd(), wing="frozen")
+
+
+class Block(nn.Module):
+    """Convolution and norm, each as odd as its subclass or `dress` makes it."""
+
+    def __init__(self, c: int, **options) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(c, c, 3, padding=1, **options), nn.BatchNorm2d(c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+class Twice(Block):
+    """One convolution before two norms."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__(c)
+        self.other = nn.BatchNorm2d(c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x)) + self.other(self.conv(x / 2))
+
+
+class Tied(Block):
+    """Two convolutions and two norms with one weight, one bias, or views of one tensor."""
+
+    def __init__(self, c: int, what: str) -> None:
+        super().__init__(c)
+        self.conv2, self.norm2 = nn.Conv2d(c, c, 3, padding=1), nn.BatchNorm2d(c)
+        if what == "view":
+            both = torch.randn(c + 1, c, 3, 3) / 5
+            self.conv.weight, self.conv2.weight = nn.Parameter(both[:c]), nn.Parameter(both[1:])
+        elif what == "norm":
+            self.norm2.weight, self.norm2.running_var = self.norm.weight, self.norm.running_var
+        else:
+            setattr(self.conv2, what, getattr(self.conv, what))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm2(self.conv2(super().forward(x)))
+
+
+class Reads(Block):
+    """A tensor of one of the layers is used once more, as a node, by its value, or before the pass."""
+
+    def __init__(self, c: int, layer: str, tensor: str, how: str = "") -> None:
+        super().__init__(c)
+        self.layer, self.tensor, self.how = layer, tensor, how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        module = getattr(self, self.layer)
+        value = {**module._parameters, **module._buffers}[self.tensor] if self.how else getattr(module, self.tensor)
+        extra = float(value.std()) if self.how == "float" else (value * 2).std()
+        return super().forward(x) * (1 + extra)
+
+
+class Unlike(Block):
+    """What tracing forgets or decides once and for all."""
+
+    def __init__(self, c: int, what: str) -> None:
+        super().__init__(c)
+        self.what, self.calls = what, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.what == "no_grad":
+            with torch.no_grad():
+                extra = super().forward(x)
+            return x + extra
+        if self.what == "trains":
+            self.norm.train()
+            return super().forward(x)
+        if self.what == "detach":
+            return x + super().forward(x).detach()
+        if self.what == "checkpoint":
+            return checkpoint(super().forward, x, use_reentrant=False)
+        if self.what == "in_place":
+            return self.norm(self.conv(x).mul_(3))
+        if self.what == "two_uses":
+            x = self.conv(x)
+            return self.norm(x) + x
+        if self.what == "value":
+            return super().forward(x) if x.mean() > -9 else x
+        return super().forward(x) if x.shape[2] > 4 else x  # "shape"
+
+
+class OwnConv(nn.Conv2d):
+    """Standardises its weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
+class Double(nn.Module):
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w * 2
+
+
+def with_part(block: Block, name: str, make) -> Block:
+    """The block with `make(layer)` in the place of a layer."""
+    setattr(block, name, make(getattr(block, name)))
+    return block
+
+
+def overridden(layer: nn.Module) -> nn.Module:
+    """`forward` replaced on the instance, by a function that holds the old one."""
+    old = layer.forward
+    layer.forward = lambda x: old(x) * 1.5
+    return layer
+
+
+def hooked(layer: nn.Module, kind: str) -> nn.Module:
+    hook = {"forward": lambda m, inputs, out: out * 1.5, "forward_pre": lambda m, inputs: (inputs[0] * 1.5,),
+            "full_backward": lambda m, gradient, _: (gradient[0] * 1.5,)}[kind]
+    getattr(layer, f"register_{kind}_hook")(hook)
+    return layer
+
+
+def parametrized(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Double())
+    return layer
+
+
+LAYERS = ("conv", "norm")
+BLOCKS = {
+    **{f"plain {options}": partial(Block, **options) for options in (
+        {}, {"bias": False}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding_mode": "circular"})},
+    "bare": lambda c: with_part(Block(c), "norm", lambda _: nn.BatchNorm2d(c, affine=False, momentum=None, eps=0.1)),
+    "no statistics": lambda c: with_part(Block(c), "norm", lambda _: nn.BatchNorm2d(c, track_running_stats=False)),
+    "transposed": lambda c: with_part(Block(c), "conv", lambda _: nn.ConvTranspose2d(c, c, 3, padding=1)),
+    "own conv": lambda c: with_part(Block(c), "conv", lambda _: OwnConv(c, c, 3, padding=1)),
+    "own norm": lambda c: with_part(Block(c), "norm", lambda _: OwnNorm(c)),
+    "twice": Twice,
+    **{f"tied {what}": partial(Tied, what=what) for what in ("weight", "bias", "view", "norm")},
+    **{f"reads {layer} {tensor} {how}": partial(Reads, layer=layer, tensor=tensor, how=how) for layer, tensor, how in (
+        ("conv", "weight", ""), ("conv", "bias", ""), ("norm", "weight", ""), ("norm", "running_var", ""),
+        ("conv", "weight", "float"), ("conv", "weight", "own"), ("norm", "running_var", "own"))},
+    **{f"unlike {what}": partial(Unlike, what=what) for what in (
+        "no_grad", "trains", "detach", "checkpoint", "in_place", "two_uses", "value", "shape")},
+    **{f"{kind} hook on {layer}": lambda c, layer=layer, kind=kind: with_part(
+        Block(c), layer, partial(hooked, kind=kind))
+       for layer in LAYERS for kind in ("forward", "forward_pre", "full_backward")},
+    "hook on a block": lambda c: hooked(Block(c), "forward"),
+    **{f"parametrized {layer}": lambda c, layer=layer: with_part(Block(c), layer, parametrized) for layer in LAYERS},
+    **{f"overridden {layer}": lambda c, layer=layer: with_part(Block(c), layer, overridden) for layer in LAYERS},
+    "overridden block": lambda c: overridden(Block(c)),
+    **{norm.__module__ + norm.__name__: lambda c, norm=norm: with_part(Block(c), "conv", norm) for norm in (
+        torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrizations.spectral_norm,
+        torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("start", range(0, 204, 12))
+def test_random_networks(start):
+    """Networks of random blocks, some used twice, hooked or overridden as a whole: the copy equals the network to 1e-4, also after
+    new weights and after a block is replaced; the network's own statistics and modes stay, and no global random state moves."""
+    for seed in range(start, start + 12):
+        check_random(seed)
+
+
+def check_random(seed: int) -> None:
+    torch.manual_seed(seed)
+    dice = random.Random(seed)
+    names = [list(BLOCKS)[seed % len(BLOCKS)], *dice.choices(list(BLOCKS), k=2)]
+    blocks = [BLOCKS[name](4) for name in dice.sample(names, 3)]
+    if dice.random() < 0.2:
+        blocks.append(blocks[0])
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=dice.random() < 0.5), nn.BatchNorm2d(4), *blocks,
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 5))
+    model = dice.choice([Classifier, partial(hooked, kind="forward"), overridden])(model) if dice.random() < 0.3 else model
+    shake(model, seed)
+    x = torch.rand(3, 3, 8, 8)
+    state = torch.get_rng_state()
+    folded = FoldedCopy(model, channels_last=dice.random() < 0.5)
+    for again in range(3 if seed % 4 else 2):
+        if again:
+            shake(model, seed + again)
+            folded.refresh()
+        kept, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+        got = logits_and_gradient(folded, x)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert [module.training for module in model.modules()] == modes
+        assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items()), names
+        want = logits_and_gradient(model.eval(), x)
+        model.train()
+        for a, b in zip(got, want, strict=True):
+            assert (a - b).norm() <= TOLERANCE * b.norm(), (names, folded.folded)
+        if again == 1:
+            parent = model.network if isinstance(model, Classifier) else model
+            parent[2] = duplicate(parent[2])

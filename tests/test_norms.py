@@ -1,15 +1,22 @@
 """Two-branch batch norm: wings, conversion there and back, and what must never change."""
 
+import contextlib
 import copy
+import io
 import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.checkpoint import checkpoint
 
+from twinslib.noise import reestimated
 from twinslib.norms import (
     ALL_FROZEN,
     NORMS,
@@ -352,6 +359,8 @@ def test_sync_batchnorm_is_converted():
         (lambda: to_plain(small(), "frozen"), "got an ordinary one"),
         (lambda: wings(small(), 2).__enter__(), "with wings for n_frozen 2, got an ordinary one"),
         (lambda: wings(twinsify(small()), -1).__enter__(), "got -1"),
+        *((lambda n=n: wings(twinsify(small()), n).__enter__(), "number of images, .*got " + re.escape(repr(n)))
+          for n in (True, False, np.True_, 1.0, np.float64(2), [2])),
         (lambda: wings(twinsify(small()), "half").__enter__(), "got 'half'"),
         (lambda: norm_layer("instance"), "one of batch, group, layer, got 'instance'"),
         (lambda: norm_layer("bach"), "did you mean 'batch'"),
@@ -386,3 +395,328 @@ def test_norm_layers(channels, groups):
     assert type(norm_layer("batch")(channels)) is nn.BatchNorm2d
     for norm in NORMS:
         assert norm_layer(norm)(channels)(torch.rand(2, channels, 3, 3)).shape == (2, channels, 3, 3)
+
+
+class Joined(nn.Module):
+    """Two twinned networks, one of them called with chunks, with several frames an image, or not at all in order."""
+
+    def __init__(self, *parts: nn.Module, cut=lambda x: [x]) -> None:
+        super().__init__()
+        self.parts, self.cut = nn.ModuleList(parts), cut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outs = [torch.cat([part(piece) for piece in self.cut(x)]) for part in self.parts]
+        return sum(out.view(len(x), -1) for out in outs)
+
+
+def test_every_state_is_set():
+    """Networks made of several twinned ones, or with a copied part, are split everywhere; each state gets back what it had."""
+    one, two, three = (twinsify(small()) for _ in range(3))
+    three[4] = copy.deepcopy(three[4])
+    for model in (Joined(one, two), three):
+        for _, twin in twin_norms(model):
+            nn.init.constant_(twin.frozen.bias, 3.0)
+        states = {twin.wings for _, twin in twin_norms(model)}
+        assert len(states) == 2
+        x = torch.rand(4, 3, 8, 8)
+        with wings(model.eval(), "frozen"):
+            frozen = model(x)
+        with wings(model[1] if model is three else one, 1):
+            before = [state.n_frozen for state in states]
+            with wings(model, 3):
+                assert {state.n_frozen for state in states} == {3}
+                assert torch.allclose(model(x), torch.cat((frozen[:3], model(x)[3:])), atol=1e-5)
+            assert [state.n_frozen for state in states] == before and sorted(before) == [0, 1]
+        assert {state.n_frozen for state in states} == {0}
+
+
+CUTS = {
+    "chunks": lambda x: x.chunk(2),
+    "one by one": lambda x: x.split(1),
+    "crops": lambda x: [torch.cat((x, x.flip(3)))],
+    "frames": lambda x: [torch.stack((x, x.flip(3)), 1).flatten(0, 1)],
+}
+
+
+@pytest.mark.parametrize("call", [lambda model, x: model(x), lambda model, x: model(x=x), lambda model, x: nn.Sequential(model)(x)])
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_cut_batches_are_refused(cut, call):
+    """A network that cuts or folds its batch inside has no first images at its norms: refused when part of the batch is for one
+    wing, and right when all of it is; the context is left as it was."""
+    model, x = twinsify(Joined(small(), cut=cut)), torch.rand(8, 3, 8, 8)
+    for n in (4, 1, 8):
+        with pytest.raises(ValueError, match="expected 8 rows at each batch norm, one per image of the batch, got"), wings(model, n):
+            call(model, x)
+    for n in (0, "frozen"):
+        with wings(model, n):
+            call(model, x)
+    assert "_compiled_call_impl" not in vars(model)
+
+
+def test_batches_are_counted_at_the_entry():
+    """Several calls in one context may differ in size, a network inside another one has its own batch, and the images may be
+    anywhere among the inputs; parts called on their own must agree with each other."""
+
+    class Entry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+
+        def forward(self, scale: float, batch: dict, flip: bool = False) -> torch.Tensor:
+            return self.net(scale * batch["x"])
+
+    model, x = twinsify(Entry()), torch.rand(8, 3, 8, 8)
+    with wings(model, 3):
+        for size in (8, 3, 5):
+            assert len(model(1.0, {"n": 1, "x": x[:size]}, flip=True)) == size
+    with wings(model.net, 3):
+        assert len(model(1.0, {"x": x})) == 8
+    with wings(model, 3):
+        model.net(x)
+        model(1.0, {"x": x[:5]})
+        with pytest.raises(ValueError, match="expected 8 rows .* got 4"):
+            model.net[1](torch.rand(4, 4, 6, 6))
+    with pytest.raises(ValueError, match="a tensor of images among the inputs"), wings(model, 3):
+        model(1.0, {})
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_passes_split_as_they_did(reentrant, inside):
+    """Gradients with activation checkpoints, whose parts run again in the backward pass, inside the context, outside, or in
+    another one, equal those without, also for passes with several splits."""
+
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for part in (nn.Sequential(*list(self)[:3]), nn.Sequential(*list(self)[3:])):
+                x = checkpoint(part, x, use_reentrant=reentrant) if self.on else part(x)
+            return x
+
+    gradients = []
+    for on in (True, False):
+        model = twinsify(Checkpointed(*small()).eval())
+        Checkpointed.on = on
+        disturb(model)
+        x, weight = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.arange(96.0)
+        model(x).sum().backward()  # no context so far
+        outs = []
+        for n in (2, 5, "frozen", "adaptive"):
+            with wings(model, n):
+                outs.append((model(x) * weight.view(1, -1)).square().sum())
+                if inside:
+                    outs.pop().backward()
+        if outs:
+            with wings(model, 1):
+                sum(outs).backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6 * b.abs().max())
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_unknown_splits_are_refused(outer):
+    """A pass outside of contexts, and a checkpoint within a checkpoint, whose split is not known when it is computed again, are
+    refused in a network that has been split."""
+    model = twinsify(small()).train()
+    x = torch.rand(4, 3, 8, 8, requires_grad=True)
+    with wings(model, 2):
+        model(x)
+        nested = checkpoint(lambda x: checkpoint(model, x, use_reentrant=True), x, use_reentrant=True)
+    plain = checkpoint(model, x, use_reentrant=outer)
+    for out in (plain, nested):
+        with pytest.raises(ValueError, match=r"forward pass inside wings\(\)"):
+            out.sum().backward()
+
+
+def test_replicas_are_refused():
+    """DataParallel over several devices, whose replicas see a part of the batch, is refused by name, also with replicas from before
+    the context; on one device it is right."""
+    model, x = twinsify(small()), torch.rand(8, 3, 8, 8)
+    replica = model[1]._replicate_for_data_parallel()
+    replica.adaptive, replica.frozen = model[1].adaptive, model[1].frozen
+    for n in (0, "frozen"):
+        with wings(model, n):
+            model[1]._replicate_for_data_parallel()
+            assert len(replica(torch.rand(4, 4, 6, 6))) == 4
+    with wings(model, 4):
+        for call in (model[1]._replicate_for_data_parallel, lambda: replica(torch.rand(4, 4, 6, 6))):
+            with pytest.raises(ValueError, match="got DataParallel, which gives each device a part"):
+                call()
+    whole = nn.DataParallel(model.eval())
+    disturb(model)
+    with wings(model, 3):
+        want = model(x)
+    with wings(whole, 3):
+        assert torch.equal(whole(x), want)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_processes_split_their_own_batch(process_group):
+    """Under DistributedDataParallel loss, gradients and statistics are those of the network with the process's own batch."""
+    models = [twinsify(small()), twinsify(small())]
+    for model in models:
+        disturb(model)
+    for model in (nn.parallel.DistributedDataParallel(models[0]), models[1]):
+        with wings(model, 3):
+            model(torch.linspace(-1, 1, 1536).view(8, 3, 8, 8)).square().sum().backward()
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5)
+    assert equal(dict(models[0].named_buffers()), dict(models[1].named_buffers()))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m)), lambda m: AveragedModel(m).module])
+@pytest.mark.parametrize("n", [3, "frozen"])
+def test_no_split_is_left_in_copies_and_files(clone, n):
+    """What is copied or saved inside a context is all adaptive, has one state, and nothing of the context in it."""
+    twin = twinsify(small()).eval()
+    disturb(twin)
+    x = torch.rand(4, 3, 8, 8)
+    want, names = twin(x), set(vars(twin))
+    with wings(twin, n):
+        other = clone(twin)
+        assert torch.equal(other(x), want) and not torch.equal(twin(x), want)
+    assert set(vars(other)) == set(vars(twin)) == names and torch.equal(other(x), want)
+    assert len({layer.wings for _, layer in twin_norms(other)}) == 1
+    assert other.state_dict().keys() == twin.state_dict().keys()
+    with wings(other, n):
+        assert not torch.equal(other(x), want)
+    shallow = None
+    with wings(twin, n):
+        shallow = copy.copy(twin)
+    assert torch.equal(shallow(x), want) and set(vars(shallow)) == names
+
+
+def test_compiled_networks_are_split():
+    """A compiled network splits as the network itself does, and is compiled still after the context."""
+    twin, x = twinsify(small()).eval(), torch.rand(4, 3, 8, 8)
+    disturb(twin)
+    with wings(twin, 3):
+        want = twin(x)
+    twin.compile(backend="eager")
+    compiled = twin._compiled_call_impl
+    with wings(twin, 3):
+        assert torch.equal(twin(x), want)
+    assert twin._compiled_call_impl is compiled and not torch.equal(twin(x), want)
+
+
+RESETS = {
+    "update_bn": lambda m: update_bn([torch.rand(4, 3, 8, 8)], m),
+    "averaged": lambda m: update_bn([torch.rand(4, 3, 8, 8)], AveragedModel(m)),
+    "reset": lambda m: m.apply(lambda layer: getattr(layer, "reset_running_stats", int)()),
+    "parameters": lambda m: m.apply(lambda layer: getattr(layer, "reset_parameters", int)()),
+    "synchronised": lambda m: RESETS["reset"](nn.SyncBatchNorm.convert_sync_batchnorm(m)),
+    "replaced": lambda m: (setattr(m[1], "frozen", to_plain(m, "frozen")[1]), RESETS["reset"](m)),
+    "estimated": lambda m: reestimated(m, torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 0.1, seed=0),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+@pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_frozen_statistics_survive_resets(reset, clone):
+    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing, and a second
+    adaptive one, are ordinary layers."""
+    twin = clone(twinsify(small()))
+    disturb(twin)
+    for _, layer in twin_norms(twin):
+        layer.frozen.running_mean.add_(1.0)
+        layer.adaptive.running_mean.add_(1.0)
+    kept = statistics(twin)
+    made = reset(twin)
+    assert equal(statistics(twin), kept)
+    if isinstance(made, nn.Module):
+        assert equal(statistics(made), kept)
+    for network in (to_plain(twin, "frozen"), to_plain(twin), twinsify(small(), second="adaptive")):
+        RESETS["reset"](network)
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert norms and not any(m.running_mean.any() or "reset_running_stats" in vars(m) for m in norms)
+
+
+def test_hooks_of_a_layer_stay_with_its_wings():
+    """Hooks on a batch norm of a twinned network are on the exported layer too, around those that were there before."""
+    model, calls = nn.Sequential(nn.BatchNorm2d(3)).eval(), []
+    for name in ("inner", "outer"):
+        model = twinsify(model) if name == "outer" else model
+        model[0].register_forward_pre_hook(lambda m, inputs, name=name: calls.append(f"{name} in"))
+        model[0].register_forward_hook(lambda m, inputs, out, name=name: calls.append(f"{name} out") or out + 1)
+    x = torch.rand(2, 3, 4, 4)
+    for wing in ("adaptive", "frozen"):
+        calls.clear()
+        with wings(model, wing):
+            want, order = model(x), list(calls)
+        calls.clear()
+        assert torch.equal(to_plain(model, wing)(x), want)
+        assert calls == order == ["outer in", "inner in", "inner out", "outer out"]
+
+
+def test_copies_hold_nothing_of_the_network():
+    """Functions put on a module, or on its hooks, that hold a part of the network by closure, default or name hold that of the
+    copy; tensors with a history are copied."""
+    model = small().train()
+    old = model[1].forward
+    model[1].forward = lambda x: old(x) + 1
+    model[3].forward = lambda x, old=model[3].forward, *, times=2: old(x) * times
+    model[4].register_forward_hook(lambda m, inputs, out: out * model[0].weight.sum())
+    model[0].seen = model[0].weight * 2
+    kept = copy.deepcopy(model.state_dict())
+    x = torch.rand(4, 3, 8, 8)
+    for made in (to_plain(model).eval(), twinsify(model).eval()):
+        made(x)
+        assert equal(model.state_dict(), kept)
+        before = made(x)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        assert torch.equal(made(x), before)
+        model.load_state_dict(kept)
+
+
+class PlainTwin(nn.Module):
+    """The two wings as they are defined, without anything around them."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.adaptive, self.frozen, self.n = norm, copy.deepcopy(norm), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, rest = x.split((self.n, len(x) - self.n))
+        return torch.cat((self.frozen.eval()(first), self.adaptive(rest)))
+
+
+def test_training_is_bit_identical():
+    """Weights and statistics after steps of ordinary training are, to the bit, those of two plain batch norms and a split."""
+    models = []
+    for make in (lambda m: twinsify(m), lambda m: nn.Sequential(*(PlainTwin(p) if isinstance(p, nn.BatchNorm2d) else p for p in m))):
+        model = make(small()).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        for step in range(3):
+            x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            for layer in model:
+                layer.n = 3
+            with wings(model, 3) if next(twin_norms(model), None) else contextlib.nullcontext():
+                loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        models.append(model.state_dict())
+    assert equal(*models)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
+def test_numbers_of_numpy(kind):
+    """Whole numbers of any library count images."""
+    twin = twinsify(small())
+    with wings(twin, kind(3)):
+        assert next(twin_norms(twin))[1].wings.n_frozen == 3

@@ -12,8 +12,12 @@ adaptive one; how many is set for a whole network at once:
 
 import contextlib
 import copy
+import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from numbers import Integral
+from types import CellType, FunctionType
 
 import torch
 from torch import nn
@@ -24,20 +28,75 @@ from .errors import choose
 NORMS = ("batch", "group", "layer")
 WINGS = ("adaptive", "frozen")
 ALL_FROZEN = -1
+HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+         "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks")
+
+
+class Split:
+    """One context of `wings`: how many images of a batch are for the frozen wing, and which passes ran inside.
+
+    Autograd numbers what it records, so a backward pass that recomputes a part of a forward pass (activation
+    checkpointing) knows by the number of its node in which context that forward pass ran.
+    """
+
+    def __init__(self, n_frozen: int = 0) -> None:
+        self.n_frozen = n_frozen
+        self.images: int | None = None  # of the batch that is passing
+        self.task = torch._C._current_graph_task_id()  # -1 outside of backward passes
+        self.first, self.end = torch.autograd._get_sequence_nr(), math.inf
+
+    def check(self, rows: int) -> None:
+        """Refuse rows that are not the images of the batch, one each."""
+        if self.images is None:
+            self.images = rows  # a part of the network is called on its own: all its norms must see equally many rows
+        if rows != self.images:
+            raise ValueError(
+                f"expected {self.images} rows at each batch norm, one per image of the batch, got {rows}; a network that "
+                "cuts or reshapes the batch inside (chunks, crops, frames, DataParallel) cannot be split: pass its images "
+                "for each wing on their own, inside wings(model, 'frozen') and wings(model, 'adaptive')"
+            )
+        if self.n_frozen > rows:
+            raise ValueError(
+                f"expected n_frozen in 0..{rows} (the batch), got {self.n_frozen}; call wings() for each batch"
+            )
 
 
 class Wings:
     """How many images of a batch go through the frozen wing; one object shared by all `TwinNorm`s of a network.
 
-    `n_frozen` is 0 or None (all adaptive), `ALL_FROZEN`, or a number of images up to the batch size. A deep copy of a
-    network gets a state of its own, which starts all adaptive.
+    `n_frozen` is 0 (all adaptive), `ALL_FROZEN`, or a number of images up to the batch size. A copy or a file of a network
+    has a state of its own, which starts all adaptive.
     """
 
     def __init__(self) -> None:
-        self.n_frozen: int | None = 0
+        self.active = [Split()]  # the last one counts
+        self.active[0].task = -1
+        self.past: deque[Split] = deque(maxlen=64)
 
-    def __deepcopy__(self, memo: dict) -> "Wings":
-        return Wings()
+    @property
+    def n_frozen(self) -> int:
+        return self.active[-1].n_frozen
+
+    def __reduce__(self) -> tuple:
+        return Wings, ()
+
+    def recomputed(self) -> Split:
+        """The split of the forward pass of which the running backward pass recomputes a part.
+
+        Raises:
+            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that knows several.
+        """
+        outside, *inside = self.active
+        if not self.past and not inside:
+            return outside
+        number = torch._C._current_autograd_node()._sequence_nr()
+        for split in (*self.past, *reversed(inside)):  # inner contexts end first
+            if split.first <= number < split.end:
+                return split
+        raise ValueError(
+            "expected a forward pass inside wings() for a backward pass that recomputes it, got one outside (or in nested "
+            "checkpoints), so its split is not known; run the forward pass inside wings(model, 'adaptive')"
+        )
 
 
 class TwinNorm(nn.Module):
@@ -57,11 +116,11 @@ class TwinNorm(nn.Module):
 
     def __init__(self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen") -> None:
         super().__init__()
+        self.keeps_statistics = second == "frozen"
         self.adaptive = norm
-        self.frozen = copy.deepcopy(norm)
+        self.frozen = duplicate(norm)
         if share_affine:
             self.frozen.weight, self.frozen.bias = norm.weight, norm.bias
-        self.keeps_statistics = second == "frozen"
         self.wings = state
         self.train(norm.training)
 
@@ -71,14 +130,46 @@ class TwinNorm(nn.Module):
             self.frozen.training = False
         return self
 
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        self._guard(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:  # as SyncBatchNorm.convert_sync_batchnorm does
+        super().add_module(name, module)
+        self._guard(name)
+
+    def _guard(self, name: str) -> None:
+        """What resets batch norms, such as `torch.optim.swa_utils.update_bn`, leaves a frozen wing as it is."""
+        if name == "frozen" and self.keeps_statistics:
+            self.frozen.reset_running_stats = _keep_statistics
+
+    def _replicate_for_data_parallel(self) -> "TwinNorm":
+        self._refuse_replicas()
+        return super()._replicate_for_data_parallel()
+
+    def _refuse_replicas(self) -> None:
+        if self.wings.n_frozen > 0:
+            raise ValueError(
+                f"expected whole batches inside wings(model, {self.wings.n_frozen}), got DataParallel, which gives each device a "
+                "part; use DistributedDataParallel, where each process splits its own batch, or one device"
+            )
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n = self.wings.n_frozen or 0
+        split = self.wings.active[-1]
+        now = torch._C._current_graph_task_id() == split.task  # otherwise a backward pass computes this again
+        if not now:
+            split = self.wings.recomputed()
+        n = split.n_frozen
         if n == 0:
             return self._adapt(x)
-        if n == ALL_FROZEN or n == len(x):
+        if n == ALL_FROZEN:
             return self._freeze(x)
-        if n > len(x):
-            raise ValueError(f"expected n_frozen in 0..{len(x)} (the batch), got {n}; call wings() for each batch")
+        if now:
+            if "_is_replica" in self.__dict__:
+                self._refuse_replicas()
+            split.check(len(x))
+        if n == len(x):
+            return self._freeze(x)
         first, rest = x.split((n, len(x) - n))  # the backward of split is one copy, that of two slices is three
         return torch.cat((self._freeze(first), self._adapt(rest)))
 
@@ -100,6 +191,10 @@ def _batch_norm(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
         return norm(x)
     finally:
         norm.training = True
+
+
+def _keep_statistics() -> None:
+    """In place of `reset_running_stats` of a frozen wing."""
 
 
 def twin_norms(model: nn.Module) -> Iterator[tuple[str, TwinNorm]]:
@@ -136,7 +231,7 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
         )
     state = Wings()
     return _replace(
-        copy.deepcopy(model), _BatchNorm, lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second)
+        duplicate(model), _BatchNorm, lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second)
     )
 
 
@@ -165,7 +260,75 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
         ValueError: unknown wing, or "frozen" for a network without wings.
     """
     check_wing(model, wing)
-    return _replace(copy.deepcopy(model), TwinNorm, lambda twin: getattr(twin, wing).train(twin.training))
+    return _replace(duplicate(model), TwinNorm, partial(_one_wing, wing=wing))
+
+
+def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
+    """The batch norm of one wing, in the mode of the layer and with its hooks around those of its own."""
+    norm = getattr(twin, wing).train(twin.training)
+    vars(norm).pop("reset_running_stats", None)
+    for store in HOOKS:
+        outer, inner = vars(twin)[store], vars(norm)[store]
+        hooks = {**outer, **inner} if "pre_hooks" in store else {**inner, **outer}
+        inner.clear()
+        inner.update(hooks)
+    norm._is_full_backward_hook = norm._is_full_backward_hook or twin._is_full_backward_hook
+    return norm
+
+
+def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
+    """A deep copy that stands alone, also where `copy.deepcopy` fails or leaves ties to the network: it has copies of tensors
+    with a history (old-style weight norm keeps some), and functions that were put on a module, or on its hooks, and hold parts
+    of the network hold those of the copy.
+
+    Args:
+        memo: id of an object in the network -> what the copy has in its place, as for `copy.deepcopy`; it gets all of them.
+    """
+    memo = memo or {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    made = copy.deepcopy(model, memo)
+    for module in model.modules():
+        mine, theirs = vars(module), vars(memo[id(module)])
+        for store, target in ((mine, theirs), *((mine[name], theirs[name]) for name in HOOKS)):
+            for key, value in store.items():
+                if isinstance(value, FunctionType):
+                    target[key] = _rebound(value, memo)
+    return made
+
+
+def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
+    """A function with copies in the place of what it holds of a copied network; itself if it holds nothing of it.
+
+    Args:
+        memo: of `copy.deepcopy`, id of an object -> its copy.
+    """
+    memo.setdefault(id(function), function)  # one that holds itself
+    changed = []
+
+    def is_copied(value: object) -> bool:
+        return id(getattr(value, "__self__", value)) in memo  # or a method of what is copied
+
+    def swap(value: object) -> object:
+        inside = isinstance(value, FunctionType)
+        new = copy.deepcopy(value, memo) if is_copied(value) else _rebound(value, memo) if inside else value
+        changed.extend([new] if new is not value else [])
+        return new
+
+    names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    names = {name: swap(value) for name, value in names.items() if is_copied(value)}
+    made = FunctionType(
+        function.__code__,
+        function.__globals__ | names if names else function.__globals__,
+        function.__name__,
+        tuple(map(swap, function.__defaults__ or ())) or None,
+        tuple(CellType(swap(cell.cell_contents)) for cell in function.__closure__ or ()),
+    )
+    made.__kwdefaults__ = {key: swap(value) for key, value in (function.__kwdefaults__ or {}).items()} or None
+    return made if changed else function
 
 
 def check_wing(model: nn.Module, wing: str) -> None:
@@ -175,32 +338,86 @@ def check_wing(model: nn.Module, wing: str) -> None:
         raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
 
 
+class _Entry:
+    """Stands before a network's forward pass and tells a split how many images the batch has.
+
+    It takes the place that compiled forward passes have in a module, which copies and files leave out.
+    """
+
+    def __init__(self, model: nn.Module, split: Split) -> None:
+        self.split = split
+        self.call = model._compiled_call_impl or model._call_impl
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        images = _count_images((*args, *kwargs.values()))
+        if images is None:
+            raise ValueError("expected a tensor of images among the inputs of a network inside wings(), got none")
+        before, self.split.images = self.split.images, images
+        try:
+            return self.call(*args, **kwargs)
+        finally:
+            self.split.images = before
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # in a copy or a file, where a module does not leave it out itself
+
+
+def _count_images(inputs: tuple) -> int | None:
+    """The length of the first tensor among the inputs of a network, also inside lists and dicts."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return len(value)
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        if inside and (found := _count_images(tuple(inside))) is not None:
+            return found
+    return None
+
+
 @contextlib.contextmanager
 def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
     """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others through the
     adaptive one; afterwards, also after an error, the split is what it was (outside any context: all adaptive).
 
+    A batch is what `model` is called with: the first tensor of a call of `model`, or the rows that a part of it gets when only
+    parts are called. The network must keep its images in order, one row each, up to every batch norm; another number of rows
+    is refused. With `torch.utils.checkpoint` the backward pass splits as its forward pass did, inside or outside the context.
+    Under DistributedDataParallel each process splits its own batch; DataParallel is refused.
+
     Args:
         n_frozen: 0 or None or "adaptive", "frozen" (all images), or a number of images up to the batch size.
     Raises:
-        ValueError: a negative number, another word, or images for the frozen wing of a network without wings.
+        ValueError: a negative number, another word, or images for the frozen wing of a network without wings; in the network,
+            what cannot be split.
     """
     words = {None: 0, "adaptive": 0, "frozen": ALL_FROZEN}
-    if not (n_frozen in words or (isinstance(n_frozen, int) and n_frozen >= 0)):
-        raise ValueError(f"expected n_frozen to be at least 0, 'adaptive' or 'frozen', got {n_frozen!r}")
-    n = words.get(n_frozen, n_frozen)
-    twin = next(twin_norms(model), None)
-    if twin is None:
+    number = isinstance(n_frozen, Integral) and not isinstance(n_frozen, bool)
+    if not (n_frozen >= 0 if number else (n_frozen is None or isinstance(n_frozen, str)) and n_frozen in words):
+        raise ValueError(
+            f"expected n_frozen to be a number of images, at least 0, 'adaptive' or 'frozen', got {n_frozen!r}"
+        )
+    n = int(n_frozen) if number else words[n_frozen]
+    states = {twin.wings: None for _, twin in twin_norms(model)}  # several where twinned networks or copies are joined
+    if not states:
         if n:
             raise ValueError(f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; twinsify")
         yield
         return
-    state = twin[1].wings
-    before, state.n_frozen = state.n_frozen, n
+    split, compiled = Split(n), vars(model).get("_compiled_call_impl")
+    for state in states:
+        state.active.append(split)
+    if n > 0:
+        model._compiled_call_impl = _Entry(model, split)
     try:
         yield
     finally:
-        state.n_frozen = before
+        split.end = torch.autograd._get_sequence_nr()
+        for state in states:
+            state.active.remove(split)
+            state.past.append(split)
+        if n > 0:
+            del model._compiled_call_impl
+            if compiled:
+                model._compiled_call_impl = compiled
 
 
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:

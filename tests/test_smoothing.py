@@ -21,6 +21,7 @@ from twinslib.sequential import certify_plan, predict_plan, sequential_plan
 from twinslib.smoothing import ESTIMATE, SELECT, collect_votes, noise_seed
 from twinslib.votes import ARRAYS, join_votes, load_votes
 
+LOOKS = 6  # forward passes before the first draw: one image, and those that say what the network computes
 INTEGERS = [name for name in ARRAYS if name != "seconds"]
 
 
@@ -155,7 +156,7 @@ def test_more_images_join_a_file(tiny, undisturbed, tmp_path):
     net = copy.deepcopy(tiny[0])
     net.register_forward_pre_hook(count)
     again = tiny_votes((net, *tiny[1:]), PLANS["certify"], [7, 1], file=file)
-    assert calls == 1  # the look at the logits
+    assert calls == LOOKS
     assert_equal(again, undisturbed["certify"].rows(np.array([7, 1])))
     assert sorted(load_votes(file).index) == [100, 101, 102, 107]
 
@@ -177,8 +178,8 @@ def test_noise_is_normal_fresh_and_added_to_the_image():
     spy, images = Spy(), torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     plan = certify_plan(sigma=0.5, n=1000, n0=200)
     votes = collect_votes(spy, images, plan, model_hash="spy")
-    assert torch.equal(spy.seen.pop(0), images[:1])
-    x = torch.cat(spy.seen)
+    assert torch.equal(spy.seen[0], images[:1])
+    x = torch.cat(spy.seen[LOOKS:])
     assert len(x) == 2 * 1200
     own = (x[:, None] - images).square().mean((2, 3, 4)).argmin(1)
     z = ((x - images[own]) / 0.5).flatten(1)
@@ -196,14 +197,14 @@ def test_noise_depends_on_nothing_but_seed_index_and_draw():
     """Other pixels, sigma, n or plan: the same standard normal numbers, in the same order."""
     def normal(plan, images, **rest):
         spy = Spy()
-        collect_votes(spy, images, plan, model_hash="spy", **rest)
-        return (torch.cat(spy.seen[1:]) - images[0]) / plan.sigma
+        collect_votes(spy, images, plan, model_hash="spy", **{"batch_size": 8} | rest)
+        return (torch.cat(spy.seen[LOOKS:]) - images[0]) / plan.sigma
 
     torch.manual_seed(3)
     z = normal(certify_plan(sigma=0.5, n=200, n0=100), torch.zeros(1, 3, 4, 4))
     torch.manual_seed(4)
     for other in (normal(certify_plan(sigma=1.0, n=200, n0=100), torch.rand(1, 3, 4, 4)),
-                  normal(certify_plan(sigma=0.25, n=130, n0=100), torch.zeros(1, 3, 4, 4), batch_size=5)):
+                  normal(certify_plan(sigma=0.25, n=130, n0=100), torch.zeros(1, 3, 4, 4), batch_size=512)):
         torch.testing.assert_close(other, z[:len(other)], atol=1e-5, rtol=0)
     estimation = normal(predict_plan(sigma=0.5, n=200), torch.zeros(1, 3, 4, 4))
     assert torch.equal(estimation, z[100:])

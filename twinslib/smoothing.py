@@ -19,9 +19,7 @@ answer to an image depends on chance or on other images is refused.
 """
 
 import hashlib
-import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,26 +28,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attacks import Forward
 from .checkpoint import tensor_hash
-from .errors import Diverged, choose
+from .errors import Diverged
 from .fingerprint import fingerprint
 from .sequential import Plan, integer, real
+from .smoothing_inputs import as_tensors, check_arguments, checksums
 from .votes import Votes, blank_votes, continued_votes, load_votes
 
 BLOCK = 64  # draws made by one call of the generator; part of what names the noise
 SELECT, ESTIMATE = 0, 1  # streams of draws: those that choose the class, those that bound its probability
 ROUND = 16  # full batches between two looks of the host, where they are fast
 PATIENCE = 5.0  # most seconds between two looks of the host that one has to wait for, a batch of 64 draws aside
-PRECISIONS = {"float32": (torch.float32,), "float64": (torch.float64,), "bfloat16": (torch.bfloat16, torch.float32)}
 
 
 def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
-                  labels: Tensor | np.ndarray | Sequence[int] | None = None, indices: Sequence[int] | None = None, seed: int = 0, precision: str = "float32",
-                  model_hash: str | None = None, batch_size: int = 512, channels_last: bool = True,
-                  file: str | Path | None = None, save_every: float = 60.0, stop: Callable[[], bool] = lambda: False) -> Votes:
+                  labels: Tensor | np.ndarray | Sequence[int] | None = None, indices: Sequence[int] | None = None,
+                  seed: int = 0, precision: str = "float32", model_hash: str | None = None, batch_size: int = 512,
+                  channels_last: bool = True, file: str | Path | None = None, save_every: float = 60.0,
+                  stop: Callable[[], bool] = lambda: False) -> Votes:
     """Draw what `plan` needs for each image; the votes are the same however the work is cut or continued.
 
     Images share batches and leave when they are done. Counts stay on the device; the host reads them once in about 16
@@ -78,9 +76,9 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
             chance, images not in [0, 1], a label outside the logits, or a file of another network, sigma, plan, seed or image.
         Diverged: logits that are not numbers.
     """
-    images, labels = _as_tensors(forward, images, labels)
+    images, labels = as_tensors(forward, images, labels)
     seed, batch_size, save_every = integer(seed, "seed"), integer(batch_size, "batch_size"), real(save_every, "save_every")
-    index = _check_arguments(forward, images, plan, labels, indices, precision, batch_size, save_every, file)
+    index = check_arguments(forward, images, plan, labels, indices, precision, batch_size, save_every, file)
     if model_hash is None:
         if not isinstance(forward, nn.Module):
             raise ValueError("expected model_hash for a callable that is no module, got None; name the network")
@@ -94,7 +92,7 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
                          f"{label.max()}; replace the head or choose the matching data")
     if plan.stop_if_wrong and labels is None:
         raise ValueError("expected labels with stop_if_wrong, got None")
-    votes = blank_votes(plan, index, label, _checksums(images), sampler.classes, seed=seed, precision=precision,
+    votes = blank_votes(plan, index, label, checksums(images), sampler.classes, seed=seed, precision=precision,
                         model_hash=model_hash, noise=f"{images.device.type}-{BLOCK}",
                         fingerprint=fingerprint(sampler.look, tuple(images.shape[1:]), precision))
     if file is not None and Path(file).exists():
@@ -196,8 +194,8 @@ class _Sampler:
         self.speed = 0.0  # draws in a second, at the best
         logits = self._first(self._clean(torch.zeros(1, dtype=torch.int64)))
         if not isinstance(logits, Tensor):
-            raise TypeError(f"expected logits as one tensor, got {type(logits).__name__}; wrap the network so that it gives its logits "
-                            "only")
+            raise TypeError(f"expected logits as one tensor, got {type(logits).__name__}; wrap the network so that it gives "
+                            "its logits only")
         if logits.ndim != 2 or logits.shape[0] != 1 or not logits.is_floating_point():
             raise ValueError(f"expected floating-point logits of shape (1, classes) for one image, got {tuple(logits.shape)} in "
                              f"{logits.dtype}; noise and votes need a classifier")
@@ -213,9 +211,10 @@ class _Sampler:
         except Diverged:
             raise
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-            raise ValueError(f"expected a network that takes images of shape (B, {', '.join(map(str, self.images.shape[1:]))}) in "
-                             f"{self.dtype}, got {type(error).__name__}: {error}; check their size, the order of their axes and "
-                             "the device") from error
+            shape = ", ".join(map(str, self.images.shape[1:]))
+            raise ValueError(f"expected a network that answers a single image, shape (1, {shape}) in {self.dtype}, got "
+                             f"{type(error).__name__}: {error}; check the size of the images and the order of their axes"
+                             ) from error
 
     def look(self, images: Tensor) -> Tensor:
         """Logits of images without noise, float32 on the CPU, in batches as they are certified."""
@@ -224,13 +223,16 @@ class _Sampler:
         x = x.permute(0, 2, 3, 1).contiguous() if self.spatial else x
         with _arithmetic(self.device, self.precision):
             logits = torch.cat([self.forward(part) for part in self._outer(x).split(self.batch_size)]).cpu()
-        self.speed = max(self.speed, len(images) / (time.perf_counter() - began))
+        self._clock(len(images), began)
         return logits
 
     def blocks_within(self, seconds: float) -> int:
         """How many blocks of draws so much time is enough for, at least one: whole batches, unless it is too short for one."""
-        blocks = int(max(1, min(self.speed * seconds / BLOCK, self.blocks * ROUND + ROUND)))
+        blocks = max(1, int(self.speed * seconds / BLOCK))
         return blocks // self.blocks * self.blocks or blocks
+
+    def _clock(self, draws: int, began: float) -> None:
+        self.speed = max(self.speed, draws / max(time.perf_counter() - began, 1e-6))
 
     def count(self, work: list[_Work]) -> np.ndarray:
         """Votes of each item, shape (work, classes + 1), the last column for logits with NaN; waits for the device once."""
@@ -259,7 +261,7 @@ class _Sampler:
                 place = own.repeat_interleave(sizes[start:start + len(batch)], output_size=len(x))
                 counts.index_add_(0, place * (self.classes + 1) + answer, torch.ones_like(answer))
         found = counts.view(len(work), -1).cpu().numpy()
-        self.speed = max(self.speed, int(found.sum()) / (time.perf_counter() - began))
+        self._clock(int(found.sum()), began)
         return found
 
     def _clean(self, rows: Tensor) -> Tensor:
@@ -295,68 +297,3 @@ def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul
-
-
-def _checksums(images: Tensor) -> np.ndarray:
-    return np.array([zlib.crc32(image.contiguous().numpy().data) for image in images.cpu()], np.uint32)
-
-
-def _as_tensors(forward: Forward, images: object, labels: object) -> tuple[Tensor, Tensor | None]:
-    """Images and labels as tensors: arrays of images on the network's device, labels of any integers as int64."""
-    if isinstance(images, np.ndarray) and images.dtype.kind in "uif":
-        weights = next(forward.parameters(), None) if isinstance(forward, nn.Module) else None
-        images = torch.tensor(images, device=None if weights is None else weights.device)
-    if not isinstance(images, Tensor):
-        raise TypeError(f"expected images as one tensor or array, got {type(images).__name__}; use torch.stack")
-    if labels is not None and not isinstance(labels, Tensor):
-        try:
-            labels = torch.as_tensor(np.array(labels), device=images.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"expected int64 labels of shape ({len(images)},), got {type(labels).__name__} ({error})") from None
-    whole = labels is not None and not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    return images, labels.long() if whole else labels
-
-
-def _check_arguments(forward: Forward, images: Tensor, plan: Plan, labels: Tensor | None, indices: Sequence[int] | None,
-                     precision: str, batch_size: int, save_every: float, file: str | Path | None) -> np.ndarray:
-    """Refuse what would spoil the guarantee or fail later; returns the indices."""
-    if not callable(forward) or not isinstance(plan, Plan):
-        raise TypeError(f"expected a network and a plan, got {type(forward).__name__} and {type(plan).__name__}; make a plan with "
-                        "certify_plan, sequential_plan or predict_plan")
-    dtypes = PRECISIONS[choose(precision, PRECISIONS, "precision")]
-    if isinstance(forward, nn.Module):
-        for name, module in forward.named_modules():
-            if module.training:
-                raise ValueError(f"expected a network in eval mode, got {name or 'the network'} in training mode, where copies "
-                                 "depend on each other and on chance; use eval_mode(model)")
-            if isinstance(module, _BatchNorm) and module.running_mean is None:
-                raise ValueError(f"expected batch norms with running statistics, got none in {name}, where copies depend on each "
-                                 "other and nothing can be certified; use another norm")
-        for name, tensor in (*forward.named_parameters(), *forward.named_buffers()):
-            if tensor.is_floating_point() and tensor.dtype not in dtypes:
-                raise ValueError(f"expected a network in {precision}, got {name} in {tensor.dtype}; say in which precision it is "
-                                 "certified, or convert it")
-            if tensor.device.type != images.device.type:
-                raise ValueError(f"expected the network on {images.device}, the device of the images, got {name} on "
-                                 f"{tensor.device}")
-    if images.ndim < 2 or len(images) == 0 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise TypeError("expected at least one image, uint8 of shape (N, 3, S, S) or floats of shape (N, ...), got "
-                        f"{tuple(images.shape)} in {images.dtype}")
-    if images.is_floating_point() and not (images.amin() >= 0 and images.amax() <= 1):
-        raise ValueError(f"expected images in [0, 1], got {images.amin():g}..{images.amax():g}; divide by 255, and normalise "
-                         "inside the network, or sigma and radii are in other units")
-    if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
-        raise TypeError(f"expected int64 labels of shape ({len(images)},), got {tuple(labels.shape)} in {labels.dtype}")
-    indices = indices.cpu() if isinstance(indices, Tensor) else indices
-    index = np.arange(len(images)) if indices is None else np.asarray(indices)
-    if index.dtype.kind not in "iu" or index.shape != (len(images),) or len(set(index.tolist())) < len(index) or index.min() < 0:
-        raise ValueError(f"expected {len(images)} different indices of at least 0, one per image, got shape {index.shape} of "
-                         f"{index.dtype}, or an image twice")
-    if batch_size < 1 or not save_every >= 0:
-        raise ValueError(f"expected batch_size to be an integer of at least 1 and save_every of at least 0, got {batch_size} and "
-                         f"{save_every:g}")
-    if file is not None:
-        folder = next(parent for parent in Path(file).absolute().parents if parent.exists())
-        if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"expected a file that can be written, got {file}; choose another place for the votes")
-    return index.astype(np.int64)

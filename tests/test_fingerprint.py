@@ -60,7 +60,7 @@ OTHERS = [
     ("sign", lambda: Then(convolutions(), lambda z: z), lambda: Then(convolutions(), lambda z: -z)),
     ("activation", convolutions, gelu),
     ("order of classes", lambda: Then(network(), lambda z: z), lambda: Then(network(), lambda z: z.flip(1))),
-    ("normalisation", lambda: Then(network(), lambda z: z), lambda: Then(network(), lambda z: z, lambda x: (x - 0.4) / 0.9 + 0.4)),
+    ("normalisation", lambda: Then(network(), lambda z: z), lambda: Then(network(), lambda z: z, lambda x: (x - 0.05) / 0.9)),
     ("upsampling", lambda: upsampled(None), lambda: upsampled(16)),
 ]
 

@@ -19,15 +19,18 @@ def spec(seed: int = 0, lr: float = 0.1, **changes: object) -> RunSpec:
 
 def measured(name: str, sigma: float, radius: np.ndarray, *, seed: int = 0, dataset: str = "cifar10", n: int = 10_000,
              stop: bool = False, run: RunSpec | None = None, draws: int = 1000, split: str = "s",
-             radii: tuple = RADII) -> Measured:
-    """One certification of a cell; radius (N,): 0 abstains, negative is a wrong answer with that radius."""
+             radii: tuple = RADII, labels: np.ndarray | None = None, chosen: np.ndarray | None = None) -> Measured:
+    """One certification of a cell; radius (N,): 0 abstains, negative is a wrong answer with that radius. All labels are 0 unless
+    given; chosen: the class of the first draws."""
     radius = np.asarray(radius, dtype=float)
     images = len(radius)
-    certified = Certified(np.arange(images), np.zeros(images, int), np.where(radius == 0, ABSTAIN, (radius < 0).astype(int)),
-                          np.abs(radius), np.zeros(images), stop)
+    labels = np.zeros(images, int) if labels is None else labels
+    certified = Certified(np.arange(images), labels, np.where(radius == 0, ABSTAIN, labels + (radius < 0)), np.abs(radius),
+                          np.zeros(images), stop)
     c = CertifySpec(sigma=sigma, images=images, n=n, radii=radii, stop_if_wrong=stop)
     share = np.clip(0.5 + np.sign(radius) * 0.4, 0, 1)
-    return Measured(dataset, cell(name), seed, run or spec(seed), c, split, certified, Shares(share, share - 0.1, share), draws)
+    return Measured(dataset, cell(name), seed, run or spec(seed), c, split, certified, Shares(share, share - 0.1, share), draws,
+                    chosen)
 
 
 def reaching(*shares: float, images: int = N) -> np.ndarray:

@@ -80,6 +80,7 @@ def test_votes_are_those_of_the_network(trained: Store, tmp_path: Path, spec: Ce
     kept, expected = trained.votes(SPEC, spec), again(trained, spec, tmp_path)
     assert np.array_equal(kept.votes, expected.votes) and np.array_equal(kept.chosen, expected.chosen)
     assert kept.finished.all() and (kept.draws == 64).all() and kept.plan == spec.plan and len(kept.index) == 6
+    assert kept.fingerprint == pytest.approx(expected.fingerprint, rel=1e-3, abs=1e-4)
     entry = trained.provenance(Task(SPEC, spec))
     assert entry["images"] == 6 and entry["draws"] == 6 * (64 + 16) and entry["precision"] == "float32"
 

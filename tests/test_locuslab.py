@@ -44,6 +44,27 @@ def test_writes_what_it_read(log, tmp_path, text):
     assert (tmp_path / "new" / "copy").read_text() == text
 
 
+def reshaped(text, change):
+    """The log with each line's fields, header and all, put through `change`."""
+    return "\n".join("\t".join(change(line.split("\t"), i)) for i, line in enumerate(text.splitlines())) + "\n"
+
+
+TRUE = {"0": "False", "1": "True"}
+
+
+@pytest.mark.parametrize("change", [
+    lambda f, i: [*f[:3], "-3" if i else "basePredict", *f[3:]],  # SmoothAdv: the answer of the network itself
+    lambda f, i: [*f[:-2], TRUE[f[-2]] if i else f[-2], f[-1]],
+    lambda f, i: [*f[:-1], "any text" if i else "note", f[-1], "" if i else "sigma"],
+    lambda f, i: f[::-1],
+], ids=["basePredict", "True and False", "more columns", "another order"])
+@pytest.mark.parametrize("text", [CLOCK, PREDICT], ids=["certify", "predict"])
+def test_descendants_are_read_by_the_names_of_columns(log, text, change):
+    """The same rows as without what they add."""
+    plain, other = read_log(log(text)), read_log(log(reshaped(text, change)))
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(plain[:5], other[:5], strict=True))
+
+
 def test_writes_seconds(log, tmp_path):
     """The older form: one digit after the point."""
     write_log(tmp_path / "copy", read_log(log(SECONDS)), time_format="seconds")
@@ -107,11 +128,17 @@ def test_running_total_is_noticed(log):
     with pytest.raises(ValueError, match="correct to be 0 in line 3 of log, got 1; .* recompute=True"):
         read_log(log(text))
     assert read_log(log(text), recompute=True).correct.tolist() == [True, False, False]
+    assert read_log(log(text.replace("\t1\t", "\t0.5\t")), recompute=True).correct.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "got 'an empty file'|an empty file"),
-    ("idx label\n1 2\n", "separated by tabs in the first line"),
+    ("idx label\n1 2\n", "separated by tabs and each once in the first line"),
+    (SECONDS.replace("predict", "basePredict"), "each once in the first line of log, got .*basePredict"),
+    (SECONDS.replace("radius", "label"), "each once in the first line"),
+    (SECONDS.replace("\ttime", ""), "each once in the first line"),
+    (PREDICT.replace("\t1\t", "\tyes\t"), "numbers in line 2"),
+    (PREDICT.replace("\t1\t", "\tFalse\t"), "correct to be 1 in line 2 of log, got 0"),
     (SECONDS[:-8], "6 fields in line 4 of log, got 4; delete a line that was cut off"),
     (SECONDS + "20\t7\t-1\t0.0\t0\t15.6\n", "idx 20 in line 3 and line 5 of log; two logs are mixed"),
     (SECONDS.replace("0.378", "nan"), "numbers in line 2"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from twinslib.sequential import certify_plan, predict_plan, sequential_plan
 from twinslib.smoothing import ESTIMATE, SELECT, collect_votes, noise_seed
 from twinslib.votes import ARRAYS, join_votes, load_votes
 
+LOOKS = 6  # forward passes before the first draw: one image, and those that say what the network computes
 INTEGERS = [name for name in ARRAYS if name != "seconds"]
 
 
@@ -141,6 +143,54 @@ def test_interruption_changes_nothing(tiny, undisturbed, plan, tmp_path, monkeyp
     assert_equal(votes, undisturbed[plan])
 
 
+class SlowTiny(nn.Module):
+    """A network whose copies take `cost` seconds each, on a clock that only it moves."""
+
+    def __init__(self, net, cost, monkeypatch):
+        super().__init__()
+        self.net, self.cost, self.now, self.sizes = net, cost, 0.0, []
+        for name in ("perf_counter", "monotonic"):
+            monkeypatch.setattr(smoothing.time, name, lambda: self.now)
+
+    def forward(self, x):
+        self.now += self.cost * len(x)
+        self.sizes.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("cost", "save_every", "most", "least_batch"), [
+    (0.5, 60.0, 32.0, 64),  # 224 pixels on a CPU: a block takes half a minute, a batch of 256 two
+    (0.5, 0.0, 32.0, 64),
+    (0.015, 60.0, 5.0, 256),  # whole batches, as many as fit
+    (1e-3, 60.0, 5.0, 256),
+    (1e-3, 0.2, 0.2, 64),
+])
+def test_rounds_are_as_small_as_they_must_be(tiny, undisturbed, tmp_path, monkeypatch, cost, save_every, most, least_batch):
+    """Between two questions to `stop`, and from one file to the next, pass no more seconds than asked for, down to one block;
+    votes are the same, and so are the batches of a network that is fast enough."""
+    net = SlowTiny(tiny[0], cost, monkeypatch).eval()
+    asked, saved, save = [0.0], [0.0], smoothing.Votes.save
+    monkeypatch.setattr(smoothing.Votes, "save", lambda votes, path: (saved.append(net.now), save(votes, path)))
+    votes = tiny_votes((net, *tiny[1:]), PLANS["certify"], batch_size=256, file=tmp_path / "v.npz", save_every=save_every,
+                       stop=lambda: bool(asked.append(net.now)))
+    start = cost * sum(net.sizes[:LOOKS])
+    assert_equal(votes, undisturbed["certify"])
+    assert max(np.diff([start, *asked[1:]])) <= most + 1e-9 and max(np.diff([start, *saved[1:]])) <= save_every + most + 1e-9
+    assert sorted(net.sizes[LOOKS:])[len(net.sizes) // 2] >= 0.5 * least_batch  # blocks that end at n0 or n are smaller
+    if least_batch == 256:
+        reference = SlowTiny(tiny[0], 0.0, monkeypatch).eval()
+        tiny_votes((reference, *tiny[1:]), PLANS["certify"], batch_size=256)
+        assert net.sizes == reference.sizes
+
+
+def test_host_waits_once_a_round_where_batches_are_fast(tiny, monkeypatch):
+    """The cuts cost nothing: as many waits as rounds of 16 full batches."""
+    net, waits, count = SlowTiny(tiny[0], 1e-6, monkeypatch).eval(), [], smoothing._Sampler.count
+    monkeypatch.setattr(smoothing._Sampler, "count", lambda self, work: (waits.append(1), count(self, work))[1])
+    tiny_votes((net, *tiny[1:]), PLANS["certify"], batch_size=64)
+    assert len(waits) == 4  # 9 x 70 draws that choose, then 300 for 4, 4 and 1 images
+
+
 def test_more_images_join_a_file(tiny, undisturbed, tmp_path):
     """Finished images are taken from the file without a draw, others are added, and none is lost."""
     file = tmp_path / "votes.npz"
@@ -155,7 +205,7 @@ def test_more_images_join_a_file(tiny, undisturbed, tmp_path):
     net = copy.deepcopy(tiny[0])
     net.register_forward_pre_hook(count)
     again = tiny_votes((net, *tiny[1:]), PLANS["certify"], [7, 1], file=file)
-    assert calls == 1  # the look at the logits
+    assert calls == LOOKS
     assert_equal(again, undisturbed["certify"].rows(np.array([7, 1])))
     assert sorted(load_votes(file).index) == [100, 101, 102, 107]
 
@@ -177,8 +227,8 @@ def test_noise_is_normal_fresh_and_added_to_the_image():
     spy, images = Spy(), torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     plan = certify_plan(sigma=0.5, n=1000, n0=200)
     votes = collect_votes(spy, images, plan, model_hash="spy")
-    assert torch.equal(spy.seen.pop(0), images[:1])
-    x = torch.cat(spy.seen)
+    assert torch.equal(spy.seen[0], images[:1])
+    x = torch.cat(spy.seen[LOOKS:])
     assert len(x) == 2 * 1200
     own = (x[:, None] - images).square().mean((2, 3, 4)).argmin(1)
     z = ((x - images[own]) / 0.5).flatten(1)
@@ -196,14 +246,14 @@ def test_noise_depends_on_nothing_but_seed_index_and_draw():
     """Other pixels, sigma, n or plan: the same standard normal numbers, in the same order."""
     def normal(plan, images, **rest):
         spy = Spy()
-        collect_votes(spy, images, plan, model_hash="spy", **rest)
-        return (torch.cat(spy.seen[1:]) - images[0]) / plan.sigma
+        collect_votes(spy, images, plan, model_hash="spy", **{"batch_size": 8} | rest)
+        return (torch.cat(spy.seen[LOOKS:]) - images[0]) / plan.sigma
 
     torch.manual_seed(3)
     z = normal(certify_plan(sigma=0.5, n=200, n0=100), torch.zeros(1, 3, 4, 4))
     torch.manual_seed(4)
     for other in (normal(certify_plan(sigma=1.0, n=200, n0=100), torch.rand(1, 3, 4, 4)),
-                  normal(certify_plan(sigma=0.25, n=130, n0=100), torch.zeros(1, 3, 4, 4), batch_size=5)):
+                  normal(certify_plan(sigma=0.25, n=130, n0=100), torch.zeros(1, 3, 4, 4), batch_size=512)):
         torch.testing.assert_close(other, z[:len(other)], atol=1e-5, rtol=0)
     estimation = normal(predict_plan(sigma=0.5, n=200), torch.zeros(1, 3, 4, 4))
     assert torch.equal(estimation, z[100:])
@@ -476,6 +526,74 @@ def test_parts_are_joined(tiny, undisturbed):
         join_votes([parts[0], dataclasses.replace(parts[1], plan=other)])
     with pytest.raises(ValueError, match="at least one set"):
         join_votes([])
+
+
+NUMBERS = [np.float32, np.float64, np.array, torch.tensor]
+WHOLE = [np.int64, np.uint8, np.array, torch.tensor]
+
+
+@pytest.mark.parametrize(("real", "whole"), list(zip(NUMBERS, WHOLE, strict=True)))
+def test_numbers_and_arrays_of_others_are_taken(real, whole, tmp_path):
+    """Scalars of NumPy and torch in plans and arguments, arrays and lists as images and labels: the same votes, and a file that
+    calls with plain numbers continue."""
+    net, x, labels = at_margins([0.1, -0.2, 0.3])
+    plans = [(certify_plan, {}), (predict_plan, {}), (sequential_plan, {"radii": [real(0.0), real(0.1)]})]
+    if real in (np.array, torch.tensor):
+        plans.append((sequential_plan, {"radii": real([0.0, 0.1])}))
+    for number, (make, rest) in enumerate(plans):
+        sizes = {} if make is predict_plan else {"n0": 16}
+        plan = make(sigma=real(0.25), n=whole(128), alpha=real(0.05), **{k: whole(v) for k, v in sizes.items()}, **rest)
+        plain = make(sigma=0.25, n=128, alpha=0.05, **sizes, **({"radii": (0.0, 0.1)} if rest else {}))
+        assert plan == plain and json.dumps(dataclasses.asdict(plan)) == json.dumps(dataclasses.asdict(plain))
+        file = tmp_path / f"{number}.npz"
+        votes = collect_votes(net, x.numpy(), plan, labels=labels.tolist(), seed=whole(3), batch_size=whole(64), file=file,
+                              save_every=real(0.0), indices=np.array([4, 5, 6], np.uint16))
+        again = collect_votes(net, x, plain, labels=labels.numpy().astype(np.int32), seed=3, file=file, indices=[4, 5, 6])
+        assert_equal(votes, again, ARRAYS)
+        assert_equal(load_votes(file), votes, ARRAYS)
+        assert np.array_equal(votes.label, labels.numpy())
+
+
+class Outputs(nn.Module):
+    """A network that gives more than its logits."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x.flatten(1)[:, :2])
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"seed": 1.5}, TypeError, "seed to be an integer, got 1.5"),
+    ({"seed": "1"}, TypeError, "seed to be an integer, got '1'"),
+    ({"batch_size": 64.0}, TypeError, "batch_size to be an integer, got 64.0"),
+    ({"save_every": "60"}, TypeError, "save_every to be a number, got '60'"),
+    ({"save_every": -1.0}, ValueError, "save_every of at least 0"),
+    ({"model_hash": 7}, TypeError, "model_hash to be text, got 7"),
+    ({"plan": {"sigma": 0.25}}, TypeError, "a network and a plan, got Outputs and dict"),
+    ({"forward": 3}, TypeError, "a network and a plan, got int and Plan"),
+    ({"images": [torch.rand(3, 4, 4)] * 2}, TypeError, "one tensor or array, got list; use torch.stack"),
+    ({"images": np.array(["a", "b"])}, TypeError, "one tensor or array"),
+    ({"labels": [0.0, 1.0]}, TypeError, "int64 labels of shape"),
+    ({"labels": ["cat", "dog"]}, TypeError, r"int64 labels of shape \(2,\), got list"),
+    ({"labels": [True, False]}, TypeError, "int64 labels"),
+    ({"labels": 1}, TypeError, "int64 labels of shape"),
+    ({"forward": Outputs(lambda z: (z, z)).eval()}, TypeError, "logits as one tensor, got tuple; wrap the network"),
+    ({"forward": Outputs(lambda z: {"logits": z}).eval()}, TypeError, "logits as one tensor, got dict"),
+    ({"forward": Outputs(nn.Linear(3, 2)).eval()}, ValueError, r"answers a single image, shape \(1, 3, 4, 4\) .* RuntimeError"),
+    ({"forward": nn.Conv2d(3, 2, 3).eval(), "images": torch.rand(2, 4, 4, 3)}, ValueError, "the order of their axes"),
+    ({"file": "/dev/null/votes.npz"}, ValueError, "a file that can be written"),
+])
+def test_arguments_are_refused_before_any_draw(change, error, message):
+    """What is expected, what came and what to do, in place of an error from within or after the work."""
+    passes = []
+    net = Outputs(lambda z: passes.append(1) or z).eval()
+    arguments = {"forward": net, "images": torch.rand(2, 3, 4, 4), "plan": certify_plan(sigma=0.25)} | change
+    with pytest.raises(error, match=message):
+        collect_votes(**arguments)
+    assert not passes
 
 
 def batch_statistics(net):

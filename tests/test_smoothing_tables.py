@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -120,11 +121,11 @@ def test_tables_of_notebook_04(store) -> None:
     frame = tables.estimates(found)
     table = tables.certified_table(frame, store, jobs("04"), 0.5)
     cells = {(p.cell, p.dataset) for p in smoothing_cells.planned(jobs("04")) if p.certification.sigma == 0.5}
-    assert len(table) == len(cells) and not (table["r 0.25"] == NOT_RUN).any() and (table["no noise"] != "0").all()
+    assert len(table) == len(cells) + 1 and not (table["r 0.25"] == NOT_RUN).any() and (table["no noise"] != "0").all()
     assert {"batch norm, re-estimated", "group norm"} <= set(table["norm"]) and {"mixed", "σ 0.5"} <= set(table["pre-training"])
     assert "group norm, against clean +" in norm_tables.transfer_reading(found, "toy_target", 0.5)
     missing = tables.certified_table(tables.estimates(found[:2]), store, jobs("04"), 0.5)
-    assert (missing["r 0.25"] == NOT_RUN).sum() == len(missing) - 1
+    assert (missing["r 0.25"] == NOT_RUN).sum() == len(missing) - 2
 
 
 def test_tables_of_notebook_05(store) -> None:
@@ -207,6 +208,122 @@ def test_settings_come_from_the_specs() -> None:
     assert table.loc[("fine-tuning", "clean, frozen statistics"), "trains"] == "all, statistics frozen"
     text = tables.certifications(jobs("04"))
     assert "the first 40 test images" in text and "n = 200" in text and "α = 0.001" in text and "1.78 σ at n = 200" in text
+
+
+# -- constant answers ---------------------------------------------------------------------------------------------------
+TEN_EACH = np.arange(N) % 10
+
+
+def answers(share: float, classes: int = 10) -> np.ndarray:
+    """Classes of N images, class 3 for so large a share of them, the others evenly among all classes."""
+    chosen = np.arange(N) % classes
+    chosen[:round(share * N)] = 3
+    return np.roll(chosen, 7)
+
+
+@pytest.mark.parametrize(("labels", "chosen", "chance", "constant"), [
+    (TEN_EACH, np.full(N, 3), 0.1, True),
+    (TEN_EACH, answers(0.95), 0.1, True),
+    (TEN_EACH, answers(0.65), 0.1, True),
+    (TEN_EACH, answers(0.3), 0.1, False),
+    (TEN_EACH, TEN_EACH, 0.1, False),
+    (TEN_EACH % 2, TEN_EACH % 2, 0.5, False),  # two classes: half of the answers are to be expected
+    (TEN_EACH % 2, answers(0.3, 2), 0.5, False),
+    (TEN_EACH % 2, answers(0.9, 2), 0.5, True),
+    (np.where(TEN_EACH < 8, 3, TEN_EACH), answers(0.8), 0.8, False),  # so many images are of this class
+    (np.where(TEN_EACH < 8, 3, TEN_EACH), np.full(N, 3), 0.8, True),
+])
+def test_close_to_a_constant_answer(labels, chosen, chance, constant) -> None:
+    """By the class that the first draws choose for all images, also those that abstain or are stopped because they are wrong,
+    against the most frequent label; where the choice is not known, the answers stand in."""
+    radius = np.where(chosen == labels, 0.3, 0.0)  # wrong ones get no further draws
+    m = measured("mixed/clean/group", 0.5, radius, labels=labels, chosen=chosen, stop=True)
+    assert (m.chance, m.one_class, m.constant) == (chance, np.bincount(chosen).max() / N, constant)
+    answered = np.where(chosen == labels, 0.3, -0.3)
+    c = measured("mixed/clean/group", 0.5, answered, labels=labels)
+    c = dataclasses.replace(c, certified=c.certified._replace(prediction=chosen))
+    assert (c.one_class, c.constant) == (m.one_class, constant)
+
+
+def test_stored_votes_are_measured_by_what_was_chosen() -> None:
+    """In the store's own votes the share is that of the pilot's classes."""
+    store = Store("small", device="cpu", root=Path(__file__).parent.parent / "results" / "small")
+    found = smoothing_cells.finished(store, [j for j in study.plan("small", "05")[0](best=store.best)
+                                             if dict(j.labels).get("pretraining") == "noise0.25" and dict(j.labels).get("norm")])
+    (m,) = [m for m in found if m.sigma == 1.0 and str(m.cell) == "noise0.25/clean/group"]
+    assert m.constant and m.one_class == pytest.approx(0.95, abs=0.01) and m.chance == 0.12
+
+
+@pytest.fixture
+def half_constant() -> list:
+    """Notebook 05 at toy: networks of clean fine-tuning at σ 1 choose class 3 for nearly all images."""
+    return [dataclasses.replace(m, certified=m.certified._replace(label=(labels := np.arange(len(m.certified.index)) % 10),
+                                                                  prediction=np.where(m.certified.correct, labels, -1)),
+                                chosen=answers(0.95 if m.sigma == 1.0 and m.cell.finetuning in ("clean", "at") else 0.0)
+                                [:len(labels)]) for m in grid("05")]
+
+
+def test_tables_mark_constant_answers_and_print_chance(half_constant, store) -> None:
+    """A dagger at each number of such a network and nowhere else, its share, and the line of the best constant answer: the most
+    frequent label's share to the largest radius the draws can reach."""
+    frame = tables.estimates(half_constant)
+    for sigma in (0.25, 1.0):
+        table = tables.certified_table(frame, store, jobs("05"), sigma)
+        chance, cells = table.iloc[-1], table.iloc[:-1]
+        assert chance["pre-training"] == tables.CONSTANT and chance["one class"] == "100 %"
+        top = max(m.certification.plan.ceiling for m in half_constant if m.sigma == sigma and m.certification.n == 200)
+        assert [chance[f"r {r:g}"] for r in RADII] == ["10.0" if r <= top else "0.0" for r in RADII]
+        asked = max(r for m in half_constant if m.sigma == sigma and m.certification.n == 200 for r in m.certification.radii
+                    if r <= top)
+        assert chance["ACR ± SE"] == f"{0.1 * asked:.3f}"
+        marked = cells["ACR ± SE"].str.endswith("†")
+        assert (marked == cells["one class"].str.endswith("†")).all()
+        assert (marked == ((cells["fine-tuning"] == "clean") & (sigma == 1.0))).all() and marked.any() == (sigma == 1.0)
+    assert "†: close to a constant answer" in tables.caption(frame) and "best constant answer is chance" in tables.caption(frame)
+    best = level_tables.envelope_table(half_constant, "toy_target", LEVELS)
+    assert (best["one"].str.endswith("†") == best["one"].str.contains("σ 1")).all() and (best[tables.CONSTANT] == "10.0").all()
+    strength = level_tables.strengths(frame, jobs("05"))
+    assert set(strength.loc[strength["constant"], "finetuning"]) == {"clean"} and strength["chance"].nunique() == 1
+    assert "†; clean, stronger" in level_tables.strength_reading(strength)
+    public_ = level_tables.public_table(frame, jobs("05"), "toy_target").set_index("who")
+    assert public_.loc["chance", ["r 0.25", "r 1"]].tolist() == ["10.0", "10.0"]
+    assert "has all votes for 10 % of the images" in level_tables.confidence_reading(half_constant, "toy_target", LEVELS)
+    crossed = level_tables.crossed_table(frame, jobs("05"))
+    assert (crossed[tables.CONSTANT] == "10.0").all() and crossed["one class"].str.endswith("%").all()
+
+
+def test_one_seed_is_enough_for_a_mark() -> None:
+    """A mean over seeds hides what one of them does."""
+    found = [measured("mixed/clean/batch", 0.5, reaching(0.3), seed=seed, labels=TEN_EACH, chosen=answers(share))
+             for seed, share in enumerate((0.0, 0.9))]
+    assert tables.estimates(found)["constant"].all() and tables.estimates(found)["one_class"].iloc[0] > 0.9
+    assert not tables.estimates(found[:1])["constant"].any()
+    lost = norm_tables.losses([*found, *(measured("mixed/noise0.5/batch", 0.5, reaching(0.5), seed=s, labels=TEN_EACH)
+                                         for s in (0, 1))], "cifar10", [0.5])
+    table = norm_tables.loss_table(lost)
+    assert table["after clean fine-tuning"].tolist()[0] == "30.0 †" and table[tables.CONSTANT].tolist()[0] == "10.0"
+    assert norm_tables.loss_reading(lost).endswith("†: what is left is close to a constant answer.")
+    assert "against clean † +" in norm_tables.transfer_reading(
+        [*[dataclasses.replace(m, cell=cell("clean/clean/batch")) for m in found[1:]],
+         measured("mixed/clean/batch", 0.5, reaching(0.5), seed=1, labels=TEN_EACH)], "cifar10", 0.5)
+
+
+def test_figures_mark_constant_answers_and_draw_chance(half_constant) -> None:
+    """A dagger in the panels of σ 1 only, a grey line at the share of the most frequent label, both in the legend."""
+    frame = tables.estimates(half_constant)
+    fig = smoothing_plots.certified_curves(frame, jobs("05"), "toy_target")
+    drawn = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert drawn[0] == ["†"] and drawn[1] == [] and all(len(ax.collections) for ax in fig.axes)
+    for ax in fig.axes:
+        lines = [c for c in ax.collections if c.get_colors()[0][:3] == pytest.approx((0.541, 0.541, 0.541), abs=0.01)]
+        assert [c.get_segments()[0][:, 1].tolist() for c in lines] == [[10.0, 10.0]]
+    strength = smoothing_plots.strength_plot(level_tables.strengths(frame, jobs("05")))
+    assert [t.get_text() for t in strength.axes[0].texts] == ["†", "†"]  # mixed and clean pre-training
+    figures = [fig, strength, smoothing_plots.confidence_plot(half_constant, jobs("05"), "toy_target"),
+               smoothing_plots.crossed_curves(frame, jobs("05"), "toy_target")]
+    for figure in figures:
+        labels = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert tables.CONSTANT in labels and (figure is figures[2] or any("†" in label for label in labels))
 
 
 # -- the store ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from .runs import Job, Store
 from .smoothing_cells import Measured, cell_of, planned, select, stack
 from .smoothing_claims import costs
 from .smoothing_grid import CROSSED
-from .smoothing_tables import NOTHING, RADII, main_lines, name, norm_name
+from .smoothing_tables import CONSTANT, NOTHING, RADII, dagger, main_lines, name, norm_name
 
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
 ONE = Cell(pretraining="mixed", finetuning="clean", norm="group")
@@ -48,23 +48,26 @@ def levels(jobs: Sequence[Job], cell: Cell = ONE) -> list[float]:
 
 def envelope_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float],
                    radii: Sequence[float] = RADII) -> pd.DataFrame:
-    """For each radius the best noise level of the one network and of each family of several, and one minus several in points."""
+    """For each radius the best noise level of the one network and of each family of several, one minus several in points, and
+    what the best constant answer earns at the best of the levels; what is close to such an answer is marked."""
     lines = []
     for label, cell in MANY.items():
         chosen = select(found, dataset, [(c.at(s), s) for s in sigmas for c in (ONE, cell)], radii)
         for i, r in enumerate(radii):
             line = {"data set": dataset_label(dataset), "one network": f"{name(ONE.pretraining)} → {name(ONE.finetuning)}",
                     "one for each level": label, "r": f"{r:g}", "seeds": "0", "one": NOT_RUN, "several": NOT_RUN,
-                    "difference (points)": NOT_RUN}
+                    "difference (points)": NOT_RUN, CONSTANT: NOT_RUN}
             if chosen:
                 best = []
                 for c in (ONE, cell):
                     masks = {s: stack(chosen[c.at(s), s], radii)[..., i].astype(float) for s in sigmas}
                     s = max(sigmas, key=lambda s, masks=masks: masks[s].mean())
-                    best.append((s, masks[s]))
-                (a, ours), (b, theirs) = best
-                line |= {"seeds": str(len(ours)), "one": f"{100 * ours.mean():.1f} (σ {a:g})",
-                         "several": f"{100 * theirs.mean():.1f} (σ {b:g})",
+                    best.append((f"{100 * masks[s].mean():.1f} (σ {s:g})"
+                                 + dagger(any(m.constant for m in chosen[c.at(s), s].values())), masks[s]))
+                (one, ours), (several, theirs) = best
+                every = [m for by_seed in chosen.values() for m in by_seed.values()]
+                chance = max(m.chance * (r <= m.certification.plan.ceiling) for m in every)
+                line |= {"seeds": str(len(ours)), "one": one, "several": several, CONSTANT: f"{100 * chance:.1f}",
                          "difference (points)": points(*stats.crossed_mean(ours - theirs)[:3])}
             lines.append(line)
     return pd.DataFrame(lines)
@@ -110,7 +113,8 @@ def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """Average certified radius, mean over the noise levels, by pre-training and strength of clean fine-tuning (`STRENGTHS`), with
-    its learning rate times epochs; reference: fine-tuned with noise of each level."""
+    its learning rate times epochs; reference: fine-tuned with noise of each level. chance: of the best constant answer; constant:
+    whether it is close to one at one of the levels."""
     main = main_lines(frame)
     acr = main[(main["measure"] == "acr") & (main["norm"] == "group") & ~main["restat"]]
     optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
@@ -122,31 +126,34 @@ def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
         for pretraining in ("mixed", "clean"):
             for fine in (*(f for f in STRENGTHS if (dataset, pretraining, f) in wanted), "noise*"):
                 cells = [Cell(pretraining=pretraining, finetuning=fine, norm="group").at(s) for s in sigmas]
-                values = [acr[(acr["dataset"] == dataset) & (acr["sigma"] == s) & (acr["pretraining"] == c.pretraining)
-                              & (acr["finetuning"] == c.finetuning)]["value"] for c, s in zip(cells, sigmas, strict=True)]
-                whole = bool(values) and all(len(v) for v in values)
+                found = [acr[(acr["dataset"] == dataset) & (acr["sigma"] == s) & (acr["pretraining"] == c.pretraining)
+                             & (acr["finetuning"] == c.finetuning)] for c, s in zip(cells, sigmas, strict=True)]
+                whole = bool(found) and all(len(lines) for lines in found)
+                value, chance = ([float(np.mean([lines[k].iloc[0] for lines in found])) for k in ("value", "chance")] if whole
+                                 else [math.nan] * 2)
                 optim = optims.get((dataset, fine))
                 out.append([dataset, pretraining, fine, optim.lr if optim else math.nan, optim.epochs if optim else math.nan,
-                            float(np.mean([v.iloc[0] for v in values])) if whole else math.nan])
-    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr"])
+                            value, chance, whole and any(lines["constant"].iloc[0] for lines in found)])
+    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "chance", "constant"])
 
 
 def strength_reading(frame: pd.DataFrame) -> str:
-    """How much of the noisy reference each strength keeps, mixed pre-training."""
+    """How much of the noisy reference each strength keeps, mixed pre-training, and how much a constant answer would."""
     out = []
     for dataset, group in frame[frame["pretraining"] == "mixed"].groupby("dataset", sort=False):
         reference = group.loc[group["finetuning"] == "noise*", "acr"]
         done = group[group["finetuning"] != "noise*"].dropna(subset="acr")
         if len(reference) and reference.iloc[0] > 0 and len(done):
             kept = "; ".join(f"{name(r.finetuning)} (lr {r.lr:g}, epochs {r.epochs:.0f}) {100 * r.acr / reference.iloc[0]:.0f} %"
-                             for r in done.itertuples())
+                             + dagger(r.constant) for r in done.itertuples())
             out.append(f"{dataset_label(dataset)}: of the average certified radius of fine-tuning with noise, mixed pre-training "
-                       f"keeps {kept}")
+                       f"keeps {kept}; the {CONSTANT} has {100 * done['chance'].max() / reference.iloc[0]:.0f} % of it")
     return ". ".join(out) + "." if out else NOTHING
 
 
 def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[float] = (0.0, 0.25, 0.5)) -> pd.DataFrame:
-    """Certified accuracy of the networks of notebook 01, which saw no noise, by noise level."""
+    """Certified accuracy of the networks of notebook 01, which saw no noise, by noise level, with the share of the class that is
+    chosen most often, and of the label that is most frequent."""
     lines = []
     for p in planned(jobs):
         if p.cell.pretraining != CROSSED:
@@ -155,7 +162,9 @@ def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[floa
         at = {r.radius: r for r in mine.itertuples()}
         lines.append({"data set": dataset_label(p.dataset), "method": method_label(p.cell.finetuning),
                       "σ": f"{p.certification.sigma:g}", "seeds": str(mine["seeds"].max() if len(mine) else 0)} | {
-                          f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else NOT_RUN for r in radii})
+                          f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else NOT_RUN for r in radii} | {
+                          "one class": f"{100 * mine['one_class'].max():.0f} %{dagger(mine['constant'].any())}" if len(mine)
+                          else NOT_RUN, CONSTANT: f"{100 * mine['chance'].max():.1f}" if len(mine) else NOT_RUN})
     return pd.DataFrame(lines).drop_duplicates() if lines else pd.DataFrame(columns=["data set", "method", "σ"])
 
 
@@ -166,19 +175,21 @@ def crossed_reading(frame: pd.DataFrame, jobs: Sequence[Job]) -> str:
         acr = family(frame, dataset, cell, levels(jobs, cell), "acr")
         if len(acr):
             best = acr.loc[acr["value"].idxmax()]
-            out.append(f"{method_label(cell.finetuning)} {best['value']:.3f} (σ {best['sigma']:g})")
+            out.append(f"{method_label(cell.finetuning)} {best['value']:.3f} (σ {best['sigma']:g}){dagger(best['constant'])}")
     return f"Largest average certified radius of each method over its noise levels: {'; '.join(out)}." if out else NOTHING
 
 
 def confidence_reading(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> str:
-    """Share of images whose label gets more than half of the votes, and nearly all."""
+    """Share of images whose label gets more than half of the votes, and nearly all; of a constant answer."""
     out = []
     for sigma in sigmas:
         shares = label_shares(found, dataset, ONE, sigma)
         if len(shares):
             half, sure = (100 * np.mean(shares > share) for share in (0.5, 0.99))
             out.append(f"σ {sigma:g}: above one half for {half:.0f} % of the images, above 0.99 for {sure:.0f} %")
-    return f"Votes for the label, one network (mixed → clean): {'; '.join(out)}." if out else NOTHING
+    chance = max((m.chance for m in found if (m.dataset, m.cell) == (dataset, ONE)), default=0.0)
+    return (f"Votes for the label, one network (mixed → clean): {'; '.join(out)}. The {CONSTANT} has all votes for "
+            f"{100 * chance:.0f} % of the images." if out else NOTHING)
 
 
 def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: float) -> np.ndarray:
@@ -195,7 +206,7 @@ def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.D
     lines = []
     for label, cell in {"one network, mixed → clean": ONE, **MANY}.items():
         best = envelope(family(main_lines(frame), dataset, cell, levels(jobs)))
-        at = {r.radius: f"{100 * r.value:.1f}" for r in best.itertuples()}
+        at = {r.radius: f"{100 * r.value:.1f}{dagger(r.constant)}" for r in best.itertuples()}
         spec = next((p for p in planned(jobs) if p.dataset == dataset and p.cell == ONE), None)
         about = best.iloc[0] if len(best) else None
         lines.append({"who": "ours", "method": label, "network": spec.spec.model.arch if spec else "",
@@ -203,6 +214,9 @@ def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.D
                       "images": f"first {about['images']:,} of a fixed order" if about is not None else "",
                       "n": f"{about['n']:,}" if about is not None else "",
                       "α": f"{about['alpha']:g}" if about is not None else "", "source": ""})
+    chance = family(main_lines(frame), dataset, ONE, levels(jobs)).groupby("radius")["chance"].max()
+    lines.append(lines[0] | {"who": "chance", "method": f"{CONSTANT}, same images", "network": ""} | {
+        f"r {r:g}": f"{100 * chance[r]:.1f}" if r in chance else NOT_RUN for r in radii})
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and sigma.isna()")
     for (method, source), group in theirs.groupby(["method", "source"], sort=False):
         at, first = dict(zip(group["radius"], group["value"], strict=True)), group.iloc[0]

@@ -2,6 +2,9 @@
 
 CERTIFY: `idx label predict radius correct time`; PREDICT: the same without radius. `predict` is -1 for an abstention, time is
 H:MM:SS.ffffff or, in older logs, seconds. The format holds neither sigma nor n nor alpha: keep the votes.
+
+Descendants add columns (SmoothAdv's PREDICT: `basePredict`, the answer without smoothing) or write True and False for
+`correct`. They are read by the names of the columns; what is not known is left out.
 """
 
 import datetime
@@ -18,6 +21,7 @@ from .sequential import ceiling, check_draws
 
 CERTIFY = ("idx", "label", "predict", "radius", "correct", "time")
 PREDICT = ("idx", "label", "predict", "correct", "time")
+TRUTH = {"True": 1, "False": 0}
 DIGITS = 3  # significant ones of a radius
 CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 
@@ -66,22 +70,22 @@ def read_log(path: str | Path, *, sigma: float | None = None, n: int | None = No
 
     Args:
         sigma, n: what the log is said to be made with, both or none: a radius that n draws cannot give at alpha is refused
-            (six of the seven matched logs that locuslab ships do not fit the default alpha .001, but .01).
+            (five of the seven matched logs that locuslab ships do not fit the default alpha .001, but .01).
         lower: take the smallest radius that rounds to each entry. Logs by others round to the nearest, so an image just
             below a radius counts as certified there; ours round down and need no more.
         recompute: accept any column `correct`, which is computed from label and prediction anyhow (the logs of
             diffusion-denoised smoothing hold a running total there).
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, a cut or doubled line, `correct` that contradicts its row, an n that can never certify at
-            alpha, or radii above the ceiling.
+        ValueError: a column that is missing or comes twice, a cut or doubled line, `correct` that contradicts its row, an n that
+            can never certify at alpha, or radii above the ceiling.
     """
     path = Path(path)
     lines = path.read_text().splitlines()
     header = tuple(lines[0].split("\t")) if lines else ()
-    if header not in (CERTIFY, PREDICT):
-        raise ValueError(f"expected {' '.join(CERTIFY)}, or the same without radius, separated by tabs in the first line of "
-                         f"{path.name}, got {lines[0] if lines else 'an empty file'!r}")
+    if not set(PREDICT) <= set(header) or len(set(header)) < len(header) or "" in header:
+        raise ValueError(f"expected {' '.join(CERTIFY)}, or the same without radius, separated by tabs and each once in the "
+                         f"first line of {path.name}, got {lines[0] if lines else 'an empty file'!r}")
     if (sigma is None) != (n is None):
         raise ValueError(f"expected sigma and n, or neither, got sigma {sigma} and n {n}")
     if n is not None:
@@ -95,14 +99,15 @@ def read_log(path: str | Path, *, sigma: float | None = None, n: int | None = No
             raise ValueError(f"expected {len(header)} fields in {where}, got {len(fields)}; delete a line that was cut off")
         try:
             row = dict(zip(header, fields, strict=True))
-            index, label, prediction, correct = (int(row[key]) for key in ("idx", "label", "predict", "correct"))
+            index, label, prediction = (int(row[key]) for key in ("idx", "label", "predict"))
+            correct = None if recompute else int(TRUTH.get(row["correct"], row["correct"]))
             radius, least = _radius(row["radius"]) if "radius" in row else (np.nan, np.nan)
             seconds = _seconds(row["time"])
         except (ValueError, InvalidOperation) as error:
             raise ValueError(f"expected numbers in {where}, got {line!r} ({error})") from error
         if seen.setdefault(index, number) != number:
             raise ValueError(f"expected each image once, got idx {index} in line {seen[index]} and {where}; two logs are mixed")
-        if correct != (prediction == label) and not recompute:
+        if correct not in (None, prediction == label):
             raise ValueError(f"expected correct to be {int(prediction == label)} in {where}, got {correct}; if it is a running "
                              "total, pass recompute=True")
         if prediction < ABSTAIN or label < 0 or radius < 0 or radius == np.inf or (prediction == ABSTAIN and radius > 0):

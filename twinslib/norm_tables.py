@@ -11,7 +11,7 @@ from .report import NOT_RUN, dataset_label, points
 from .rules import Cell
 from .runs import Job, Store
 from .smoothing_cells import Measured, select, stack, statistics
-from .smoothing_tables import NORMS, NOTHING, name
+from .smoothing_tables import CONSTANT, NORMS, NOTHING, dagger, name
 
 LABELS = {("batch", "plain"): "batch norm", ("batch", "restat"): "batch norm,\nre-estimated",
           ("batch", "frozen"): "batch norm,\nfrozen", ("group", "plain"): "group norm", ("layer", "plain"): "layer norm"}
@@ -23,7 +23,8 @@ SHOWN = ("-", "clean", "frozen", "noise0.5")  # fine-tunings whose statistics ar
 def losses(found: Sequence[Measured], dataset: str, sigmas: Sequence[float], radius: float = 0.25) -> pd.DataFrame:
     """Mixed pre-training, by noise level: certified accuracy at `radius` after fine-tuning with noise of the level and on clean
     images, for each norm and for batch norm with frozen or re-estimated statistics; and what is lost (lost, low, high: paired,
-    95 %). NaN where something is missing."""
+    95 %). chance: what the best constant answer earns; constant: whether the clean fine-tuning is close to one. NaN where
+    something is missing."""
     out = []
     for sigma in sigmas:
         for norm, kind in (("batch", "plain"), ("batch", "restat"), ("batch", "frozen"), ("group", "plain"), ("layer", "plain")):
@@ -31,14 +32,17 @@ def losses(found: Sequence[Measured], dataset: str, sigmas: Sequence[float], rad
             cell = Cell(pretraining="mixed", finetuning=fine, norm=norm, restat=kind == "restat")
             best = Cell(pretraining="mixed", finetuning="noise*", norm=norm).at(sigma)
             chosen = select(found, dataset, [(cell, sigma), (best, sigma)], (radius,))
-            numbers, seeds, images = [math.nan] * 5, 0, 0
+            numbers, seeds, images, chance, constant = [math.nan] * 5, 0, 0, math.nan, False
             if chosen:
                 after, before = (stack(chosen[c, sigma], (radius,))[..., 0].astype(float) for c in (cell, best))
                 lost = stats.crossed_mean(before - after)
                 numbers, (seeds, images) = [before.mean(), after.mean(), *lost[:3]], after.shape
-            out.append([dataset, sigma, norm, kind, radius, images, seeds, *numbers])
-    return pd.DataFrame(out, columns=["dataset", "sigma", "norm", "statistics", "radius", "images", "seeds", "noisy", "clean",
-                                      "lost", "low", "high"])
+                mine = list(chosen[cell, sigma].values())
+                chance = mine[0].chance * (radius <= mine[0].certification.plan.ceiling)
+                constant = any(m.constant for m in mine)
+            out.append([dataset, sigma, norm, kind, radius, images, seeds, chance, constant, *numbers])
+    return pd.DataFrame(out, columns=["dataset", "sigma", "norm", "statistics", "radius", "images", "seeds", "chance", "constant",
+                                      "noisy", "clean", "lost", "low", "high"])
 
 
 def loss_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,7 +55,7 @@ def loss_table(frame: pd.DataFrame) -> pd.DataFrame:
         lines.append({
             "σ": f"{row.sigma:g}", "norm": LABELS[row.norm, row.statistics].replace("\n", " "), "seeds": str(row.seeds),
             f"certified at r {row.radius:g} after noisy fine-tuning": _share(row.noisy),
-            "after clean fine-tuning": _share(row.clean),
+            "after clean fine-tuning": _share(row.clean) + dagger(row.constant), CONSTANT: _share(row.chance),
             "lost (points)": NOT_RUN if math.isnan(row.lost) else points(row.lost, row.low, row.high),
             "recovered": f"{100 * (base - row.lost) / base:.0f} %" if other else ""})
     return pd.DataFrame(lines)
@@ -64,12 +68,13 @@ def loss_reading(frame: pd.DataFrame) -> str:
         done = group.dropna(subset="lost")
         if len(done):
             parts = "; ".join(f"{LABELS[r.norm, r.statistics]} {100 * r.lost:.1f}".replace("\n", " ")
-                              + ("" if r.low > 0 or r.high < 0 else " (unclear)") for r in done.itertuples())
+                              + ("" if r.low > 0 or r.high < 0 else " (unclear)") + dagger(r.constant) for r in done.itertuples())
             out.append(f"σ {sigma:g}: {parts}")
     missing = int(frame["lost"].isna().sum())
     tail = f" Not run: {missing} of {len(frame)}." if missing else ""
+    marked = " †: what is left is close to a constant answer." if frame["constant"].any() else ""
     return (f"Points of certified accuracy at r {frame['radius'].iloc[0]:g} lost from noisy to clean fine-tuning, unclear where "
-            f"the interval contains 0: {'. '.join(out)}.{tail}" if out else NOTHING)
+            f"the interval contains 0: {'. '.join(out)}.{tail}{marked}" if out else NOTHING)
 
 
 def mismatch_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +102,8 @@ def mismatch_reading(frame: pd.DataFrame, sigma: float = 0.5) -> str:
 
 
 def transfer_reading(found: Sequence[Measured], dataset: str, sigma: float, radius: float = 0.25) -> str:
-    """Mixed minus clean and minus one-level pre-training after clean fine-tuning, for each norm, paired."""
+    """Mixed minus clean and minus one-level pre-training after clean fine-tuning, for each norm, paired; marked where the other
+    is close to a constant answer."""
     out = []
     for norm in NORMS:
         cells = [Cell(pretraining=p, finetuning="clean", norm=norm) for p in ("mixed", "clean", f"noise{float(sigma)}")]
@@ -105,7 +111,9 @@ def transfer_reading(found: Sequence[Measured], dataset: str, sigma: float, radi
             chosen = select(found, dataset, [(cells[0], sigma), (other, sigma)], (radius,))
             if chosen:
                 ours, theirs = (stack(chosen[c, sigma], (radius,))[..., 0].astype(float) for c in (cells[0], other))
-                out.append(f"{NORMS[norm]}, against {name(other.pretraining)} {points(*stats.crossed_mean(ours - theirs)[:3])}")
+                constant = any(m.constant for m in chosen[other, sigma].values())
+                out.append(f"{NORMS[norm]}, against {name(other.pretraining)}{dagger(constant)} "
+                           f"{points(*stats.crossed_mean(ours - theirs)[:3])}")
     return (f"{dataset_label(dataset)}, clean fine-tuning, certified at σ {sigma:g} and r {radius:g}, mixed pre-training minus "
             f"another in points: {'; '.join(out)}." if out else NOTHING)
 

@@ -5,9 +5,11 @@ them, so that no radius is rounded up.
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +21,7 @@ METHODS = ("certify", "sequential", "predict")
 SLACK = 1e-12  # off each lower bound
 STEP = 64  # looks are multiples of it, so that no block of noise is cut
 LARGEST_SIGMA = 5.0
+Number = TypeVar("Number", int, float)
 
 
 def lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: ArrayLike) -> np.ndarray:
@@ -95,6 +98,8 @@ def predict_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 class Plan:
     """Everything that decides how many votes an image gets and what they prove; see the functions that make one.
 
+    Numbers of NumPy and torch are taken and kept as Python's, so that equal plans are stored as equal text.
+
     Attributes:
         looks: numbers of draws after which votes are read; the last one is n.
         n0: draws that choose the class, none for "predict"; never used again.
@@ -102,6 +107,7 @@ class Plan:
         power_loss: how often a radius may be given up that the last look would have reached.
         stop_if_wrong: images whose chosen class is not the label get no further draws.
     Raises:
+        TypeError: what is no number, no integer, no sequence or no truth value.
         ValueError: sigma not in [0, 1] pixels, alpha outside (0, 1), too few draws, looks out of order, bad radii.
     """
 
@@ -116,11 +122,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         choose(self.method, METHODS, "method")
+        for name, kind in (("sigma", real), ("alpha", real), ("looks", _each(integer)), ("n0", integer), ("radii", _each(real)),
+                           ("power_loss", real), ("stop_if_wrong", _truth)):
+            object.__setattr__(self, name, kind(getattr(self, name), name))
         check_sigma(self.sigma)
         check_alpha(self.alpha)
         looks = self.looks
-        if not looks or not all(isinstance(look, int) for look in looks) or any(np.diff((0, *looks)) < 1):
-            raise ValueError(f"expected looks that are integers, increasing from at least 1, got {looks}")
+        if not looks or any(np.diff((0, *looks)) < 1):
+            raise ValueError(f"expected looks that are increasing from at least 1, got {looks}")
         check_draws(self.n, self.alpha, len(looks), self.method)
         if (self.n0 < 1) != (self.method == "predict"):
             raise ValueError(f"expected n0 of at least 1 to choose the class (0 for predict, which needs none), got {self.n0}")
@@ -195,7 +204,7 @@ def certify_plan(*, sigma: float, n: int = 100_000, n0: int = 100, alpha: float 
     For each image: with probability at least 1 - alpha over the draws, it abstains or the smoothed classifier answers that
     class everywhere within the radius.
     """
-    return Plan(method="certify", sigma=sigma, alpha=alpha, looks=(n,), n0=n0)
+    return Plan(method="certify", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),), n0=n0)
 
 
 def predict_plan(*, sigma: float, n: int = 100_000, alpha: float = 0.001) -> Plan:
@@ -203,7 +212,7 @@ def predict_plan(*, sigma: float, n: int = 100_000, alpha: float = 0.001) -> Pla
 
     The most voted class, unless the exact two-sided binomial test of the two leading ones at 1/2 has p > alpha.
     """
-    return Plan(method="predict", sigma=sigma, alpha=alpha, looks=(n,))
+    return Plan(method="predict", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),))
 
 
 def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n0: int = 100, alpha: float = 0.001,
@@ -233,13 +242,14 @@ def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n
         stop_if_wrong: for evaluation only: no draws where the chosen class is not the label. Such images count as
             abstentions, so accuracies are right and the abstention rate is unknown; votes and results say so.
     """
-    return Plan(method="sequential", sigma=sigma, alpha=alpha, looks=look_times(n, first, ratio), n0=n0, radii=tuple(radii),
+    return Plan(method="sequential", sigma=sigma, alpha=alpha, looks=look_times(n, first, ratio), n0=n0, radii=radii,
                 power_loss=power_loss, stop_if_wrong=stop_if_wrong)
 
 
 def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
     """Geometric looks up to n, in multiples of `STEP` before it, none before `first` (about) and none much closer than
     `ratio` apart."""
+    n, first, ratio = integer(n, "n"), real(first, "first"), real(ratio, "ratio")
     if n < 1 or first < 1 or not ratio > 1:
         raise ValueError(f"expected n and first of at least 1 and ratio above 1, got {n}, {first} and {ratio}")
     looks, value = {n}, n / ratio
@@ -252,6 +262,48 @@ def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
 def spend(alpha: float, looks: int) -> tuple[float, ...]:
     """alpha over the looks: one half for the last, the rest in equal parts; all for a single one."""
     return (alpha,) if looks == 1 else (alpha / 2 / (looks - 1),) * (looks - 1) + (alpha / 2,)
+
+
+def real(value: object, name: str) -> float:
+    """`value`, a number of Python, NumPy or torch, as a float; short floats as they are written, so float32(0.1) is 0.1.
+
+    Raises:
+        TypeError: text, a truth value, an array, nothing.
+    """
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "iuf":
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+    return float(str(number[()])) if number.dtype.itemsize < 8 else float(number)
+
+
+def integer(value: object, name: str) -> int:
+    """`value`, an integer of Python, NumPy or torch, as an int.
+
+    Raises:
+        TypeError: anything else, also 100.0 and True.
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected {name} to be an integer, got {value!r}; write one without a point") from None
+
+
+def _each(kind: Callable[[object, str], Number]) -> Callable[[object, str], tuple[Number, ...]]:
+    """A sequence of such numbers as a tuple."""
+    def convert(values: object, name: str) -> tuple[Number, ...]:
+        if isinstance(values, str | bytes | set | dict) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+            raise TypeError(f"expected {name} to be a sequence of numbers, got {values!r}; write a tuple, also for a single one")
+        return tuple(kind(value, name) for value in values)
+
+    return convert
+
+
+def _truth(value: object, name: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"expected {name} to be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_alpha(alpha: ArrayLike) -> None:

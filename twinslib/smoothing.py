@@ -13,11 +13,13 @@ Noise is counted, not streamed: it depends on (seed, index of the image, number 
 counter in tensor code takes 3 times as long). So votes do not depend on the batch size, on which images are asked for, on
 their order or on interruptions. On CPU and CUDA the noise differs, and convolutions may round differently in another batch
 size, which moves a vote only where two logits agree to rounding.
+
+Votes belong to what the network computes: its logits on fixed images (`fingerprint`) are kept with them, and a network whose
+answer to an image depends on chance or on other images is refused.
 """
 
 import hashlib
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,55 +28,64 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arithmetic import full_float32
 from .attacks import Forward
 from .checkpoint import tensor_hash
-from .errors import Diverged, choose
-from .sequential import Plan
+from .errors import Diverged
+from .fingerprint import fingerprint
+from .sequential import Plan, integer, real
+from .smoothing_inputs import as_tensors, check_arguments, checksums
 from .votes import Votes, blank_votes, continued_votes, load_votes
 
 BLOCK = 64  # draws made by one call of the generator; part of what names the noise
 SELECT, ESTIMATE = 0, 1  # streams of draws: those that choose the class, those that bound its probability
-ROUND = 16  # full batches between two looks of the host
-PRECISIONS = {"float32": (torch.float32,), "float64": (torch.float64,), "bfloat16": (torch.bfloat16, torch.float32)}
+ROUND = 16  # full batches between two looks of the host, where they are fast
+PATIENCE = 5.0  # most seconds between two looks of the host that one has to wait for, a batch of 64 draws aside
 
 
-def collect_votes(forward: Forward, images: Tensor, plan: Plan, *, labels: Tensor | None = None,
-                  indices: Sequence[int] | None = None, seed: int = 0, precision: str = "float32",
-                  model_hash: str | None = None, batch_size: int = 512, channels_last: bool = True,
-                  file: str | Path | None = None, save_every: float = 60.0, stop: Callable[[], bool] = lambda: False) -> Votes:
+def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
+                  labels: Tensor | np.ndarray | Sequence[int] | None = None, indices: Sequence[int] | None = None,
+                  seed: int = 0, precision: str = "float32", model_hash: str | None = None, batch_size: int = 512,
+                  channels_last: bool = True, file: str | Path | None = None, save_every: float = 60.0,
+                  stop: Callable[[], bool] = lambda: False) -> Votes:
     """Draw what `plan` needs for each image; the votes are the same however the work is cut or continued.
 
     Images share batches and leave when they are done. Counts stay on the device; the host reads them once in about 16
-    batches, when some images have come to a look. For speed, pass `fold.FoldedCopy(model)` and a batch that fills the device.
+    batches, or as often as `save_every` and `stop` need, down to 64 draws; where it reads them changes no batch unless one
+    batch alone takes too long. For speed, pass `fold.FoldedCopy(model)` and a batch that fills the device.
 
     Args:
         forward: images (B, ...) to logits (B, C), each image on its own, on the device of the images. A module must be in
             eval mode. Exactly this function, in this precision, is what is certified.
         images: (N, 3, S, S) uint8, or floats in [0, 1] of any shape (N, ...); noise is added as they are, without clipping.
-        labels: int64 (N,), for accuracies, logs and stop_if_wrong.
+            An array goes to the device of the network.
+        labels: integers (N,), for accuracies, logs and stop_if_wrong.
         indices: numbers of the images in their data set, which name their noise; 0..N-1 by default.
         precision: "float32", "float64", or "bfloat16" by autocast, which also takes a network in bfloat16.
         model_hash: names the network in the file; by default 16 hex digits of the hash of a module's state.
         batch_size: most copies in one forward pass.
         channels_last: memory format of 4-dimensional batches; their values are the same.
         file: where votes are kept; if it exists, finished images are taken from it and unfinished ones continued.
-        save_every: seconds between two writes of `file`; a killed process loses at most that and one round of work.
-        stop: asked after each round; when true, the votes so far are saved and returned, `finished` saying what is missing.
+        save_every: about so many seconds between two writes of `file`, which is what a killed process loses.
+        stop: asked at least every few seconds; when true, the votes so far are saved and returned, `finished` saying what is
+            missing.
     Returns:
         votes of the images, in their order.
     Raises:
-        ValueError, TypeError: before any work: a module in training mode, images not in [0, 1], a label outside the logits,
-            or a file of another model, sigma, plan, seed or image.
+        ValueError, TypeError: before any work: a module in training mode, a network whose logits depend on the batch or on
+            chance, images not in [0, 1], a label outside the logits, or a file of another network, sigma, plan, seed or image.
         Diverged: logits that are not numbers.
     """
-    index = _check_arguments(forward, images, labels, indices, precision, batch_size)
+    images, labels = as_tensors(forward, images, labels)
+    seed, batch_size, save_every = integer(seed, "seed"), integer(batch_size, "batch_size"), real(save_every, "save_every")
+    index = check_arguments(forward, images, plan, labels, indices, precision, batch_size, save_every, file)
     if model_hash is None:
         if not isinstance(forward, nn.Module):
             raise ValueError("expected model_hash for a callable that is no module, got None; name the network")
         model_hash = tensor_hash(forward.state_dict())[:16]
+    elif not isinstance(model_hash, str):
+        raise TypeError(f"expected model_hash to be text, got {model_hash!r}")
     sampler = _Sampler(forward, images, index, plan.sigma, seed, precision, batch_size, channels_last)
     label = np.full(len(images), -1) if labels is None else labels.cpu().numpy()
     if label.max() >= sampler.classes or (labels is not None and label.min() < 0):
@@ -82,21 +93,28 @@ def collect_votes(forward: Forward, images: Tensor, plan: Plan, *, labels: Tenso
                          f"{label.max()}; replace the head or choose the matching data")
     if plan.stop_if_wrong and labels is None:
         raise ValueError("expected labels with stop_if_wrong, got None")
-    votes = blank_votes(plan, index, label, _checksums(images), sampler.classes, seed=seed, precision=precision,
-                        model_hash=model_hash, noise=f"{images.device.type}-{BLOCK}")
+    votes = blank_votes(plan, index, label, checksums(images), sampler.classes, seed=seed, precision=precision,
+                        model_hash=model_hash, noise=f"{images.device.type}-{BLOCK}",
+                        fingerprint=fingerprint(sampler.look, tuple(images.shape[1:]), precision))
     if file is not None and Path(file).exists():
         votes = continued_votes(votes, load_votes(file), Path(file).name)
     saved, changed, todo = time.monotonic(), False, [row for row in range(len(images)) if not votes.finished[row]]
-    while todo:
-        began, work = time.perf_counter(), _next_work(votes, todo, max(batch_size, BLOCK) * ROUND // BLOCK * BLOCK)
-        counts = sampler.count(work)
-        _record(votes, work, counts, time.perf_counter() - began)
-        group = todo[:len(work)]
-        todo, changed = [row for row in group if not votes.finished[row]] + todo[len(work):], True
+    work: list[_Work] = []
+    while work or todo:
+        if not work:
+            work = _next_work(votes, todo, max(batch_size, BLOCK) * ROUND // BLOCK * BLOCK)
+            group, todo = todo[:len(work)], todo[len(work):]
+        began = time.perf_counter()
+        part, work = _cut(work, sampler.blocks_within(min(save_every, PATIENCE)))
+        counts = sampler.count(part)
+        _record(votes, part, counts, time.perf_counter() - began)
+        changed = True
+        if not work:
+            todo = [row for row in group if not votes.finished[row]] + todo
         if file is not None and time.monotonic() - saved >= save_every:
             votes.save(file)
             saved, changed = time.monotonic(), False
-        if todo and stop():
+        if (work or todo) and stop():
             break
     if file is not None and changed:
         votes.save(file)
@@ -125,6 +143,18 @@ def _next_work(votes: Votes, todo: list[int], quantum: int) -> list[_Work]:
         work.append(_Work(row, stream, done, last))
         total += last - done
     return work
+
+
+def _cut(work: list[_Work], blocks: int) -> tuple[list[_Work], list[_Work]]:
+    """The first so many blocks of draws, and the rest."""
+    for i, item in enumerate(work):
+        start, there = item.first // BLOCK, -(-item.last // BLOCK) - item.first // BLOCK
+        if there > blocks:
+            middle = (start + blocks) * BLOCK
+            head = [item._replace(last=middle)] if blocks else []
+            return work[:i] + head, [item._replace(first=middle) if blocks else item, *work[i + 1:]]
+        blocks -= there
+    return work, []
 
 
 def _record(votes: Votes, work: list[_Work], counts: np.ndarray, seconds: float) -> None:
@@ -162,8 +192,11 @@ class _Sampler:
         self.channels_last, self.spatial = channels_last, images.ndim == 4
         self.blocks = max(1, batch_size // BLOCK)
         self.generator = torch.Generator(self.device)
-        with _arithmetic(self.device, precision):
-            logits = forward(self._outer(self._clean(torch.zeros(1, dtype=torch.int64))))
+        self.speed = 0.0  # draws in a second, at the best
+        logits = self._first(self._clean(torch.zeros(1, dtype=torch.int64)))
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"expected logits as one tensor, got {type(logits).__name__}; wrap the network so that it gives "
+                            "its logits only")
         if logits.ndim != 2 or logits.shape[0] != 1 or not logits.is_floating_point():
             raise ValueError(f"expected floating-point logits of shape (1, classes) for one image, got {tuple(logits.shape)} in "
                              f"{logits.dtype}; noise and votes need a classifier")
@@ -171,8 +204,40 @@ class _Sampler:
             raise Diverged("expected finite logits on a clean image, got NaN or infinity; check the weights")
         self.classes = logits.shape[1]
 
+    def _first(self, x: Tensor) -> object:
+        """What the network says to one image; an error of its own says what it was given."""
+        try:
+            with _arithmetic(self.device, self.precision):
+                return self.forward(self._outer(x))
+        except Diverged:
+            raise
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+            shape = ", ".join(map(str, self.images.shape[1:]))
+            raise ValueError(f"expected a network that answers a single image, shape (1, {shape}) in {self.dtype}, got "
+                             f"{type(error).__name__}: {error}; check the size of the images and the order of their axes"
+                             ) from error
+
+    def look(self, images: Tensor) -> Tensor:
+        """Logits of images without noise, float32 on the CPU, in batches as they are certified."""
+        began = time.perf_counter()
+        x = images.to(self.device, self.dtype)
+        x = x.permute(0, 2, 3, 1).contiguous() if self.spatial else x
+        with _arithmetic(self.device, self.precision):
+            logits = torch.cat([self.forward(part) for part in self._outer(x).split(self.batch_size)]).cpu()
+        self._clock(len(images), began)
+        return logits
+
+    def blocks_within(self, seconds: float) -> int:
+        """How many blocks of draws so much time is enough for, at least one: whole batches, unless it is too short for one."""
+        blocks = max(1, int(self.speed * seconds / BLOCK))
+        return blocks // self.blocks * self.blocks or blocks
+
+    def _clock(self, draws: int, began: float) -> None:
+        self.speed = max(self.speed, draws / max(time.perf_counter() - began, 1e-6))
+
     def count(self, work: list[_Work]) -> np.ndarray:
         """Votes of each item, shape (work, classes + 1), the last column for logits with NaN; waits for the device once."""
+        began = time.perf_counter()
         pieces = [(slot, noise_seed(self.seed, int(self.index[item.row]), item.stream, block),
                    max(item.first - block * BLOCK, 0), min(item.last - block * BLOCK, BLOCK))
                   for slot, item in enumerate(work) for block in range(item.first // BLOCK, -(-item.last // BLOCK))]
@@ -196,7 +261,9 @@ class _Sampler:
                 answer = torch.where(logits.isnan().any(1), self.classes, logits.argmax(1))
                 place = own.repeat_interleave(sizes[start:start + len(batch)], output_size=len(x))
                 counts.index_add_(0, place * (self.classes + 1) + answer, torch.ones_like(answer))
-        return counts.view(len(work), -1).cpu().numpy()
+        found = counts.view(len(work), -1).cpu().numpy()
+        self._clock(int(found.sum()), began)
+        return found
 
     def _clean(self, rows: Tensor) -> Tensor:
         """Images in [0, 1], those with channels as (N, H, W, C): noise drawn in this order is in channels-last order."""
@@ -226,43 +293,3 @@ def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
     """No gradients, no TF32, autocast for bfloat16 only."""
     with full_float32(device), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         yield
-
-
-def _checksums(images: Tensor) -> np.ndarray:
-    return np.array([zlib.crc32(image.contiguous().numpy().data) for image in images.cpu()], np.uint32)
-
-
-def _check_arguments(forward: Forward, images: Tensor, labels: Tensor | None, indices: Sequence[int] | None, precision: str,
-                     batch_size: int) -> np.ndarray:
-    """Refuse what would spoil the guarantee or fail later; returns the indices."""
-    dtypes = PRECISIONS[choose(precision, PRECISIONS, "precision")]
-    if isinstance(forward, nn.Module):
-        for name, module in forward.named_modules():
-            if module.training:
-                raise ValueError(f"expected a network in eval mode, got {name or 'the network'} in training mode, where copies "
-                                 "depend on each other and on chance; use eval_mode(model)")
-            if isinstance(module, _BatchNorm) and module.running_mean is None:
-                raise ValueError(f"expected batch norms with running statistics, got none in {name}, where copies depend on each "
-                                 "other and nothing can be certified; use another norm")
-        for name, tensor in (*forward.named_parameters(), *forward.named_buffers()):
-            if tensor.is_floating_point() and tensor.dtype not in dtypes:
-                raise ValueError(f"expected a network in {precision}, got {name} in {tensor.dtype}; say in which precision it is "
-                                 "certified, or convert it")
-            if tensor.device.type != images.device.type:
-                raise ValueError(f"expected the network on {images.device}, the device of the images, got {name} on "
-                                 f"{tensor.device}")
-    if images.ndim < 2 or len(images) == 0 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise TypeError("expected at least one image, uint8 of shape (N, 3, S, S) or floats of shape (N, ...), got "
-                        f"{tuple(images.shape)} in {images.dtype}")
-    if images.is_floating_point() and not (images.amin() >= 0 and images.amax() <= 1):
-        raise ValueError(f"expected images in [0, 1], got {images.amin():g}..{images.amax():g}; divide by 255, and normalise "
-                         "inside the network, or sigma and radii are in other units")
-    if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1]):
-        raise TypeError(f"expected int64 labels of shape ({len(images)},), got {tuple(labels.shape)} in {labels.dtype}")
-    index = np.arange(len(images)) if indices is None else np.asarray(indices)
-    if index.dtype.kind not in "iu" or index.shape != (len(images),) or len(set(index.tolist())) < len(index) or index.min() < 0:
-        raise ValueError(f"expected {len(images)} different indices of at least 0, one per image, got shape {index.shape} of "
-                         f"{index.dtype}, or an image twice")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"expected batch_size to be an integer of at least 1, got {batch_size!r}")
-    return index.astype(np.int64)

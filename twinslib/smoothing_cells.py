@@ -33,7 +33,8 @@ class Planned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """One finished certification; certified and shares are those of its votes, draws counts all copies."""
+    """One finished certification; certified, shares and chosen (the class that the first draws chose for each image, also where
+    it abstains; None: the answers stand in) are those of its votes, draws counts all copies."""
 
     dataset: str
     cell: Cell
@@ -44,6 +45,7 @@ class Measured:
     certified: Certified
     shares: Shares
     draws: int
+    chosen: np.ndarray | None = None
 
     @property
     def sigma(self) -> float:
@@ -54,10 +56,31 @@ class Measured:
         c = self.certified
         return c.correct[:, None] & (c.radius[:, None] >= np.asarray(radii))
 
+    @property
+    def chance(self) -> float:
+        """Share of the most frequent label: what the best constant answer gets right, at every radius."""
+        return _largest(self.certified.label)
+
+    @property
+    def one_class(self) -> float:
+        """Share of the images for which the class is chosen that is chosen most often."""
+        return _largest(self.certified.prediction if self.chosen is None else self.chosen)
+
+    @property
+    def constant(self) -> bool:
+        """True if it is close to a constant answer: `one_class` is nearer to all images than to `chance`."""
+        return self.one_class > (1 + self.chance) / 2
+
     def settles(self, radii: Iterable[float]) -> bool:
         """True if these radii were waited for, so that accuracies at them are not too low."""
         asked = self.certification.radii
         return not asked or set(radii) <= set(asked)
+
+
+def _largest(classes: np.ndarray) -> float:
+    """Share of the most frequent class among those that are known."""
+    known = classes[classes >= 0]
+    return float(np.bincount(known).max() / len(known)) if len(known) else 0.0
 
 
 def cell_of(job: Job) -> Cell | None:
@@ -92,7 +115,7 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
         if votes is not None:
             _check_drawn(votes, p)
             draws = int(votes.draws.sum() + votes.pilot.sum())
-            out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws))
+            out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws, votes.chosen))
     return out
 
 

@@ -1,5 +1,6 @@
 """Figures of certified accuracy as functions of frames (`smoothing_tables`); nothing is computed anew. Percent against the L2
-radius in [0, 1] pixels; bars are 95 % intervals, hollow markers public numbers.
+radius in [0, 1] pixels; bars are 95 % intervals, hollow markers public numbers. A grey line is what the best constant answer
+earns, a dagger marks what is close to one (`smoothing_tables.MARK`).
 
 A pre-training, a noise level and a kind of fine-tuning each have one colour, line style and marker in all figures, so that they
 read in grey and to the colour-blind (palette of Okabe and Ito).
@@ -24,7 +25,7 @@ from .rules import Cell
 from .runs import Job
 from .smoothing_cells import Measured, planned
 from .smoothing_grid import CROSSED
-from .smoothing_tables import NORMS, main_lines, name
+from .smoothing_tables import CONSTANT, NORMS, dagger, main_lines, name
 
 MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
 SINGLE = {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "s"}
@@ -38,7 +39,10 @@ LEVELS = {0.0: CLEAN, 0.12: {"color": "#CC79A7", "linestyle": "-.", "marker": "X
 FAMILIES = dict(zip(MANY, (SINGLE, CLEAN, THIRD), strict=True))
 PUBLIC = {"Cohen et al. 2019": "o", "SmoothAdv": "s", "DMAE, continued pre-training": "D"}
 PLAIN = "#333333"
+HALF = {"color": "#8A8A8A", "linestyle": ":", "linewidth": 1.2}
 END = 2.25  # the largest radius of a public number, and of the figure
+CHANCE = {"color": "#8A8A8A", "linestyle": "-", "linewidth": 1.0}
+MARKED = ("† close to a constant answer", {"linestyle": "none"})
 ONE_LOOK = {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"}
 
 
@@ -64,6 +68,7 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
                 mine = family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma])
                 _curve(ax, mine, shift=0.012 * (i - 1), **looks[start])
             _empty(ax)
+            _chance(ax, main[(main["dataset"] == dataset) & (main["sigma"] == sigma)])
         for ax, norm in zip(axes[0], norms, strict=True):
             ax.set_title(NORMS[norm])
         for row, text in zip(axes, ("fine-tuned on\nclean images", f"fine-tuned\nwith σ {sigma:g}"), strict=True):
@@ -71,7 +76,7 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
         fig.supylabel("certified accuracy (%)")
         _radii(axes)
         fig.supxlabel(f"L2 radius, pixels in [0, 1] (certified at σ {sigma:g})")
-        _legend(fig, [(f"pre-training: {name(p)}", looks[p]) for p in starts])
+        _legend(fig, [*((f"pre-training: {name(p)}", looks[p]) for p in starts), (CONSTANT, CHANCE), MARKED])
     return fig
 
 
@@ -95,7 +100,11 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
                 ax.plot([100 * row.noisy, 100 * row.clean], [y, y], color=color, linewidth=3, alpha=0.35)
                 ax.plot(ends, [y, y], color=color, linewidth=0.8)
                 ax.plot(100 * row.clean, y, "o", color=color, markersize=4)
+                _dagger(ax, 100 * row.clean, y, row.constant, color)
                 ax.plot(100 * row.noisy, y, "o", color=color, markerfacecolor="none", markersize=7)
+            chance = frame.loc[frame["sigma"] == sigma, "chance"].max()
+            if chance > 0:
+                ax.axvline(100 * chance, **CHANCE, zorder=0)
             ax.set_title(f"σ {sigma:g}")
             ax.set_ylim(len(kinds) - 0.5, -0.5)
             ax.grid(axis="y", visible=False)
@@ -104,7 +113,8 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
         fig.supxlabel(f"certified accuracy at L2 radius {frame['radius'].iloc[0]:g} (%)")
         plain = {"linestyle": "none", "marker": "o", "color": PLAIN, "markersize": 5}
         fig.legend(handles=[Line2D([], [], label="fine-tuned with noise of the level", markerfacecolor="white", **plain),
-                            Line2D([], [], label="fine-tuned on clean images (bar: 95 % interval of the loss)", **plain)],
+                            Line2D([], [], label="fine-tuned on clean images (bar: 95 % interval of the loss)", **plain),
+                            Line2D([], [], label=CONSTANT, **CHANCE), Line2D([], [], label=MARKED[0], **MARKED[1])],
                    loc="outside upper center", ncols=2, fontsize=8, handlelength=1)
     return fig
 
@@ -162,6 +172,7 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
                     ax.plot(top, 0, "|", color=LEVELS[sigma]["color"], markersize=12, markeredgewidth=1.6, clip_on=False)
             ax.set_title(title + (f"\nn = {lines['n'].max():,}" if len(lines) else ""))
             _empty(ax)
+            _chance(ax, lines)
         theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
         for sigma in sigmas:  # public: one network for each level too
             line = theirs[(theirs["method"] == "Cohen et al. 2019") & (theirs["sigma"] == sigma)]
@@ -171,6 +182,7 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
         ax, main = axes[2], main_lines(frame)
         for cell, look in ((ONE, MIXED), (MANY["one σ → same σ"], SINGLE)):
             _curve(ax, envelope(family(main, dataset, cell, sigmas)), **look)
+        _chance(ax, family(main, dataset, ONE, sigmas))
         for method, marker in PUBLIC.items():
             line = theirs[(theirs["method"] == method) & theirs["sigma"].isna()]
             ax.plot(line["radius"], 100 * line["value"], linestyle="none", marker=marker, color=PLAIN, markerfacecolor="white")
@@ -185,7 +197,8 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
                       ("best σ, one for each", SINGLE),
                       *((m, {"linestyle": "none", "marker": k, "color": PLAIN, "markerfacecolor": "white"})
                         for m, k in PUBLIC.items()),
-                      ("largest radius possible", {"linestyle": "none", "marker": "|", "color": PLAIN, "markersize": 10})])
+                      ("largest radius possible", {"linestyle": "none", "marker": "|", "color": PLAIN, "markersize": 10}),
+                      (CONSTANT, CHANCE), MARKED])
     return fig
 
 
@@ -204,12 +217,15 @@ def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str
                     y = 100 * (1 - np.arange(len(shares)) / len(shares))
                     ax.step(shares, y, where="pre", color=look["color"], linestyle=look["linestyle"])
             _empty(ax)
-            ax.axvline(0.5, color="#8A8A8A", linewidth=0.8)
+            chance = max((m.chance for m in found if (m.dataset, m.cell, m.sigma) == (dataset, ONE, sigma)), default=0.0)
+            if chance:
+                ax.axhline(100 * chance, **CHANCE)
+            ax.axvline(0.5, **HALF)
             ax.set(title=f"σ {sigma:g}", xlim=(0, 1), ylim=(0, 100))
         axes[0].set_ylabel("test images (%)")
         fig.supxlabel("at least this share of the votes for the label")
         _legend(fig, [("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
-                      ("one half", {"color": "#8A8A8A", "linestyle": "-", "linewidth": 0.8})])
+                      ("one half", HALF), (CONSTANT, CHANCE)])
     return fig
 
 
@@ -228,8 +244,13 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
             for pretraining, look in (("mixed", MIXED), ("clean", CLEAN)):
                 mine = here[here["pretraining"] == pretraining].set_index("finetuning")
                 ax.plot(range(len(steps)), mine["acr"].reindex(steps), **look)
+                for x, step in enumerate(steps):
+                    if step in mine.index:
+                        _dagger(ax, x, mine.loc[step, "acr"], mine.loc[step, "constant"], look["color"])
                 if "noise*" in mine.index and mine.loc["noise*", "acr"] == mine.loc["noise*", "acr"]:
                     ax.axhline(mine.loc["noise*", "acr"], color=look["color"], linewidth=0.9, linestyle=(0, (6, 3)))
+            if here["chance"].max() > 0:
+                ax.axhline(here["chance"].max(), **CHANCE)
             optim = here.set_index("finetuning")[["lr", "epochs"]]
             optim = optim[~optim.index.duplicated()]
             texts = [f"{name(s)}\nlr {optim.loc[s, 'lr']:g}, {optim.loc[s, 'epochs']:.0f} ep." for s in steps]
@@ -238,7 +259,8 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
             _empty(ax)
         axes[0].set_ylabel("average certified radius,\nmean over σ")
         _legend(fig, [("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
-                      ("fine-tuned with noise of each σ", {"color": PLAIN, "linestyle": (0, (6, 3)), "linewidth": 0.9})])
+                      ("fine-tuned with noise of each σ", {"color": PLAIN, "linestyle": (0, (6, 3)), "linewidth": 0.9}),
+                      (CONSTANT, CHANCE), ("† close to a constant answer at some σ", MARKED[1])])
     return fig
 
 
@@ -260,10 +282,12 @@ def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Fi
                 _curve(ax, family(main, dataset, cell, [sigma]), shift=0.01 * (i + 1), **looks[cell])
             ax.set_title(f"σ {sigma:g}")
             _empty(ax)
+            _chance(ax, main[(main["dataset"] == dataset) & (main["sigma"] == sigma) & (main["pretraining"] == CROSSED)])
         _radii(axes)
         axes[0].set_ylabel("certified accuracy (%)")
         fig.supxlabel("L2 radius, pixels in [0, 1]")
-        _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK)])
+        _legend(fig, [*((method_label(c.finetuning), looks[c]) for c in cells), ("mixed → clean (no attack)", ONE_LOOK),
+                      (CONSTANT, CHANCE), MARKED])
     return fig
 
 
@@ -274,6 +298,26 @@ def _curve(ax: Axes, lines: pd.DataFrame, shift: float = 0.0, **look: object) ->
         lines = lines[lines["value"].shift(fill_value=1.0) > 0]  # to the first radius that nothing reaches
         y = 100 * lines["value"]
         ax.errorbar(lines["radius"] + shift, y, yerr=[y - 100 * lines["low"], 100 * lines["high"] - y], elinewidth=0.7, **look)
+        whole = lines["constant"].all()
+        for x, value, constant in zip(lines["radius"] + shift, y, lines["constant"], strict=True):
+            _dagger(ax, x, value, constant, look["color"])
+            if whole:  # one mark for the curve, many for an envelope of curves of which some are marked
+                break
+
+
+def _dagger(ax: Axes, x: float, y: float, constant: bool, color: object) -> None:
+    """The mark of what is close to a constant answer, above its point on the right."""
+    if constant and np.isfinite(y):
+        ax.annotate(dagger(True).strip(), (x, y), (4, 3), textcoords="offset points", color=color, fontsize=10,
+                    annotation_clip=False)
+
+
+def _chance(ax: Axes, lines: pd.DataFrame) -> None:
+    """What the best constant answer earns, as far as the draws of these lines can reach."""
+    lines = lines[(lines["measure"] == "certified_acc") & (lines["chance"] > 0)]
+    if len(lines):
+        look = {"colors" if k == "color" else k: v for k, v in CHANCE.items()}
+        ax.hlines(100 * lines["chance"].max(), 0, lines["radius"].max(), zorder=1, **look)
 
 
 def _most_draws(frame: pd.DataFrame) -> pd.DataFrame:

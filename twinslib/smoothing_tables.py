@@ -35,6 +35,10 @@ NAMES = {"clean": "clean", "mixed": "mixed", "mixed_batch": "mixed, per batch", 
          "strong": "clean, stronger", "frozen": "clean, frozen statistics",
          "probe": "linear probe", "random": "none", CROSSED: "robust (notebook 01)"}
 NOTHING = "No certification is finished yet."
+CONSTANT = "best constant answer"
+MARK = ("†: close to a constant answer, so that certificates say little about the images: in at least one seed, the share of the "
+        "images for which one class is chosen is nearer to all of them than to the share of the most frequent label. The "
+        f"{CONSTANT} is chance: always the most frequent label, certified as far as the draws can reach.")
 
 
 # -- names --------------------------------------------------------------------------------------------------------------
@@ -54,12 +58,19 @@ def cell_name(cell: Cell) -> str:
     return f"{name(cell.pretraining)} → {name(cell.finetuning)}, {norm_name(cell.norm, cell.restat)}"
 
 
+def dagger(constant: bool) -> str:
+    """The mark of what is close to a constant answer (`MARK`)."""
+    return " †" if constant else ""
+
+
 # -- frames -------------------------------------------------------------------------------------------------------------
 def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     """One line per data set, cell, noise level, number of draws, measure and radius, over the seeds that are finished.
 
     measure: certified_acc at each radius that was asked for, acr (the mean of the largest such radius that is certified),
-    abstain_rate where draws did not depend on labels. ceiling: the largest radius that the draws can give. value, se and low,
+    abstain_rate where draws did not depend on labels. ceiling: the largest radius that the draws can give. chance: what the best
+    constant answer earns there. one_class: share of the class that is chosen most often, and constant: whether it is close to a
+    constant answer, both of the seed where it is most so (`smoothing_cells.Measured`). value, se and low,
     high (95 %): over images with one seed (for accuracies exact, Clopper-Pearson), else over seeds and images
     (`stats.crossed_mean`).
     """
@@ -72,20 +83,22 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     for (dataset, cell, sigma, n, alpha, images, radii, stopped), by_seed in groups.items():
         radii = tuple(radii) or RADII
         first = next(iter(by_seed.values()))
-        head = [dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma, n, alpha,
-                first.certification.plan.ceiling, images, len(by_seed)]
+        ceiling = first.certification.plan.ceiling
+        head = [dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma, n, alpha, ceiling, images,
+                len(by_seed), max(m.one_class for m in by_seed.values()), any(m.constant for m in by_seed.values())]
+        within = [r for r in radii if r <= ceiling]
         points_ = certified.certified_accuracy(first.certified, radii) if len(by_seed) == 1 else None
         values = stack(by_seed, radii).astype(float)
         for i, r in enumerate(radii):
             numbers = (points_[i].accuracy, points_[i].standard_error, points_[i].low, points_[i].high) if points_ else (
                 _numbers(values[..., i]))
-            out.append([*head, "certified_acc", r, *numbers])
-        out.append([*head, "acr", math.nan, *_numbers(grid_radius(by_seed, radii))])
+            out.append([*head, "certified_acc", r, first.chance if r in within else 0.0, *numbers])
+        out.append([*head, "acr", math.nan, first.chance * max(within, default=0.0), *_numbers(grid_radius(by_seed, radii))])
         if not stopped:
             abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in by_seed.values()]).astype(float)
-            out.append([*head, "abstain_rate", math.nan, *_numbers(abstains)])
-    return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "measure", "radius", "value", "se", "low",
-                                      "high"])
+            out.append([*head, "abstain_rate", math.nan, 0.0, *_numbers(abstains)])
+    return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "one_class", "constant", "measure",
+                                      "radius", "chance", "value", "se", "low", "high"])
 
 
 def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:
@@ -194,7 +207,8 @@ def sources_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
 def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigma: float,
                     radii: Sequence[float] = RADII) -> pd.DataFrame:
     """Certified accuracy at one noise level: a line for each planned cell of the grid that is certified at it, with accuracy
-    without noise, at each radius, and the average certified radius."""
+    without noise, at each radius, the average certified radius and the share of the class that is chosen most often; marked where
+    it is close to a constant answer, and for each data set what the best constant answer earns."""
     masks, lines = clean_masks(store, jobs), []
     kept = {tuple(line[k] for k in (*KEY, "measure", "radius")): line
             for line in main_lines(frame).fillna({"radius": -1.0}).to_dict("records")}
@@ -210,8 +224,18 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
         for r in radii:
             found = kept.get((*key, "certified_acc", r))
             line[f"r {r:g}"] = percent(found["value"], found["low"], found["high"]) if found else NOT_RUN
-        line["ACR ± SE"] = f"{acr['value']:.3f} ± {acr['se']:.3f}" if acr else NOT_RUN
+        line["ACR ± SE"] = f"{acr['value']:.3f} ± {acr['se']:.3f}" + dagger(acr["constant"]) if acr else NOT_RUN
+        line["one class"] = f"{100 * acr['one_class']:.0f} %" + dagger(acr["constant"]) if acr else NOT_RUN
         lines.append(line)
+    here = main_lines(frame)
+    here = here[(here["sigma"] == sigma) & (here["pretraining"] != CROSSED)]
+    for dataset in unique(here["dataset"]):
+        mine = here[here["dataset"] == dataset]
+        earned = dict(zip(mine["radius"], mine["chance"], strict=True))
+        lines.append(dict.fromkeys(lines[0], "") | {
+            "data set": dataset_label(dataset), "pre-training": CONSTANT, "one class": "100 %",
+            **{f"r {r:g}": f"{100 * earned[r]:.1f}" if r in earned else NOT_RUN for r in radii},
+            "ACR ± SE": f"{mine.loc[mine['measure'] == 'acr', 'chance'].max():.3f}"})
     return pd.DataFrame(lines)
 
 
@@ -224,7 +248,8 @@ def caption(frame: pd.DataFrame) -> str:
     over = ("the test images (exact, Clopper-Pearson)" if seeds == 1 else "seeds and test images")
     return (f"{images} test images, n = {main['n'].iloc[0]:,}, α = {main['alpha'].iloc[0]:g}; up to {seeds} seed"
             f"{'' if seeds == 1 else 's'}. Intervals: 95 % over {over}. r: L2 radius in [0, 1] pixels. ACR: mean of the largest "
-            "radius asked for that is certified, 0 where the answer is wrong or missing.")
+            "radius asked for that is certified, 0 where the answer is wrong or missing. One class: the largest share of the "
+            f"images for which one class is chosen. {MARK}")
 
 
 def sanity(found: Sequence[Measured]) -> dict[str, bool]:

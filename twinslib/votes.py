@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .certified import ABSTAIN, Certified
+from .fingerprint import IMAGES, check_same
 from .packed import DAMAGED, write_npz
 from .sequential import Plan, bound_radius, check_alpha, check_draws, lower_bound, predict_p_value, spend
 
@@ -27,6 +28,8 @@ class Votes:
         votes: (N, C) votes of the other draws. draws: (N,) how many there are.
         history: (N, looks) votes for the chosen class at each look, -1 where it was not reached.
         finished: (N,) whether the plan needs nothing more. seconds: (N,) share of the time.
+        fingerprint: logits on fixed images, float32 (images, C), of the network that answered; None in files of earlier
+            versions.
     """
 
     plan: Plan
@@ -44,6 +47,7 @@ class Votes:
     history: np.ndarray
     finished: np.ndarray
     seconds: np.ndarray
+    fingerprint: np.ndarray | None = None
 
     @property
     def settings(self) -> dict:
@@ -97,7 +101,7 @@ class Votes:
 
     def save(self, path: str | Path) -> None:
         """Write everything to an .npz, whole or not at all; `load_votes` gives it back."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays = {name: getattr(self, name) for name in (*ARRAYS, "fingerprint") if getattr(self, name) is not None}
         write_npz(Path(path), {"settings": np.array(json.dumps(self.settings)), **arrays}, compress=True)
 
 
@@ -121,7 +125,7 @@ def load_votes(path: str | Path) -> Votes:
     try:
         with np.load(path, allow_pickle=False) as loaded:
             settings = json.loads(str(loaded["settings"]))
-            arrays = {name: loaded[name] for name in ARRAYS}
+            arrays = {name: loaded[name] for name in (*ARRAYS, "fingerprint") if name in (*ARRAYS, *loaded.files)}
         classes = settings.pop("classes")
         rest = {name: settings.pop(name) for name in ("seed", "precision", "model_hash", "noise")}
         plan = Plan(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
@@ -141,6 +145,8 @@ def _coherent(v: Votes, classes: int) -> bool:
     if v.votes.shape != (rows.size, classes) or v.pilot.shape != v.votes.shape or v.history.shape != (rows.size, looks.size) or (
             (v.label >= classes).any() or (v.chosen >= classes).any()):
         return False
+    if v.fingerprint is not None and (v.fingerprint.shape != (IMAGES, classes) or not np.isfinite(v.fingerprint).all()):
+        return False
     own = v.votes.max(1) if v.plan.method == "predict" else v.votes[rows, v.chosen]
     wrong = ((v.votes < 0) | (v.pilot < 0)).any(1) | (v.votes.sum(1) != v.draws) | (v.draws > v.plan.n)
     wrong |= (v.pilot.sum(1) > v.plan.n0) | ((v.history >= 0) != (looks <= v.draws[:, None])).any(1)
@@ -151,12 +157,12 @@ def join_votes(parts: Sequence[Votes]) -> Votes:
     """The votes of disjoint sets of images, drawn in several places with the same settings, as one.
 
     Raises:
-        ValueError: no parts, another sigma, model, plan or seed mixed in, or an image that comes twice.
+        ValueError: no parts, another sigma, network, plan or seed mixed in, or an image that comes twice.
     """
     if not parts:
         raise ValueError("expected at least one set of votes, got none")
     for part in parts[1:]:
-        _check_same(parts[0].settings, part.settings, "the first part")
+        _check_same(parts[0], part, "the first part")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
     index, times = np.unique(joined["index"], return_counts=True)
     if (times > 1).any():
@@ -176,9 +182,9 @@ def continued_votes(fresh: Votes, stored: Votes, name: str) -> Votes:
     """The fresh rows, filled in where `stored` has them, and after them whatever else it has.
 
     Raises:
-        ValueError: stored with other settings, or another image or label under the same index.
+        ValueError: stored with other settings, of another network, or another image or label under the same index.
     """
-    _check_same(stored.settings, fresh.settings, name)
+    _check_same(stored, fresh, name)
     place = {int(index): row for row, index in enumerate(stored.index)}
     old = np.array([place.pop(int(index), -1) for index in fresh.index])
     known = np.flatnonzero(old >= 0)
@@ -197,9 +203,11 @@ def continued_votes(fresh: Votes, stored: Votes, name: str) -> Votes:
     return dataclasses.replace(fresh, **joined)
 
 
-def _check_same(expected: dict, got: dict, where: str) -> None:
-    expected, got = (json.loads(json.dumps(settings)) for settings in (expected, got))
+def _check_same(one: Votes, other: Votes, where: str) -> None:
+    """Refuse other settings than those of `one`, and another network."""
+    expected, got = (json.loads(json.dumps(votes.settings)) for votes in (one, other))
     differs = [f"{key}: {got.get(key)} here, {expected.get(key)} there" for key in expected if got.get(key) != expected[key]]
     if differs:
         raise ValueError(f"expected the settings of {where}, got others; differs in {'; '.join(differs)}; use another file, and "
                          "never mix votes of two models or noise levels")
+    check_same(other.fingerprint, one.fingerprint, one.precision, where)

@@ -283,8 +283,8 @@ def deep_network() -> torch.nn.Module:
 def test_a_last_batch_of_any_size(name: str) -> None:
     """Batches and halves of one image train without an error in every method, and all weights move and stay finite; so does a
     set that is smaller than a batch, and batches of one image are refused before any work where they leave a half empty."""
-    for n, size in ((9, 8), (10, 8), (11, 8), (3, 8), (2, 2), (1, 8), (3, 1)):
-        run = spec(name, optim={"batch_size": size, "epochs": 1})
+    for n, size in ((9, 8), (10, 8), (3, 8), (1, 8), (3, 1)):
+        run = spec(name, optim={"batch_size": size, "epochs": 1, "val_every": 0})
         model = winged(run, deep_network())
         before, call = copy.deepcopy(model.state_dict()), dict(device="cpu", start=deep_network(), source=device_set())
         if run.method.halves and min(n, size) == 1:
@@ -307,8 +307,13 @@ def test_the_rule_for_one_image() -> None:
     """Norms that meet one value per channel take their running statistics and keep them, others those of the image, alike in an
     ordinary network and in the adaptive wing; afterwards the network is as it was, without hooks, after an error too."""
     x, y = batch(1)
-    plain, hand, twin = deep_network(), deep_network().train(), twinsify(deep_network())
-    single = [name for name, m in hand.named_modules() if isinstance(m, torch.nn.BatchNorm2d) and ".layer4" in name]
+    plain, hand, twin, sizes = deep_network(), deep_network().eval(), twinsify(deep_network()), {}
+    for name, norm in hand.named_modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.register_forward_pre_hook(lambda _, inputs, name=name: sizes.update({name: inputs[0].shape[2]}))
+    hand(x)
+    single = [name for name, size in sizes.items() if size == 1]
+    hand.train()
     before = copy.deepcopy(plain.state_dict())
     for name in single:
         hand.get_submodule(name).eval()
@@ -320,7 +325,7 @@ def test_the_rule_for_one_image() -> None:
         torch.testing.assert_close(other, want)
         assert torch.equal(got, before[name]) is (name.rpartition(".")[0] in single or "normalize" in name)
     norms = [m for m in plain.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert single and all(m.training and not m._forward_pre_hooks for m in norms)
+    assert 0 < len(single) < len(norms) and all(m.training and not m._forward_pre_hooks for m in norms)
     plain.network.fc.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Step(plain, spec("at"), "cpu").loss({"clean": x, "adversarial": x}, y)
@@ -421,7 +426,7 @@ def test_divergence_is_reported_and_the_last_checkpoint_stays(tmp_path) -> None:
 
 def test_what_a_run_that_diverges_later_leaves(tmp_path) -> None:
     """The error carries the rows of the epochs that were finite, those of an earlier stretch too."""
-    run, model, data, stops = spec("at", optim={"epochs": 4, "val_every": 1}), network(), device_set(), iter([False] * 3 + [True])
+    run, model, data, stops = spec("at", optim={"epochs": 4, "val_every": 0}), network(), device_set(), iter([False] * 3 + [True])
 
     def broken(done: int, total: int) -> None:
         if done == 7:

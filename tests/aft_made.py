@@ -28,10 +28,10 @@ EPS = 8 / 255
 def spec(name: str = "aft", *, seed: int = 0, start: str | None = None, threat: str = "linf", eps: float = EPS, images: int = 100,
          width: int | None = None, optim: dict | None = None, attack: dict | None = None, split: int = 0) -> RunSpec:
     """A run on CIFAR-10 from random weights, from our natural network ("natural") or from that of others ("public")."""
-    values = {"data": DataSpec(name="cifar10", train_images=images, val_images=20, split_seed=split), "seed": seed,
+    values = {"data": DataSpec(name="cifar10", train_images=images, val_images=500, split_seed=split), "seed": seed,
               "model": ModelSpec(arch="thin_resnet10", width=width)}
     if start == "natural":
-        whole = DataSpec(name="cifar10", train_images=100, val_images=20, split_seed=split)
+        whole = DataSpec(name="cifar10", train_images=100, val_images=500, split_seed=split)
         values |= {"source": RunSpec(data=whole, model=values["model"], method=method("natural"), optim=OptimSpec(epochs=3)),
                    "keep_head": True}
     if start == "public":

@@ -322,7 +322,8 @@ def test_embedding_plot(classes, entries):
 
 
 def test_course_plot():
-    """Measured epochs by passes, one and a half thousand images each where two go forward and one back; a cross at a collapse."""
+    """Measured epochs by passes, one and a half thousand images each where two go forward and one back; a cross at a collapse,
+    fast or slow, and a word where nothing ever was."""
     rows = {"aft": epochs([0.2, None, 0.4]), "fast_at": epochs([0.3, 0.4, 0.1, 0.3], forward=1), "free_at": [], "aft_random": []}
     ax, = (fig := course_plot(rows, 500)).axes
     drawn = {x.get_label(): x for x in ax.lines}
@@ -331,6 +332,9 @@ def test_course_plot():
     assert np.allclose([x.get_xydata() for x in called(ax, "_collapsed")], [[[6, 10]]])
     assert legend(fig) == ["AFT", "Fast-AT", "Free-AT (not run)", "AFT, random start (not run)", "collapsed"]
     assert "collapsed" not in legend(course_plot({"aft": rows["aft"]}, 500)) and ax.get_xscale() == "log"
+    other, = (fig := course_plot({"aft": epochs([0.3, 0.2, 0.1]), "fast_at": epochs([0, 0.02, 0])}, 500)).axes
+    assert np.allclose([x.get_xydata() for x in called(other, "_collapsed")], [[[9, 10]]])
+    assert legend(fig) == ["AFT", "Fast-AT (never robust)", "collapsed"]
 
 
 # -- all ----------------------------------------------------------------------------------------------------------------

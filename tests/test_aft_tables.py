@@ -185,15 +185,18 @@ def test_collapse(tmp_path) -> None:
     """Single-step and Free runs alone: whether and when robustness was lost, and the best epoch."""
     store = Store("small", device="cpu", root=tmp_path)
     labels = (("part", "main"), ("start", "random"))
-    runs = [spec("fast_at", seed=seed, attack={"steps": 1}) for seed in range(3)] + [spec("free_at"), spec("at_scratch")]
-    runs[3] = dataclasses.replace(runs[3], method=dataclasses.replace(runs[3].method, replays=8))
+    runs = [spec("fast_at", seed=seed, attack={"steps": 1}) for seed in range(5)] + [spec("free_at"), spec("at_scratch")]
     finish(store, runs[0], epochs(5, 200, [0.2, 0.3, 0.1, 0.25, 0.2]))
     finish(store, runs[1], epochs(5, 200, [0.2, 0.3, 0.28, 0.25, 0.31]))
-    finish(store, runs[4], epochs(5, 200, [0.3, 0.0, 0.1, 0.1, 0.1]))
+    finish(store, runs[2], epochs(5, 200, [0.28, 0.17, 0.09, 0.0, 0.0]))
+    finish(store, runs[3], epochs(5, 200, [0.0, 0.02, 0.01, 0.0, 0.0]))
+    finish(store, runs[6], epochs(5, 200, [0.3, 0.0, 0.1, 0.1, 0.1]))
     text = tables.collapse_reading(store, [Job("aft", run, (), labels=labels) for run in runs])
     assert text == ("Fast-AT, seed 0: catastrophic overfitting in epoch 3 (robust accuracy on validation images 10.0 %), best "
                     "epoch 2 of 10 (30.0 %); Fast-AT, seed 1: no catastrophic overfitting, best epoch 5 of 10 (31.0 %); Fast-AT, "
-                    "seed 2: not run; Free-AT, seed 0: not run.")
+                    "seed 2: slow loss of robustness in epoch 3 (robust accuracy on validation images 9.0 %), best epoch 1 of 10 "
+                    "(28.0 %); Fast-AT, seed 3: never robust, best epoch 2 of 10 (2.0 %); Fast-AT, seed 4: not run; Free-AT, "
+                    "seed 0: not run.")
     assert tables.collapse_reading(store, []) == "Single-step and Free training: not planned."
 
 

@@ -12,11 +12,12 @@ from test_train import device_set, network, spec, winged
 
 from twinslib import course, train
 from twinslib.attacks import pgd
+from twinslib.collapse import NEVER, collapsed
 from twinslib.config import AttackSpec, FollowSpec, RunSpec, method
 from twinslib.fold import FoldedCopy
 from twinslib.passes import Passes
 from twinslib.schedules import climb
-from twinslib.train import OutOfTime, Step, collapsed, fit, generator
+from twinslib.train import OutOfTime, Step, fit, generator
 
 EPS = 16 / 255
 
@@ -213,26 +214,84 @@ def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
     assert not any(torch.equal(history.best[k], states[3][k]) for k in history.best if k.endswith("conv1.weight"))
 
 
-@pytest.mark.parametrize(("robust", "epoch"), [
-    ([0.2, 0.3, 0.32, 0.3, 0.31], None), ([0.2, 0.3, 0.15], 3), ([0.2, 0.3, 0.151], None), ([0.2, 0.3, 0.0, 0.3], 3),
-    ([0.14, 0.0], None), ([0.15, 0.07], 2), ([], None), ([None, 0.3, None, 0.1], 4), ([0.4, 0.3, 0.21, 0.16], None),
+@pytest.mark.parametrize(("robust", "kind", "epoch"), [
+    ([0.2, 0.3, 0.32, 0.3, 0.31], None, None), ([0.32, 0.3, 0.28, 0.27], None, None), ([0.2, 0.3, 0.151], None, None),
+    ([], None, None), ([None, None], None, None), ([0.4, 0.3, 0.25, 0.21], None, None),
+    ([0.2, 0.3, 0.15], "at once", 3), ([0.2, 0.3, 0.0, 0.3], "at once", 3), ([None, 0.3, None, 0.1], "at once", 4),
+    ([0.15, 0.07], "at once", 2), ([0.14, 0.0], "at once", 2), ([0.28, 0.145, 0.0], "at once", 3),
+    ([0.28, 0.17, 0.09, 0.0], "slowly", 3), ([0.4, 0.3, 0.21, 0.16], "slowly", 4),
+    ([0.0, 0.0, 0.0], NEVER, 1), ([0.01, 0.05, 0.007], NEVER, 2), ([0.1, 0.104, 0.08], NEVER, 2), ([0.0], NEVER, 1),
 ])
-def test_catastrophic_overfitting(robust: list, epoch: int | None) -> None:
-    """The first measured epoch that has lost half of what the one before had, where there was something to lose; a slow loss,
-    which is robust overfitting, is not meant."""
+def test_collapse(robust: list, kind: str | None, epoch: int | None) -> None:
+    """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it; less, which
+    is robust overfitting, is not meant; what never rises above chance had no robustness."""
     rows = [{"epoch": i + 1} | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust)]
-    assert collapsed(rows) == epoch
+    found = collapsed(rows)
+    assert (found and found.kind, found and found.epoch) == (kind, epoch)
 
 
-def test_catastrophic_overfitting_is_logged(monkeypatch, caplog) -> None:
-    """The epoch in which it happens says so once, with both accuracies."""
-    values, row = iter([0.4, 0.1, 0.1]), train._epoch_row
-    monkeypatch.setattr(train, "_epoch_row", lambda *a: row(*a) | {"val_robust_acc": next(values)})
+@pytest.mark.parametrize(("robust", "images", "classes", "kind"), [
+    ([0.02, 0.01], 200, 200, None), ([0.03, 0.015, 0.015], 200, 200, None), ([0.1, 0.05], 200, 200, None),
+    ([0.1, 0.05], 2000, 200, "at once"), ([0.03, 0.0], 1000, 200, "at once"), ([0.005, 0.01, 0.01], 200, 200, NEVER),
+    ([0.14, 0.0], 100, 10, NEVER), ([0.55, 0.5], 200, 2, NEVER), ([0.9, 0.3], 200, 2, "at once"),
+])
+def test_collapse_against_noise(robust: list[float], images: int, classes: int, kind: str | None) -> None:
+    """A fall of a few images is no fall, and a best that chance explains is none."""
+    found = collapsed([{"epoch": i, "val_robust_acc": value} for i, value in enumerate(robust)], images=images, classes=classes)
+    assert (found and found.kind) == kind
+
+
+def test_noise_is_no_collapse() -> None:
+    """Runs whose true robust accuracy stays, each epoch measured on other images, are nearly never said to collapse."""
+    g = np.random.default_rng(0)
+    measured = g.binomial(300, 0.25, (500, 30)) / 300
+    assert sum(collapsed([{"epoch": i, "val_robust_acc": v} for i, v in enumerate(run)], images=300) is not None
+               for run in measured) <= 5
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ([0.4, 0.1, 0.1], "lost its robustness in epoch 2, as in catastrophic overfitting: on validation images it fell from 40.0 to "
+                      "10.0 %"),
+    ([0.6, 0.4, 0.25], "lost its robustness slowly, by epoch 3: on validation images it fell from 60.0 to 25.0 %"),
+    ([0.0, 0.1, 0.05], "was never robust: at most 10.0 % on validation images"),
+    ([0.0, 0.5, 0.45], None),
+])
+def test_collapse_is_logged(values: list[float], said: str | None, monkeypatch, caplog) -> None:
+    """The epoch in which it happens says so once, the last that there never was anything."""
+    given, row = iter(values), train._epoch_row
+    monkeypatch.setattr(train, "_epoch_row", lambda *a: row(*a) | {"val_robust_acc": next(given)})
+    data = device_set()
+    data = replace(data, val_x=data.val_x.repeat(10, 1, 1, 1), val_y=data.val_y.repeat(10))
     with caplog.at_level("INFO"):
-        fit(spec("at", optim={"epochs": 3, "val_every": 1}), network(), device_set(), device="cpu")
-    said = [r.getMessage() for r in caplog.records if "catastrophic" in r.getMessage()]
-    assert said == ["method at, seed 0, toy_target: lost its robustness in epoch 2, as in catastrophic overfitting: on "
-                    "validation images it fell from 40.0 to 10.0 %"]
+        fit(spec("at", optim={"epochs": 3, "val_every": 3}), network(), data, device="cpu")
+    assert [r.getMessage() for r in caplog.records if "robust" in r.getMessage() and "epoch 1/3" not in r.getMessage()
+            and "/3," not in r.getMessage()] == ([f"method at, seed 0, toy_target: {said}"] if said else [])
+
+
+@pytest.mark.parametrize(("name", "attack", "step"), [
+    ("at", AttackSpec(steps=1), 2 / 255), ("at", AttackSpec(step_size=10 / 255, steps=1), 2 / 255),
+    ("trades", AttackSpec(steps=1, loss="kl", step_size=0.5 / 255), 2 / 255), ("free_at", AttackSpec(eps=EPS), 4 / 255),
+    ("twins_at", AttackSpec(steps=1, step_size=4 / 255, eps_warmup=1.0), 2 / 255),
+    ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.125), ("at", AttackSpec(eps=0.0), 2 / 255),
+])
+def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: float, monkeypatch) -> None:
+    """On validation images and where a run is followed: threat and eps of training, steps of eps / 4, whatever training's own
+    step, loss and number of steps are."""
+    seen = []
+
+    def watched(kind: str):
+        measure = getattr(train.evaluate, kind)
+        return lambda *args, **kwargs: (seen.append((kind, len(args[2]), kwargs)), measure(*args, **kwargs))[1]
+
+    for kind in ("pgd_mask", "pgd_losses"):
+        monkeypatch.setattr(train.evaluate, kind, watched(kind))
+    run = replace(spec(name, optim={"epochs": 1, "val_steps": 3}), attack=attack,
+                  follow=FollowSpec(train_images=4, test_images=5, steps=2))
+    fit(run, winged(run, network()), device_set(), device="cpu")
+    assert {(kind, n) for kind, n, _ in seen} == {("pgd_mask", 10), ("pgd_mask", 5), ("pgd_losses", 4)}
+    for _, n, call in seen:
+        assert (call["threat"], call["eps"], call["steps"]) == (attack.threat, attack.eps, 3 if n == 10 else 2)
+        assert call["step_size"] == pytest.approx(step, rel=1e-12) and call.get("loss", "ce") == "ce"
 
 
 # -- eps warm-up and features ----------------------------------------------------------------------------------------------
@@ -262,7 +321,7 @@ def test_features_are_what_goes_into_the_head() -> None:
     x, y = data.test_x[:6].float() / 255, data.test_y[:6]
     for i, net in enumerate((start, model)):
         g = torch.Generator().manual_seed(run.seed)
-        x_adv = pgd(FoldedCopy(net), x, y, eps=run.attack.eps, step_size=run.attack.step_size, steps=3, generator=g)
+        x_adv = pgd(FoldedCopy(net), x, y, **run.attack.measured(3), generator=g)
         for kind, images in (("clean", x), ("attacked", x_adv)):
             features = torch.from_numpy(arrays[f"features_{kind}"][i]).float()
             assert features.shape == (6, 32)

@@ -87,7 +87,7 @@ def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path
             with contextlib.suppress(OutOfTime):
                 fit(replace(s, follow=None), model, data, device="cpu", stop=lambda left=left: next(left))
         net, plain = FoldedCopy(model), to_plain(model).eval()
-        attack = dict(eps=s.attack.eps, step_size=s.attack.step_size, steps=2)
+        attack = s.attack.measured(2)
         for part, n in (("train", 9), ("test", 11)):
             x, y = getattr(data, f"{part}_x")[:n], getattr(data, f"{part}_y")[:n]
             logits = plain(x / 255)
@@ -106,13 +106,13 @@ def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path
 
 
 def test_attack_of_the_measurements() -> None:
-    """Threat, eps and step size are those of the training attack, the number of steps is the follower's own."""
+    """Threat and eps are those of the training attack, the number of steps is the follower's own, each eps / 4 long."""
     s = followed("at")
     s = replace(s, attack=AttackSpec(threat="l2", eps=0.7, step_size=0.3, steps=1), follow=replace(FOLLOW, steps=4))
     data, model = image_set(), winged(s, network())
     follower = Follower(s, model, data)
     follower.measure(model, 0)
-    mask, losses = evaluate.pgd_losses(FoldedCopy(model), data.train_x[:9], data.train_y[:9], eps=0.7, step_size=0.3, steps=4,
+    mask, losses = evaluate.pgd_losses(FoldedCopy(model), data.train_x[:9], data.train_y[:9], eps=0.7, step_size=0.7 / 4, steps=4,
                                        threat="l2", seed=s.seed, batch_size=250)
     assert np.array_equal(follower.arrays()["train_loss"][0], losses)
 
@@ -126,7 +126,7 @@ def test_training_images_are_measured_at_their_centre() -> None:
     history, model = trained(s, data)
     centre = augment(data.train_x[:9], "center_crop", size=11).mul(255).round().to(torch.uint8)
     assert centre.shape == (9, 3, 11, 11) and torch.equal(centre, data.train_x[:9, :, 2:13, 2:13])
-    net, attack = FoldedCopy(model), dict(eps=s.attack.eps, step_size=s.attack.step_size, steps=2, batch_size=250)
+    net, attack = FoldedCopy(model), dict(s.attack.measured(2), batch_size=250)
     _, losses = evaluate.pgd_losses(net, centre, data.train_y[:9], **attack)
     assert np.array_equal(history.course["train_loss"][-1], losses)
     mask = evaluate.pgd_mask(net, data.test_x[:11], data.test_y[:11], **attack)

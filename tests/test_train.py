@@ -270,12 +270,66 @@ def test_every_method_learns_a_batch(name: str, precision: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("n", [17, 16])
-def test_odd_batches_and_single_images(n: int) -> None:
-    """A last batch of one image (one wing only) trains without an error and leaves all weights finite."""
-    model = twinsify(network())
-    fit(spec("twins_trades", optim={"batch_size": 8, "epochs": 1}), model, device_set(n), device="cpu")
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+KINDS = ("natural", "at", "trades", "twins_at", "twins_trades", "at_split", "two_adaptive", "distill", "feature_distill", "l2sp",
+         "joint", "frozen_at", "at_awp", "free_at", "linear_probe")
+
+
+def deep_network() -> torch.nn.Module:
+    """A network whose last maps have one pixel, so that one image brings its norms a single value per channel."""
+    return make_model("thin_resnet10", 10, width=8, seed=0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_last_batch_of_any_size(name: str) -> None:
+    """Batches and halves of one image train without an error in every method, and all weights move and stay finite; so does a
+    set that is smaller than a batch, and batches of one image are refused before any work where they leave a half empty."""
+    for n, size in ((9, 8), (10, 8), (3, 8), (1, 8), (3, 1)):
+        run = spec(name, optim={"batch_size": size, "epochs": 1, "val_every": 0})
+        model = winged(run, deep_network())
+        before, call = copy.deepcopy(model.state_dict()), dict(device="cpu", start=deep_network(), source=device_set())
+        if run.method.halves and min(n, size) == 1:
+            with pytest.raises(ValueError, match=f"of at least 2 for method '{name}', got batch_size {size} and {n} images"):
+                fit(run, model, device_set(n), **call)
+            assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            continue
+        rows = fit(run, model, device_set(n), **call).epochs
+        assert len(rows) == 1 and rows[0]["train_loss"] > 0 and all(torch.isfinite(v).all() for v in model.state_dict().values())
+        assert not torch.equal(model.network.fc.weight, before["network.fc.weight"])
+
+
+def test_no_images_are_refused() -> None:
+    """An empty training set is no finished run."""
+    with pytest.raises(ValueError, match="at least 1 for method 'at', got batch_size 8 and 0 images"):
+        fit(spec("at"), network(), device_set(0), device="cpu")
+
+
+def test_the_rule_for_one_image() -> None:
+    """Norms that meet one value per channel take their running statistics and keep them, others those of the image, alike in an
+    ordinary network and in the adaptive wing; afterwards the network is as it was, without hooks, after an error too."""
+    x, y = batch(1)
+    plain, hand, twin, sizes = deep_network(), deep_network().eval(), twinsify(deep_network()), {}
+    for name, norm in hand.named_modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.register_forward_pre_hook(lambda _, inputs, name=name: sizes.update({name: inputs[0].shape[2]}))
+    hand(x)
+    single = [name for name, size in sizes.items() if size == 1]
+    hand.train()
+    before = copy.deepcopy(plain.state_dict())
+    for name in single:
+        hand.get_submodule(name).eval()
+    steps = Step(plain, spec("at"), "cpu"), Step(twin, spec(), "cpu")
+    losses = [step.loss({"clean": x, "adversarial": x}, y)[0] for step in steps]
+    torch.testing.assert_close(losses, [F.cross_entropy(hand(x), y)] * 2)
+    for (name, got), want, other in zip(plain.named_buffers(), hand.buffers(), to_plain(twin).buffers(), strict=True):
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(other, want)
+        assert torch.equal(got, before[name]) is (name.rpartition(".")[0] in single or "normalize" in name)
+    norms = [m for m in plain.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert 0 < len(single) < len(norms) and all(m.training and not m._forward_pre_hooks for m in norms)
+    plain.network.fc.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Step(plain, spec("at"), "cpu").loss({"clean": x, "adversarial": x}, y)
+    assert all(m.training and not m._forward_pre_hooks for m in norms)
 
 
 def test_frozen_statistics_are_bit_identical_after_training() -> None:
@@ -360,14 +414,30 @@ def test_global_random_state_is_neither_used_nor_moved() -> None:
 def test_divergence_is_reported_and_the_last_checkpoint_stays(tmp_path) -> None:
     """An absurd rate or NaN in the start weights raises Diverged; a checkpoint is never written after it."""
     checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(Diverged, match="lower lr"):
+    with pytest.raises(Diverged, match="lower lr") as error:
         fit(spec("at", optim={"lr": 1e30}), network(), device_set(), device="cpu", checkpoint=checkpoint)
-    assert not checkpoint.exists()
+    assert not checkpoint.exists() and error.value.epochs == []
     broken = network()
     with torch.no_grad():
         broken.network.fc.weight[0, 0] = float("nan")
     with pytest.raises(Diverged, match="fc.weight"):
         fit(spec("at"), broken, device_set(), device="cpu")
+
+
+def test_what_a_run_that_diverges_later_leaves(tmp_path) -> None:
+    """The error carries the rows of the epochs that were finite, those of an earlier stretch too."""
+    run, model, data, stops = spec("at", optim={"epochs": 4, "val_every": 0}), network(), device_set(), iter([False] * 3 + [True])
+
+    def broken(done: int, total: int) -> None:
+        if done == 7:
+            torch.nn.init.constant_(model.network.fc.bias, float("nan"))
+
+    rows = fit(run, network(), data, device="cpu").epochs
+    with pytest.raises(OutOfTime):
+        fit(run, network(), data, device="cpu", checkpoint=tmp_path / "c", stop=lambda: next(stops))
+    with pytest.raises(Diverged, match="in epoch 3 of at") as error:
+        fit(run, model, data, device="cpu", checkpoint=tmp_path / "c", on_step=broken)
+    assert error.value.epochs == rows[:2]
 
 
 def test_checkpoint_of_another_spec_is_refused(tmp_path) -> None:

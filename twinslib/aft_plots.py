@@ -16,12 +16,12 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from . import report
 from .aft_cells import images_passed
 from .aft_grid import STUDY
+from .collapse import NEVER, collapsed
 from .embedding import Projection
 from .plots import LOOKS, OTHERS, SMALL, WIDTH, style
 from .report import NOT_RUN, dataset_label, method_label, unique
 from .runs import Job
 from .schedules import climb, factor
-from .train import collapsed
 
 FINETUNED = {"aft": LOOKS["twins_trades"] | {"linestyle": "-"}, "at_scratch": LOOKS["at"],
              "trades_scratch": LOOKS["trades"], "aft_twins": LOOKS["twins_at"] | {"linestyle": (0, (10, 2, 2, 2))},
@@ -245,7 +245,7 @@ def embedding_plot(projections: Sequence[tuple[int, Projection]], class_names: S
 
 def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int) -> Figure:
     """Robust accuracy on validation images while training, against passes over the training set with the start given; a cross
-    where a run collapsed (`train.collapsed`).
+    where a run collapsed (`collapsed`, for ten classes and 500 images).
 
     Args:
         store_rows: method -> per-epoch rows of its run, none where it is not finished.
@@ -258,12 +258,13 @@ def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int) -> 
         for method, rows in store_rows.items():
             at = {row["epoch"]: (images_passed(rows[:i]) / train_images, 100 * row["val_robust_acc"])
                   for i, row in enumerate(rows, start=1) if "val_robust_acc" in row}
-            label = method_label(method) + ("" if at else f" ({NOT_RUN})")
+            found = collapsed(rows)
+            never = found is not None and found.kind == NEVER
+            label = method_label(method) + (f" ({NEVER})" if never else "" if at else f" ({NOT_RUN})")
             ax.plot(*np.reshape(list(at.values()), (-1, 2)).T, **looks[method] | {"markersize": 3}, label=label)
-            end = collapsed(rows)
-            if end is not None:
-                ax.plot(*at[end], linestyle="none", marker="x", color="black", markersize=9, markeredgewidth=1.6, zorder=4,
-                        label="_collapsed")
+            if found and not never:
+                ax.plot(*at[found.epoch], linestyle="none", marker="x", color="black", markersize=9, markeredgewidth=1.6,
+                        zorder=4, label="_collapsed")
         ax.set_xscale("log")
         _plain_decades(ax)
         ax.set(xlabel=PASSES, ylabel="robust accuracy on validation images (%)")

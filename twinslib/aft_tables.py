@@ -15,13 +15,13 @@ from .aft_cells import Network, finished
 from .aft_claims import attacks, paired
 from .aft_grid import STUDY
 from .checkpoint import atomic_write
+from .collapse import NEVER, collapsed
 from .config import RunSpec
 from .course import best_epoch
 from .objectives import OBJECTIVES
 from .report import NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
 from .rules import Robust
 from .runs import Job, Store
-from .train import collapsed
 
 OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"
 RIVALS = (AT, "trades_scratch", "free_at", "fast_at", RANDOM)
@@ -281,7 +281,7 @@ def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 # -- sentences on courses ---------------------------------------------------------------------------------------------------
 def collapse_reading(store: Store, jobs: Sequence[Job]) -> str:
-    """Whether single-step and Free training lost their robustness within an epoch (`train.collapsed`), and their best epoch."""
+    """Whether single-step and Free training lost their robustness or never had any (`collapsed`), and their best epoch."""
     said = []
     for job in _planned(jobs, "main"):
         m, attacked = job.spec.method, OBJECTIVES[job.spec.method.objective].attacks
@@ -293,11 +293,13 @@ def collapse_reading(store: Store, jobs: Sequence[Job]) -> str:
         if not rows:
             said.append(f"{name}: {'diverged' if store.diverged(job.spec) else NOT_RUN}")
             continue
-        at, best = collapsed(rows), best_epoch(rows)
+        found, best = collapsed(rows, images=record["val_images"], classes=record["classes"]), best_epoch(rows)
         robust = {row["epoch"]: f"{100 * row['val_robust_acc']:.1f} %" for row in rows}
-        said.append(f"{name}: " + (f"catastrophic overfitting in epoch {at} (robust accuracy on validation images {robust[at]})"
-                                   if at else "no catastrophic overfitting") +
-                    f", best epoch {best} of {job.spec.optim.epochs} ({robust[best]})")
+        what = NEVER if found else "no catastrophic overfitting"
+        if found and found.kind != NEVER:
+            loss = "catastrophic overfitting" if found.kind == "at once" else "slow loss of robustness"
+            what = f"{loss} in epoch {found.epoch} (robust accuracy on validation images {robust[found.epoch]})"
+        said.append(f"{name}: {what}, best epoch {best} of {job.spec.optim.epochs} ({robust[best]})")
     return "; ".join(said) + "." if said else "Single-step and Free training: not planned."
 
 

@@ -98,6 +98,11 @@ class AttackSpec:
         _require(self.steps >= 0, "steps >= 0", self.steps)
         _require(self.random_start or self.loss != "kl", "random_start with attack loss kl", self.random_start)
 
+    def measured(self, steps: int) -> dict[str, object]:
+        """Arguments of the PGD that a run is measured with while it trains: threat and eps of its training, but the same `steps`
+        steps of eps / 4 for all methods. A training step may be far too long to find what is wrong, as that of Fast-AT."""
+        return {"threat": self.threat, "eps": self.eps, "step_size": self.eps / 4 or self.step_size, "steps": steps}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
@@ -276,7 +281,7 @@ class OptimSpec:
     warmup: float = 0.0  # share of the run with linear climb
     precision: str = "float32"  # bfloat16: where the hardware has it (`arithmetic.chosen`)
     val_every: int = 1  # epochs between measurements on the validation images; 0: never
-    val_steps: int = 10  # PGD steps of that measurement
+    val_steps: int = 10  # PGD steps of that measurement (`AttackSpec.measured`)
     keep_best: bool = False  # keep also the weights of the epoch with the best robust accuracy on the validation images
 
     def __post_init__(self) -> None:
@@ -337,7 +342,7 @@ class FollowSpec:
         train_images, test_images: the first so many images of the run's split that accuracy is measured on during training,
             without augmentation, from before the first epoch to the last; 0: none.
         every: epochs between those measurements, up to epoch `dense` each one.
-        steps: PGD steps of those measurements; eps and step size are those of the training attack.
+        steps: PGD steps of those measurements (`AttackSpec.measured`).
         features: the first so many test images whose features (what goes into the head) are kept, clean and under that PGD, after
             each of `feature_epochs`; epoch 0 is the start.
     """

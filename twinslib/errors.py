@@ -30,4 +30,9 @@ def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[
 
 
 class Diverged(ValueError):
-    """Loss, weights or logits are no longer finite: this run has failed, others need not."""
+    """Loss, weights or logits are no longer finite: this run has failed, others need not.
+
+    `epochs` holds the per-epoch rows of a training run up to its last good epoch.
+    """
+
+    epochs: Sequence[dict] = ()

@@ -54,7 +54,7 @@ class Follower:
             self.features.append({"epoch": epoch, **self._features(FoldedCopy(model))})
         if not (f.train_images or f.test_images) or not self.due(epoch):
             return
-        options = {**self._attack(), "seed": self.spec.seed, "batch_size": BLOCK}
+        options = {**self.spec.attack.measured(f.steps), "seed": self.spec.seed, "batch_size": BLOCK}
         copy, line = FoldedCopy(model), {"epoch": epoch}
         if f.train_images:
             x, y = centre(self.data.train_x[:f.train_images], self.spec.data.crop), self.data.train_y[:f.train_images]
@@ -67,17 +67,13 @@ class Follower:
                 line["test_robust"] = evaluate.pgd_mask(copy, x, y, **options)
         self.lines.append(line)
 
-    def _attack(self) -> dict:
-        a = self.spec.attack
-        return {"eps": a.eps, "step_size": a.step_size, "steps": self.follow.steps, "threat": a.threat}
-
     def _features(self, copy: FoldedCopy) -> dict[str, torch.Tensor]:
         """What goes into the head for the first test images, clean and attacked, float16 (N, d)."""
         x, y = self.data.test_x[:self.follow.features], self.data.test_y[:self.follow.features]
         x = to_float(x)
         inside = Features(copy, find_head(copy, self.spec.data.crop or self.spec.data.image_size))
         start = torch.Generator(x.device).manual_seed(self.spec.seed)
-        attacked = attacks.pgd(copy, x, y, **self._attack(), generator=start)
+        attacked = attacks.pgd(copy, x, y, **self.spec.attack.measured(self.follow.steps), generator=start)
         found = {}
         for name, images in (("clean", x), ("attacked", attacked)):
             with torch.no_grad(), inside.watching():

@@ -250,6 +250,27 @@ def freeze_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def single_image(model: nn.Module) -> Iterator[None]:
+    """Inside, for a training pass of one image, every batch norm of the network keeps the rule of `TwinNorm`: where it meets a
+    single value per channel it takes the running statistics and leaves them unchanged. Its hooks are there only inside."""
+    resting = []
+
+    def rest(norm: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
+        if norm.training and inputs[0].numel() == inputs[0].shape[1]:
+            norm.training = False
+            resting.append(norm)
+
+    handles = [module.register_forward_pre_hook(rest) for module in model.modules() if isinstance(module, _BatchNorm)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm in resting:
+            norm.training = True
+
+
 def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     """An ordinary network (a copy) that computes exactly what one wing computes in eval mode.
 

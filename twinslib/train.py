@@ -6,9 +6,8 @@ checkpoint needs no random state and adding a measurement cannot shift training.
 
 import contextlib
 import hashlib
-import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from . import arithmetic, attacks, awp, evaluate, norms
 from .checkpoint import load_training, save_training
+from .collapse import NEVER, collapsed
 from .config import AttackSpec, RunSpec
 from .data import DeviceSet, augment
 from .dynamics import Recorder
@@ -156,7 +156,7 @@ class Step:
             for kind in self.objective.inputs:
                 x = inputs[kind] if joint is None else torch.cat((inputs[kind], joint[0]))
                 x = x.contiguous(memory_format=self.memory_format)
-                out = torch.cat([self.forward(x[part]) for part, _ in parts]) if sequential else self.forward(x)
+                out = torch.cat([self._pass(x[part]) for part, _ in parts]) if sequential else self._pass(x)
                 logits[kind] = out[:len(y)]
                 extra.append(self.retention.loss(kind, inputs[kind], None if joint is None else joint[1]))
         logits = {kind: value.float() if value.dtype == torch.bfloat16 else value for kind, value in logits.items()}
@@ -204,6 +204,12 @@ class Step:
         if self.free:
             self.free.delta = None if state["delta"] is None else state["delta"].to(self.device)
 
+    def _pass(self, x: torch.Tensor) -> torch.Tensor:
+        """The one rule for batches that are too small for batch statistics, whatever the method and its halves; `TwinNorm` has
+        it for its wings."""
+        with norms.single_image(self.model) if len(x) == 1 else contextlib.nullcontext():
+            return self.forward(x)
+
     def _freeze_body(self) -> None:
         head = self.model.get_submodule(find_head(self.model, self.spec.data.crop or self.spec.data.image_size))
         self.model.eval().requires_grad_(False)
@@ -225,10 +231,14 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         checkpoint: file for the state at each epoch's end; where it exists, training continues from it, in its precision.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
-        Diverged: loss or a weight is not finite; the last good checkpoint stays.
-        ValueError: the checkpoint belongs to another spec.
+        Diverged: loss or a weight is not finite, with the rows of the epochs before; the last good checkpoint stays.
+        ValueError: the checkpoint belongs to another spec, no training images, or halves of batches of one image.
     """
     optim = spec.optim
+    smallest = 2 if spec.method.halves else 1
+    if min(optim.batch_size, len(data.train_y)) < smallest:
+        raise ValueError(f"expected batches and a training set of at least {smallest} for method {spec.method.name!r}, got "
+                         f"batch_size {optim.batch_size} and {len(data.train_y)} images; raise batch_size or train_images")
     broken = _not_finite(model)
     if broken:
         raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
@@ -277,16 +287,19 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         loss, correct = step_fn(x, y, step, lr, climb(step, total, spec.attack.eps_warmup))
         sums += torch.stack([loss.double() * len(y), correct.double(), torch.full_like(loss, len(y)).double()])
         if i == per_epoch - 1:
-            row = _epoch_row(spec, model, data, epoch, lr, sums)
+            try:
+                row = _epoch_row(spec, model, data, epoch, lr, sums)
+            except Diverged as error:
+                error.epochs = history.epochs
+                raise
             row["forward_images"], row["backward_images"] = step_fn.passes.take()
             before = [r["val_robust_acc"] for r in history.epochs if "val_robust_acc" in r]
             history.epochs.append(row)
             if optim.keep_best and row.get("val_robust_acc", -1.0) > max(before, default=-1.0):
                 history.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-            if collapsed(history.epochs) == epoch + 1:
-                log.info("method %s, seed %d, %s: lost its robustness in epoch %d, as in catastrophic overfitting: on validation "
-                         "images it fell from %.1f to %.1f %%", spec.method.name, spec.seed, spec.data.name, epoch + 1,
-                         100 * before[-1], 100 * row["val_robust_acc"])
+            found = collapsed(history.epochs, images=len(data.val_y), classes=data.num_classes)
+            if found and (epoch + 1 == optim.epochs if found.kind == NEVER else epoch + 1 == found.epoch):
+                log.info("method %s, seed %d, %s: %s", spec.method.name, spec.seed, spec.data.name, found)
             sums.zero_()
             if follower:
                 follower.measure(model, epoch + 1)
@@ -307,23 +320,6 @@ def begun_in(state: dict, spec: RunSpec) -> str:
     return state.get("precision", spec.optim.precision)
 
 
-def collapsed(rows: Sequence[dict], share: float = 0.5, floor: float = 0.15) -> int | None:
-    """The first epoch of catastrophic overfitting, or None: single-step training loses its robustness within an epoch (Wong, Rice
-    and Kolter 2020, whose code looks for a fall of 20 points on a training batch; networks that never reach much need a
-    relative bound).
-
-    Args:
-        rows: per-epoch rows; looked at is `val_robust_acc`, PGD on validation images.
-        share: of the accuracy at the measurement before that is lost at least, where that was at least `floor`; so slow robust
-            overfitting is not meant, and what never gets there cannot be detected.
-    """
-    measured = [row for row in rows if "val_robust_acc" in row]
-    for before, row in itertools.pairwise(measured):
-        if before["val_robust_acc"] >= floor and row["val_robust_acc"] <= (1 - share) * before["val_robust_acc"]:
-            return row["epoch"]
-    return None
-
-
 def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,
                sums: torch.Tensor) -> dict:
     loss, correct, images = sums.tolist()
@@ -339,9 +335,8 @@ def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: in
         block = dict(batch_size=250)
         row["val_clean_acc"] = evaluate.clean_mask(copy, data.val_x, data.val_y, **block).float().mean().item()
         if OBJECTIVES[spec.method.objective].attacks:
-            mask = evaluate.pgd_mask(copy, data.val_x, data.val_y, eps=spec.attack.eps,
-                                     step_size=spec.attack.step_size, steps=spec.optim.val_steps,
-                                     threat=spec.attack.threat, seed=spec.seed, **block)
+            mask = evaluate.pgd_mask(copy, data.val_x, data.val_y, **spec.attack.measured(spec.optim.val_steps), seed=spec.seed,
+                                     **block)
             row["val_robust_acc"] = mask.float().mean().item()
     return row
 

@@ -4,7 +4,19 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from .config import AttackSpec, DataSpec, EvalSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, from_dict, method, start_model
+from .config import (
+    AttackSpec,
+    DataSpec,
+    EvalSpec,
+    FollowSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    WeightsSpec,
+    from_dict,
+    method,
+    start_model,
+)
 from .errors import check_keys, choose
 from .runs import Best, Job
 
@@ -39,7 +51,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         candidates for its learning rate; starts, which are trained when first needed, last.
     """
     for name, s in starts.items():
-        check_keys(s, ("mean", "std", *(("weights", "model", "targets") if "weights" in s else ("optim",))), f"starts.{name}")
+        check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
         for target in s.get("targets", ()):
             choose(target, targets, f"target of starts.{name}")
     for name, t in targets.items():

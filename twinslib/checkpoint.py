@@ -19,11 +19,13 @@ from safetensors.torch import save
 from torch import nn
 
 from . import foreign
+from .constants import check_constants, split_constants
 from .errors import some
 from .models import IMAGENET_MEAN, IMAGENET_STD
 from .placing import Placing, fitting, place
 
 log = logging.getLogger(__name__)
+BUFFERS = ("normalize.mean", "normalize.std")
 PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
@@ -79,8 +81,8 @@ def save_weights(path: str | Path, model: nn.Module, meta: Mapping, *, half: boo
 def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors by name, on the CPU, smaller floats widened to float32; and our metadata, {} where there is none.
 
-    The file may be ours, or of others in any form that `foreign.read` knows: safetensors or torch whatever its name, with the
-    state dict in wrappers, beside pickled objects (which are not run), or in a folder.
+    The file may be ours, or of others in any form that `foreign.read` knows: safetensors or torch whatever its name,
+    with the state dict in wrappers, beside pickled objects (which are not run), or in a folder.
 
     Args:
         key: which of several state dicts in a file.
@@ -98,48 +100,51 @@ def load_into(
 ) -> nn.Module:
     """Copy tensors into a network, in place, and return it; nothing is copied if anything is wrong.
 
-    Names need not be equal: the prefix that wrappers have added is found, also for the network inside a `Classifier`, and tensors
-    without it (of a loss, of a second network) are left out, with a warning. Step counters of batch norm may be missing.
+    Names need not be equal: the prefix that wrappers have added is found, also for the network inside a `Classifier`,
+    and tensors without it (of a loss, of a second network) are left out, with a warning. Step counters of batch norm may
+    be missing.
 
-    Constants of the input's normalisation go into the `Classifier`'s first layer where that has ImageNet's, the default; where it
-    has others, they have to be those. Without constants in the state, as where they belong to a data pipeline, the model's stay.
+    Constants of the input's normalisation go into the `Classifier`'s first layer where that has ImageNet's, the default;
+    where it has others, they have to be those. Without constants in the state, as where they belong to a data pipeline,
+    the model's stay.
 
     Args:
         strict: False allows tensors that are missing or unexpected; shapes must agree all the same.
         prefix: of the tensors to take, where several networks are in one state.
         head: name of a layer that may be missing, as in a backbone; it then stays as it is.
     Raises:
-        ValueError: another architecture, another number of classes, other normalisation, several networks, or tensors that are no
-            finite floating-point numbers.
+        ValueError: another architecture, another number of classes, other normalisation, several networks, or tensors that
+            are no finite floating-point numbers.
     """
+    for name in (name for name, tensor in state.items() if tensor.device.type == "meta"):
+        raise ValueError(f"expected weights, got a tensor without values in {name}; take the file that holds them")
     expected = model.state_dict()
-    buffers = ("normalize.mean", "normalize.std") if "normalize.mean" in expected else ()
+    buffers = BUFFERS if BUFFERS[0] in expected else ()
     inner = "network." if buffers and all(n.startswith("network.") for n in expected if n not in buffers) else ""
     ours = {name.removeprefix(inner): name for name in expected if name not in buffers}
-    channels = expected["normalize.mean"].numel() if buffers else 3
-    state, constants = foreign.split_constants(state, channels=channels, own=ours)
+    channels = expected[BUFFERS[0]].numel() if buffers else 3
+    state, constants = split_constants(state, channels=channels, own=ours)
     placing = place(state, ours, prefix=prefix, head=head.removeprefix(inner))
     _refuse_rivals(state, placing)
     unexpected = placing.unexpected or (placing.outside if placing.missing else [])
     if (strict and (placing.missing or unexpected)) or not placing.names:
-        fits = " or ".join(fitting(state))
         raise ValueError(
             f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another architecture: "
             f"{some([ours[name] for name in placing.missing])} missing, {some(unexpected)} unexpected; "
-            "make the model these weights were saved from" + (f", which fit {fits}" if fits else "")
+            f"make the model these weights were saved from{_fits(state)}"
         )
-    found = {ours[name]: _plain(theirs, state[theirs], expected[ours[name]]) for name, theirs in placing.names.items()}
+    found = {ours[name]: _plain(ours[name], state[theirs], expected[ours[name]]) for name, theirs in placing.names.items()}
     wrong = [name for name, tensor in found.items() if tensor.shape != expected[name].shape]
     if wrong:
-        raise ValueError(_shape_message(wrong, expected, found) + "".join(f"; they fit {fit}" for fit in fitting(state)[:1]))
+        raise ValueError(_shape_message(wrong, expected, found, _fits(state)))
     for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}; use an earlier checkpoint")
     if constants and buffers:
         found |= _normalisation(constants, [expected[name] for name in buffers])
     elif constants:
-        log.warning("normalisation of the checkpoint left out, since %s has none: mean %s, std %s", type(model).__name__,
-                    *(values.tolist() for values in constants))
+        log.warning("normalisation of the checkpoint left out, since %s has none: mean %s, std %s",
+                    type(model).__name__, *(values.tolist() for values in constants))
     if placing.outside and strict:
         log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))
     model.load_state_dict(found, strict=False)
@@ -200,17 +205,16 @@ def _refuse_rivals(state: Mapping[str, torch.Tensor], placing: Placing) -> None:
         theirs = {name: state[f"{rival}{name}"] for name in placing.names if f"{rival}{name}" in state}
         if not foreign.same({name: state[placing.names[name]] for name in theirs}, theirs):
             listed = ", ".join(repr(p) for p in (placing.prefix, *placing.rivals))
-            raise ValueError(f"expected one network, got several behind the prefixes {listed}; choose one by prefix, under weights")
+            raise ValueError(f"expected one network, got several behind the prefixes {listed}; "
+                             "choose one by prefix, under weights")
 
 
 def _plain(name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor as an ordinary one of floating-point numbers where the network's is; sparse ones are filled."""
-    if tensor.device.type == "meta":
-        raise ValueError(f"expected weights, got a tensor without values in {name}; take the file that holds them")
     if tensor.is_quantized or (like.is_floating_point() and not tensor.is_floating_point()):
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"expected floating-point weights, got {kind} in {name}; take the network before it was quantised or "
-                         "converted")
+        raise ValueError(f"expected floating-point weights, got {kind} in {name}; "
+                         "take the network before it was quantised or converted")
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
@@ -220,14 +224,22 @@ def _normalisation(constants: Sequence[torch.Tensor], ours: Sequence[torch.Tenso
     default = all(values.tolist() == torch.tensor(known).tolist()
                   for values, known in zip(flat, (IMAGENET_MEAN, IMAGENET_STD), strict=True))
     if not default:
-        foreign.check_constants(constants, flat)
+        check_constants(constants, flat)
         return {}
     if not all(torch.equal(a, b) for a, b in zip(constants, flat, strict=True)):
-        log.info("normalisation of the checkpoint in place of ImageNet's: mean %s, std %s", *(v.tolist() for v in constants))
-    return {name: values.view_as(our) for name, values, our in zip(("normalize.mean", "normalize.std"), constants, ours, strict=True)}
+        log.info("normalisation of the checkpoint in place of ImageNet's: mean %s, std %s",
+                 *(values.tolist() for values in constants))
+    return {name: values.view_as(our) for name, values, our in zip(BUFFERS, constants, ours, strict=True)}
 
 
-def _shape_message(wrong: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+def _fits(state: Mapping[str, torch.Tensor]) -> str:
+    known = " or ".join(fitting(state))
+    return f" ({known})" if known else ""
+
+
+def _shape_message(
+    wrong: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], fits: str
+) -> str:
     first = wrong[0]
     want, got = tuple(expected[first].shape), tuple(found[first].shape)
     head = first.rpartition(".")[0]
@@ -238,7 +250,7 @@ def _shape_message(wrong: list[str], expected: Mapping[str, torch.Tensor], found
         )
     return (
         f"expected {first} of shape {want}, got {got} ({len(wrong)} tensors differ); "
-        "make the model these weights were saved from"
+        f"make the model these weights were saved from{fits}"
     )
 
 

@@ -539,8 +539,8 @@ def canonical_json(spec: object) -> str:
 
 
 def start_model(model: dict, start: dict, where: str, **changes: object) -> ModelSpec:
-    """The network of runs from one start: `model`, with the normalisation that a notebook's parameters give for the start (mean and
-    std, both or neither), and `changes`."""
+    """The network of runs from one start: `model`, with the normalisation that a notebook's parameters give for the
+    start (mean and std, both or neither), and `changes`."""
     given = {key: start[key] for key in ("mean", "std") if key in start}
     _require(len(given) != 1, f"mean and std, both or neither, in {where}", ", ".join(given))
     return from_dict(ModelSpec, {**model, **given, **changes}, where)

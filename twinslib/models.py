@@ -6,6 +6,7 @@ Attacks and noise therefore always live in [0, 1] pixels of the image as it is s
 
 import contextlib
 import copy
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +76,13 @@ class Classifier(nn.Module):
                 f"expected float images of shape (B, {self.normalize.mean.shape[1]}, S, S) in [0, 1], "
                 f"got {x.dtype} of shape {tuple(x.shape)}"
             )
-        return self.network(upsample_nearest(self.normalize(x), self.upsample))
+        logits = self.network(upsample_nearest(self.normalize(x), self.upsample))
+        return logits if isinstance(logits, torch.Tensor) else _refuse_output(logits, self.network)
+
+
+def _refuse_output(output: object, network: nn.Module) -> typing.NoReturn:
+    raise TypeError(f"expected logits of shape (B, classes), got {type(output).__name__} from {type(network).__name__}; "
+                    "turn its other outputs off (aux_logits=False in torchvision), or wrap it so that it gives logits alone")
 
 
 def upsample_nearest(x: torch.Tensor, side: int | None) -> torch.Tensor:
@@ -257,6 +264,7 @@ def find_head(model: nn.Module, image_size: int) -> str:
 
     Raises:
         ValueError: no linear layer gives the output.
+        TypeError: the output is more than logits.
     """
     calls: list[tuple[str, torch.Tensor]] = []
     hooks = [
@@ -276,6 +284,8 @@ def find_head(model: nn.Module, image_size: int) -> str:
             hook.remove()
         for module, training in modes:
             module.training = training
+    if not isinstance(logits, torch.Tensor):
+        _refuse_output(logits, model)
     for name, out in reversed(calls):
         if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
             return name

@@ -1,7 +1,7 @@
-"""Tensors out of torch files that also hold pickled objects: a training state with its arguments, a whole network.
+"""Tensors out of torch files that also hold pickled objects: a state of training with its arguments, a whole network.
 
-Nothing in the file is run. The unpickler here knows how to put a tensor together; every other name, whatever it is, stands for an
-`Inert`, which keeps the items and attributes it is given and does nothing. No class or function is ever imported.
+Nothing in the file is run. The unpickler here knows how to put a tensor together; every other name, whatever it is,
+stands for an `Inert`, which keeps the items and attributes it is given and does nothing. Nothing is ever imported.
 """
 
 import io
@@ -14,9 +14,9 @@ import torch
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's older format
 STORAGES = {
-    f"{name}Storage": dtype for name, dtype in {
-        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
-        "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}.items()
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class Items(dict):
 
 
 class Inert(dict):
-    """Stands for an object of a class that is not known here: the items and attributes the file gives it, as a dict."""
+    """Stands for an object of any class: the items and attributes that the file gives it, as a dict."""
 
     def __new__(cls, *args: object, **kwargs: object) -> "Inert":
         return super().__new__(cls)
@@ -69,7 +69,7 @@ def read_inert(path: Path) -> tuple[object, list[str]]:
 
 
 def module_state(module: dict) -> dict[str, torch.Tensor]:
-    """The state dict of a whole network that was pickled, from the attributes that its modules keep their parts in."""
+    """The state dict of a whole network that was pickled, from the attributes in which modules keep their parts."""
     passing = module.get("_non_persistent_buffers_set") or ()
     tensors = {**(module.get("_parameters") or {}), **(module.get("_buffers") or {})}
     state = {str(k): v for k, v in tensors.items() if isinstance(v, torch.Tensor) and k not in passing}
@@ -79,17 +79,20 @@ def module_state(module: dict) -> dict[str, torch.Tensor]:
     return state
 
 
-def _unpickler(file: io.BufferedIOBase, left_out: dict[str, None], storage: Callable[..., torch.Tensor]) -> pickle.Unpickler:
+def _unpickler(
+    file: io.BufferedIOBase, left_out: dict[str, None], storage: Callable[..., torch.Tensor]
+) -> pickle.Unpickler:
     def tensor(data: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
         return data.as_strided(size, stride, offset)  # refused beyond the end of the storage
 
     def parameter(data: torch.Tensor, *_: object) -> torch.Tensor:
         return data
 
-    # functions made for this file alone, so that it cannot change one that others use
-    known = {"torch._utils._rebuild_tensor": tensor, "torch._utils._rebuild_tensor_v2": tensor,
-             "torch._utils._rebuild_parameter": parameter, "torch._utils._rebuild_parameter_with_state": parameter,
-             "collections.OrderedDict": type("Items", (Items,), {})}
+    known = {
+        "torch._utils._rebuild_tensor": tensor, "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_parameter": parameter, "torch._utils._rebuild_parameter_with_state": parameter,
+        "collections.OrderedDict": type("Items", (Items,), {}),
+    }  # made for this file alone, so that it cannot change what others use
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> object:
@@ -102,7 +105,7 @@ def _unpickler(file: io.BufferedIOBase, left_out: dict[str, None], storage: Call
 
         def persistent_load(self, key: object) -> object:
             kind, *rest = key
-            return storage(*rest) if kind == "storage" else Inert()
+            return storage(*rest) if kind == "storage" else rest[0]  # the class of a module, so an Inert
 
     return Reader(file, encoding="utf-8")
 
@@ -117,7 +120,8 @@ def _read_zip(file: io.BufferedIOBase, left_out: dict[str, None]) -> object:
         def storage(dtype: torch.dtype, key: str, *_: object) -> torch.Tensor:
             if key not in storages:
                 data = bytearray(archive.read(f"{root}data/{key}"))
-                storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+                empty = torch.empty(0, dtype=dtype)
+                storages[key] = torch.frombuffer(data, dtype=dtype) if data else empty
             return storages[key]
 
         return _unpickler(io.BytesIO(archive.read(index)), left_out, storage).load()
@@ -129,7 +133,7 @@ def _read_older(file: io.BufferedIOBase, left_out: dict[str, None]) -> object:
     file.seek(0)
     storages: dict[str, torch.Tensor] = {}
 
-    def storage(dtype: torch.dtype, key: str, location: str, numel: int, view: object = None) -> torch.Tensor:
+    def storage(dtype: torch.dtype, key: str, _: str, numel: int, view: object = None) -> torch.Tensor:
         if view is not None or not 0 <= numel * dtype.itemsize <= room:
             raise ValueError(f"a storage of {numel} numbers in a file of {room} bytes")
         return storages.setdefault(key, torch.empty(numel, dtype=dtype))

@@ -50,9 +50,8 @@ def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", he
         ValueError: no name with the prefix asked for.
     """
     names = [name for name in names if not IGNORE.search(name)]
-    found = {name: [name[:cut] for cut in (0, *(m.end() for m in re.finditer(r"\.", name))) if name[cut:] in wanted]
-             for name in names}
-    counts = Counter(p for prefixes in found.values() for p in prefixes)
+    counts = Counter(name[:cut] for name in names for cut in (0, *(m.end() for m in re.finditer(r"\.", name)))
+                     if name[cut:] in wanted)
     needed = [w for w in wanted if not w.endswith(COUNTER) and not (head and w.startswith(f"{head}."))]
     if prefix:
         prefix = prefix.rstrip(".") + "."
@@ -61,15 +60,17 @@ def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", he
         whole = [prefix]
     else:
         there = set(names)
-        whole = sorted((p for p in counts if needed and all(f"{p}{w}" in there for w in needed)), key=lambda p: (-counts[p], len(p)))
+        whole = [p for p in counts if needed and all(f"{p}{w}" in there for w in needed)]
+        whole.sort(key=lambda p: (-counts[p], len(p)))
         prefix = whole[0] if whole else max(counts, key=lambda p: (counts[p], -len(p)), default="")
     placed = {name[len(prefix):]: name for name in names if name.startswith(prefix) and name[len(prefix):] in wanted}
-    rest = [name for name in names if not name.startswith(tuple(p for p in whole if p != prefix and not prefix.startswith(p)))]
+    rivals = [p for p in whole if p != prefix]
+    rest = [name for name in names if not name.startswith(tuple(p for p in rivals if not prefix.startswith(p)))]
     inside = [name for name in rest if name.startswith(prefix) and name[len(prefix):] not in wanted]
     return Placing(
         prefix, placed, [w for w in needed if w not in placed],
         [name for name in inside if not (head and name[len(prefix):].startswith(f"{head}."))],
-        [name for name in rest if not name.startswith(prefix)], [p for p in whole if p != prefix])
+        [name for name in rest if not name.startswith(prefix)], rivals)
 
 
 @functools.cache
@@ -82,11 +83,14 @@ def _shapes(arch: str, norm: str) -> tuple[dict[str, torch.Size], str]:
 
 
 def fitting(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Which networks of `ARCHS` the tensors fit, apart from the number of classes, each as the fields of a model: "arch resnet50",
-    "arch resnet18, norm group or layer"."""
+    """Which networks of `ARCHS` the tensors fit, whatever the number of classes, each as the fields of a model: "arch
+    resnet50", "arch resnet18, norm group or layer"."""
     norms = {"batch": ""} if any(name.endswith("running_mean") for name in state) else {"group": ", norm group or layer"}
-    out = []
+    out, convolutions = [], sum(tensor.ndim == 4 for tensor in state.values())
     for arch in ARCHS:
+        layers = re.search(r"resnex?t(\d+)", arch)
+        if layers and not int(layers[1]) - 1 <= convolutions <= int(layers[1]) + 3:  # up to four shortcuts
+            continue  # building the largest takes a second
         for norm, words in norms.items():
             shapes, head = _shapes(arch, norm)
             placing = place(state, shapes, head=head)

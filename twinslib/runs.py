@@ -42,7 +42,7 @@ from .votes import Votes, load_votes
 log = logging.getLogger(__name__)
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
 LOOKED_AT = 500  # images on which a foreign network has to be better than chance
-FAR_BELOW = 0.03  # a foreign network is warned of where the upper end of its interval is so far below the published accuracy
+FAR_BELOW = 0.03  # the upper end of its interval so far below the published accuracy is worth a warning
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,9 @@ class Store:
                 run that does not keep them, a start network that does not fit, or one whose head is kept and that is at chance.
         """
         wanted: dict[DataSpec, int] = {}
+        for spec in {t.spec.weights: t.spec for t in tasks if t.spec.weights}.values():
+            self._origin(spec)  # that it is there, before any image is looked for
         for task in tasks:
-            if task.spec.weights is not None:
-                self._origin(task.spec)  # that it is there, before any image is looked for
             if task.evaluation and task.evaluation.at == "best" and not task.spec.optim.keep_best:
                 raise ValueError(f"expected keep_best in run {task.spec.hash} ({task.spec.method.name}), whose best weights are "
                                  "to be evaluated, got none; set it under optim")
@@ -228,34 +228,32 @@ class Store:
                 self.origin(spec)
 
     def _check_start(self, spec: RunSpec) -> None:
-        """Log how well a foreign network whose head is kept knows the run's images; refuse one at chance, and warn where it is far
-        below what its publisher says."""
+        """Log how well a foreign network whose head is kept knows the run's images; refuse one at chance, and warn
+        where it is far below what its publisher says."""
         data, start = self.data(spec.data), self._measure_start(spec, self.start(spec))
         right, images, name = start["right"], start["images"], spec.weights.file
+        interval = stats.clopper_pearson(right, images)
         says = f"{right} of {images} {start['of']} images right"
-        interval, accuracy = stats.clopper_pearson(right, images), spec.weights.accuracy
         hint = "check the order of its classes and its normalisation (mean and std of the model)"
         if interval.low <= 1 / data.num_classes:
             raise ValueError(f"expected a network that knows {spec.data.name} in {name}, got one at chance: {says}, with "
                              f"{data.num_classes} classes; {hint}, or leave keep_head out")
+        says = f"start network {name}: {says} ({right / images:.1%}) on {spec.data.name}"
         known = foreign.published_network(name)
-        published, where = (accuracy, "") if accuracy else (known["clean_acc"], f" on {known['dataset']}") if known else (None, "")
-        log.info("start network %s, %s: %s (%.1f %%), normalised with mean %s and std %s", name, spec.data.name, says,
-                 100 * right / images, start["mean"], start["std"])
+        published = spec.weights.accuracy or (known and known["clean_acc"])
+        log.info("%s, normalised with mean %s and std %s", says, start["mean"], start["std"])
         if published and interval.high < published - FAR_BELOW:
-            log.warning("start network %s: %s (%.1f %%) on %s, far below the published %.1f %%%s; %s", name, says,
-                        100 * right / images, spec.data.name, 100 * published, where, hint)
+            log.warning("%s, far below the published %.1f %%; %s", says, 100 * published, hint)
 
     def _measure_start(self, spec: RunSpec, model: torch.nn.Module) -> dict:
-        """What is kept of a foreign start: its normalisation, and where its head is kept, how many of the validation images (or, if
-        there are none, training images) it has right."""
-        plain = FoldedCopy(model)
-        kept = {name: [round(v, 6) for v in getattr(plain.normalize, name).flatten().tolist()] for name in ("mean", "std")}
+        """What is kept of a foreign start: its normalisation, and where its head is kept, how many of the validation
+        images (or, if there are none, training images) it has right."""
+        kept = {name: [round(v, 6) for v in getattr(model.normalize, name).flatten().tolist()] for name in ("mean", "std")}
         if spec.keep_head:
             data = self.data(spec.data)
             val = len(data.val_y) > 0
             x, y = (data.val_x, data.val_y) if val else (centre(data.train_x[:LOOKED_AT], spec.data.crop), data.train_y)
-            right = evaluate.clean_mask(plain, x[:LOOKED_AT], y[:LOOKED_AT], batch_size=CHECKED)
+            right = evaluate.clean_mask(FoldedCopy(model), x[:LOOKED_AT], y[:LOOKED_AT], batch_size=CHECKED)
             kept |= {"right": int(right.sum()), "images": len(right), "of": "validation" if val else "training"}
         return kept
 
@@ -333,8 +331,8 @@ class Store:
         path, classes = self._origin(spec)
         model, chosen = make_network(spec, classes), spec.weights or WeightsSpec(file=path.name, classes=classes)
         head = models.find_head(model, spec.data.crop or spec.data.image_size) if self._spare_head(spec) else ""
+        state, _ = load_weights(path, key=chosen.key)
         with self._named(path):
-            state, _ = load_weights(path, key=chosen.key)
             return load_into(model, state, prefix=chosen.prefix, head=head).to(self.device)
 
     @staticmethod
@@ -392,7 +390,7 @@ class Store:
         try:
             yield
         except ValueError as error:
-            raise ValueError(str(error) if path.name in str(error) else f"{path.name}: {error}") from None
+            raise ValueError(f"{path.name}: {error}") from None
 
     # -- computing -----------------------------------------------------------------------------------------------
     def do(self, task: Task, *, ship: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:

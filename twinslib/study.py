@@ -40,8 +40,8 @@ SETTINGS = ("preset", "threads", "compute")  # parameters that change no run
 
 def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
     """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
-    training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std that images are
-    normalised with, per channel in [0, 1]; ImageNet's where not given."""
+    training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std
+    that images are normalised with, per channel in [0, 1]; ImageNet's where not given."""
     out = {}
     for name, spec in specs.items():
         if isinstance(spec, dict) and "weights" in spec:

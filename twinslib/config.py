@@ -538,7 +538,7 @@ def canonical_json(spec: object) -> str:
     return json.dumps(to_dict(from_dict(type(spec), to_dict(spec))), sort_keys=True, separators=(",", ":"))
 
 
-def start_model(model: dict, start: dict, where: str, **changes: object) -> ModelSpec:
+def start_model(model: dict, start: dict, where: str, /, **changes: object) -> ModelSpec:
     """The network of runs from one start: `model`, with the normalisation that a notebook's parameters give for the
     start (mean and std, both or neither), and `changes`."""
     given = {key: start[key] for key in ("mean", "std") if key in start}

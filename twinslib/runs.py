@@ -233,12 +233,11 @@ class Store:
         data, start = self.data(spec.data), self._measure_start(spec, self.start(spec))
         right, images, name = start["right"], start["images"], spec.weights.file
         interval = stats.clopper_pearson(right, images)
-        says = f"{right} of {images} {start['of']} images right"
         hint = "check the order of its classes and its normalisation (mean and std of the model)"
         if interval.low <= 1 / data.num_classes:
-            raise ValueError(f"expected a network that knows {spec.data.name} in {name}, got one at chance: {says}, with "
-                             f"{data.num_classes} classes; {hint}, or leave keep_head out")
-        says = f"start network {name}: {says} ({right / images:.1%}) on {spec.data.name}"
+            raise ValueError(f"expected a network that knows {spec.data.name} in {name}, got one at chance: "
+                             f"{right} of {images} images right, with {data.num_classes} classes; {hint}, or leave keep_head out")
+        says = f"start network {name}: {right} of {images} {start['of']} images of {spec.data.name} right ({right / images:.1%})"
         known = foreign.published_network(name)
         published = spec.weights.accuracy or (known and known["clean_acc"])
         log.info("%s, normalised with mean %s and std %s", says, start["mean"], start["std"])

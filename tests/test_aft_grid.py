@@ -157,7 +157,7 @@ def test_foreign_start() -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"starts": {"natural": {"optm": {}}}}, "key of starts.natural to be one of optim, got 'optm'; did you mean 'optim'"),
+    ({"starts": {"natural": {"optm": {}}}}, "key of starts.natural to be one of optim, mean, std, got 'optm'; did you mean 'optim'"),
     ({"starts": {"natural": {}, "public": PUBLIC | {"targets": ["toy"]}}}, "target of starts.public to be one of toy_target"),
     ({"main": {"aft": {"strt": "natural"}}}, "key of main.aft to be one of start, .*got 'strt'"),
     ({"main": {"aft": {"start": "public"}}}, "start of main.aft to be one of natural, got 'public'"),
@@ -207,3 +207,13 @@ def test_nothing_is_trained_for_nothing(preset: str) -> None:
     jobs = study.plan(preset, "06")[0](best=lambda candidates: candidates[0])
     specs: list[RunSpec] = [job.spec for job in jobs if job.study != "aft_tuning"]
     assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study == "aft_tuning" for job in jobs)
+
+
+@pytest.mark.parametrize("start", [{"optim": {"epochs": 7, "lr": 0.2}}, {k: PUBLIC[k] for k in ("weights", "model")}])
+def test_normalisation_of_a_start(start: dict) -> None:
+    """Mean and std of a start, ours or of others, are those of what starts from it; random starts keep ImageNet's."""
+    constants = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+    jobs = study.finetuning(**arguments(starts={"natural": start | constants}, widths={"widths": [], "runs": []}))
+    for spec in (job.spec for job in jobs):
+        random = spec.method.name == "at_scratch"
+        assert (spec.model.mean[0], spec.model.std[0]) == ((0.485, 0.229) if random else (0.5, 0.2))

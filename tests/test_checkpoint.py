@@ -1,11 +1,15 @@
 """Files of weights: whole or not at all, safe to read, and every kind of bad file named."""
 
+import argparse
+import contextlib
 import copy
 import errno
 import os
+import pickle
 import random
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,6 +20,7 @@ import torch
 import torchvision
 from torch import nn
 
+from twinslib import pickles
 from twinslib.checkpoint import (
     atomic_write,
     load_into,
@@ -39,6 +44,10 @@ def equal(a: dict, b: dict) -> bool:
 
 class Opaque:
     """Something only pickle could store."""
+
+
+class Settings(dict):
+    """Settings as many libraries keep them."""
 
 
 # -- writing --
@@ -275,14 +284,28 @@ def test_damaged_files(tmp_path, name, damage, message):
         load_weights(path)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("what", [Opaque(), np.float64(0.5), np.arange(3)])
-def test_pickled_objects_are_refused(tmp_path, zipped, what):
-    """Objects are named and not run, in the new and the old file format, and the message says how to convert."""
-    path = tmp_path / "best.ckpt"
-    torch.save({"state_dict": tiny().state_dict(), "args": what}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"got pickled objects in best.ckpt: \w.*nothing of them was run.*save_file"):
-        load_weights(path)
+@pytest.mark.parametrize("what", [Opaque(), np.float64(0.5), np.arange(3), argparse.Namespace(lr=Path("x")), Settings(a={1})])
+def test_pickled_objects_are_left_out(tmp_path, caplog, zipped, what, protocol):
+    """Of a training checkpoint the tensors are taken, bit for bit, in the new and the old format; objects are named."""
+    path, state = tmp_path / "best.ckpt", tiny().half().state_dict() | {"counts": torch.arange(3)}
+    torch.save({"state_dict": state, "args": what, "best": 0.5}, path, _use_new_zipfile_serialization=zipped,
+               pickle_protocol=protocol)
+    loaded, _ = load_weights(path)
+    assert equal(loaded, {k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    assert type(what).__name__ in caplog.text or "numpy" in caplog.text
+    assert "best.ckpt holds pickled objects" in caplog.text and "nothing of them was run" in caplog.text
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"net": m, "epoch": 3}, nn.DataParallel])
+def test_whole_pickled_networks(tmp_path, zipped, wrap):
+    """A network stored whole gives its state dict, shared and strided tensors too, though its class is never imported."""
+    model = make_model("tiny_resnet", 4, seed=0).to(memory_format=torch.channels_last)
+    torch.save(wrap(model), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    state, _ = load_weights(tmp_path / "whole.pt")
+    assert equal(load_into(tiny(1), state).state_dict(), model.state_dict())
 
 
 class Bomb:
@@ -295,12 +318,80 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_nothing_is_run(tmp_path):
-    """A file that would run code does not, and the function it calls is named."""
-    torch.save({"model": Bomb(tmp_path / "boom")}, tmp_path / "evil.pt")
+def code_everywhere(boom: Path) -> dict[str, bytes]:
+    """Pickles that run a command as soon as an ordinary unpickler reads them, by the way they do it."""
+    name = str(boom).encode()
+    made, state = pickle.dumps(Bomb(boom), 2), pickle.dumps({"a.b": 1}, 2)
+    text = b"X" + len(name).to_bytes(4, "little") + name
+    return {
+        "reduce": made,
+        "inst": b"(" + text + b"ios\nmkdir\n.",
+        "obj": b"(cos\nmkdir\n" + text + b"o.",
+        "newobj": b"cos\nmkdir\n" + text + b"\x85\x81.",
+        "dotted": b"\x80\x04\x8c\x05posix\x8c\x05mkdir\x93" + text + b"\x85R.",
+        "through getattr": b"cbuiltins\ngetattr\n(cos\npath\nX\x02\x00\x00\x00osttR" + text + b"\x85R.",
+        "eval": b"cbuiltins\neval\nX" + (code := f"__import__('os').mkdir({str(boom)!r})".encode()
+                                       ).__len__().to_bytes(4, "little") + code + b"\x85R.",
+        "setstate": b"c__main__\nx\n)R}X\x0c\x00\x00\x00__setstate__cos\nmkdir\nsb" + text + b"b.",
+        "class changed": b"ccollections\nOrderedDict\nN}X\x0c\x00\x00\x00__setstate__cos\nmkdir\ns\x86b.",
+        "helper changed": b"ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__Ns\x86b.",
+        "list items": b"cos\nmkdir\n" + text + b"\x85R(" + state[2:-1] + b"e.",
+    }
+
+
+@pytest.mark.parametrize("way", code_everywhere(Path("x")))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_run(tmp_path, way, zipped):
+    """A file that would run code does not, whatever opcodes it uses and wherever it has them, and whether it is read or
+    refused; nothing it says changes the functions that others use."""
+    boom, path = tmp_path / "boom", tmp_path / "evil.pt"
+    evil = code_everywhere(boom)[way]
+    if way not in ("class changed", "helper changed", "setstate", "list items", "through getattr", "newobj"):
+        with contextlib.suppress(Exception):
+            pickle.loads(evil)
+        assert boom.exists()  # so it is a bomb
+        boom.rmdir()
+    before = torch._utils._rebuild_tensor_v2.__defaults__, dict(vars(OrderedDict)), dict(vars(pickles.Inert))
+    torch.save({"state_dict": tiny().state_dict(), "args": "here"}, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in parts.items():
+                archive.writestr(name, evil if name.endswith("data.pkl") else data)
+    else:
+        header = [pickle.dumps(v, 2) for v in (pickles.MAGIC, pickles.PROTOCOL, {"little_endian": True})]
+        path.write_bytes(b"".join(header) + evil + pickle.dumps([], 2))
+    with pytest.raises(ValueError, match="evil.pt"):
+        load_weights(path)
+    path.write_bytes(evil)
+    with pytest.raises(ValueError, match="evil.pt"):
+        load_weights(path)
+    assert not boom.exists()
+    assert before == (torch._utils._rebuild_tensor_v2.__defaults__, dict(vars(OrderedDict)), dict(vars(pickles.Inert)))
+
+
+def test_what_would_run_is_named(tmp_path):
+    """Beside a network it is left out and named; in its place the file is refused with its name."""
+    bomb = Bomb(tmp_path / "boom")
+    torch.save({"model": tiny().state_dict(), "args": bomb}, tmp_path / "beside.pt")
+    assert equal(load_weights(tmp_path / "beside.pt")[0], tiny().state_dict())
+    torch.save({"model": bomb}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="posix.mkdir|nt.mkdir"):
         load_weights(tmp_path / "evil.pt")
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("size", [(10**9,), (2, 10**6)])
+def test_tensors_beyond_their_storage(tmp_path, size):
+    """A file that asks for numbers behind the end of what it holds is refused."""
+    class Long:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (torch.ones(4).storage(), 0, size, (1,) * len(size), False, OrderedDict())
+
+    torch.save({"a.b": Long(), "args": Opaque()}, tmp_path / "long.pt")
+    with pytest.raises(ValueError, match="long.pt"):
+        load_weights(tmp_path / "long.pt")
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3, "lr": 0.1}, [1, 2], 3, {"model": {"depth": 18}}])

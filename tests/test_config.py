@@ -107,7 +107,7 @@ GOLDEN_DEFAULTS = {
     OptimSpec: dict(epochs=60, batch_size=128, lr=0.003, momentum=0.9, weight_decay=1e-5, schedule="piecewise",
                     milestones=(0.5, 5 / 6), warmup=0.0, precision="float32", val_every=1, val_steps=10,
                     keep_best=False),
-    WeightsSpec: dict(origin=""),
+    WeightsSpec: dict(origin="", key="", prefix="", accuracy=None),
     NoiseSpec: dict(draw="image"),
     FollowSpec: dict(record_every=0, train_images=0, test_images=0, every=1, dense=0, steps=10, features=0,
                      feature_epochs=()),

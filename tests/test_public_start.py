@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 import pickle
 import shutil
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
-from twinslib import paths
+from twinslib import foreign, models, paths
 from twinslib.checkpoint import load_into, load_weights
 from twinslib.config import AttackSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, method
 from twinslib.evaluate import clean_mask
@@ -108,11 +110,11 @@ class Harmful:
         return (Path.touch, (paths.data_dir() / "was run",))
 
 
-def test_pickled_objects_are_refused_and_not_run(store, natural) -> None:
-    """A checkpoint with objects in it is refused by name before any work, and what it would run is not run."""
+def test_pickled_objects_are_left_out_and_not_run(store, natural, caplog) -> None:
+    """Of a checkpoint with objects in it the weights are taken, and what it would run is not run; without weights it is refused."""
     put({"state_dict": natural, "args": Harmful()}, wrap=False)
-    with pytest.raises(ValueError, match="expected tensors and plain types only, got pickled objects in foreign.th"):
-        sweep(store, [Job("tiny", tuned(), (CLEAN,))])
+    assert torch.equal(store.origin(tuned()).network.fc.weight, natural["network.fc.weight"])
+    assert "foreign.th holds pickled objects" in caplog.text
     (paths.data_dir() / "weights" / "foreign.th").write_bytes(pickle.dumps(Harmful(), protocol=2))
     with pytest.raises(ValueError, match="foreign.th"):
         sweep(store, [Job("tiny", tuned(), (CLEAN,))])
@@ -161,6 +163,112 @@ def test_normalisation_belongs_to_the_weights(store, natural) -> None:
     for model in (store.start(spec), store.trained(spec), FoldedCopy(store.trained(spec))):
         assert model.normalize.mean.flatten().tolist() == pytest.approx(mean)
         assert model.normalize.std.flatten().tolist() == pytest.approx(std)
+
+
+def own(natural: dict) -> dict:
+    """The same network for images normalised otherwise, with its constants: it gives the same logits."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (models.IMAGENET_MEAN, models.IMAGENET_STD))
+    state = {k.removeprefix("network."): v for k, v in natural.items() if k.startswith("network.")}
+    assert state["conv1.weight"].shape[1] == 3
+    scale = torch.tensor([0.5, 0.8, 1.0]).view(1, 3, 1, 1)  # (x - m) / s with s = std * scale, so the weights times scale
+    return state | {"conv1.weight": state["conv1.weight"] * scale, "normalizer.new_mean": mean, "normalizer.new_std": std * scale}
+
+
+def test_a_checkpoint_brings_its_normalisation(store, natural, caplog) -> None:
+    """It is that of the start, of training and of what is stored, and kept with the run; the spec stays what it was."""
+    caplog.set_level(logging.INFO)
+    state = own(natural)
+    put(state)
+    spec, std = tuned(), state["normalizer.new_std"].flatten().tolist()
+    assert not sweep(store, [Job("tiny", spec, (CLEAN, replace(CLEAN, at="start")))]).failed
+    for model in (store.origin(spec), store.start(spec), store.trained(spec), FoldedCopy(store.trained(spec))):
+        assert model.normalize.std.flatten().tolist() == pytest.approx(std)
+    x = torch.rand(20, 3, 16, 16)
+    plain = load_into(make_model("tiny_resnet", 10, seed=0), natural).eval()
+    assert torch.allclose(store.origin(spec).eval()(x), plain(x), atol=1e-3)
+    start = store.run(spec)["start"]
+    assert start["std"] == pytest.approx(std, abs=1e-6) and (start["images"], start["of"]) == (100, "validation")
+    assert start["right"] > 20 and store.run(spec)["spec"].get("model") == {"arch": "tiny_resnet"}
+    assert f"start network foreign.th: {start['right']} of 100 validation images of toy_target right" in caplog.text
+    assert "normalisation of the checkpoint in place of ImageNet's" in caplog.text
+
+
+def test_another_normalisation_is_refused(store, natural) -> None:
+    """Where the spec gives constants and the file brings others, both are named, before any work."""
+    put(own(natural))
+    spec = tuned(model=ModelSpec(arch="tiny_resnet", mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)), keep_head=False)
+    with pytest.raises(ValueError, match=r"foreign.th: expected normalisation with mean \[0.4, .* got mean \[0.485, .*leave"):
+        sweep(store, [Job("tiny", spec, (CLEAN,))])
+    assert not (store.root / "runs").exists()
+
+
+@pytest.mark.parametrize(("accuracy", "warned"), [(None, False), (0.3, False), (0.999, True)])
+def test_a_start_far_below_what_is_published(store, natural, caplog, accuracy, warned) -> None:
+    """Better than chance is not enough to pass in silence where it is known what the network should do."""
+    put(natural)
+    store.check([Task(tuned(weights=WeightsSpec(file="foreign.th", classes=10, accuracy=accuracy)))])
+    assert ("far below the published 99.9 %; check the order of its classes" in caplog.text) == warned
+
+
+def test_published_accuracy_is_known_by_name(store, natural, caplog) -> None:
+    """Of a network that reference/networks.csv lists, without anything in the spec."""
+    file = "resnet20-12fca82f.th"
+    put(natural).rename(paths.data_dir() / "weights" / file)
+    known, foreign.check_name = foreign.check_name, lambda path: None
+    try:
+        store.check([Task(tuned(weights=WeightsSpec(file=file, classes=10)))])
+    finally:
+        foreign.check_name = known
+    assert "far below the published 91.7 %" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": method("l2sp")}, {"method": method("feature_distill")}])
+def test_a_backbone_is_enough_where_the_head_is_replaced(store, natural, changes) -> None:
+    """A headless start trains; where its head is kept, or taught from, it is refused before any work."""
+    put({k: v for k, v in natural.items() if k.startswith("network.") and ".fc." not in k})
+    spec = tuned(keep_head=False, **changes)
+    assert not sweep(store, [Job("tiny", spec, (CLEAN,))]).failed and "right" not in store.run(spec)["start"]
+    for refused in (tuned(), tuned(keep_head=False, method=method("distill"))):
+        with pytest.raises(ValueError, match="foreign.th: expected the tensors of SmallResNet.*network.fc.weight"):
+            store.check([Task(refused)])
+
+
+def test_key_and_prefix_choose_a_network(store, natural) -> None:
+    """Of several in one file; without them the choice is refused."""
+    bare = {k.removeprefix("network."): v for k, v in natural.items() if k.startswith("network.")}
+    other = {k: v + 1 for k, v in bare.items()}
+    put({"state_dict": other, "ema": {f"{p}.{k}": v for p, s in (("a", other), ("b", bare)) for k, v in s.items()}}, wrap=False)
+    chosen = tuned(weights=WeightsSpec(file="foreign.th", classes=10, key="ema", prefix="b"))
+    assert torch.equal(store.origin(chosen).network.fc.weight, bare["fc.weight"])
+    for weights, message in ((WeightsSpec(file="foreign.th", classes=10), "several: state_dict, ema; choose one by key"),
+                             (WeightsSpec(file="foreign.th", classes=10, key="ema"), "'a.', 'b.'; choose one by prefix")):
+        with pytest.raises(ValueError, match=message):
+            store.check([Task(tuned(weights=weights))])
+
+
+def test_a_start_that_does_not_load_is_refused_before_any_work(store, natural) -> None:
+    """Also where its head is replaced, with the network that it would fit."""
+    put(torchvision.models.resnet18(num_classes=10).state_dict())
+    with pytest.raises(ValueError, match=r"foreign.th: .*got another architecture.*\(arch torchvision/resnet18\)"):
+        sweep(store, [Job("tiny", tuned(keep_head=False, model=ModelSpec(arch="resnet18")), (CLEAN,))])
+    assert not (store.root / "runs").exists()
+    assert store.origin(tuned(keep_head=False, model=ModelSpec(arch="torchvision/resnet18"))).network.fc.out_features == 10
+
+
+def test_a_folder_is_a_start(store, natural) -> None:
+    """As the Hugging Face hub offers networks."""
+    folder = paths.data_dir() / "weights" / "net-20230115"
+    folder.mkdir()
+    save_file({k: v.clone() for k, v in natural.items()}, folder / "model.safetensors")
+    spec = tuned(weights=WeightsSpec(file=folder.name, classes=10))
+    store.check([Task(spec)])
+    assert torch.equal(store.start(spec).network.fc.weight, natural["network.fc.weight"])
+
+
+def test_a_date_in_a_name_is_no_digest(store, natural) -> None:
+    """A file is taken whose name ends in a day."""
+    put(natural).rename(paths.data_dir() / "weights" / "net-20230115.pt")
+    store.check([Task(tuned(weights=WeightsSpec(file="net-20230115.pt", classes=10)))])
 
 
 def test_a_safetensors_file_works_as_well(store, natural) -> None:

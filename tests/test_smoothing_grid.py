@@ -176,3 +176,12 @@ def test_nothing_is_trained_for_nothing(preset: str, number: str) -> None:
     first = ("cifar10", "toy_target")
     assert {p.spec for p in planned(jobs) if p.dataset in first} == {
         job.spec for job in jobs if cell_of(job) and job.spec.data.name in first}
+
+
+def test_normalisation_of_the_source() -> None:
+    """Its mean and std are those of every network of the study; one without the other is refused."""
+    constants = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+    jobs = study.smoothing(**arguments(source=arguments()["source"] | constants))
+    assert {(job.spec.model.mean, job.spec.model.std) for job in jobs} == {((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))}
+    with pytest.raises(ValueError, match="mean and std, both or neither, in source"):
+        study.smoothing(**arguments(source=arguments()["source"] | {"std": [0.2, 0.2, 0.2]}))

@@ -190,6 +190,43 @@ def test_start_from_weights_of_others() -> None:
     assert not {s.hash for s in tunes("a.pt")} & {s.hash for s in tunes("b.pt")}
 
 
+CONSTANTS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+IMAGENET = (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("robust", [arguments()["sources"]["robust"], {"weights": {"file": "a.pt", "classes": 9}}])
+@pytest.mark.parametrize("build", [study.transfer, study.followed])
+def test_normalisation_of_a_source(build, robust: dict) -> None:
+    """Mean and std of any source are those of its own run, of all that starts from it, and of random starts beside it; other
+    sources keep theirs."""
+    if build is study.transfer:
+        given = arguments(baselines=["at_natural", "at_random"], compared_on=["a"])
+    else:
+        given = follow_arguments(runs={name: {} for name in ("at", "at_natural", "at_short_plateau")})
+    sources = arguments()["sources"]
+    jobs = build(**given | {"sources": sources | {"robust": robust | CONSTANTS}})
+    found = {job.spec.method.name: (job.spec.model.mean, job.spec.model.std[0]) for job in jobs}
+    mine, others = ((0.5, 0.4, 0.3), 0.2), (IMAGENET, 0.229)
+    assert {found["at"], found["at_random" if build is study.transfer else "at_short_plateau"]} == {mine}
+    assert found["at_natural"] == others
+    plain = build(**given | {"sources": sources | {"robust": robust}})
+    assert {job.spec.model.mean for job in plain} == {IMAGENET}
+    assert len(plain) == len(jobs)
+
+
+@pytest.mark.parametrize(("constants", "message"), [
+    ({"mean": [0.5, 0.5, 0.5]}, "mean and std, both or neither, in sources.robust"),
+    ({"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}, "pixels in .0, 1., .*divide by 255"),
+    ({"mean": [0.5], "std": [0.5]}, "three means and three positive stds"),
+    ({"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0]}, "three means and three positive stds"),
+])
+@pytest.mark.parametrize("robust", [arguments()["sources"]["robust"], {"weights": {"file": "a.pt", "classes": 9}}])
+def test_normalisation_that_makes_no_sense(robust: dict, constants: dict, message: str) -> None:
+    """Refused for every kind of source."""
+    with pytest.raises(ValueError, match=message):
+        study.transfer(**arguments(sources=arguments()["sources"] | {"robust": robust | constants}))
+
+
 def test_random_start_beside_weights_of_others() -> None:
     """at_random has neither source nor file, at_natural may start from a run while the others start from a file."""
     sources = arguments()["sources"] | {"robust": {"weights": {"file": "a.pt", "classes": 9}}}

@@ -4,7 +4,19 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from .config import AttackSpec, DataSpec, EvalSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, from_dict, method
+from .config import (
+    AttackSpec,
+    DataSpec,
+    EvalSpec,
+    FollowSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    WeightsSpec,
+    from_dict,
+    method,
+    start_model,
+)
 from .errors import check_keys, choose
 from .runs import Best, Job
 
@@ -21,7 +33,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
 
     Args:
         starts: what runs start from, by name: {optim} of a natural training of ours on the target's images; or {weights, model,
-            targets} of a network from elsewhere.
+            targets} of a network from elsewhere. Either may have the mean and std that images are normalised with.
         targets: data set name -> {data}.
         main: method -> changes of its run: start (none: random weights), model, optim, attack, switches of the method, follow
             (for the first seed), targets, seeds.
@@ -39,7 +51,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         candidates for its learning rate; starts, which are trained when first needed, last.
     """
     for name, s in starts.items():
-        check_keys(s, ("optim",) if "weights" not in s else ("weights", "model", "targets"), f"starts.{name}")
+        check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
         for target in s.get("targets", ()):
             choose(target, targets, f"target of starts.{name}")
     for name, t in targets.items():
@@ -92,8 +104,9 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
 
     def spec(name: str, run: dict, target: str, seed: int, *, images: int | None = None, width: int | None = None) -> RunSpec:
         origin = starts.get(run.get("start"), {})
-        described = {"arch": arch, "norm": norm, **origin.get("model", {}), **run.get("model", {})}
-        model = from_dict(ModelSpec, described | ({"width": width} if width else {}), f"model of {name}")
+        described = {"arch": arch, "norm": norm, **origin.get("model", {})}
+        changes = {**run.get("model", {}), **({"width": width} if width else {})}
+        model = start_model(described, origin, f"model of {name}", **changes)
         own = method(name, **run.get("switches", {}))
         follow = run.get("follow") if seed == seeds[0] and not images and not width else None
         return RunSpec(

@@ -1,30 +1,31 @@
 """Files of weights and of training states: written whole or not at all, read without running anything in them.
 
-Weights are safetensors with JSON metadata; other people's come as safetensors or torch files and are never unpickled
-beyond tensors. A training state is a torch file of tensors and plain types.
+Weights are safetensors with JSON metadata; other people's are read by `foreign`. A training state is a torch file of tensors and
+plain types.
 """
 
-import contextlib
 import errno
 import hashlib
 import io
 import json
+import logging
 import os
-import pickle
-import re
 import shutil
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-STRIP = ("module.", "model.", "network.", "_orig_mod.")
-IGNORE = ("attacker.", "normalizer.")
+from . import foreign
+from .constants import check_constants, split_constants
+from .errors import some
+from .models import IMAGENET_MEAN, IMAGENET_STD
+from .placing import Placing, fitting, place
+
+log = logging.getLogger(__name__)
+BUFFERS = ("normalize.mean", "normalize.std")
 PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
@@ -77,74 +78,75 @@ def save_weights(path: str | Path, model: nn.Module, meta: Mapping, *, half: boo
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
-def load_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors by name, on the CPU, float16 and bfloat16 widened to float32; and the metadata, {} where there is none.
+def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors by name, on the CPU, smaller floats widened to float32; and our metadata, {} where there is none.
 
-    Files that end in .safetensors are read as such, all others as torch files, in which only tensors and plain types
-    are accepted; the state may be wrapped in a dict under "state_dict", "model_state_dict", "model" or "net".
+    The file may be ours, or of others in any form that `foreign.read` knows: safetensors or torch whatever its name,
+    with the state dict in wrappers, beside pickled objects (which are not run), or in a folder.
 
+    Args:
+        key: which of several state dicts in a file.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated or foreign file, pickled objects (which are not run), or no tensors in it.
+        ValueError: truncated or foreign file, no network in it, or several and no key.
     """
-    path = _existing(path)
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-                meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-        except (SafetensorError, ValueError) as error:
-            raise _unreadable(path, "a whole safetensors file", error) from error
-    else:
-        state, meta = _unwrap(path, _load_torch(path)), {}
-    small = (torch.float16, torch.bfloat16)
-    return {name: tensor.float() if tensor.dtype in small else tensor for name, tensor in state.items()}, meta
+    state, meta = foreign.read(Path(path), key)
+    small = {n for n, tensor in state.items() if tensor.is_floating_point() and tensor.dtype.itemsize < 4}
+    return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 
 
 def load_into(
-    model: nn.Module,
-    state: Mapping[str, torch.Tensor],
-    *,
-    strict: bool = True,
-    strip: tuple[str, ...] = STRIP,
-    ignore: tuple[str, ...] = IGNORE,
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True, prefix: str = "", head: str = ""
 ) -> nn.Module:
     """Copy tensors into a network, in place, and return it; nothing is copied if anything is wrong.
 
-    Names need not be equal: prefixes that wrappers add are taken off, and the network inside a `Classifier` is found.
-    Step counters of batch norm may be missing, as in old files, and so may the constants of the input's normalisation, which
-    others keep in their data pipeline: those of the model stay.
+    Names need not be equal: the prefix that wrappers have added is found, also for the network inside a `Classifier`,
+    and tensors without it (of a loss, of a second network) are left out, with a warning. Step counters of batch norm may
+    be missing.
+
+    Constants of the input's normalisation go into the `Classifier`'s first layer where that has ImageNet's, the default;
+    where it has others, they have to be those. Without constants in the state, as where they belong to a data pipeline,
+    the model's stay.
 
     Args:
         strict: False allows tensors that are missing or unexpected; shapes must agree all the same.
-        strip: prefixes to take off, in any order and repeatedly, until the network knows the name.
-        ignore: prefixes of tensors to leave out if the network has no such name (parts of robustness libraries).
+        prefix: of the tensors to take, where several networks are in one state.
+        head: name of a layer that may be missing, as in a backbone; it then stays as it is.
     Raises:
-        ValueError: another architecture, another number of classes, or NaN or infinity in a tensor.
+        ValueError: another architecture, another number of classes, other normalisation, several networks, or tensors that
+            are no finite floating-point numbers.
     """
+    for name in (name for name, tensor in state.items() if tensor.device.type == "meta"):
+        raise ValueError(f"expected weights, got a tensor without values in {name}; take the file that holds them")
     expected = model.state_dict()
-    found: dict[str, torch.Tensor] = {}
-    unexpected = []
-    for key, tensor in state.items():
-        names = list(_strip(key, strip))
-        name = next((n for n in names + [f"network.{n}" for n in names] if n in expected and n not in found), None)
-        if name is not None:
-            found[name] = tensor
-        elif not names[-1].startswith(ignore):
-            unexpected.append(key)
-    optional = ("num_batches_tracked", *(("normalize.mean", "normalize.std") if hasattr(model, "normalize") else ()))
-    missing = [name for name in expected if name not in found and not name.endswith(optional)]
-    if (strict and (missing or unexpected)) or not found:
+    buffers = BUFFERS if BUFFERS[0] in expected else ()
+    inner = "network." if buffers and all(n.startswith("network.") for n in expected if n not in buffers) else ""
+    ours = {name.removeprefix(inner): name for name in expected if name not in buffers}
+    channels = expected[BUFFERS[0]].numel() if buffers else 3
+    state, constants = split_constants(state, channels=channels, own=ours)
+    placing = place(state, ours, prefix=prefix, head=head.removeprefix(inner))
+    _refuse_rivals(state, placing)
+    unexpected = placing.unexpected or (placing.outside if placing.missing else [])
+    if (strict and (placing.missing or unexpected)) or not placing.names:
         raise ValueError(
             f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another architecture: "
-            f"{_some(missing)} missing, {_some(unexpected)} unexpected; make the model these weights were saved from"
+            f"{some([ours[name] for name in placing.missing])} missing, {some(unexpected)} unexpected; "
+            f"make the model these weights were saved from{_fits(state)}"
         )
+    found = {ours[name]: _plain(ours[name], state[theirs], expected[ours[name]]) for name, theirs in placing.names.items()}
     wrong = [name for name, tensor in found.items() if tensor.shape != expected[name].shape]
     if wrong:
-        raise ValueError(_shape_message(wrong, expected, found))
+        raise ValueError(_shape_message(wrong, expected, found, _fits(state)))
     for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}; use an earlier checkpoint")
+    if constants and buffers:
+        found |= _normalisation(constants, [expected[name] for name in buffers])
+    elif constants:
+        log.warning("normalisation of the checkpoint left out, since %s has none: mean %s, std %s",
+                    type(model).__name__, *(values.tolist() for values in constants))
+    if placing.outside and strict:
+        log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))
     model.load_state_dict(found, strict=False)
     return model
 
@@ -183,8 +185,10 @@ def load_training(path: str | Path, *, config: str) -> dict:
         FileNotFoundError: no such file.
         ValueError: truncated or foreign file, or the state of another config.
     """
-    path = _existing(path)
-    stored = _load_torch(path)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, got no such file; check the path")
+    stored = foreign.load_torch(path)
     if not isinstance(stored, dict) or stored.keys() != {"config", "state"}:
         raise ValueError(f"expected a training checkpoint, got another torch file in {path.name}; choose another path")
     if stored["config"] != config:
@@ -195,63 +199,47 @@ def load_training(path: str | Path, *, config: str) -> dict:
     return stored["state"]
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, got no such file; check the path")
-    return path
+def _refuse_rivals(state: Mapping[str, torch.Tensor], placing: Placing) -> None:
+    """Refuse to choose between two networks, unless they are one twice."""
+    for rival in placing.rivals:
+        theirs = {name: state[f"{rival}{name}"] for name in placing.names if f"{rival}{name}" in state}
+        if not foreign.same({name: state[placing.names[name]] for name in theirs}, theirs):
+            listed = ", ".join(repr(p) for p in (placing.prefix, *placing.rivals))
+            raise ValueError(f"expected one network, got several behind the prefixes {listed}; "
+                             "choose one by prefix, under weights")
 
 
-def _load_torch(path: Path) -> object:
-    """The content of a torch file, tensors and plain types only."""
-    data = io.BytesIO(path.read_bytes())  # what fails from here on is the content, not the disk
-    try:
-        return torch.load(data, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        refused = set(re.findall(r"GLOBAL ([\w.]+)", str(error)))
-        with contextlib.suppress(Exception):  # older formats cannot be listed; the message above names one type
-            refused |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        if not refused:
-            raise _unreadable(path, "a whole torch file", error) from error
-        raise ValueError(
-            f"expected tensors and plain types only, got pickled objects in {path.name}: {_some(sorted(refused))}; "
-            "nothing of them was run. If you trust the file, load it once elsewhere with weights_only=False and store "
-            "its state dict with safetensors.torch.save_file(state_dict, 'weights.safetensors')"
-        ) from error
+def _plain(name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor as an ordinary one of floating-point numbers where the network's is; sparse ones are filled."""
+    if tensor.is_quantized or (like.is_floating_point() and not tensor.is_floating_point()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"expected floating-point weights, got {kind} in {name}; "
+                         "take the network before it was quantised or converted")
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
-def _unreadable(path: Path, wanted: str, error: Exception) -> ValueError:
-    with open(path, "rb") as file:
-        page = file.read(64).lstrip().startswith(b"<")
-    got = "a web page" if page else f"a truncated or foreign one of {path.stat().st_size:,} bytes"
-    detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return ValueError(f"expected {wanted}, got {got} in {path.name} ({detail}); delete it and make or fetch it again")
+def _normalisation(constants: Sequence[torch.Tensor], ours: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What goes into the first layer: the file's constants in place of the default, else ours if they agree."""
+    flat = [values.flatten().cpu() for values in ours]
+    default = all(values.tolist() == torch.tensor(known).tolist()
+                  for values, known in zip(flat, (IMAGENET_MEAN, IMAGENET_STD), strict=True))
+    if not default:
+        check_constants(constants, flat)
+        return {}
+    if not all(torch.equal(a, b) for a, b in zip(constants, flat, strict=True)):
+        log.info("normalisation of the checkpoint in place of ImageNet's: mean %s, std %s",
+                 *(values.tolist() for values in constants))
+    return {name: values.view_as(our) for name, values, our in zip(BUFFERS, constants, ours, strict=True)}
 
 
-def _unwrap(path: Path, content: object) -> dict[str, torch.Tensor]:
-    """The state dict in what a torch file holds, at most two wrappers deep."""
-    for _ in range(2):
-        inner = [content[key] for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        content = inner[0] if inner else content
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        keys = _some([str(key) for key in content]) if isinstance(content, dict) else None
-        got = type(content).__name__ + (f" with {keys}" if keys else "")
-        raise ValueError(f"expected a state dict, plain or under {', '.join(WRAPPERS)}, got {got} in {path.name}")
-    return tensors
+def _fits(state: Mapping[str, torch.Tensor]) -> str:
+    known = " or ".join(fitting(state))
+    return f" ({known})" if known else ""
 
 
-def _strip(key: str, prefixes: tuple[str, ...]) -> Iterator[str]:
-    """The name as it is, then with one prefix less at a time."""
-    while True:
-        yield key
-        prefix = next((p for p in prefixes if key.startswith(p)), None)
-        if prefix is None:
-            return
-        key = key.removeprefix(prefix)
-
-
-def _shape_message(wrong: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+def _shape_message(
+    wrong: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], fits: str
+) -> str:
     first = wrong[0]
     want, got = tuple(expected[first].shape), tuple(found[first].shape)
     head = first.rpartition(".")[0]
@@ -262,7 +250,7 @@ def _shape_message(wrong: list[str], expected: Mapping[str, torch.Tensor], found
         )
     return (
         f"expected {first} of shape {want}, got {got} ({len(wrong)} tensors differ); "
-        "make the model these weights were saved from"
+        f"make the model these weights were saved from{fits}"
     )
 
 
@@ -278,8 +266,3 @@ def _check_plain(value: object, where: str) -> None:
             f"expected tensors and plain types in a checkpoint, got {type(value).__module__}.{type(value).__name__} "
             f"at {where}; convert it, for example with float()"
         )
-
-
-def _some(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"

@@ -19,7 +19,7 @@ from .attacks import LOSSES, check_radius, check_step_size
 from .augment import AUGMENTATIONS
 from .errors import choose
 from .evaluate import ATTACKS, STANDARD
-from .models import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_width
+from .models import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_normalisation, check_width
 from .norms import NORMS
 from .schedules import SCHEDULES
 from .sequential import Plan, certify_plan, sequential_plan
@@ -76,6 +76,7 @@ class ModelSpec:
         check_width(self.arch, self.width)
         _require(len(self.mean) == len(self.std) == 3 and min(self.std) > 0, "three means and three positive stds",
                  [list(self.mean), list(self.std)])
+        check_normalisation(self.mean, self.std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,15 +302,21 @@ class OptimSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
-    """A pre-trained network from elsewhere: a safetensors or torch file in the folder `weights` of the data folder."""
+    """A pre-trained network from elsewhere, in the folder `weights` of the data folder: a safetensors or torch file, or a folder
+    with one of them."""
 
     file: str
     classes: int
     origin: str = ""  # where its publisher offers it
+    key: str = ""  # which of several state dicts in the file
+    prefix: str = ""  # of the tensor names to take, where there are several networks in one state dict
+    accuracy: float | None = None  # on clean test images, as published, in (0, 1]; None: as in reference/networks.csv
 
     def __post_init__(self) -> None:
         _require("/" not in self.file and self.file, "the name of a file, without folders", self.file)
         _require(self.classes > 0, "classes > 0", self.classes)
+        _require(self.accuracy is None or 0 < self.accuracy <= 1, "accuracy in (0, 1], a fraction", self.accuracy,
+                 "divide a percentage by 100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -535,6 +542,14 @@ def to_dict(spec: object) -> dict:
 def canonical_json(spec: object) -> str:
     """The one text of a spec; equal specs have equal texts (fields are read again, so 1 for 1.0 makes no difference)."""
     return json.dumps(to_dict(from_dict(type(spec), to_dict(spec))), sort_keys=True, separators=(",", ":"))
+
+
+def start_model(model: dict, start: dict, where: str, /, **changes: object) -> ModelSpec:
+    """The network of runs from one start: `model`, with the normalisation that a notebook's parameters give for the
+    start (mean and std, both or neither), and `changes`."""
+    given = {key: start[key] for key in ("mean", "std") if key in start}
+    _require(len(given) != 1, f"mean and std, both or neither, in {where}", ", ".join(given))
+    return from_dict(ModelSpec, {**model, **given, **changes}, where)
 
 
 def spec_hash(spec: object) -> str:

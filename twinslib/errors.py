@@ -18,6 +18,11 @@ def choose(value: str, legal: Iterable[str], what: str) -> str:
     raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{did_you_mean(value, legal)}")
 
 
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+
+
 def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[str] = ()) -> None:
     """Refuse what is no mapping, has other keys than the legal ones, or lacks a needed one."""
     if not isinstance(values, dict):

@@ -6,7 +6,8 @@ Attacks and noise therefore always live in [0, 1] pixels of the image as it is s
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,13 +25,21 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse constants that are not one mean and one positive std per channel, for pixels in [0, 1]."""
+    got = f"got mean {list(mean)} and std {list(std)}"
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise ValueError(f"expected one mean and one positive std per channel, {got}")
+    if not (min(mean) >= 0 and max(mean) <= 1 and max(std) <= 1):
+        raise ValueError(f"expected mean and std of pixels in [0, 1], {got}; divide by 255 if they are of pixels in 0-255")
+
+
 class Normalize(nn.Module):
     """(x - mean) / std per channel in float32, for images of shape (B, C, H, W)."""
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"expected one mean and one positive std per channel, got mean {mean} and std {std}")
+        check_normalisation(mean, std)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
@@ -67,7 +76,13 @@ class Classifier(nn.Module):
                 f"expected float images of shape (B, {self.normalize.mean.shape[1]}, S, S) in [0, 1], "
                 f"got {x.dtype} of shape {tuple(x.shape)}"
             )
-        return self.network(upsample_nearest(self.normalize(x), self.upsample))
+        logits = self.network(upsample_nearest(self.normalize(x), self.upsample))
+        return logits if isinstance(logits, torch.Tensor) else _refuse_output(logits, self.network)
+
+
+def _refuse_output(output: object, network: nn.Module) -> typing.NoReturn:
+    raise TypeError(f"expected logits of shape (B, classes), got {type(output).__name__} from {type(network).__name__}; "
+                    "turn its other outputs off (aux_logits=False in torchvision), or wrap it so that it gives logits alone")
 
 
 def upsample_nearest(x: torch.Tensor, side: int | None) -> torch.Tensor:
@@ -186,6 +201,13 @@ ARCHS: dict[str, Arch] = {
     "resnet20": Arch(partial(Cifar10ResNet, blocks=3), 32),
     "resnet50": Arch(_torchvision("resnet50"), 224),
     "wide_resnet50_2": Arch(_torchvision("wide_resnet50_2"), 224),
+    "resnet32": Arch(partial(Cifar10ResNet, blocks=5), 32),
+    "resnet44": Arch(partial(Cifar10ResNet, blocks=7), 32),
+    "resnet56": Arch(partial(Cifar10ResNet, blocks=9), 32),
+    "resnet110": Arch(partial(Cifar10ResNet, blocks=18), 32),
+    **{f"torchvision/{name}": Arch(_torchvision(name), 224) for name in (
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
+        "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
 }
 
 
@@ -242,6 +264,7 @@ def find_head(model: nn.Module, image_size: int) -> str:
 
     Raises:
         ValueError: no linear layer gives the output.
+        TypeError: the output is more than logits.
     """
     calls: list[tuple[str, torch.Tensor]] = []
     hooks = [
@@ -261,6 +284,8 @@ def find_head(model: nn.Module, image_size: int) -> str:
             hook.remove()
         for module, training in modes:
             module.training = training
+    if not isinstance(logits, torch.Tensor):
+        _refuse_output(logits, model)
     for name, out in reversed(calls):
         if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
             return name

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .foreign import published_network as published_network
 from .report import (
     DATASETS,
     NOT_RUN,
@@ -48,11 +49,6 @@ def reported(method: str = "twins_at", baseline: str = "at") -> str:
     (certainty,) = frame["certainty"].unique()
     effects = (f"{100 * row.difference:+.2f} {row.metric.removesuffix('_acc')}" for row in frame.itertuples())
     return f"reported, {certainty}: " + ", ".join(effects)
-
-
-def published_network(file: str) -> dict | None:
-    """What the publisher of a network says of it: dataset, clean_acc over so many images, source; None for one not listed."""
-    return next((row for row in _read("networks.csv").to_dict("records") if row["file"] == file), None)
 
 
 def overfitting_rows() -> pd.DataFrame:

@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import arithmetic, evaluate, follow, models, noise, norms, paths, provenance, retain, rules, smoothing, stats
+from . import arithmetic, evaluate, follow, foreign, models, noise, norms, paths, provenance, retain, rules, smoothing, stats
 from . import data as datasets
 from .augment import centre
 from .checkpoint import atomic_write, load_into, load_weights, save_weights, tensor_hash
-from .config import CertifySpec, DataSpec, EvalSpec, RunSpec, canonical_json, to_dict
+from .config import CertifySpec, DataSpec, EvalSpec, RunSpec, WeightsSpec, canonical_json, to_dict
 from .errors import Diverged
 from .fold import FoldedCopy
 from .packed import write_npz
@@ -43,6 +42,7 @@ from .votes import Votes, load_votes
 log = logging.getLogger(__name__)
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
 LOOKED_AT = 500  # images on which a foreign network has to be better than chance
+FAR_BELOW = 0.03  # the upper end of its interval so far below the published accuracy is worth a warning
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,12 @@ class Store:
         Raises:
             FileNotFoundError: a packed set or pre-trained weights are missing.
             ValueError: a damaged set, an unknown class to leave out, more images asked for than there are, the best weights of a
-                run that does not keep them, or a start network whose head is kept and does not fit.
+                run that does not keep them, a start network that does not fit, or one whose head is kept and that is at chance.
         """
         wanted: dict[DataSpec, int] = {}
+        for spec in {t.spec.weights: t.spec for t in tasks if t.spec.weights}.values():
+            self._origin(spec)  # that it is there, before any image is looked for
         for task in tasks:
-            if task.spec.weights is not None:
-                self._origin(task.spec)
             if task.evaluation and task.evaluation.at == "best" and not task.spec.optim.keep_best:
                 raise ValueError(f"expected keep_best in run {task.spec.hash} ({task.spec.method.name}), whose best weights are "
                                  "to be evaluated, got none; set it under optim")
@@ -219,21 +219,42 @@ class Store:
             for task in tasks:
                 if task.spec.data == spec and task.spec.follow:
                     follow.check_images(task.spec, len(split.train), len(split.test))
-        kept = {(t.spec.weights, t.spec.model, t.spec.data): t.spec for t in tasks if t.spec.keep_head and t.spec.weights}
-        for spec in kept.values():
-            self._check_start(spec)
+        starts = {(t.spec.weights, t.spec.model, t.spec.keep_head and t.spec.data, self._spare_head(t.spec)): t.spec
+                  for t in tasks if t.spec.weights}
+        for spec in starts.values():
+            if spec.keep_head:
+                self._check_start(spec)
+            else:
+                self.origin(spec)
 
     def _check_start(self, spec: RunSpec) -> None:
-        """Refuse a foreign network whose head is kept and that knows nothing of the run's images."""
-        data = self.data(spec.data)
-        x, y = (data.val_x, data.val_y) if len(data.val_y) else (centre(data.train_x, spec.data.crop), data.train_y)
-        model = self.start(spec)
-        right = evaluate.clean_mask(FoldedCopy(model), x[:LOOKED_AT], y[:LOOKED_AT], batch_size=CHECKED)
-        low = stats.clopper_pearson(int(right.sum()), len(right)).low
-        if low <= 1 / data.num_classes:
-            raise ValueError(f"expected a network that knows {spec.data.name} in {spec.weights.file}, got one at chance: "
-                             f"{int(right.sum())} of {len(right)} images right, with {data.num_classes} classes; check the order "
-                             "of its classes and its normalisation (mean and std of the model), or leave keep_head out")
+        """Log how well a foreign network whose head is kept knows the run's images; refuse one at chance, and warn
+        where it is far below what its publisher says."""
+        data, start = self.data(spec.data), self._measure_start(spec, self.start(spec))
+        right, images, name = start["right"], start["images"], spec.weights.file
+        interval = stats.clopper_pearson(right, images)
+        hint = "check the order of its classes and its normalisation (mean and std of the model)"
+        if interval.low <= 1 / data.num_classes:
+            raise ValueError(f"expected a network that knows {spec.data.name} in {name}, got one at chance: "
+                             f"{right} of {images} images right, with {data.num_classes} classes; {hint}, or leave keep_head out")
+        says = f"start network {name}: {right} of {images} {start['of']} images of {spec.data.name} right ({right / images:.1%})"
+        known = foreign.published_network(name)
+        published = spec.weights.accuracy or (known and known["clean_acc"])
+        log.info("%s, normalised with mean %s and std %s", says, start["mean"], start["std"])
+        if published and interval.high < published - FAR_BELOW:
+            log.warning("%s, far below the published %.1f %%; %s", says, 100 * published, hint)
+
+    def _measure_start(self, spec: RunSpec, model: torch.nn.Module) -> dict:
+        """What is kept of a foreign start: its normalisation, and where its head is kept, how many of the validation
+        images (or, if there are none, training images) it has right."""
+        kept = {name: [round(v, 6) for v in getattr(model.normalize, name).flatten().tolist()] for name in ("mean", "std")}
+        if spec.keep_head:
+            data = self.data(spec.data)
+            val = len(data.val_y) > 0
+            x, y = (data.val_x, data.val_y) if val else (centre(data.train_x[:LOOKED_AT], spec.data.crop), data.train_y)
+            right = evaluate.clean_mask(FoldedCopy(model), x[:LOOKED_AT], y[:LOOKED_AT], batch_size=CHECKED)
+            kept |= {"right": int(right.sum()), "images": len(right), "of": "validation" if val else "training"}
+        return kept
 
     @staticmethod
     def _check_source(spec: RunSpec) -> None:
@@ -307,9 +328,16 @@ class Store:
         if spec.source is None and spec.weights is None:
             return None
         path, classes = self._origin(spec)
-        state, _ = load_weights(path)
+        model, chosen = make_network(spec, classes), spec.weights or WeightsSpec(file=path.name, classes=classes)
+        head = models.find_head(model, spec.data.crop or spec.data.image_size) if self._spare_head(spec) else ""
+        state, _ = load_weights(path, key=chosen.key)
         with self._named(path):
-            return load_into(make_network(spec, classes), state).to(self.device)
+            return load_into(model, state, prefix=chosen.prefix, head=head).to(self.device)
+
+    @staticmethod
+    def _spare_head(spec: RunSpec) -> bool:
+        """True if a foreign start may come without a head: it is replaced, and nothing else needs it."""
+        return bool(spec.weights) and not spec.keep_head and not spec.method.distill_weight
 
     def start(self, spec: RunSpec) -> torch.nn.Module:
         """The network that a run starts from: source weights (or none), fresh head, wings."""
@@ -343,13 +371,7 @@ class Store:
             raise FileNotFoundError(
                 f"expected the pre-trained weights {path.name} in {path.parent}, got no such file; take them from "
                 f"{spec.weights.origin or 'their publisher'} and store the state dict as safetensors (README, Your own network)")
-        named = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)  # as torch.hub names files
-        if named:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if not found.startswith(named[1]):
-                raise ValueError(f"expected weights whose SHA-256 begins with {named[1]}, as the name {path.name} says, got "
-                                 f"{found}; take the published file, or give another network a name of its own")
+        foreign.check_name(path)
         return path, spec.weights.classes
 
     def _shell(self, spec: RunSpec) -> torch.nn.Module:
@@ -402,6 +424,7 @@ class Store:
 
     def _train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
         model, data = self.start(spec), self.data(spec.data)
+        foreign_start = {"start": self._measure_start(spec, model)} if spec.weights else {}
         start = self.origin(spec) if spec.method.needs_origin else None
         source = self.source_images(spec, start) if spec.method.source_weight else None
         checkpoint = self._work(f"{spec.hash}.ckpt")
@@ -421,7 +444,7 @@ class Store:
             write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
         record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs,
                   "classes": data.num_classes, "train_images": len(data.train_y), "val_images": len(data.val_y),
-                  "weights": tensor_hash(load_weights(weights)[0])}
+                  "weights": tensor_hash(load_weights(weights)[0]), **foreign_start}
         if source is not None:
             chosen = sorted(set(source.train_y.tolist()))
             record |= {"source_images": len(source.train_y), "source_classes": [source.class_names[i] for i in chosen]}

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from .config import CertifySpec, DataSpec, EvalSpec, ModelSpec, NoiseSpec, OptimSpec, RunSpec, from_dict, method
+from .config import CertifySpec, DataSpec, EvalSpec, NoiseSpec, OptimSpec, RunSpec, from_dict, method, start_model
 from .errors import check_keys, choose
 from .runs import Best, Job
 
@@ -18,7 +18,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
     """Every pre-training with every norm, fine-tuned in every way on every target, and certified.
 
     Args:
-        source: data and optim of all pre-trainings.
+        source: data and optim of all pre-trainings, and the mean and std that all networks normalise images with (ImageNet's).
         pretraining: name -> {sigmas, draw}: noise on the training images (none: clean), or {random: true} for no pre-training;
             with norms and targets, those it is done for.
         targets: data set name -> {data, optim, seeds}.
@@ -32,7 +32,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         Jobs labelled with pretraining, finetuning and norm: pre-trained networks that others start from, seed 0 of everything
         before seed 1 of anything, then crossed runs, whose finetuning is their method.
     """
-    check_keys(source, ("data", "optim"), "source", needed=("data", "optim"))
+    check_keys(source, ("data", "optim", "mean", "std"), "source", needed=("data", "optim"))
     known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}
     for name, t in targets.items():
         check_keys(t, ("data", "optim", "seeds"), f"targets.{name}")
@@ -47,13 +47,14 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
             for item in value.get(key, ()):
                 choose(str(item), map(str, known[key]), f"{key} of {where}")
     base = from_dict(OptimSpec, source["optim"], "source.optim")
+    networks = {norm: start_model({"arch": arch, "norm": norm}, source, "source") for norm in norms}
     jobs: list[Job] = []
 
     def start(name: str, norm: str, seed: int) -> RunSpec | None:
         p = pretraining[name]
         if p.get("random"):
             return None
-        return RunSpec(data=from_dict(DataSpec, source["data"], "source.data"), model=ModelSpec(arch=arch, norm=norm),
+        return RunSpec(data=from_dict(DataSpec, source["data"], "source.data"), model=networks[norm],
                        method=_method(p), optim=base, noise=_noise(p, f"pretraining.{name}"), seed=seed)
 
     cells = itertools.product(seeds, targets, pretraining.items(), norms, finetuning.items())
@@ -64,7 +65,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         t, origin = targets[target], start(p, norm, seeds[0])
         spec = RunSpec(
             data=from_dict(DataSpec, {"name": target, **t.get("data", {})}, f"targets.{target}.data"),
-            model=ModelSpec(arch=arch, norm=norm), method=_method(fine), noise=_noise(fine, f"finetuning.{f}"),
+            model=networks[norm], method=_method(fine), noise=_noise(fine, f"finetuning.{f}"),
             optim=from_dict(OptimSpec, {**optim, **t.get("optim", {}), **fine.get("optim", {})}, f"finetuning.{f}.optim"),
             source=origin, seed=seed)
         certs = tuple(dict.fromkeys(

@@ -22,12 +22,12 @@ from .config import (
     EvalSpec,
     FollowSpec,
     MethodSpec,
-    ModelSpec,
     OptimSpec,
     RunSpec,
     WeightsSpec,
     from_dict,
     method,
+    start_model,
 )
 from .errors import check_keys, choose
 from .objectives import OBJECTIVES
@@ -40,17 +40,19 @@ SETTINGS = ("preset", "threads", "compute")  # parameters that change no run
 
 def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
     """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
-    training) attack and method; or weights from elsewhere, a dict with the one key `weights`."""
+    training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std
+    that images are normalised with, per channel in [0, 1]; ImageNet's where not given."""
     out = {}
     for name, spec in specs.items():
         if isinstance(spec, dict) and "weights" in spec:
-            check_keys(spec, ("weights",), f"sources.{name}")
+            check_keys(spec, ("weights", "mean", "std"), f"sources.{name}")
+            start_model({"arch": arch, "norm": norm}, spec, f"sources.{name}")
             out[name] = from_dict(WeightsSpec, spec["weights"], f"sources.{name}.weights")
             continue
-        check_keys(spec, ("data", "optim", "attack", "method"), f"sources.{name}", needed=("data", "optim"))
+        check_keys(spec, ("data", "optim", "attack", "method", "mean", "std"), f"sources.{name}", needed=("data", "optim"))
         out[name] = RunSpec(
             data=from_dict(DataSpec, spec["data"], f"sources.{name}.data"),
-            model=ModelSpec(arch=arch, norm=norm), method=method(spec.get("method", "at")),
+            model=start_model({"arch": arch, "norm": norm}, spec, f"sources.{name}"), method=method(spec.get("method", "at")),
             optim=from_dict(OptimSpec, spec["optim"], f"sources.{name}.optim"),
             attack=from_dict(AttackSpec, spec.get("attack", {}), f"sources.{name}.attack"))
     return out
@@ -128,10 +130,11 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             switches = target.get("method", {}) | switches
         if label in sweep_of_lambda:
             switches |= {"name": label, "twins_weight": float(sweep_of_lambda[label])}
-        origin = grid.get(START.get(label, start))
+        origin, normalised = grid.get(START.get(label, start)), sources[START.get(label) or start]
         return RunSpec(
             data=from_dict(DataSpec, {"name": name, **target.get("data", {})}, f"targets.{name}.data"),
-            model=ModelSpec(arch=arch, norm=norm, upsample=target.get("upsample")), method=method(known.name, **switches),
+            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")}, normalised, f"targets.{name}"),
+            method=method(known.name, **switches),
             optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
             attack=from_dict(AttackSpec, attack, "attack"), seed=seeds[0],
             **{"source" if isinstance(origin, RunSpec) else "weights": origin})
@@ -204,8 +207,8 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
         schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
         spec = RunSpec(
             data=from_dict(DataSpec, {"name": name, **target.get("data", {}), **run.get("data", {})}, f"{where}.data"),
-            model=from_dict(ModelSpec, {"arch": arch, "norm": norm, "upsample": target.get("upsample"), **run.get("model", {})},
-                            f"{where}.model"),
+            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")},
+                              sources[START.get(label) or start], f"{where}.model", **run.get("model", {})),
             method=method(label, **(target.get("method", {}) if known.halves else {})),
             optim=dataclasses.replace(schedule, lr=schedule.lr * (1 + weight if label == "at_lr" else 1)),
             attack=from_dict(AttackSpec, attack, "attack"), follow=from_dict(FollowSpec, follow, "follow"), seed=seed,

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from .attacks import Forward, check_radius, input_gradient, pgd, pgd_robust_mask, random_point
 from .errors import Diverged, choose
+from .strength import PARTS, STANDARD
 
 log = logging.getLogger(__name__)
 
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+ATTACKS = PARTS
 N_TARGETS = 9
 FLAGS = {  # a piece of each warning of pyautoattack, and the check that it fails
     "randomized defense": "repeatable",

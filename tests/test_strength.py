@@ -61,7 +61,8 @@ def test_ladder():
     assert sorted(LADDER, key=strength) == LADDER
 
 
-@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd10x0", "pgd-20", "AutoAttack", "apgd-ce+", "square+square", "none+square"])
+@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd10x0", "pgd-20", "AutoAttack", "apgd-ce+", "square+square",
+                                  "none+square"])
 def test_unknown_names_are_refused(name):
     """With examples of right ones."""
     with pytest.raises(ValueError, match="such as none, pgd20"):

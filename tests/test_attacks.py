@@ -1,7 +1,11 @@
 """PGD by property: legal, strong where the best answer is known, repeatable, and leaving the network as it was."""
 
 import itertools
+import math
+from collections import namedtuple
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,6 +239,19 @@ BAD = [
     (dict(x=torch.zeros(3, 8, 8)), TypeError, "shape"),
     (dict(y=torch.zeros(11, dtype=torch.int64)), TypeError, r"shape \(12,\)"),
     (dict(y=torch.zeros(12)), TypeError, "int64"),
+    (dict(x=np.zeros((12, 3, 8, 8), np.float32)), TypeError, "x to be a tensor, got a ndarray"),
+    (dict(y=[0] * 12), TypeError, "y to be a tensor, got a list"),
+    (dict(y=torch.zeros(12, dtype=torch.int64, device="meta")), TypeError, "on cpu"),
+    (dict(eps="8/255"), TypeError, "eps to be a number, got '8/255'"),
+    (dict(eps=None), TypeError, "eps to be a number"),
+    (dict(eps=np.array([0.1])), TypeError, "eps to be a number"),
+    (dict(step_size=True), TypeError, "step_size to be a number"),
+    (dict(step_size=torch.tensor([0.1, 0.1])), TypeError, "step_size to be a number"),
+    (dict(steps=True), ValueError, "steps to be an integer"),
+    (dict(steps=np.float64(3)), ValueError, "steps to be an integer"),
+    (dict(steps="3"), ValueError, "steps to be an integer"),
+    (dict(steps=np.int64(-1)), ValueError, "steps to be an integer of at least 0"),
+    (dict(generator=0), TypeError, r"torch.Generator\(\)"),
 ]
 
 
@@ -251,7 +268,8 @@ def test_bad_arguments_fail_before_any_work(attack, change, error, message):
         attack(refuse, call.pop("x"), call.pop("y"), **call)
 
 
-@pytest.mark.parametrize("change", [dict(restarts=0), dict(restarts=2, random_start=False)])
+@pytest.mark.parametrize("change", [dict(restarts=0), dict(restarts=True), dict(restarts=np.float32(2)),
+                                    dict(restarts=2, random_start=False)])
 def test_bad_restarts(change):
     """No restart, and several restarts from one point, are refused."""
     x, y = batch()
@@ -342,6 +360,103 @@ def test_nan_is_not_robust():
         return logits if torch.equal(z, x) else logits + torch.nan
 
     assert not pgd_robust_mask(breaks, x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded()).any()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, torch.tensor, Fraction])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_numbers_of_any_kind(threat, kind):
+    """NumPy scalars, arrays and tensors without dimensions, and fractions are taken as the plain number."""
+    x, y = batch()
+    whole = {np.float32: np.uint8, np.float64: np.int64, Fraction: int}.get(kind, kind)
+    for attack, more in ((pgd, {}), (pgd_robust_mask, {"restarts": 2})):
+        plain = dict(eps=0.125, step_size=0.03125, steps=3, **more)
+        other = {k: (kind if isinstance(v, float) else whole)(v) for k, v in plain.items()}
+        a, b = (attack(conv_net(), x, y, threat=threat, generator=seeded(), **call) for call in (plain, other))
+        assert torch.equal(a, b)
+    assert torch.equal(*(random_point(x, eps, threat, seeded()) for eps in (0.125, kind(0.125))))
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda out: namedtuple("Outputs", "logits aux")(out, out), TypeError, r"logits alone, got a Outputs.*model\(x\)\[0\]"),
+    (lambda out: {"logits": out}, TypeError, "got a dict"), (lambda out: None, TypeError, "got a NoneType"),
+    (lambda out: out.numpy(force=True), TypeError, "got a ndarray"),
+    (lambda out: out[:1], ValueError, r"shape \(12, classes\)"), (lambda out: out[:, :, None], ValueError, "classes"),
+    (lambda out: out.detach(), ValueError, "no_grad or detach"),
+    (lambda out: out.detach() + torch.zeros(1, requires_grad=True), ValueError, "no_grad or detach")])
+def test_networks_that_do_not_return_logits(change, error, message):
+    """Several outputs, none, another shape, or no way back to the images: one clear message."""
+    x, y = batch()
+    for attack in (pgd, pgd_robust_mask):
+        with pytest.raises(error, match=message):
+            attack(lambda z: change(conv_net()(z)), x, conv_net()(x).argmax(1), eps=0.1, step_size=0.1, steps=1,
+                   generator=seeded())
+    with pytest.raises(error, match=message):
+        attacks.input_gradient(lambda z: change(conv_net()(z)), x, y)
+
+
+# -- what is not finite -----------------------------------------------------------------------------------------------
+class Spoiled(torch.autograd.Function):
+    """Identity with another gradient where `where` is true."""
+
+    @staticmethod
+    def forward(ctx, x, where, value):
+        ctx.where, ctx.value = where, value
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.masked_fill(ctx.where, ctx.value), None, None
+
+
+def spoiled(net, x, which, value, *, pixels=slice(None), later=False):
+    """`net` with gradient `value` for images that lie near x[which], there or only away from the clean image; its logits are
+    finite whatever it is given."""
+    def forward(z):
+        distance = torch.cdist(z.nan_to_num(0.5).flatten(1), x[which].flatten(1), p=math.inf)
+        near = distance.amin(1)
+        hit = (near < 0.4) & z.isfinite().flatten(1).all(1) & ((near > 0.012) | (not later))
+        where = torch.zeros_like(z, dtype=torch.bool)
+        where.flatten(1)[:, pixels] = hit[:, None]
+        return net(Spoiled.apply(z, where, value).nan_to_num(0.5))
+    return forward
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("pixels", [slice(None), slice(7, 8)], ids=["image", "pixel"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_an_image_without_a_gradient_is_not_robust(threat, value, pixels, later, caplog):
+    """Not one pixel of it at one iterate may be missing; the other images come out as with a sound network."""
+    x, _ = batch()
+    net = conv_net()
+    y, eps = net(x).argmax(1), {"linf": 0.02, "l2": 0.3}[threat]
+    call = dict(eps=eps, step_size=eps / 2, steps=6, threat=threat, random_start=False)
+    sound = pgd_robust_mask(net, x, y, **call)
+    mask = pgd_robust_mask(spoiled(net, x, slice(0, 5), value, pixels=pixels, later=later), x, y, **call)
+    assert not mask[:5].any() and torch.equal(mask[5:], sound[5:]) and sound[:5].any() and sound[5:].any()
+    assert "of 12 images count as broken: their gradient is not finite" in caplog.text
+
+
+@pytest.mark.parametrize("loss", attacks.LOSSES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_training_sees_what_was_not_attacked(threat, value, loss):
+    """The last iterate of such an image is not finite, nor is the loss on it; all other images are attacked as ever."""
+    x, y = batch()
+    net, eps = conv_net(), RADII[threat]
+    call = dict(eps=eps, step_size=eps / 4, steps=3, threat=threat, loss=loss)
+    x_adv = pgd(spoiled(net, x, [2, 7], value), x, y, generator=seeded(), **call)
+    kept = torch.ones(12, dtype=torch.bool)
+    kept[[2, 7]] = False
+    assert torch.equal(attacks.finite(x_adv), kept) and not F.cross_entropy(net(x_adv), y).isfinite()
+    assert torch.equal(x_adv[kept], pgd(net, x, y, generator=seeded(), **call)[kept])
+
+
+def test_finite_by_image():
+    """One value that is not finite, wherever it stands, marks its row; large, small and negative ones do not."""
+    values = torch.tensor([[0.0, -0.0], [3e38, 3e38], [-3e38, 1e-45], [math.nan, 0], [0, math.inf], [-math.inf, math.inf]])
+    for shaped in (values, values.view(6, 1, 2, 1), values.double()):
+        assert attacks.finite(shaped).tolist() == [True] * 3 + [False] * 3
 
 
 def test_input_gradient_shows_masking():

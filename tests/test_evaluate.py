@@ -1,7 +1,9 @@
 """Masks per test image: AutoAttack against closed forms and the package itself, blocks, global state, checks."""
 
 import sys
+from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import nn
 
 from twinslib import evaluate
 from twinslib.attacks import eval_mode, pgd
+from twinslib.errors import Diverged
 from twinslib.evaluate import autoattack, autoattack_masks, block_seed, checks, clean_mask, pgd_losses, pgd_mask
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[
@@ -54,7 +57,8 @@ def distances(net, images, threat):
     top = logits.argmax(1)
     gaps = weight[top][:, None] - weight[None]
     dual = gaps.abs().sum(2) if threat == "linf" else gaps.norm(dim=2)
-    return ((logits.gather(1, top[:, None]) - logits) / dual).masked_fill(F.one_hot(top, 10).bool(), torch.inf).amin(1)
+    own = F.one_hot(top, logits.shape[1]).bool()
+    return ((logits.gather(1, top[:, None]) - logits) / dual).masked_fill(own, torch.inf).amin(1)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -293,7 +297,10 @@ def with_(**changes):
 
 
 BAD = [
-    (with_(net=linear_net(9)), ValueError, "at least 10 classes", "autoattack"),
+    (with_(net=linear_net(3), labels=torch.zeros(4, dtype=torch.int64)), ValueError,
+     "at least 4 classes of the network for apgd-t, got 3; attack with apgd-ce, fab-t, square", "autoattack"),
+    (with_(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes",
+     "clean pgd losses autoattack"),
     (with_(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", "autoattack"),
     (with_(attacks=()), ValueError, "at least one attack", "autoattack"),
     (with_(attacks=("square", "square")), ValueError, "none twice", "autoattack"),
@@ -310,6 +317,26 @@ BAD = [
     (with_(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd losses autoattack"),
     (with_(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd losses autoattack"),
     (with_(batch_size=0), ValueError, "batch_size", "clean pgd losses autoattack"),
+    (with_(batch_size=2.0), ValueError, "batch_size", "clean pgd losses autoattack"),
+    (with_(batch_size=True), ValueError, "batch_size", "clean pgd losses autoattack"),
+    (with_(batch_size=1, labels=torch.tensor([0, 0, 0, 10])), ValueError, r"labels in 0\.\.9", "pgd losses autoattack"),
+    (with_(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", "clean pgd losses autoattack"),
+    (with_(images=np.zeros((4, 3, 6, 6))), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (with_(images=[torch.zeros(3, 6, 6)] * 4), TypeError, "uint8 images|images as a tensor", "clean pgd losses autoattack"),
+    (with_(labels=[0.0] * 4), TypeError, "int64", "clean pgd losses autoattack"),
+    (with_(labels=[[0], [0, 1], [0], [0]]), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (with_(labels=["a"] * 4), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (with_(labels=[True] * 4), TypeError, "int64", "clean pgd losses autoattack"),
+    (with_(labels=None), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (with_(seed=True), ValueError, "seed", "pgd losses autoattack"),
+    (with_(seed=0.0), ValueError, "seed", "pgd losses autoattack"),
+    (with_(block=0.5), ValueError, "block", "pgd autoattack"),
+    (with_(eps="0.1"), TypeError, "eps to be a number", "pgd losses autoattack"),
+    (with_(attacks="apgd-ce+square"), ValueError, "attack to be one of", "autoattack"),
+    (with_(net=lambda x: (linear_net()(x),)), TypeError, "logits alone, got a tuple", "clean pgd losses autoattack"),
+    (with_(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), None)), TypeError, "logits alone, got a Out",
+     "clean pgd losses autoattack"),
+    (with_(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", "pgd losses"),
 ]
 
 
@@ -329,6 +356,186 @@ def test_bad_arguments(change, error, message, kind):
             pgd_losses(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
         else:
             autoattack_masks(*positional, **(dict(eps=0.1, attacks=FAST) | call))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Attacks of few iterations, where it makes no difference how strong they are."""
+    made = evaluate._adversary
+
+    def fewer(*args):
+        adversary = made(*args)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter = 8
+        adversary.square.n_queries = 50
+        return adversary
+
+    monkeypatch.setattr(evaluate, "_adversary", fewer)
+
+
+def test_labels_are_checked_before_the_first_attack():
+    """A label outside the logits in the last block is found before any image is attacked."""
+    seen = []
+    images, labels = pictures(linear_net(), 4)
+    labels[-1] = 10
+    for measure in (pgd_mask, pgd_losses):
+        with pytest.raises(ValueError, match="labels in"):
+            measure(lambda x: seen.append(len(x)) or linear_net()(x), images, labels, eps=0.1, step_size=0.1, steps=1,
+                    batch_size=2)
+    assert seen == [1, 1]
+
+
+def measure(kind, net, images, labels, *, number=float, integer=int):
+    """Masks of one kind, its arguments made by `number` and `integer`."""
+    options, aa = dict(batch_size=integer(4)), dict(attacks=["apgd-ce"], block=integer(1))
+    attack = options | dict(eps=number(0.03125), seed=integer(3))
+    steps = dict(step_size=number(0.0078125), steps=integer(3))
+    return {"clean": lambda: clean_mask(net, images, labels, **options),
+            "pgd": lambda: pgd_mask(net, images, labels, **attack, **steps, restarts=integer(2), block=integer(1)),
+            "losses": lambda: pgd_losses(net, images, labels, **attack, **steps)[1],
+            "autoattack": lambda: autoattack_masks(net, images, labels, **attack, **aa)["apgd-ce"],
+            "checks": lambda: torch.tensor(list(checks(net, images, labels, eps=attack["eps"], seed=attack["seed"],
+                                                       **steps).values()))}[kind]()
+
+
+KINDS = ("clean", "pgd", "losses", "autoattack", "checks")
+
+
+@pytest.mark.parametrize("taken", [
+    lambda x, y: (x.numpy(), y.numpy()), lambda x, y: (x.numpy(), y.tolist()), lambda x, y: (x, y.int()),
+    lambda x, y: (x, tuple(y.tolist())), lambda x, y: (x.numpy()[:, :, ::-1][:, :, ::-1], y.numpy().astype(np.uint8)),
+    lambda x, y: (np.broadcast_to(x.numpy(), x.shape), list(y)), lambda x, y: (x, y.numpy()[::-1][::-1])])
+@pytest.mark.filterwarnings("error")
+def test_arrays_and_lists_are_taken(taken, short):
+    """Images as an array, labels as array, list or tuple, of any integers, read-only and flipped ones too."""
+    net = conv_net()
+    images, labels = pictures(net, 6)
+    labels[0] = (labels[0] + 1) % 10
+    for kind in KINDS:
+        assert torch.equal(measure(kind, net, *taken(images, labels)), measure(kind, net, images, labels)), kind
+
+
+@pytest.mark.parametrize(("number", "integer"), [(np.float32, np.int64), (np.float64, np.uint8), (torch.tensor, torch.tensor),
+                                                 (np.array, np.array)])
+def test_scalars_of_any_kind(number, integer, short):
+    """NumPy scalars and tensors without dimensions give what plain numbers give."""
+    net = conv_net()
+    images, labels = pictures(net, 6)
+    for kind in KINDS:
+        one, other = (measure(kind, net, images, labels, **call) for call in ({}, dict(number=number, integer=integer)))
+        assert torch.equal(one, other), kind
+
+
+def test_one_attack_by_its_name():
+    """A single name need not be put into a tuple; an array of names does too."""
+    net = linear_net()
+    images, labels = pictures(net, 4)
+    for names in ("apgd-ce", ["apgd-ce"], np.array(["apgd-ce"])):
+        assert list(autoattack_masks(net, images, labels, eps=0.01, attacks=names, batch_size=4)) == ["apgd-ce"]
+
+
+# -- few classes ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_few_classes(classes):
+    """Every attack that can run reaches the closed form, those that try all classes on every image; nothing is odd."""
+    net = linear_net(classes)
+    images, labels = pictures(net, 16, low=77, high=179)
+    distance = distances(net, images, "linf")
+    eps = float(distance.median()) * 1.02
+    decided = (distance / eps - 1).abs() > 0.02
+    for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"):
+        if classes >= evaluate.N_CLASSES.get(name, 2):
+            masks, flags = autoattack(net, images, labels, eps=eps, attacks=(name,), batch_size=16)
+            assert flags["no_other_warning"] and flags["norm_kept"] and 0 < masks[name].sum() < 16, (name, flags)
+            complete = name in ("fab", "fab-t", "apgd-t")  # the others look at the runner-up alone
+            assert not ((distance > eps) & ~masks[name])[decided].any()
+            assert not complete or torch.equal(masks[name][decided], (distance > eps)[decided]), name
+        else:
+            with pytest.raises(ValueError, match=f"at least {evaluate.N_CLASSES[name]} classes"):
+                autoattack(net, images, labels, eps=eps, attacks=(name,), batch_size=16)
+
+
+@pytest.mark.parametrize("classes", range(1, 12))
+def test_targets_of_few_classes(classes, monkeypatch):
+    """All wrong classes are targets, nine at most; what cannot run is refused with what can."""
+    seen, made = [], evaluate._adversary
+
+    def spy(*args):
+        seen.append(made(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(evaluate, "_adversary", spy)
+    possible = [name for name in STANDARD if classes >= evaluate.N_CLASSES.get(name, 2)]
+    if classes > 1:
+        net = linear_net(classes)
+        images, labels = pictures(net, 3)
+        autoattack(net, images, labels, eps=0.3, attacks=possible, batch_size=3)
+        assert {n for a in seen for n in (a.fab.n_target_classes, a.apgd_targeted.n_target_classes)} == {min(9, classes - 1)}
+    if len(possible) < 4:
+        with pytest.raises(ValueError, match=f"of birds for .*got {classes}; attack with {', '.join(possible) or 'nothing'}"):
+            evaluate.check_attacks(STANDARD, classes, "birds")
+    else:
+        evaluate.check_attacks(evaluate.ATTACKS, classes)
+
+
+# -- what is not finite -----------------------------------------------------------------------------------------------
+def rooted(net, where=lambda x: torch.ones(len(x), dtype=torch.bool)):
+    """`net` with the root of 0 in its logits for some images: finite, but its gradient is not."""
+    return lambda x: net(x) + torch.where(where(x), 0.0, 1.0).mul(x.flatten(1).sum(1)).mul(1e-6).sqrt()[:, None]
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_a_network_without_gradients_is_refused(threat, short):
+    """Neither PGD nor a part of AutoAttack that uses gradients calls it robust, and the checks say why."""
+    net = conv_net().requires_grad_(False)
+    images, labels = pictures(net, 12)
+    call = dict(eps=0.1, threat=threat, batch_size=12)
+    for measured in (pgd_mask, pgd_losses):
+        with pytest.raises(Diverged, match="finite gradients with respect to the images.*root at 0"):
+            measured(rooted(net), images, labels, step_size=0.03, steps=4, **call)
+    for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"):
+        with pytest.raises(Diverged, match="finite gradients"):
+            autoattack(rooted(net), images, labels, attacks=(name, "square"), **call)
+    found = checks(rooted(net), images, labels, eps=0.1, step_size=0.03, steps=4, threat=threat)
+    assert not found["gradient_nonzero"] and not found["norm_kept"]
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"])
+def test_single_images_without_a_gradient_are_broken(name, threat, caplog, short):
+    """They are not counted as robust, and the others, which no perturbation of this size can break, are."""
+    net = conv_net().requires_grad_(False)
+    images, labels = pictures(net, 12)
+    images[3:5] //= 8  # darker than the others: what the network tells them by
+    labels = net(images / 255).argmax(1)
+    forward = rooted(net, lambda x: x.flatten(1).mean(1) < 0.2)
+    call = dict(eps=1e-5, threat=threat, batch_size=12)
+    mask = (pgd_mask(forward, images, labels, step_size=1e-5, steps=4, **call) if name == "pgd"
+            else autoattack(forward, images, labels, attacks=(name,), **call).masks[name])
+    assert mask.tolist() == [i not in (3, 4) for i in range(12)]
+    assert "2 of 12 images count as broken" in caplog.text
+    flags = checks(forward, images, labels, eps=1e-5, step_size=1e-5, steps=4, threat=threat)
+    assert not flags["gradient_nonzero"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["pgd", *evaluate.ATTACKS])
+def test_logits_that_fail_under_attack_are_broken(name, value, short):
+    """Class 0, which argmax finds in a row of NaN, is no exception; one logit is enough."""
+    net = conv_net().requires_grad_(False)
+    images, _ = pictures(net, 8)
+    labels = torch.zeros(8, dtype=torch.int64)
+    fails = torch.tensor([1.0] + [0] * 9) > 0
+
+    def forward(x):
+        far = torch.cdist(x.flatten(1), images.flatten(1) / 255, p=torch.inf).amin(1) > 1e-6
+        logits = net(x) + torch.tensor([20.0] + [0] * 9)
+        return torch.where(far[:, None] & fails, value, logits)
+
+    call = dict(eps=0.001, batch_size=8)
+    mask = (pgd_mask(forward, images, labels, step_size=0.001, steps=2, **call) if name == "pgd"
+            else autoattack(forward, images, labels, attacks=(name,), **call).masks[name])
+    assert clean_mask(forward, images, labels, batch_size=8).all() and not mask.any()
 
 
 def test_a_frozen_norm_does_not_make_training_mode():

@@ -275,6 +275,8 @@ def test_fresh_clone_needs_no_training_for_finished_rows(undisturbed, tmp_path) 
     ({"data": {"train_images": 10**6}}, "ask for fewer"),
     ({"data": {"name": "nonesuch"}}, "nonesuch"),
     ({"data": {"image_size": 13}}, "13"),
+    ({"data": {"exclude": tuple("3456789")}, "evals": (EvalSpec(kind="autoattack", images=6, eps=EPS),)},
+     "at least 4 classes of toy_target for apgd-t, got 3; attack with apgd-ce, fab-t, square"),
     ({"weights": WeightsSpec(file="nonesuch.safetensors", classes=5), "source": None}, "nonesuch.safetensors"),
 ])
 def test_impossible_requests_are_refused_before_any_work(tmp_path, change: dict, message: str) -> None:

@@ -10,10 +10,10 @@ from . import compare, stats
 from .aft_cells import Network, finished
 from .aft_grid import STUDY
 from .effects import NOT, PARTLY, REPRODUCED, Effect, Finding, gather, pair_label
-from .evaluate import STANDARD
 from .report import dataset_label, unique
 from .rules import FINETUNED, Robust, Rule
 from .runs import Job, Store
+from .strength import strength
 
 MEASURES = FINETUNED
 PARTS = {"best_schedule": ("main", "schedule")}
@@ -85,8 +85,7 @@ class _Evidence:
 
 def attacks(networks: Sequence[Network]) -> list[str]:
     """The attacks that any of `networks` was measured with, from the weakest to the strongest."""
-    names = {e.attack_name for n in networks for e in n.masks if e.kind != "clean"}
-    return sorted(names, key=lambda a: (not a.startswith("pgd"), set(a.split("+")) >= set(STANDARD), len(a), a))
+    return sorted({e.attack_name for n in networks for e in n.masks if e.kind != "clean"}, key=strength)
 
 
 def paired(ours: dict[int, Network], theirs: dict[int, Network], attack: str, robust: Robust) -> tuple | None:

@@ -22,6 +22,7 @@ from .plots import LOOKS, OTHERS, SMALL, WIDTH, style
 from .report import NOT_RUN, dataset_label, method_label, unique
 from .runs import Job
 from .schedules import climb, factor
+from .strength import strength
 
 FINETUNED = {"aft": LOOKS["twins_trades"] | {"linestyle": "-"}, "at_scratch": LOOKS["at"],
              "trades_scratch": LOOKS["trades"], "aft_twins": LOOKS["twins_at"] | {"linestyle": (0, (10, 2, 2, 2))},
@@ -291,11 +292,11 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shared_attack(rows: pd.DataFrame, attack: str | None = None) -> tuple[str, float] | None:
-    """(attack, eps) that most methods and sizes of `rows` have, of several the strongest: AutoAttack or the longest part of it,
-    then PGD with most steps; None without any. A given name leaves only eps open."""
+    """(attack, eps) that most methods and sizes of `rows` have, of several the strongest at the largest eps; None
+    without any. A given name leaves only eps open."""
     robust = rows[(rows["attack"] != "none") & ((rows["attack"] == attack) if attack else True)]
     counts = robust.drop_duplicates(["attack", "eps", "method", "part", "train_images", "width"]).value_counts(["attack", "eps"])
-    return max(counts.keys(), key=lambda k: (counts[k], not k[0].startswith("pgd"), len(k[0]), k), default=None)
+    return max(counts.keys(), key=lambda k: (counts[k], strength(k[0]), k[1]), default=None)
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:

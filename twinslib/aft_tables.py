@@ -22,6 +22,7 @@ from .objectives import OBJECTIVES
 from .report import NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
 from .rules import Robust
 from .runs import Job, Store
+from .strength import parse, strength
 
 OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"
 RIVALS = (AT, "trades_scratch", "free_at", "fast_at", RANDOM)
@@ -270,7 +271,7 @@ def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     for method in unique([OURS, AT, RANDOM, *other]):
         mine = here[here["method"] == method]
         found = {r.attack: r for r in report.one_line(report.estimates(_rows(mine))).itertuples()} if len(mine) else {}
-        pgd = next((a for a in reversed(sorted(found, key=len)) if a.startswith("pgd")), None)
+        pgd = max((a for a in found if parse(a).kind == "pgd"), key=strength, default=None)
         lines.append({"method": method_label(method), "trained against": " or ".join(
                           unique(eps_label(r.eps, r.threat) for a, r in found.items() if a != "none")) or NOT_RUN,
                       "seeds": _listed(mine["seed"]), "epochs": _listed(mine["epoch"]),
@@ -383,7 +384,7 @@ def _accuracy(found: dict[int, Network], attack: str, robust: Robust) -> str:
 
 def _pgd(networks: Sequence[Network]) -> str:
     """The strongest PGD among the measurements, empty if there is none."""
-    return next((a for a in reversed(attacks(networks)) if a.startswith("pgd")), "")
+    return next((a for a in reversed(attacks(networks)) if parse(a).kind == "pgd"), "")
 
 
 def _difference(ours: dict[int, Network], theirs: dict[int, Network], title: str) -> tuple | None:

@@ -4,7 +4,9 @@ An attack needs a `forward`, any callable from images to logits, and nothing els
 norms, folded or not, is the caller's business. Gradients are taken with respect to the images only, so parameter
 gradients are never touched; `eval_mode` keeps running statistics untouched as well.
 """
+import logging
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import choose
+
+log = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -43,7 +47,8 @@ def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float,
 
     Madry et al. 2018, as the official TWINS code runs it: random start in the ball, clip; then `steps` times a step of
     `step_size` along the sign of the gradient (linf) or the unit gradient (l2), project, clip. Nothing here waits for
-    the device. eps 0 or steps 0 return x itself.
+    the device. eps 0 or steps 0 return x itself. Where a gradient is not finite the image becomes NaN, and with it the
+    loss: it must not pass for an image that was attacked.
 
     Args:
         forward: images (B, C, H, W) in [0, 1] to logits (B, K); its parameters should be frozen, its norms in eval.
@@ -60,9 +65,11 @@ def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float,
     Returns:
         x_adv, detached, with shape, type and device of x.
     Raises:
-        ValueError, TypeError: an argument out of range, an unknown name, or shapes that do not fit.
+        ValueError, TypeError: an argument out of range, an unknown name, shapes that do not fit, a network that returns
+            anything but logits, or logits without a gradient with respect to the images.
     """
-    _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start, generator)
+    eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start,
+                                             generator)
     if loss == "kl" and not random_start and targets_logits is None:
         raise ValueError("expected random_start=True with loss 'kl', got False; at x itself the gradient is zero")
     if eps == 0 or steps == 0:
@@ -86,7 +93,8 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
     The worst case over all iterates, so at most the accuracy at `pgd`'s last iterate. An image leaves the batch soon
     after it is broken (when half of the batch is), and the logits that give the gradient also give the verdict: the
     only additional forward passes are one on the clean images and one on each restart's last iterate. Starting noise
-    is drawn for the whole batch, so that it does not depend on the network.
+    is drawn for the whole batch, so that it does not depend on the network. An image whose logits or gradient are not
+    finite at any iterate counts as broken: it was not attacked, so nothing shows that it is robust.
 
     Args:
         restarts: number of independent random starts; more than one needs random_start.
@@ -94,9 +102,9 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
     Returns:
         bool, shape (B,), on the device of x.
     """
-    _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start, generator)
-    if not isinstance(restarts, int) or restarts < 1:
-        raise ValueError(f"expected restarts to be an integer of at least 1, got {restarts!r}")
+    eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start,
+                                             generator)
+    restarts = whole(restarts, "restarts", 1)
     if restarts > 1 and not random_start:
         raise ValueError(f"expected restarts=1 without random_start, got {restarts}; the restarts would be equal")
     if loss == "kl" and not random_start:
@@ -106,6 +114,7 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
     robust = _right(clean, y)
     if eps == 0 or steps == 0:
         return robust
+    lost = torch.zeros((), dtype=torch.int64, device=x.device)  # images that only a gradient broke
     for _ in range(restarts):
         start = random_point(x, eps, threat, generator) if random_start else x
         keep = robust.nonzero().squeeze(1)
@@ -114,7 +123,9 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
         x_now, y_now, x_adv, reference, alive = x[keep], y[keep], start[keep], clean[keep], robust[keep]
         for _ in range(steps):
             logits, gradient = _logits_and_gradient(forward, x_adv, y_now, loss, reference)
-            alive = alive & _right(logits, y_now)
+            right = alive & _right(logits, y_now)
+            alive = right & finite(gradient)
+            lost += (right & ~alive).sum()
             x_adv = ascend(x_adv, gradient, x_now, eps, step_size, threat)
             if 2 * int(alive.sum()) <= len(alive):
                 robust[keep] = alive
@@ -125,6 +136,8 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
                     break
         if len(keep):
             robust[keep] = alive & _right(_clean_logits(forward, x_adv), y_now)
+    if lost:
+        log.warning("%d of %d images count as broken: their gradient is not finite", int(lost), len(x))
     return robust
 
 
@@ -133,7 +146,7 @@ def random_point(x: Tensor, eps: float, threat: str, generator: torch.Generator)
 
     linf: uniform in the box; l2: Gaussian direction, uniform radius.
     """
-    kind = {"generator": generator, "device": x.device, "dtype": x.dtype}
+    eps, kind = check_radius(eps, threat), {"generator": generator, "device": x.device, "dtype": x.dtype}
     if threat == "linf":
         return (x + torch.rand(x.shape, **kind).mul_(2).sub_(1).mul_(eps)).clamp_(0, 1)
     direction = _unit(torch.randn(x.shape, **kind))
@@ -147,17 +160,34 @@ def input_gradient(forward: Forward, x: Tensor, y: Tensor, *, loss: str = "ce") 
     `forward` must treat the images independently of each other, as a network in eval mode does.
     """
     choose(loss, LOSSES, "loss")
+    _check_batch(x, y)
     return _logits_and_gradient(forward, x.detach(), y, loss, _clean_logits(forward, x) if loss == "kl" else None)[1]
+
+
+def logits_of(forward: Forward, x: Tensor) -> Tensor:
+    """forward(x), refused unless it is a tensor with a row of logits for each image."""
+    logits = forward(x)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"expected the network to return logits alone, got a {type(logits).__name__}; wrap it, for example "
+                        "lambda x: model(x)[0]")
+    if logits.shape[:-1] != x.shape[:1]:
+        raise ValueError(f"expected logits of shape ({len(x)}, classes), got {tuple(logits.shape)}")
+    return logits
+
+
+def finite(values: Tensor) -> Tensor:
+    """True for each image all of whose values are finite; values (B, ...), result bool (B,)."""
+    return values.mul(0).flatten(1).sum(1) == 0  # 0 times NaN or infinity is NaN; far cheaper than isfinite on a CPU
 
 
 def _clean_logits(forward: Forward, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return forward(x).detach()
+        return logits_of(forward, x).detach()
 
 
 def _right(logits: Tensor, y: Tensor) -> Tensor:
     """True where y is predicted; never with a logit that is not finite (argmax takes NaN for the largest)."""
-    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+    return (logits.argmax(1) == y) & finite(logits)
 
 
 def _logits_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: str,
@@ -165,9 +195,12 @@ def _logits_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: str,
     """Logits (detached) and the gradient of the summed loss: a sum, so that no image's share shrinks with the batch."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = forward(x)
+        logits = logits_of(forward, x)
         value = _loss(logits, y, loss, reference)
-        gradient, = torch.autograd.grad(value, x)
+        gradient, = torch.autograd.grad(value, x, allow_unused=True) if value.requires_grad else (None,)
+    if gradient is None:
+        raise ValueError("expected logits with a gradient with respect to the images, got none; call it outside "
+                         "torch.inference_mode, and without no_grad or detach in the network")
     return logits.detach(), gradient
 
 
@@ -184,9 +217,13 @@ def _loss(logits: Tensor, y: Tensor, loss: str, reference: Tensor | None) -> Ten
 
 
 def ascend(x_adv: Tensor, gradient: Tensor, x: Tensor, eps: float, step_size: float, threat: str) -> Tensor:
-    """One ascent step from x_adv, projected onto the ball around x, then onto [0, 1] (which keeps it in the ball)."""
+    """One ascent step from x_adv, projected onto the ball around x, then onto [0, 1] (which keeps it in the ball).
+
+    A pixel (linf) or an image (l2) whose gradient is not finite becomes NaN.
+    """
     if threat == "linf":
-        return x_adv.add(gradient.sign(), alpha=step_size).clamp(x - eps, x + eps).clamp_(0, 1)
+        direction = gradient.sign().add_(gradient, alpha=0)  # the sign of NaN is 0: as if nothing could be gained
+        return x_adv.add(direction, alpha=step_size).clamp(x - eps, x + eps).clamp_(0, 1)
     delta = x_adv.add(_unit(gradient), alpha=step_size).sub_(x)
     return (x + delta * (eps / _norm(delta)).clamp(max=1)).clamp_(0, 1)
 
@@ -203,42 +240,73 @@ def _unit(v: Tensor) -> Tensor:
     return v / _norm(v)
 
 
-def check_radius(eps: float, threat: str) -> None:
-    """Refuse an unknown threat, and a radius that is not in pixel units (linf) or not a length (l2)."""
+def real(value: object, name: str) -> float:
+    """`value` as a float of Python: a number, a NumPy scalar or a tensor without dimensions."""
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+    return float(plain)
+
+
+def whole(value: object, name: str, least: float = -math.inf) -> int:
+    """`value` as an int of Python: an integer as `real` takes numbers, of at least `least`."""
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Integral) or plain < least:
+        bound = "" if least == -math.inf else f" of at least {least}"
+        raise ValueError(f"expected {name} to be an integer{bound}, got {value!r}")
+    return int(plain)
+
+
+def check_radius(eps: float, threat: str) -> float:
+    """eps as a float; refused are an unknown threat and a radius not in pixel units (linf) or not a length (l2)."""
     choose(threat, THREATS, "threat")
+    eps = real(eps, "eps")
     if threat == "linf" and not 0 <= eps <= 1:
         hint = f"; write {eps:g}/255" if 1 < eps <= 255 else ""
         raise ValueError(f"expected eps in [0, 1] (pixel units), got {eps:g}{hint}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"expected eps of at least 0 (l2, pixel units), got {eps:g}")
+    return eps
 
 
-def check_step_size(step_size: float, threat: str) -> None:
-    """Refuse a step that is not in pixel units."""
+def check_step_size(step_size: float, threat: str) -> float:
+    """step_size as a float; refuse a step that is not in pixel units."""
+    step_size = real(step_size, "step_size")
     if not 0 < step_size < math.inf or (threat == "linf" and step_size > 1):
         hint = f"; write {step_size:g}/255" if 1 < step_size <= 255 else ""
         raise ValueError(f"expected step_size above 0{' and at most 1' if threat == 'linf' else ''} (pixel units), "
                          f"got {step_size:g}{hint}")
+    return step_size
 
 
-def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, threat: str,
-                     loss: str, random_start: bool, generator: torch.Generator | None) -> None:
-    check_radius(eps, threat)
-    choose(loss, LOSSES, "loss")
-    check_step_size(step_size, threat)
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"expected steps to be an integer of at least 0, got {steps!r}")
+def _check_batch(x: Tensor, y: Tensor) -> None:
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected {name} to be a tensor, got a {type(value).__name__}; use torch.as_tensor")
     if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected x of shape (B, C, H, W) in float32, got {tuple(x.shape)} in {x.dtype}; "
                         "divide uint8 images by 255 first")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise TypeError(f"expected y of shape ({len(x)},) in int64, got {tuple(y.shape)} in {y.dtype}")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
+        raise TypeError(f"expected y of shape ({len(x)},) in int64 on {x.device}, got {tuple(y.shape)} in {y.dtype} on "
+                        f"{y.device}")
+
+
+def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, threat: str,
+                     loss: str, random_start: bool, generator: torch.Generator | None) -> tuple[float, float, int]:
+    """Refuse what does not fit; (eps, step_size, steps) as plain numbers."""
+    eps = check_radius(eps, threat)
+    choose(loss, LOSSES, "loss")
+    step_size, steps = check_step_size(step_size, threat), whole(steps, "steps", 0)
+    _check_batch(x, y)
     if random_start and eps > 0 and steps > 0:
         if generator is None:
             raise ValueError(f"expected a torch.Generator on {x.device} for the random start, got None; "
                              "pass generator, or random_start=False")
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"expected a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(0)")
         if generator.device.type != x.device.type:
             raise ValueError(f"expected a generator on {x.device}, the device of x, got one on {generator.device}")
     if isinstance(forward, nn.Module) and forward.training:
         warnings.warn("expected a network in eval mode, got one in training mode: attacking it moves the running "
                       "statistics of its norms; use eval_mode(model)", stacklevel=3)
+    return eps, step_size, steps

@@ -13,10 +13,10 @@ import pandas as pd
 from . import aft_claims, compare, course_claims, public, rules, smoothing_claims, stats
 from .config import EvalSpec
 from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
-from .evaluate import STANDARD
 from .report import eps_label, to_markdown
 from .rules import Claim, Rule
 from .runs import Job, Store, Task, read_json, write_json
+from .strength import strength
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _by_dataset(store: Store, jobs: Sequence[Job], pair: tuple[str, str], metric
             finished.setdefault(e.attack_name, {})[dataset, seed] = masks
     if not finished:
         return []
-    attack = max(finished, key=lambda name: (len(finished[name]), _strength(name)))
+    attack = max(finished, key=lambda name: (len(finished[name]), strength(name)))
     out = []
     for dataset in dict.fromkeys(d for d, _ in finished[attack]):
         masks = [m for (d, _), m in finished[attack].items() if d == dataset]
@@ -130,15 +130,6 @@ def _by_dataset(store: Store, jobs: Sequence[Job], pair: tuple[str, str], metric
 def _allowed(e: EvalSpec, rule: Rule) -> bool:
     r = rule.robust
     return e.kind != "clean" and e.threat == r.threat and math.isclose(e.eps, r.eps, rel_tol=1e-6) and e.images >= r.min_images
-
-
-def _strength(attack: str) -> tuple[int, int]:
-    """AutoAttack above its parts above PGD; more parts, steps and restarts above fewer."""
-    if attack == "none" or not attack.startswith("pgd"):
-        parts = attack.split("+")
-        return (3 if set(parts) >= set(STANDARD) else 2), len(parts)
-    steps, _, restarts = attack.removeprefix("pgd").partition("x")
-    return 1, int(steps) * int(restarts or 1)
 
 
 def _mean(lines: Sequence[Effect]) -> Effect | None:

@@ -18,11 +18,11 @@ from .arithmetic import PRECISIONS
 from .attacks import LOSSES, check_radius, check_step_size
 from .augment import AUGMENTATIONS
 from .errors import choose
-from .evaluate import ATTACKS, STANDARD
 from .models import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_normalisation, check_width
 from .norms import NORMS
 from .schedules import SCHEDULES
 from .sequential import Plan, certify_plan, sequential_plan
+from .strength import PARTS, STANDARD, Attack
 
 
 def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
@@ -453,7 +453,7 @@ class EvalSpec:
         if self.step_size is not None:
             check_step_size(self.step_size, self.threat)
         for name in self.attacks:
-            choose(name, ATTACKS, "attack")
+            choose(name, PARTS, "attack")
         _require(0 < len(self.attacks) == len(set(self.attacks)), "at least one attack, none twice", self.attacks)
         for name in ("images", "steps", "restarts", "batch_size"):
             _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
@@ -466,8 +466,8 @@ class EvalSpec:
     @property
     def attack_name(self) -> str:
         if self.kind == "pgd":
-            return f"pgd{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
-        return "none" if self.kind == "clean" else "+".join(self.attacks)
+            return str(Attack("pgd", self.steps, self.restarts))
+        return str(Attack("none") if self.kind == "clean" else Attack("autoattack", parts=self.attacks))
 
 
 @dataclass(frozen=True, kw_only=True)

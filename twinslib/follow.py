@@ -74,6 +74,7 @@ class Follower:
         inside = Features(copy, find_head(copy, self.spec.data.crop or self.spec.data.image_size))
         start = torch.Generator(x.device).manual_seed(self.spec.seed)
         attacked = attacks.pgd(copy, x, y, **self.spec.attack.measured(self.follow.steps), generator=start)
+        evaluate.check_attacked(attacked)
         found = {}
         for name, images in (("clean", x), ("attacked", attacked)):
             with torch.no_grad(), inside.watching():

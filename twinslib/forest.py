@@ -14,7 +14,8 @@ from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.ticker import MultipleLocator
 
 from . import report
-from .plots import SMALL, WIDTH, effort, style, tick
+from .plots import SMALL, WIDTH, style, tick
+from .strength import strength
 
 DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
     {"color": "#332288", "marker": "o"}, {"color": "#44AA99", "marker": "s"}, {"color": "#882255", "marker": "^"},
@@ -38,7 +39,8 @@ def forest_plot(differences: pd.DataFrame, robust: tuple[str, str, float] | None
 
     Args:
         differences: as `compare.differences` makes them, values in fractions; data set "mean" is the mean over data sets.
-        robust: (attack, threat, eps) on the right; by default the PGD with most steps at the largest eps that has values.
+        robust: (attack, threat, eps) on the right; by default the strongest PGD at the largest
+            eps that has values.
     Raises:
         ValueError: no lines, columns are missing, several lines for one marker, `robust` is not among the lines, or no
             PGD of a single threat model to choose it from.
@@ -117,7 +119,7 @@ def _measurement(lines: pd.DataFrame, robust: tuple[str, str, float] | None) -> 
         threats = ", ".join(found["threat"].unique()) or "no PGD at all"
         raise ValueError(f"expected PGD of one threat model, got {threats}; pass robust=(attack, threat, eps)")
     found = found[found["eps"] == found["eps"].max()]
-    best = found.loc[effort(found).idxmax()]
+    best = max((row for _, row in found.iterrows()), key=lambda row: strength(row["attack"]))
     return best["attack"], best["threat"], best["eps"]
 
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MultipleLocator
 
 from . import compare, report
 from .checkpoint import atomic_write
+from .strength import strength
 
 WIDTH = 7.0  # inches, the text width of a printed page
 LOOKS = {  # palette of Okabe and Ito; a family of methods shares a hue, of which TWINS has the darker one
@@ -93,7 +94,8 @@ def robust_curve(rows: pd.DataFrame, ax: Axes, methods: Sequence[str] | None = N
     for i, method in enumerate(methods):
         shift = (i - (len(methods) - 1) / 2) * step
         mine = chosen[chosen["method"] == method]
-        line, hollow = _strongest(mine[~report.is_autoattack(mine)]), _widest(mine[report.is_autoattack(mine)])
+        parts = report.is_autoattack(mine)
+        line, hollow = _strongest(mine[~parts]), _strongest(mine[parts], ["n"])
         _bars(ax, line["eps"].map(place) + shift, line, label=report.method_label(method), **looks[method])
         _bars(ax, hollow["eps"].map(place) + shift + (len(methods) + 1) * step, hollow, markerfacecolor="white",
               **looks[method] | {"linestyle": "none"})
@@ -123,7 +125,7 @@ def robust_curves(rows: pd.DataFrame, datasets: Sequence[str] | None = None) -> 
             ax.set(xlabel="", ylabel="")
         _labels(fig, _radius_label(rows), "accuracy (%)")
         handles = [Line2D([], [], label=report.method_label(m), **look) for m, look in _looks(methods).items()]
-        parts = _widest(report.final(rows)[report.is_autoattack])
+        parts = _strongest(report.final(rows)[report.is_autoattack], ["n"])
         if len(parts):
             names = " or ".join(dict.fromkeys(map(report.attack_label, parts["attack"])))
             handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white",
@@ -225,21 +227,11 @@ def _radius_label(rows: pd.DataFrame) -> str:
     return "attack radius eps" + (f" ({names})" if names else "")
 
 
-def effort(found: pd.DataFrame) -> pd.Series:
-    """Steps times restarts of each PGD attack."""
-    return found["attack"].str.extract(r"pgd(\d+)(?:x(\d+))?").fillna("1").astype(int).prod(axis=1)
-
-
-def _strongest(found: pd.DataFrame) -> pd.DataFrame:
-    """Of several PGD attacks at one radius the one with the most steps times restarts; sorted by radius."""
-    return found.assign(effort=effort(found)).sort_values("effort").drop_duplicates(
-        ["dataset", "method", "seed", "eps"], keep="last").sort_values("eps", kind="stable")
-
-
-def _widest(found: pd.DataFrame) -> pd.DataFrame:
-    """Of several parts of AutoAttack at one radius the one on the most images, then the longest."""
-    return found.assign(length=found["attack"].str.len()).sort_values(["n", "length"]).drop_duplicates(
-        ["dataset", "method", "seed", "eps"], keep="last").sort_values("eps", kind="stable")
+def _strongest(found: pd.DataFrame, first: Sequence[str] = ()) -> pd.DataFrame:
+    """Of several attacks at one radius the strongest (of those with the largest value in `first`); by radius."""
+    found = found.assign(strength=found["attack"].map(strength)).sort_values([*first, "strength"])
+    last = found.drop_duplicates(["dataset", "method", "seed", "eps"], keep="last")
+    return last.sort_values("eps", kind="stable")
 
 
 def _bars(ax: Axes, x: pd.Series, found: pd.DataFrame, **look) -> None:

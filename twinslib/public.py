@@ -27,6 +27,7 @@ from .report import (
     unique,
 )
 from .runs import Job, Store
+from .strength import strength
 
 
 def _read(name: str) -> pd.DataFrame:
@@ -135,7 +136,7 @@ def _beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[str, str, list[st
     same = ours[((ours["eps"] - public.eps).abs() < 1e-4) & (ours["threat"] == public.threat)]
     if same.empty:
         return NOT_RUN, number, []
-    best = max(same.itertuples(), key=lambda row: (row.n, len(row.attack)))
+    best = max(same.itertuples(), key=lambda row: (row.n, strength(row.attack)))
     there = public.images if best.attack == public.attack else f"{attack_label(public.attack)}, {public.images}"
     differs = f"{header(best.attack, best.threat, best.eps)} on {best.n:,} images (there {there})"
     return percent(best.value, best.low, best.high), number, [differs]

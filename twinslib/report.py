@@ -12,8 +12,8 @@ import pandas as pd
 
 from . import stats
 from .config import RunSpec
-from .evaluate import STANDARD
 from .runs import Job, Store, Task
+from .strength import KINDS, STANDARD, parse, strength
 
 NOT_RUN = "not run"
 METHODS = {
@@ -71,10 +71,10 @@ def attack_label(attack: str) -> str:
     """Readable name of an attack as rows name it; only the whole standard suite is called AutoAttack."""
     if attack in ("none", AUTOATTACK):
         return "clean" if attack == "none" else "AutoAttack"
-    pgd = re.fullmatch(r"pgd(\d+)(?:x(\d+))?", attack)
-    if pgd:
-        return f"PGD-{pgd[1]}" + (f", {pgd[2]} restarts" if pgd[2] else "")
-    return " + ".join("Square" if part == "square" else part.upper() for part in attack.split("+"))
+    found = parse(attack)
+    if found.kind == "pgd":
+        return f"PGD-{found.steps}" + (f", {found.restarts} restarts" if found.restarts > 1 else "")
+    return " + ".join("Square" if part == "square" else part.upper() for part in found.parts)
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -90,21 +90,24 @@ def points(value: float, low: float, high: float) -> str:
 
 # -- accuracies -------------------------------------------------------------------------------------------------------
 def is_pgd(rows: pd.DataFrame) -> pd.Series:
-    return rows["attack"].str.startswith("pgd")
+    return _kinds(rows) == "pgd"
 
 
 def is_autoattack(rows: pd.DataFrame) -> pd.Series:
     """True for rows of AutoAttack or a part of it."""
-    return (rows["attack"] != "none") & ~is_pgd(rows)
+    return _kinds(rows) == "autoattack"
+
+
+def _kinds(rows: pd.DataFrame) -> pd.Series:
+    return rows["attack"].map(lambda name: parse(name).kind)
 
 
 def final(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows without the inner stages of AutoAttack, and each attack only where it saw the most images."""
     rows = rows.reset_index(drop=True)
-    stages = rows[is_autoattack(rows)]
-    length = stages["attack"].str.len()
-    longest = length.groupby([stages[c] for c in ("run", "threat", "eps", "images")]).transform("max")
-    kept = rows.drop(stages.index[length < longest])
+    stages = list(zip(*(rows[c] for c in ("run", "threat", "eps", "images", "attack")), strict=True))
+    inner = {(*where, attack.rpartition("+")[0]) for *where, attack in stages}  # of a+b+c the stage a+b
+    kept = rows.loc[[stage not in inner for stage in stages]]
     key = ["run", "threat", "eps", "attack"]
     return kept[kept["n"] == kept.groupby(key)["n"].transform("max")].drop_duplicates(key)
 
@@ -294,10 +297,10 @@ def spread(found: pd.DataFrame, lines: list, index: list[tuple], names: tuple[st
 
     A measurement without a result is "not run"; in a line of means it stays empty if it has no mean over that many.
     """
-    kind = {a: 0 if a == "none" else 1 if a.startswith("pgd") else 2 for a in found["attack"].unique()}
     keys = unique(zip(found["threat"], found["eps"], found["attack"], strict=True))
     out = pd.DataFrame(index, columns=list(names), dtype=str)
-    for threat, eps, attack in sorted(keys, key=lambda k: (kind[k[2]], k[0], k[1], len(k[2]))):
+    order = {a: (KINDS.index(parse(a).kind), strength(a)) for a in found["attack"].unique()}
+    for threat, eps, attack in sorted(keys, key=lambda k: (order[k[2]][0], *k[:2], order[k[2]][1])):
         group = found[(found["threat"] == threat) & (found["eps"] == eps) & (found["attack"] == attack)]
         at = {r.line: r for r in group.itertuples() if not math.isnan(r.value)}
         empty = {k for k in lines if any(str(part).startswith("mean of") for part in k)} - set(group["line"])

@@ -195,8 +195,9 @@ class Store:
 
         Raises:
             FileNotFoundError: a packed set or pre-trained weights are missing.
-            ValueError: a damaged set, an unknown class to leave out, more images asked for than there are, the best weights of a
-                run that does not keep them, a start network that does not fit, or one whose head is kept and that is at chance.
+            ValueError: a damaged set, an unknown class to leave out, more images asked for than there are, attacks that need
+                more classes than there are, the best weights of a run that does not keep them, a start network that does not
+                fit, or one whose head is kept and that is at chance.
         """
         wanted: dict[DataSpec, int] = {}
         for spec in {t.spec.weights: t.spec for t in tasks if t.spec.weights}.values():
@@ -216,8 +217,10 @@ class Store:
             if images > len(split.test):
                 raise ValueError(f"expected at most {len(split.test)} test images of {spec.name}, got {images}; "
                                  "lower images in the evaluation")
-            for task in tasks:
-                if task.spec.data == spec and task.spec.follow:
+            for task in (t for t in tasks if t.spec.data == spec):
+                if task.evaluation and task.evaluation.kind == "autoattack":
+                    evaluate.check_attacks(task.evaluation.attacks, len(packed.class_names) - len(spec.exclude), spec.name)
+                if task.spec.follow:
                     follow.check_images(task.spec, len(split.train), len(split.test))
         starts = {(t.spec.weights, t.spec.model, t.spec.keep_head and t.spec.data, self._spare_head(t.spec)): t.spec
                   for t in tasks if t.spec.weights}

@@ -177,7 +177,7 @@ def reading(found: pd.DataFrame) -> str:
     sentences = []
     for (method, baseline), group in found[found["dataset"] != MEAN].groupby(["method", "baseline"], sort=False):
         parts, done = [], group.dropna(subset="value")
-        gone = int(group.loc[group["value"].isna(), "absent"].str.startswith(DIVERGED).sum())
+        gone = sum(word.startswith(DIVERGED) for word in group[group["value"].isna()].get("absent", ()))
         missing = len(group) - len(done) - gone
         for (threat, eps, attack), g in done.groupby(["threat", "eps", "attack"], sort=False):
             certain = g[g["p_holm"] <= 0.05]["value"]

@@ -155,6 +155,12 @@ def lost(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
     return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in words.items()}
 
 
+def marked(method: str, gone: Iterable[int], left: bool) -> str:
+    """Label of a method of which the runs of the seeds `gone` diverged, and whether others are left."""
+    seeds = ", ".join(map(str, sorted(set(gone))))
+    return method_label(method) + (f" ({DIVERGED}{f': seed {seeds}' if left else ''})" if seeds else "")
+
+
 def lost_text(names: Iterable[str]) -> str:
     """ Diverged: AT, seed 0; TRADES, seed 1. Nothing where there is none."""
     names = unique(names)
@@ -186,8 +192,7 @@ def caption(rows: pd.DataFrame) -> str:
     if rows.empty:
         return "No measurement is finished yet."
     gone = rows[rows["value"].isna()]
-    tail = lost_text(f"{method_label(r.method)}, seed {r.seed}" + (f" ({dataset_label(r.dataset)})" if rows["dataset"].nunique() > 1
-                                                                   else "") for r in gone.itertuples())
+    tail = lost_text(f"{method_label(r.method)}, seed {r.seed} ({dataset_label(r.dataset)})" for r in gone.itertuples())
     if len(gone) == len(rows):
         return f"No measurement is finished.{tail}"
     kept = final(rows.dropna(subset="value"))
@@ -262,7 +267,8 @@ def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
         return ", ".join(unique(values)) or NOT_RUN
 
     commits = (f"{row.commit[:7]} with changes" if row.changed else row.commit[:7] for row in done.itertuples())
-    return {"work": kind, "tasks done": f"{len(done)} of {len(frame)}" + (f", {gone} {DIVERGED}" if gone else ""), "hours": f"{done['seconds'].sum() / 3600:.3g}",
+    tasks = f"{len(done)} of {len(frame)}" + (f", {gone} {DIVERGED}" if gone else "")
+    return {"work": kind, "tasks done": tasks, "hours": f"{done['seconds'].sum() / 3600:.3g}",
             "device": listed(done["device"]), "commit": listed(commits),
             "torch": listed(versions["torch"] for versions in done["versions"])}
 

@@ -14,7 +14,7 @@ from .config import RunSpec
 from .course import LAST, Course
 from .effects import pair_label
 from .objectives import OBJECTIVES
-from .report import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
+from .report import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, joined, method_label, percent, points, unique
 from .runs import Job
 from .schedules import factor
 
@@ -79,16 +79,16 @@ def caption(courses: Sequence[Course]) -> str:
     """By what robust error is measured, on how many images and over which seeds, from the runs themselves."""
     gone, courses = course.lost_text(courses), [c for c in courses if not c.absent]
     if not courses:
-        return NOTHING + gone
+        return gone or NOTHING
     test, train = ("/".join(f"{n:,}" for n in sorted({c.arrays[key].shape[1] for c in courses if key in c.arrays}))
                    for key in ("test_robust", "train_robust"))
     seeds = sorted({c.spec.seed for c in courses})
     single = min(map(len, by_key(courses).values()), default=1) == 1
     tail = ("Lines are means over seeds, thin lines single seeds. " if len(seeds) > 1 else "") + (
-        "Intervals of a single seed speak about other test images only." if single else "")
+        "Intervals of a single seed speak about other test images only. " if single else "")
     return (f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any "
             f"of its steps) and on {train or 'no'} training images (after its last step, without augmentation). "
-            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}").strip() + gone
+            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}{gone}").strip()
 
 
 # -- early stopping -----------------------------------------------------------------------------------------------------
@@ -251,9 +251,10 @@ def curves_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
             if (dataset, method) in frame and "train_robust" in found[dataset, method][0].arrays:
                 parts.append(f"{method_label(method)} {_signed(frame[dataset, method].gap)} and "
                              f"{_signed(_train_change(found[dataset, method]))}")
+        gone = any(d == dataset for d, _, _ in course.lost(courses))
         out.append(f"{dataset_label(dataset)}: " + (
             "from the best epoch to the end robust error changes, on test and on training images, by "
-            f"{'; '.join(parts)} points." if parts else NOTHING))
+            f"{'; '.join(parts)} points." if parts else "no number." if gone else NOTHING))
     return " ".join([*out, _missing(courses, jobs, methods(jobs))]).strip()
 
 
@@ -270,7 +271,7 @@ def early_reading(courses: Sequence[Course], patience: int = PATIENCE) -> str:
         word = {"larger": "higher", "smaller": "lower"}.get(_word(gain.low, gain.high), "not clearly different")
         out.append(f"{dataset_label(dataset)}: AT stopped early takes {100 * share:.0f} % of the training; robust accuracy of "
                    f"the network kept minus that at the end is {points(*gain[:3])} points: {word}.")
-    return " ".join(out) or NOTHING + course.lost_text([c for c in courses if c.spec.method.name == "at"])
+    return joined(*out, course.lost_text([c for c in courses if c.spec.method.name == "at"]), otherwise=NOTHING)
 
 
 def gap_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
@@ -429,7 +430,7 @@ def _signed(value: float) -> str:
 
 def _none(what: str, courses: Sequence[Course], *methods: str) -> str:
     mine = [c for c in courses if c.spec.method.name in methods]
-    return f"{what}:" + (course.lost_text(mine) or f" {NOT_RUN}.")
+    return f"{what}: {course.lost_text(mine) or f'{NOT_RUN}.'}"
 
 
 def _missing(courses: Sequence[Course], jobs: Sequence[Job], names: Sequence[str]) -> str:

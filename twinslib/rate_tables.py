@@ -13,7 +13,7 @@ import pandas as pd
 from . import course, stats
 from .course import KEYS, Course
 from .effects import pair_label
-from .report import dataset_label, method_label, unique
+from .report import dataset_label, joined, method_label, unique
 
 PAIRS = (("twins_at", "at"), ("twins_at", "at_lr"), ("twins_at", "at_split"))  # the last one differs in the statistics alone
 RATES = {"lr_over_w2": "lr/‖w‖²", "relative_step": "lr‖g‖/‖w‖", "angle": "angle per step"}
@@ -208,7 +208,7 @@ def ratio_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = 
         sentences.append(f"{method_label(method)} on {dataset_label(dataset)} against "
                          f"{_listed(method_label(b) for b in unique(here['baseline']))}: larger {'; '.join(parts)} of "
                          f"{here['place'].nunique()} convolutions.")
-    return (" ".join(sentences) or NOTHING) + course.lost_text(courses)
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def growth_reading(courses: Sequence[Course], methods: Sequence[str]) -> str:
@@ -219,7 +219,7 @@ def growth_reading(courses: Sequence[Course], methods: Sequence[str]) -> str:
         parts = [f"{method_label(m)} {_plain(100 * (grown[m] - 1), '{:+.1f}')} %" for m in methods if m in grown]
         sentences.append(f"On {dataset_label(dataset)} ‖w‖ changed from the first to the last recorded step (median over "
                          f"convolutions): {'; '.join(parts)}.")
-    return (" ".join(sentences) or NOTHING) + course.lost_text(courses)
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def wing_reading(courses: Sequence[Course]) -> str:
@@ -237,7 +237,7 @@ def wing_reading(courses: Sequence[Course]) -> str:
                    (("with frozen statistics", frozen), ("without", ~frozen)) if rows.any()]
         first = f"gradient of the first half over that of the second: {'; '.join(parts)}; " if parts else ""
         sentences.append(f"On {dataset_label(dataset)} (medians over convolutions) {first}|cos(w, g)| {_listed(cosines)}.")
-    return (" ".join(sentences) or NOTHING) + course.lost_text(courses)
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def drift_reading(courses: Sequence[Course]) -> str:
@@ -248,7 +248,7 @@ def drift_reading(courses: Sequence[Course]) -> str:
         parts = [f"{method_label(m)} {mine['mean_drift'].mean():.2f}" for m, mine in last.groupby("method", sort=False)]
         sentences.append(f"After the last epoch on {dataset_label(dataset)} the means have moved by so many standard deviations "
                          f"of the start: {_listed(parts)}.")
-    return (" ".join(sentences) or NOTHING) + course.lost_text(courses)
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def loss_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = PAIRS, epochs: int = EPOCHS) -> str:
@@ -259,7 +259,7 @@ def loss_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = P
                  f"{_plain(mine['value'].mean(), '{:+.2f}')} nats)" for baseline, mine in here.groupby("baseline", sort=False)]
         sentences.append(f"On {dataset_label(dataset)}, over epochs and seeds, the loss of {method_label(method)} is below that "
                          f"of {_listed(parts)}.")
-    return (" ".join(sentences) or NOTHING) + course.lost_text(courses)
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def time_reading(courses: Sequence[Course], methods: Sequence[str] = ("at_lr", "twins_at"), baseline: str = "at") -> str:
@@ -272,7 +272,7 @@ def time_reading(courses: Sequence[Course], methods: Sequence[str] = ("at_lr", "
                  f"{_seeds(mine)}" for method, mine in here.groupby("method", sort=False)]
         sentences.append(f"On {dataset_label(dataset)}, against {method_label(baseline)}: {_listed(parts)}. The recorded steps "
                          f"are {grid[dataset]:.3g} epochs apart.")
-    return (" ".join(sentences) or NOTHING) + course.lost_text(courses)
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 NOTHING = "No run that could be compared is finished yet."

@@ -162,9 +162,14 @@ def marked(method: str, gone: Iterable[int], left: bool) -> str:
 
 
 def lost_text(names: Iterable[str]) -> str:
-    """ Diverged: AT, seed 0; TRADES, seed 1. Nothing where there is none."""
+    """Diverged: AT, seed 0; TRADES, seed 1. Nothing where there is none."""
     names = unique(names)
-    return f" Diverged: {'; '.join(names)}." if names else ""
+    return f"Diverged: {'; '.join(names)}." if names else ""
+
+
+def joined(*sentences: str, otherwise: str = "") -> str:
+    """Those that say something, else `otherwise`."""
+    return " ".join(s for s in sentences if s) or otherwise
 
 
 def accuracy_table(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
@@ -194,15 +199,15 @@ def caption(rows: pd.DataFrame) -> str:
     gone = rows[rows["value"].isna()]
     tail = lost_text(f"{method_label(r.method)}, seed {r.seed} ({dataset_label(r.dataset)})" for r in gone.itertuples())
     if len(gone) == len(rows):
-        return f"No measurement is finished.{tail}"
+        return tail
     kept = final(rows.dropna(subset="value"))
     by_n = {n: unique(attack_label(a) for a in g["attack"]) for n, g in kept.groupby("n", sort=True)}
     counts = "; ".join(f"{n:,} for {', '.join(names)}" for n, names in sorted(by_n.items(), reverse=True))
     seeds = sorted(kept["seed"].unique())
     if len(seeds) == 1:
-        return f"Seed {seeds[0]} only. Intervals: exact 95 % (Clopper-Pearson) over the test images ({counts}).{tail}"
+        return f"Seed {seeds[0]} only. Intervals: exact 95 % (Clopper-Pearson) over the test images ({counts}). {tail}".strip()
     return (f"Means over the seeds {', '.join(map(str, seeds))}. Intervals: 95 % (Student) over the seeds; of a single "
-            f"seed, exact 95 % (Clopper-Pearson) over the test images ({counts}).{tail}")
+            f"seed, exact 95 % (Clopper-Pearson) over the test images ({counts}). {tail}").strip()
 
 
 # -- what was chosen --------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from . import noise, stats
-from .report import NOT_RUN, dataset_label, points
+from .report import dataset_label, lost_text, points, unique
 from .rules import Cell
-from .runs import Job, Store
-from .smoothing_cells import Measured, select, stack, statistics
+from .runs import DIVERGED, NOT_RUN, Job, Store
+from .smoothing_cells import Measured, absent, lost, select, stack, statistics
 from .smoothing_tables import NORMS, NOTHING, name
 
 LABELS = {("batch", "plain"): "batch norm", ("batch", "restat"): "batch norm,\nre-estimated",
@@ -23,22 +23,24 @@ SHOWN = ("-", "clean", "frozen", "noise0.5")  # fine-tunings whose statistics ar
 def losses(found: Sequence[Measured], dataset: str, sigmas: Sequence[float], radius: float = 0.25) -> pd.DataFrame:
     """Mixed pre-training, by noise level: certified accuracy at `radius` after fine-tuning with noise of the level and on clean
     images, for each norm and for batch norm with frozen or re-estimated statistics; and what is lost (lost, low, high: paired,
-    95 %). NaN where something is missing."""
-    out = []
+    95 %). NaN where something is missing, absent says why."""
+    out, gone = [], lost(found)
     for sigma in sigmas:
         for norm, kind in (("batch", "plain"), ("batch", "restat"), ("batch", "frozen"), ("group", "plain"), ("layer", "plain")):
             fine = "frozen" if kind == "frozen" else "clean"
             cell = Cell(pretraining="mixed", finetuning=fine, norm=norm, restat=kind == "restat")
             best = Cell(pretraining="mixed", finetuning="noise*", norm=norm).at(sigma)
-            chosen = select(found, dataset, [(cell, sigma), (best, sigma)], (radius,))
+            chosen, word = select(found, dataset, [(cell, sigma), (best, sigma)], (radius,)), ""
+            if not chosen:
+                word = absent(gone, dataset, [(cell, sigma), (best, sigma)])
             numbers, seeds, images = [math.nan] * 5, 0, 0
             if chosen:
                 after, before = (stack(chosen[c, sigma], (radius,))[..., 0].astype(float) for c in (cell, best))
-                lost = stats.crossed_mean(before - after)
-                numbers, (seeds, images) = [before.mean(), after.mean(), *lost[:3]], after.shape
-            out.append([dataset, sigma, norm, kind, radius, images, seeds, *numbers])
+                fall = stats.crossed_mean(before - after)
+                numbers, (seeds, images) = [before.mean(), after.mean(), *fall[:3]], after.shape
+            out.append([dataset, sigma, norm, kind, radius, images, seeds, *numbers, word])
     return pd.DataFrame(out, columns=["dataset", "sigma", "norm", "statistics", "radius", "images", "seeds", "noisy", "clean",
-                                      "lost", "low", "high"])
+                                      "lost", "low", "high", "absent"])
 
 
 def loss_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -50,9 +52,9 @@ def loss_table(frame: pd.DataFrame) -> pd.DataFrame:
         other = row.statistics != "plain" and plain["low"].iloc[0] > 0 and not math.isnan(row.lost)
         lines.append({
             "σ": f"{row.sigma:g}", "norm": LABELS[row.norm, row.statistics].replace("\n", " "), "seeds": str(row.seeds),
-            f"certified at r {row.radius:g} after noisy fine-tuning": _share(row.noisy),
-            "after clean fine-tuning": _share(row.clean),
-            "lost (points)": NOT_RUN if math.isnan(row.lost) else points(row.lost, row.low, row.high),
+            f"certified at r {row.radius:g} after noisy fine-tuning": _share(row.noisy, row.absent),
+            "after clean fine-tuning": _share(row.clean, row.absent),
+            "lost (points)": row.absent if math.isnan(row.lost) else points(row.lost, row.low, row.high),
             "recovered": f"{100 * (base - row.lost) / base:.0f} %" if other else ""})
     return pd.DataFrame(lines)
 
@@ -66,8 +68,10 @@ def loss_reading(frame: pd.DataFrame) -> str:
             parts = "; ".join(f"{LABELS[r.norm, r.statistics]} {100 * r.lost:.1f}".replace("\n", " ")
                               + ("" if r.low > 0 or r.high < 0 else " (unclear)") for r in done.itertuples())
             out.append(f"σ {sigma:g}: {parts}")
-    missing = int(frame["lost"].isna().sum())
-    tail = f" Not run: {missing} of {len(frame)}." if missing else ""
+    tail = "".join(f" {word.capitalize()}: {(frame['absent'] == word).sum()} of {len(frame)}."
+                   for word in unique(frame["absent"]) if word)
+    if not out and frame["absent"].str.startswith(DIVERGED).any():
+        return tail.strip()
     return (f"Points of certified accuracy at r {frame['radius'].iloc[0]:g} lost from noisy to clean fine-tuning, unclear where "
             f"the interval contains 0: {'. '.join(out)}.{tail}" if out else NOTHING)
 
@@ -90,15 +94,15 @@ def mismatch_reading(frame: pd.DataFrame, sigma: float = 0.5) -> str:
     """Which network's stored statistics are farthest from those that noise brings."""
     here = frame[frame["sigma"] == sigma]
     if here.empty:
-        return "No statistics are measured yet."
+        return frame.attrs.get("lost") or "No statistics are measured yet."
     mean = here.groupby("cell", sort=False)["divergence"].mean().sort_values(ascending=False)
     parts = "; ".join(f"{mismatch_name(c)} {x:.3g}" for c, x in mean.items())
-    return f"Mean Gaussian divergence over layers at σ {sigma:g}, largest first: {parts}."
+    return f"Mean Gaussian divergence over layers at σ {sigma:g}, largest first: {parts}. {frame.attrs.get('lost', '')}".strip()
 
 
 def transfer_reading(found: Sequence[Measured], dataset: str, sigma: float, radius: float = 0.25) -> str:
     """Mixed minus clean and minus one-level pre-training after clean fine-tuning, for each norm, paired."""
-    out = []
+    out, gone = [], lost(found)
     for norm in NORMS:
         cells = [Cell(pretraining=p, finetuning="clean", norm=norm) for p in ("mixed", "clean", f"noise{float(sigma)}")]
         for other in cells[1:]:
@@ -106,6 +110,8 @@ def transfer_reading(found: Sequence[Measured], dataset: str, sigma: float, radi
             if chosen:
                 ours, theirs = (stack(chosen[c, sigma], (radius,))[..., 0].astype(float) for c in (cells[0], other))
                 out.append(f"{NORMS[norm]}, against {name(other.pretraining)} {points(*stats.crossed_mean(ours - theirs)[:3])}")
+            elif (word := absent(gone, dataset, [(cells[0], sigma), (other, sigma)])) != NOT_RUN:
+                out.append(f"{NORMS[norm]}, against {name(other.pretraining)} {word}")
     return (f"{dataset_label(dataset)}, clean fine-tuning, certified at σ {sigma:g} and r {radius:g}, mixed pre-training minus "
             f"another in points: {'; '.join(out)}." if out else NOTHING)
 
@@ -115,8 +121,13 @@ def shown_statistics(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     frame = statistics(store)
     hashes = {job.spec.hash for job in jobs}
     frame = frame[frame["run"].isin(hashes) & frame["cell"].isin([f"mixed/{f}/batch" for f in SHOWN])]
-    return frame[frame["seed"] == frame.groupby("cell")["seed"].transform("min")]
+    frame = frame[frame["seed"] == frame.groupby("cell")["seed"].transform("min")]
+    wanted = {f"mixed/{f}/batch": job for job in jobs for f in SHOWN if dict(job.labels) in (
+        {"pretraining": "mixed", "finetuning": f, "norm": "batch"}, {"pretraining": "mixed", "norm": "batch"} if f == "-" else {})}
+    frame.attrs["lost"] = lost_text(mismatch_name(cell) for cell, job in wanted.items() if store.run(job.spec) is None
+                                    and store.absent(job) != NOT_RUN)
+    return frame
 
 
-def _share(value: float) -> str:
-    return NOT_RUN if math.isnan(value) else f"{100 * value:.1f}"
+def _share(value: float, absent: str) -> str:
+    return absent if math.isnan(value) else f"{100 * value:.1f}"

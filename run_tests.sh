@@ -2,7 +2,7 @@
 # ./run_tests.sh: style, unit tests, then every notebook as committed (the toy preset). Sets up .venv on the first call.
 # Linux, Python 3.11+, two cores, 8 GB of memory, no GPU, no data: at most 40 minutes including the installation.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 source .ci/setup.sh
 export OMP_NUM_THREADS=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
 

@@ -1,4 +1,4 @@
-"""What a notebook shows of a store, in this process: its cells run without computing, and tables, sentences and figures as text."""
+"""What a notebook shows of a store, in this process: its cells run without computing; figures as the words in them."""
 
 import ast
 import contextlib
@@ -25,7 +25,8 @@ def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
 
     def display(*values: object) -> None:
         for value in values:
-            shown.append(report.to_markdown(value) if isinstance(value, pd.DataFrame) else getattr(value, "data", None) or str(value))
+            table = report.to_markdown(value) if isinstance(value, pd.DataFrame) else None
+            shown.append(table or getattr(value, "data", None) or str(value))
 
     with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed, \
             pd.option_context("display.max_colwidth", None):

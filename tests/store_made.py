@@ -31,15 +31,16 @@ def fill(store: Store, jobs: Sequence[Job]) -> None:
         for spec in chain:
             if store.run(spec) is None:
                 train(store, spec)
-        done = store.masks_path(job.spec) if hasattr(store, "masks_path") else store.root / "masks" / f"{job.spec.hash}.npz"
+        done = store.root / "masks" / f"{job.spec.hash}.npz"
         new = [e for e in job.evals if store.masks(job.spec, e) is None]
         if new:
             before = dict(np.load(done)) if done.exists() else {}
             write_npz(done, before | {k: v for e in new for k, v in masks(job.spec, e).items()})
         for c in job.certs:
             path = store.root / "votes" / f"{job.spec.hash}-{c.hash}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            votes(job.spec, c).save(path)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                votes(job.spec, c).save(path)
 
 
 def random(spec: RunSpec, *words: object) -> np.random.Generator:
@@ -53,7 +54,8 @@ def train(store: Store, spec: RunSpec) -> None:
         row = {"epoch": epoch, "lr": o.lr, "train_loss": 2.0 - 0.1 * epoch, "train_acc": 0.4, "forward_images": 1000,
                "backward_images": 1000}
         if o.val_every and (epoch % o.val_every == 0 or epoch == o.epochs):
-            row |= {"val_clean_acc": 0.5 + 0.1 * rng.random()} | ({"val_robust_acc": 0.3 + 0.1 * rng.random()} if attacked else {})
+            row["val_clean_acc"] = 0.5 + 0.1 * rng.random()
+            row |= {"val_robust_acc": 0.3 + 0.1 * rng.random()} if attacked else {}
         rows.append(row)
     images = spec.data.train_images or 500
     write_json(store.root / "runs" / f"{spec.hash}.json",

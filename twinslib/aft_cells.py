@@ -77,8 +77,8 @@ class Network:
 
 
 def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
-    """The networks of `jobs` of this study that are trained and measured at least once, and those that diverged (without masks and
-    cost), in their order."""
+    """The networks of `jobs` of this study that are trained and measured at least once, and those that diverged (without
+    masks and cost), in their order."""
     out = []
     for job in (job for job in jobs if job.study == STUDY):
         record = store.run(job.spec) if job.settled else None
@@ -159,7 +159,7 @@ def _mask(store: Store, spec: RunSpec, e: EvalSpec) -> np.ndarray | None:
 def frame(networks: Sequence[Network]) -> pd.DataFrame:
     """One line per network and measurement, `COLUMNS`: accuracies as fractions with exact 95 % intervals over the n test images,
     images passed with the start given and with its training (NaN where that is not ours). What diverged has no accuracy; the
-    frame's attrs hold what is said of it, as `lost`, by run."""
+    frame's attrs hold what is said of it by run, as `lost`."""
     lines, lost = [], {}
     for m in networks:
         s = m.spec
@@ -175,8 +175,8 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
                 s.data.name, m.part, s.method.name, dict(m.job.labels)["start"], s.model.arch, s.model.norm,
                 s.model.width or 0, m.train_images or s.data.train_images or 0, s.attack.threat, s.optim.schedule, s.optim.lr,
                 s.seed, m.at, m.epoch, e.attack_name,
-                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3], e.images if gone else len(mask), m.spent, whole, m.seconds,
-                seconds_whole, m.processor, processor_whole, s.hash])
+                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3], e.images if gone else len(mask), m.spent, whole,
+                m.seconds, seconds_whole, m.processor, processor_whole, s.hash])
     out = pd.DataFrame(lines, columns=COLUMNS)
     out.attrs["lost"] = lost
     return out

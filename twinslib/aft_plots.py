@@ -117,8 +117,8 @@ def cost_plot(frame: pd.DataFrame, dataset: str, *, attack: str | None = None, t
         dot = {"color": PLAIN, "marker": "o", "linestyle": "none", "markersize": 5}
         seen = set(panels[1]["method"])
         handles = [Line2D([], [], **looks[m] | {"linestyle": "none", "markersize": 5},
-                          label=method_label(m) + ("" if m in seen else f" ({gone[m]})" if m in gone else f" (right: {NOT_RUN})"))
-                   for m in methods]
+                          label=method_label(m) + (
+            "" if m in seen else f" ({gone[m]})" if m in gone else f" (right: {NOT_RUN})")) for m in methods]
         handles += [Line2D([], [], **dot, label="last epoch, start given"),
                     Line2D([], [], **dot | BEST | {"color": "#BBBBBB"}, label="best on validation images"),
                     Line2D([], [], color=PLAIN, linestyle="--", linewidth=0.8, label="epochs of the same runs"),
@@ -158,7 +158,8 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str] | No
                 ax.axvline(100 * here["aft"].value, color=GREY, linewidth=0.8, zorder=1)
             for y, method in enumerate(methods):
                 if method not in here:
-                    ax.text(0.02, y, gone.get(method, NOT_RUN), transform=ax.get_yaxis_transform(), va="center", fontsize=SMALL, color="#555555")
+                    ax.text(0.02, y, gone.get(method, NOT_RUN), transform=ax.get_yaxis_transform(), va="center",
+                            fontsize=SMALL, color="#555555")
                     continue
                 row, look = here[method], FINETUNED["aft"] if method == "aft" else OTHER_SCHEDULE
                 ax.errorbar(100 * row.value, y, xerr=_error(row), elinewidth=0.9, **look | {"linestyle": "none"})

@@ -36,7 +36,8 @@ NOTHING = "No network is finished yet."
 # -- which networks -------------------------------------------------------------------------------------------------------
 def select(networks: Sequence[Network], dataset: str, method: str, at: str, part: str = "main") -> dict[int, Network]:
     """By seed; without those that diverged."""
-    return {n.spec.seed: n for n in networks if (n.part, n.at, *n.key[:2]) == (part, at, dataset, method) and (n.masks or not n.gone)}
+    return {n.spec.seed: n for n in networks if (n.masks or not n.gone)
+            and (n.part, n.at, *n.key[:2]) == (part, at, dataset, method)}
 
 
 def absent(networks: Sequence[Network], dataset: str, *methods: str, part: str | None = None) -> str:
@@ -222,17 +223,19 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     here = frame[(frame["dataset"] == dataset) & (frame["at"] == "last") & frame["part"].isin(("main", "schedule"))]
     here = here[here["attack"].isin(here.loc[here["part"] == "schedule", "attack"])]  # AutoAttack is the main part's alone
     gone = {n: word for n, word in ((n, store.absent(first[n])) for n in names) if word != NOT_RUN and not found[n]}
-    out = _accuracies(here.assign(line=here["method"]), {n: (method_label(n), _listed(found[n], gone.get(n, NOT_RUN))) for n in names},
-                      ("schedule", "seeds"))
+    lines = {n: (method_label(n), _listed(found[n], gone.get(n, NOT_RUN))) for n in names}
+    out = _accuracies(here.assign(line=here["method"]), lines, ("schedule", "seeds"))
     candidates = unique(tuned["candidate"])
     for i, candidate in enumerate(candidates):
         cells = {method: f"{clean} / {pgd}" for method, clean, pgd in tuned.loc[
             tuned["candidate"] == candidate, ["method", "clean, validation", "PGD, validation"]].values}
         out.insert(2 + i, f"validation, {candidate}", [cells.get(method_label(n), NOT_RUN) for n in names])
-    out.insert(2 + len(candidates), "lr chosen", [f"{first[n].spec.optim.lr:g}" if first[n].settled else store.absent(first[n]) for n in names])
+    out.insert(2 + len(candidates), "lr chosen", [f"{job.spec.optim.lr:g}" if job.settled else store.absent(job)
+                                                  for job in (first[n] for n in names)])
     for title in ("clean", "PGD"):
-        out[f"{title} minus AFT (points)"] = ["" if n == OURS else _points(_difference(found[n], found.get(OURS, {}), title),
-                                                                       gone.get(n) or gone.get(OURS, NOT_RUN)) for n in names]
+        out[f"{title} minus AFT (points)"] = [
+            "" if n == OURS else _points(_difference(found[n], found.get(OURS, {}), title),
+                                         gone.get(n) or gone.get(OURS, NOT_RUN)) for n in names]
     return out
 
 
@@ -245,8 +248,8 @@ def schedule_reading(networks: Sequence[Network], dataset: str) -> str:
     gone = lost_text([n for n in networks if n.part == "schedule" or n.spec.method.name == OURS], dataset, "main", "schedule")
     if not said:
         return f"{dataset_label(dataset)}, schedules: {gone or f'{NOT_RUN}.'}"
-    return report.joined(f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that under another schedule, each with its "
-                         f"own learning rate, in points: {'; '.join(said)}.", gone)
+    return report.joined(f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that under another schedule, each with "
+                         f"its own learning rate, in points: {'; '.join(said)}.", gone)
 
 
 def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()) -> pd.DataFrame:
@@ -342,8 +345,8 @@ def caption(frame: pd.DataFrame) -> str:
     gone = report.lost_text(f"{method_label(r.method)}, seed {r.seed}" for r in frame[frame["value"].isna()].itertuples())
     if frame["value"].isna().all():
         return gone or NOTHING
-    return (f"{report.joined(report.caption(_rows(frame.dropna(subset='value'))), gone)} One pass: every training image forward and backward once, counted by the training "
-            "loop; measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
+    return (f"{report.joined(report.caption(_rows(frame.dropna(subset='value'))), gone)} One pass: every training image forward "
+            "and backward once, counted by the training loop; measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
             "Unclear: 0 is in the interval; that of a single seed speaks about other test images only.")
 
 
@@ -379,7 +382,8 @@ def _rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Lines as `report.estimates` takes them; a network is a method of its own, or what its column `line` says."""
     line = frame["line"] if "line" in frame else frame["method"] + " " + frame["at"]
     said = frame["run"].map(lambda run: frame.attrs.get("lost", {}).get(run, DIVERGED))
-    return frame.assign(method=line, run=frame["run"] + line, images=frame["n"].where(frame["value"].notna(), said), metric="accuracy")
+    images = frame["n"].where(frame["value"].notna(), said)
+    return frame.assign(method=line, run=frame["run"] + line, images=images, metric="accuracy")
 
 
 def _accuracies(frame: pd.DataFrame, lines: dict[str, tuple], names: tuple[str, ...]) -> pd.DataFrame:

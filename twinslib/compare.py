@@ -73,7 +73,8 @@ def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
         pairs: (method, baseline) names; a pair is used on every data set where `jobs` has both.
     Returns:
         One line per (dataset, method, baseline, seed) and measurement, in the order of `jobs`: value with the 95 %
-        interval of `stats.paired_difference` over its n images; NaN where a run or a measurement is not done, absent says why.
+        interval of `stats.paired_difference` over its n images; NaN where a run or a measurement is not done, absent says
+        why.
     Raises:
         ValueError: see `paired_masks`.
     """
@@ -108,8 +109,8 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
                 lines.append([dataset, *over_seeds([both for _, both in mine if both], mine[0][0])])
             done = [i for i, line in enumerate(lines) if line[2]]
             corrected = dict(zip(done, stats.holm([lines[i][6] for i in done]), strict=True)) if done else {}
-            lines = [[*line, corrected.get(i, math.nan),
-                      "" if line[2] else _absent(store, jobs, (method, baseline), line[0], measured)] for i, line in enumerate(lines)]
+            words = ["" if line[2] else _absent(store, jobs, (method, baseline), line[0], measured) for line in lines]
+            lines = [[*line, corrected.get(i, math.nan), word] for i, (line, word) in enumerate(zip(lines, words, strict=True))]
             if len(done) >= LEAST_DATASETS:
                 least = [min(lines[i][k] for i in done) for k in (1, 2)]  # images, seeds
                 lines.append([MEAN, *least, *mean_interval([lines[i][3:6] for i in done]), math.nan, math.nan, ""])
@@ -118,7 +119,8 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
                                       "p_holm", "absent"])
 
 
-def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], dataset: str, measured: tuple, seed: int | None = None) -> str:
+def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], dataset: str, measured: tuple,
+            seed: int | None = None) -> str:
     """Why a comparison has no value: what is said of a run of it that diverged, else "not run"."""
     words = (store.absent(job, e) for job in jobs if job.spec.method.name in pair and job.spec.data.name == dataset
              and seed in (None, job.spec.seed) for e in job.evals if _measurement(e) == measured)
@@ -178,14 +180,14 @@ def reading(found: pd.DataFrame) -> str:
     for (method, baseline), group in found[found["dataset"] != MEAN].groupby(["method", "baseline"], sort=False):
         parts, done = [], group.dropna(subset="value")
         gone = sum(word.startswith(DIVERGED) for word in group[group["value"].isna()].get("absent", ()))
-        missing = len(group) - len(done) - gone
         for (threat, eps, attack), g in done.groupby(["threat", "eps", "attack"], sort=False):
             certain = g[g["p_holm"] <= 0.05]["value"]
             parts.append(f"{header(attack, threat, eps)} is higher in {(g['value'] > 0).sum()} of {len(g)} "
                          f"(significantly in {(certain > 0).sum()}, significantly lower in {(certain < 0).sum()})")
         seeds = f"data sets, {_range(done['seeds'].min(), done['seeds'].max(), 'seed')}" if len(done) else "no data set"
         head = f"{method_label(method)} against {method_label(baseline)} on the same test images ({seeds}): "
-        tail = "".join(f"; {n} comparison{'' if n == 1 else 's'} {word}" for n, word in ((missing, NOT_RUN), (gone, DIVERGED)) if n)
+        counts = {NOT_RUN: len(group) - len(done) - gone, DIVERGED: gone}
+        tail = "".join(f"; {n} comparison{'' if n == 1 else 's'} {word}" for word, n in counts.items() if n)
         sentences.append(head + ("; ".join(parts) or "nothing measured yet") + tail + ".")
     return " ".join(sentences)
 

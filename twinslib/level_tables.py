@@ -150,8 +150,9 @@ def strength_reading(frame: pd.DataFrame) -> str:
             out.append(f"{dataset_label(dataset)}: of the average certified radius of fine-tuning with noise, mixed pre-training "
                        f"keeps {kept}")
     gone = frame[frame.get("absent", pd.Series("", frame.index)).str.startswith(DIVERGED)]
-    return report.joined(". ".join(out) + "." if out else "", report.lost_text(
-        f"{name(r.pretraining)} → {name(r.finetuning)} ({dataset_label(r.dataset)})" for r in gone.itertuples()), otherwise=NOTHING)
+    lost_ones = report.lost_text(f"{name(r.pretraining)} → {name(r.finetuning)} ({dataset_label(r.dataset)})"
+                                 for r in gone.itertuples())
+    return report.joined(". ".join(out) + "." if out else "", lost_ones, otherwise=NOTHING)
 
 
 def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[float] = (0.0, 0.25, 0.5)) -> pd.DataFrame:

@@ -122,10 +122,10 @@ def shown_statistics(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     hashes = {job.spec.hash for job in jobs}
     frame = frame[frame["run"].isin(hashes) & frame["cell"].isin([f"mixed/{f}/batch" for f in SHOWN])]
     frame = frame[frame["seed"] == frame.groupby("cell")["seed"].transform("min")]
-    wanted = {f"mixed/{f}/batch": job for job in jobs for f in SHOWN if dict(job.labels) in (
-        {"pretraining": "mixed", "finetuning": f, "norm": "batch"}, {"pretraining": "mixed", "norm": "batch"} if f == "-" else {})}
-    frame.attrs["lost"] = lost_text(mismatch_name(cell) for cell, job in wanted.items() if store.run(job.spec) is None
-                                    and store.absent(job) != NOT_RUN)
+    gone = [dict(job.labels) for job in jobs if store.run(job.spec) is None and store.absent(job) != NOT_RUN]
+    cells = [(cell.get("pretraining"), cell.get("finetuning", "-"), cell.get("norm")) for cell in gone]
+    frame.attrs["lost"] = lost_text(mismatch_name("/".join(cell)) for cell in cells
+                                    if cell[::2] == ("mixed", "batch") and cell[1] in SHOWN)
     return frame
 
 

@@ -87,7 +87,8 @@ def gap_plot(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     against = {(row.dataset, (row.method, row.baseline)): (row.value, row.low, row.high, row.seeds)
                for row in course.gap_differences(courses, list(dict.fromkeys(p for _, p in pairs))).itertuples()}
     most = max((found[3] for found in own.values()), default=0)
-    left = [(_label(method_label(m), d, several, own.get((d, m)), most), own.get((d, m)) or absent(courses, d, m)) for d, m in plan]
+    left = [(_label(method_label(m), d, several, own.get((d, m)), most), own.get((d, m)) or absent(courses, d, m))
+            for d, m in plan]
     right = [(_label(pair_label(p), d, several, against.get((d, p)), most), against.get((d, p)) or absent(courses, d, *p))
              for d, p in pairs]
     rows = max(sum(1 + label.count("\n") for label, _ in side) for side in (left, right))

@@ -203,7 +203,8 @@ def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataF
     for dataset, pair in pairs(jobs):
         d = found.get((dataset, *pair))
         lines.append({"data set": dataset_label(dataset), "difference of gaps": pair_label(pair),
-                      "seeds": str(d.seeds if d else 0), "points": points(d.value, d.low, d.high) if d else absent(courses, dataset, *pair),
+                      "seeds": str(d.seeds if d else 0),
+                      "points": points(d.value, d.low, d.high) if d else absent(courses, dataset, *pair),
                       "gap": _word(d.low, d.high) if d else ""})
     return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
 

@@ -185,6 +185,11 @@ class Store:
         path = self.root / "provenance" / f"{spec.hash}.json"  # where earlier versions left it
         return read_json(path).get("train", {}).get("diverged") if measurement is None and path.exists() else None
 
+    def kept_in(self, task: Task) -> Path:
+        """The file that says that a task diverged; without it the task is done again."""
+        path = self._diverged_path(task.spec, task.evaluation)
+        return path if path.exists() else self.root / "provenance" / f"{task.spec.hash}.json"
+
     def epochs(self, spec: RunSpec) -> list[dict]:
         """The per-epoch rows of a finished run, or of one that diverged until then; none where it has not been trained."""
         return ((self.run(spec) or self._diverged(spec) or {}).get("epochs")) or []

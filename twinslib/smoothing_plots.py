@@ -64,7 +64,7 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
                 mine = family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma])
                 _curve(ax, mine, shift=0.012 * (i - 1), **looks[start])
             cells = {name(start): (Cell(pretraining=start, finetuning=fine, norm=norm), sigma) for start in starts}
-            _empty(ax, frame, dataset, cells)
+            _empty(ax, frame.attrs.get("lost"), dataset, cells)
         for ax, norm in zip(axes[0], norms, strict=True):
             ax.set_title(NORMS[norm])
         for row, text in zip(axes, ("fine-tuned on\nclean images", f"fine-tuned\nwith σ {sigma:g}"), strict=True):
@@ -164,7 +164,7 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
                 if top < END:
                     ax.plot(top, 0, "|", color=LEVELS[sigma]["color"], markersize=12, markeredgewidth=1.6, clip_on=False)
             ax.set_title(title + (f"\nn = {lines['n'].max():,}" if len(lines) else ""))
-            _empty(ax, frame, dataset, {f"σ {s:g}": (cell.at(s), s) for s in sigmas})
+            _empty(ax, frame.attrs.get("lost"), dataset, {f"σ {s:g}": (cell.at(s), s) for s in sigmas})
         theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
         for sigma in sigmas:  # public: one network for each level too
             line = theirs[(theirs["method"] == "Cohen et al. 2019") & (theirs["sigma"] == sigma)]
@@ -206,7 +206,8 @@ def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str
                 if len(shares):
                     y = 100 * (1 - np.arange(len(shares)) / len(shares))
                     ax.step(shares, y, where="pre", color=look["color"], linestyle=look["linestyle"])
-            _empty(ax, lost(found), dataset, {"one network": (ONE, sigma), "one for each σ": (MANY["one σ → same σ"].at(sigma), sigma)})
+            _empty(ax, lost(found), dataset, {"one network": (ONE, sigma),
+                                              "one for each σ": (MANY["one σ → same σ"].at(sigma), sigma)})
             ax.axvline(0.5, color="#8A8A8A", linewidth=0.8)
             ax.set(title=f"σ {sigma:g}", xlim=(0, 1), ylim=(0, 100))
         axes[0].set_ylabel("test images (%)")
@@ -264,7 +265,7 @@ def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Fi
             for i, cell in enumerate(cells):
                 _curve(ax, family(main, dataset, cell, [sigma]), shift=0.01 * (i + 1), **looks[cell])
             ax.set_title(f"σ {sigma:g}")
-            _empty(ax, frame, dataset, {method_label(cell.finetuning): (cell, sigma) for cell in cells})
+            _empty(ax, frame.attrs.get("lost"), dataset, {method_label(cell.finetuning): (cell, sigma) for cell in cells})
         _radii(axes)
         axes[0].set_ylabel("certified accuracy (%)")
         fig.supxlabel("L2 radius, pixels in [0, 1]")
@@ -294,11 +295,10 @@ def _radii(axes: np.ndarray) -> None:
     axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.5 if top > 1.1 else 0.25))
 
 
-def _empty(ax: Axes, frame: pd.DataFrame | Lost | None = None, dataset: str = "", cells: dict[str, tuple[Cell, float]] | None = None,
+def _empty(ax: Axes, gone: Lost | None = None, dataset: str = "", cells: dict[str, tuple[Cell, float]] | None = None,
            word: str = NOT_RUN) -> None:
-    """Say so where nothing has been drawn yet, and which of `cells` (by name) diverged, as `frame` (`estimates`) knows."""
-    gone = frame.attrs.get("lost", {}) if isinstance(frame, pd.DataFrame) else frame or {}
-    names = [label for label, needed in (cells or {}).items() if absent(gone, dataset, [needed]) != NOT_RUN]
+    """Say so where nothing has been drawn yet, and which of `cells` (by name) diverged."""
+    names = [label for label, needed in (cells or {}).items() if absent(gone or {}, dataset, [needed]) != NOT_RUN]
     noted(ax, names)
     word = DIVERGED if names else word
     if not any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in ax.lines):

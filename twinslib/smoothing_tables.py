@@ -86,8 +86,8 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
         if not stopped:
             abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in by_seed.values()]).astype(float)
             out.append([*head, "abstain_rate", math.nan, *_numbers(abstains)])
-    frame = pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "measure", "radius", "value", "se", "low",
-                                       "high"])
+    columns = [*KEY, "n", "alpha", "ceiling", "images", "seeds", "measure", "radius", "value", "se", "low", "high"]
+    frame = pd.DataFrame(out, columns=columns)
     frame.attrs["lost"] = lost(found)
     return frame
 
@@ -139,8 +139,8 @@ def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: st
         tail = [m.cell.pretraining, m.cell.finetuning, m.cell.restat, m.sigma, m.certification.n, m.certification.alpha]
         run = m.spec.hash
         if m.absent:
-            out.append([*_keys(store, study, m.dataset, m.spec, m.cell), "acr", "l2", math.nan, math.nan, m.certification.images, run,
-                        "none", m.absent, *tail])
+            out.append([*_keys(store, study, m.dataset, m.spec, m.cell), "acr", "l2", math.nan, math.nan, m.certification.images,
+                        run, "none", m.absent, *tail])
         for line in estimates([m]).itertuples():
             out.append([*_keys(store, study, m.dataset, m.spec, m.cell), line.measure, "l2", line.radius, line.value, line.images,
                         run, "none", f"{m.split}[:{line.images}]", *tail])

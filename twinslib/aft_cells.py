@@ -175,8 +175,8 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
                 s.data.name, m.part, s.method.name, dict(m.job.labels)["start"], s.model.arch, s.model.norm,
                 s.model.width or 0, m.train_images or s.data.train_images or 0, s.attack.threat, s.optim.schedule, s.optim.lr,
                 s.seed, m.at, m.epoch, e.attack_name,
-                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3], e.images if gone else len(mask), m.spent, whole,
-                m.seconds, seconds_whole, m.processor, processor_whole, s.hash])
+                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3],
+                e.images if gone else len(mask), m.spent, whole, m.seconds, seconds_whole, m.processor, processor_whole, s.hash])
     out = pd.DataFrame(lines, columns=COLUMNS)
     out.attrs["lost"] = lost
     return out

@@ -345,8 +345,9 @@ def caption(frame: pd.DataFrame) -> str:
     gone = report.lost_text(f"{method_label(r.method)}, seed {r.seed}" for r in frame[frame["value"].isna()].itertuples())
     if frame["value"].isna().all():
         return gone or NOTHING
-    return (f"{report.joined(report.caption(_rows(frame.dropna(subset='value'))), gone)} One pass: every training image forward "
-            "and backward once, counted by the training loop; measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
+    numbers = report.joined(report.caption(_rows(frame.dropna(subset="value"))), gone)
+    return (f"{numbers} One pass: every training image forward and backward once, counted by the training loop; "
+            "measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
             "Unclear: 0 is in the interval; that of a single seed speaks about other test images only.")
 
 

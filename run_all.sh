@@ -10,6 +10,7 @@
 # Without a preset: medium where CUDA is found, toy elsewhere. Without numbers: every notebook; "01 03" means those two.
 #   --force        render again where neither the notebook, its parameters, the code nor the rows have changed
 #   --keep-going   go on with the next notebook after a failure (the exit status still says that something failed)
+#                  a run that diverges is no failure: it is a result, shown as such, and everything is rendered
 #   --dry-run      print the runs, their number and the estimated cost; compute nothing
 #
 # Setting up: .venv on the first call (needs Python 3.11+ with venv, about 8 GB of disk), or TWINS_PYTHON=python to use
@@ -17,7 +18,7 @@
 # Results: results/<preset>/NN_name.ipynb and .html, tables and figures beside them. Killed at any moment, the same
 # command goes on where it stopped.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"  # also where it is called through a symbolic link
 
 usage() { printf 'run_all.sh: %s\nusage: ./run_all.sh [toy|small|medium|paper] [NN…] [--force] [--keep-going] [--dry-run]\n' "$1" >&2; exit 2; }
 

@@ -3,7 +3,7 @@
 # Sets up .venv on the first call. Linux, Python 3.11+, two cores, 8 GB of memory, no GPU, no data: at most 25 minutes with the
 # installation. OLDER_CPUS=no leaves out the older processors.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 source .ci/setup.sh
 export OMP_NUM_THREADS=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
 cores=$(nproc)

@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from . import build, claims, plan, rules, study, table
 from .checkpoint import atomic_write
 from .errors import choose
-from .runs import Best, Job, Report, Store, Task, precision_in_words, sweep
+from .runs import NOT_RUN, SOURCE_DIVERGED, Best, Job, Report, Store, Task, precision_in_words, sweep
 
 
 def seconds(text: str) -> float:
@@ -133,9 +133,11 @@ def run_claims(args: argparse.Namespace) -> int:
 
 def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> str:
     """What a sweep did and what it leaves, for the terminal."""
-    lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"]
+    gone, stuck = diverged(store, jobs)
+    lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"
+             + (f"; diverged: {len(gone)}" if gone else "")]
     lines += [f"failed: {task}: {why}" for task, why in report.failed]
-    lines += [f"diverged, so not chosen: {task}" for task, _ in report.diverged]
+    lines += gone + stuck
     if report.left:
         hours = plan.remaining_hours(store, report.left, jobs)
         lines += [f"left: {task}" for task in report.left[:5]]
@@ -144,6 +146,23 @@ def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> s
     if report.waiting:
         lines.append(f"not counted: {report.waiting} runs whose hyper-parameters are still to be chosen")
     return "\n".join(lines)
+
+
+def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
+    """What of `jobs` diverged, now or earlier, with why and what to delete to try it again; and what cannot be done for that."""
+    gone, stuck = {}, {}
+    chosen = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
+    for job in jobs:
+        for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
+            why = store.diverged(task.spec, task.evaluation)
+            if why and (job.settled or task.evaluation is None):
+                word = "diverged" if task.spec in chosen or task.evaluation else "diverged, so not chosen"
+                gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {store.kept_in(task)})"
+        word = NOT_RUN if store.run(job.spec) else store.absent(job)
+        if word != NOT_RUN and (not job.settled or word == SOURCE_DIVERGED):
+            which = "its source" if job.settled else "every candidate for it"
+            stuck[job.spec] = f"not done, as {which} diverged: {Task(job.spec)}"
+    return list(gone.values()), list(stuck.values())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ validation images are not in it.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from . import course, plan, stats
 from .aft_grid import STUDY
 from .config import EvalSpec, RunSpec
-from .runs import Job, Store, Task, read_json
+from .runs import DIVERGED, NOT_RUN, Job, Store, Task, read_json
 
 COLUMNS = ["dataset", "part", "method", "start", "arch", "norm", "width", "train_images", "trained_threat", "schedule", "lr",
            "seed", "at", "epoch", "attack", "threat", "eps", "value", "low", "high", "n", "images_given", "images_whole",
@@ -33,6 +33,7 @@ class Network:
         processor, processor_before: processor time of the process likewise, which other work on a machine lengthens little; NaN
             where it is not recorded. It says nothing about work on a GPU.
         masks: evaluation -> boolean per test image, of AutoAttack what all its attacks left.
+        gone: evaluation -> what is said in its place, where it or the run diverged.
         train_images: of the run; 0 where unknown.
     """
 
@@ -48,6 +49,7 @@ class Network:
     train_images: int = 0
     processor: float = math.nan
     processor_before: float | None = math.nan
+    gone: Mapping[EvalSpec, str] = field(default_factory=dict)
 
     @property
     def spec(self) -> RunSpec:
@@ -75,11 +77,16 @@ class Network:
 
 
 def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
-    """The networks of `jobs` of this study that are trained and measured at least once, in their order."""
+    """The networks of `jobs` of this study that are trained and measured at least once, and those that diverged (without
+    masks and cost), in their order."""
     out = []
-    for job in jobs:
-        record = store.run(job.spec) if job.study == STUDY and job.settled else None
+    for job in (job for job in jobs if job.study == STUDY):
+        record = store.run(job.spec) if job.settled else None
         if record is None:
+            for at in ("start", "best", "last"):
+                gone = {e: word for e in job.evals if e.at == at and (word := store.absent(job, e)) != NOT_RUN}
+                if gone:
+                    out.append(Network(job, at, 0, "", *[math.nan] * 4, masks={}, gone=gone))
             continue
         rows, (seconds, processor) = record["epochs"], _times(store, job.spec)
         nothing = None if job.spec.weights else 0.0
@@ -87,23 +94,26 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
         times_before = _times(store, job.spec.source) if job.spec.source else (nothing, nothing)
         for at in ("start", "best", "last"):
             masks = {e: m for e in job.evals if e.at == at and (m := _mask(store, job.spec, e)) is not None}
-            if not masks and not (at == "last" and dict(job.labels)["part"] == "start"):
+            gone = {e: word for e in job.evals if e.at == at and e not in masks and (word := store.absent(job, e)) != NOT_RUN}
+            if not masks and not gone and not (at == "last" and dict(job.labels)["part"] == "start"):
                 continue
             epoch = {"start": 0, "last": len(rows)}[at] if at != "best" else course.best_epoch(rows)
             spent, total = images_passed(rows[:epoch]), images_passed(rows)
             share = spent / total if total else math.nan
             out.append(Network(job, at, epoch, record["split"], spent, before, seconds * share, times_before[0], masks,
-                               record["train_images"], processor * share, times_before[1]))
+                               record["train_images"], processor * share, times_before[1], gone))
     return out
 
 
 def rows_of(store: Store, jobs: Sequence[Job], dataset: str, methods: Sequence[str]) -> dict[str, list[dict]]:
-    """Per-epoch rows of the first finished seed of each method of the main part, {} where there is none."""
+    """Per-epoch rows of the first finished seed of each method of the main part, none where there is none; those of a run that
+    diverged end with a row that holds only what is said of it (`absent`)."""
     out: dict[str, list[dict]] = {name: [] for name in methods}
     for job in jobs:
         s = job.spec
         if job.study == STUDY and dict(job.labels)["part"] == "main" and s.data.name == dataset and out.get(s.method.name) == []:
-            out[s.method.name] = (store.run(s) or {"epochs": []})["epochs"]
+            word = NOT_RUN if store.run(s) else store.absent(job)
+            out[s.method.name] = store.epochs(s) + ([{"absent": word}] if word != NOT_RUN else [])
     return out
 
 
@@ -148,20 +158,32 @@ def _mask(store: Store, spec: RunSpec, e: EvalSpec) -> np.ndarray | None:
 
 def frame(networks: Sequence[Network]) -> pd.DataFrame:
     """One line per network and measurement, `COLUMNS`: accuracies as fractions with exact 95 % intervals over the n test images,
-    images passed with the start given and with its training (NaN where that is not ours)."""
-    lines = []
+    images passed with the start given and with its training (NaN where that is not ours). What diverged has no accuracy; the
+    frame's attrs hold what is said of it by run, as `lost`."""
+    lines, lost = [], {}
     for m in networks:
         s = m.spec
         whole = math.nan if m.whole is None else m.whole
         seconds_whole = math.nan if m.seconds_before is None else m.seconds + m.seconds_before
         processor_whole = math.nan if m.processor_before is None else m.processor + m.processor_before
-        for e, mask in m.masks.items():
-            found = stats.clopper_pearson(int(mask.sum()), len(mask))
+        lost |= dict.fromkeys([s.hash] * bool(m.gone), next(iter(m.gone.values()), ""))
+        for e, mask in (m.masks | m.gone).items():
+            gone = e in m.gone
+            found = [math.nan] * 3 if gone else stats.clopper_pearson(int(mask.sum()), len(mask))
             clean = e.kind == "clean"
             lines.append([
                 s.data.name, m.part, s.method.name, dict(m.job.labels)["start"], s.model.arch, s.model.norm,
                 s.model.width or 0, m.train_images or s.data.train_images or 0, s.attack.threat, s.optim.schedule, s.optim.lr,
                 s.seed, m.at, m.epoch, e.attack_name,
-                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3], len(mask), m.spent, whole, m.seconds,
-                seconds_whole, m.processor, processor_whole, s.hash])
-    return pd.DataFrame(lines, columns=COLUMNS)
+                "none" if clean else e.threat, 0.0 if clean else e.eps, *found[:3],
+                e.images if gone else len(mask), m.spent, whole, m.seconds, seconds_whole, m.processor, processor_whole, s.hash])
+    out = pd.DataFrame(lines, columns=COLUMNS)
+    out.attrs["lost"] = lost
+    return out
+
+
+def lost(frame: pd.DataFrame) -> dict[str, str]:
+    """method -> what is said of it, of the methods of which no line of `frame` has an accuracy."""
+    words = frame.attrs.get("lost", {})
+    return {method: words.get(mine["run"].iloc[0], DIVERGED) for method, mine in frame.groupby("method", sort=False)
+            if mine["value"].isna().all()}

@@ -117,20 +117,20 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
             **start(run.get("start"), target, model))
 
     @functools.cache
-    def rate(name: str, target: str) -> tuple[float, bool]:
-        """Learning rate of a run of `schedules`, of "aft" or "aft_random", and whether it is chosen."""
+    def rate(name: str, target: str) -> tuple[float, tuple[RunSpec, ...]]:
+        """Learning rate of a run of `schedules`, of "aft" or "aft_random", and the candidates that it waits for, if any."""
         base = spec(name, schedules.get(name, main.get(name)), target, seeds[0])
         candidates = [_with_lr(base, lr) for lr in lrs]
         if len(candidates) == 1:
-            return candidates[0].optim.lr, True
+            return candidates[0].optim.lr, ()
         jobs.extend(Job(TUNING, c, ()) for c in candidates)
         chosen = best(candidates)
-        return (chosen or candidates[0]).optim.lr, chosen is not None
+        return (chosen or candidates[0]).optim.lr, () if chosen else tuple(candidates)
 
     def add(part: str, name: str, run: dict, target: str, seed: int, **changes) -> None:
-        made, settled = spec(name, run, target, seed, **changes), True
+        made, waits = spec(name, run, target, seed, **changes), ()
         if part == "schedule" or name in ("aft", RANDOM) or "lr" not in run.get("optim", {}):
-            lr, settled = rate(name if part == "schedule" or name == "aft" else "aft" if run.get("start") else RANDOM, target)
+            lr, waits = rate(name if part == "schedule" or name == "aft" else "aft" if run.get("start") else RANDOM, target)
             made = _with_lr(made, lr)
         evals = []
         for e in evaluations:
@@ -143,7 +143,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
                 if there and (found.kind == "clean" or found.threat == made.attack.threat):
                     evals.append(found)
         labels = (("part", part), ("start", run.get("start") or "random"))
-        jobs.append(Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=settled, labels=labels))
+        jobs.append(Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=not waits, labels=labels, candidates=waits))
 
     for seed in seeds:
         for target in targets:

@@ -14,13 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from . import report
-from .aft_cells import images_passed
+from .aft_cells import images_passed, lost
 from .aft_grid import STUDY
 from .collapse import NEVER, collapsed
 from .embedding import Projection
-from .plots import LOOKS, OTHERS, SMALL, WIDTH, style
+from .plots import LOOKS, OTHERS, SMALL, WIDTH, noted, style
 from .report import NOT_RUN, dataset_label, method_label, unique
-from .runs import Job
+from .runs import DIVERGED, Job
 from .schedules import climb, factor
 from .strength import strength
 
@@ -94,9 +94,10 @@ def cost_plot(frame: pd.DataFrame, dataset: str, *, attack: str | None = None, t
         ValueError: such runs are there and `train_images` is not given.
     """
     rows = _of(frame, dataset, "main")
+    methods, gone, rows = unique(rows["method"]), lost(rows), rows.dropna(subset="value")
     given = _known(rows["train_images"], train_images, "train_images")
     rows = rows.assign(given=rows["images_given"] / given, whole=rows["images_whole"] / given)
-    found, key, methods = means(rows), shared_attack(rows, attack), unique(rows["method"])
+    found, key = means(rows), shared_attack(rows, attack)
     panels = [found[found["attack"] == "none"], _measured(found, key)]
     looks = _looks(methods)
     with style():
@@ -111,13 +112,14 @@ def cost_plot(frame: pd.DataFrame, dataset: str, *, attack: str | None = None, t
             ax.set_title(title + _basis(panel))
             ax.set_xscale("log")
             _plain_decades(ax)
-            _empty(ax)
+            _empty(ax, gone)
         axes[0].set_ylabel("accuracy (%)")
         fig.supxlabel(f"{PASSES}, {dataset_label(dataset)}")
         dot = {"color": PLAIN, "marker": "o", "linestyle": "none", "markersize": 5}
         seen = set(panels[1]["method"])
         handles = [Line2D([], [], **looks[m] | {"linestyle": "none", "markersize": 5},
-                          label=method_label(m) + ("" if m in seen else f" (right: {NOT_RUN})")) for m in methods]
+                          label=method_label(m) + (
+            "" if m in seen else f" ({gone[m]})" if m in gone else f" (right: {NOT_RUN})")) for m in methods]
         handles += [Line2D([], [], **dot, label="last epoch, start given"),
                     Line2D([], [], **dot | BEST | {"color": "#BBBBBB"}, label="best on validation images"),
                     Line2D([], [], color=PLAIN, linestyle="--", linewidth=0.8, label="epochs of the same runs"),
@@ -137,8 +139,9 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str] | No
     """
     rows = _of(frame, dataset, "main", "schedule")
     rows = rows[(rows["at"] == "last") & ((rows["part"] == "schedule") | (rows["method"] == "aft"))]
+    gone, rows = lost(rows), rows.dropna(subset="value")
     found, key = means(rows), shared_attack(rows)
-    methods = unique(["aft", *rows["method"]]) if methods is None else list(methods)
+    methods = unique(["aft", *rows["method"], *gone]) if methods is None else list(methods)
     panels = [found[found["attack"] == "none"], _measured(found, key)]
     most = found["seeds"].max() if len(found) else 0
     labels = []
@@ -156,7 +159,8 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str] | No
                 ax.axvline(100 * here["aft"].value, color=GREY, linewidth=0.8, zorder=1)
             for y, method in enumerate(methods):
                 if method not in here:
-                    ax.text(0.02, y, NOT_RUN, transform=ax.get_yaxis_transform(), va="center", fontsize=SMALL, color="#555555")
+                    ax.text(0.02, y, gone.get(method, NOT_RUN), transform=ax.get_yaxis_transform(), va="center",
+                            fontsize=SMALL, color="#555555")
                     continue
                 row, look = here[method], FINETUNED["aft"] if method == "aft" else OTHER_SCHEDULE
                 ax.errorbar(100 * row.value, y, xerr=_error(row), elinewidth=0.9, **look | {"linestyle": "none"})
@@ -181,6 +185,7 @@ def data_width_plot(frame: pd.DataFrame, dataset: str, own_width: int, *, train_
     names = ("aft", "aft_random")
     rows = _of(frame, dataset, "main", "fraction", "width")
     rows = rows[rows["method"].isin(names) & (rows["at"] == "last")]
+    every, rows = rows, rows.dropna(subset="value")
     key, looks = shared_attack(rows), _looks(names)
     with style():
         fig = Figure(figsize=(WIDTH, 2.9))
@@ -205,7 +210,9 @@ def data_width_plot(frame: pd.DataFrame, dataset: str, own_width: int, *, train_
             ax.set_xticks(sorted(here["x"].unique()), [f"{int(x):,}" for x in sorted(here["x"].unique())])
             ax.set(xlabel={"fraction": "training images", "width": "width (channels of the first stage)"}[part],
                    title=_basis(pd.concat([panel for panel, _ in panels])).strip())
-            _empty(ax)
+            missing = every[every["value"].isna() & (every["part"] == part)].drop_duplicates(["method", column, "seed"])
+            noted(ax, [f"{method_label(r.method)}, {getattr(r, column) or own:,}" for r in missing.itertuples()])
+            _empty(ax, lost(every))
         axes[0].set_ylabel(f"accuracy on {dataset_label(dataset)} (%)")
         handles = [Line2D([], [], **looks[m], label=f"{method_label(m)}: {_header(key)}") for m in names]
         handles += [Line2D([], [], **looks[m], alpha=0.4, markeredgewidth=0, label=f"{method_label(m)}: clean") for m in names]
@@ -234,7 +241,7 @@ def embedding_plot(projections: Sequence[tuple[int, Projection]], class_names: S
             ax.spines[:].set(visible=True, color="#BBBBBB", linewidth=0.6)
             ax.set_box_aspect(1)
             if not projections:
-                ax.text(0.5, 0.5, NOT_RUN, ha="center", transform=ax.transAxes)
+                ax.text(0.5, 0.5, f"{NOT_RUN} or {DIVERGED}", ha="center", transform=ax.transAxes)
         handles = [Line2D([], [], linestyle="none", marker="o", color=color, label=class_names[c]) for c, color in colors.items()]
         if len(present) > len(CLASSES):
             handles.append(Line2D([], [], linestyle="none", marker="o", color=GREY, label="other classes"))
@@ -246,10 +253,10 @@ def embedding_plot(projections: Sequence[tuple[int, Projection]], class_names: S
 
 def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int) -> Figure:
     """Robust accuracy on validation images while training, against passes over the training set with the start given; a cross
-    where a run collapsed (`collapsed`, for ten classes and 500 images).
+    where a run collapsed (`collapsed`, for ten classes and 500 images), the legend says which diverged.
 
     Args:
-        store_rows: method -> per-epoch rows of its run, none where it is not finished.
+        store_rows: method -> per-epoch rows of its run (`aft_cells.rows_of`), none where it is not finished.
         train_images: that a pass goes over.
     """
     looks = _looks(list(store_rows))
@@ -259,9 +266,10 @@ def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int) -> 
         for method, rows in store_rows.items():
             at = {row["epoch"]: (images_passed(rows[:i]) / train_images, 100 * row["val_robust_acc"])
                   for i, row in enumerate(rows, start=1) if "val_robust_acc" in row}
-            found = collapsed(rows)
+            found, word = collapsed(rows), rows[-1].get("absent", "") if rows else NOT_RUN
             never = found is not None and found.kind == NEVER
-            label = method_label(method) + (f" ({NEVER})" if never else "" if at else f" ({NOT_RUN})")
+            word = word or (NEVER if never else "" if at else NOT_RUN)
+            label = method_label(method) + (f" ({word})" if word else "")
             ax.plot(*np.reshape(list(at.values()), (-1, 2)).T, **looks[method] | {"markersize": 3}, label=label)
             if found and not never:
                 ax.plot(*at[found.epoch], linestyle="none", marker="x", color="black", markersize=9, markeredgewidth=1.6,
@@ -378,10 +386,10 @@ def _plain_decades(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _empty(ax: Axes) -> None:
-    """Say so where nothing could be drawn."""
+def _empty(ax: Axes, gone: Mapping[str, str] | None = None) -> None:
+    """Say so where nothing could be drawn; `gone`: what is said of methods that diverged."""
     if not any(len(line.get_xdata()) for line in ax.lines):
-        ax.text(0.5, 0.5, NOT_RUN, ha="center", transform=ax.transAxes)
+        ax.text(0.5, 0.5, next(iter((gone or {}).values()), NOT_RUN), ha="center", transform=ax.transAxes)
 
 
 def _legend(fig: Figure, handles: Sequence[Line2D], columns: int = 3) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from . import public, report, rules, stats
-from .aft_cells import Network, finished
+from .aft_cells import Network, finished, lost
 from .aft_claims import attacks, paired
 from .aft_grid import STUDY
 from .checkpoint import atomic_write
@@ -21,13 +21,14 @@ from .course import best_epoch
 from .objectives import OBJECTIVES
 from .report import NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
 from .rules import Robust
-from .runs import Job, Store
+from .runs import DIVERGED, Job, Store
 from .strength import parse, strength
 
 OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"
 RIVALS = (AT, "trades_scratch", "free_at", "fast_at", RANDOM)
 STARTS = (OURS, "aft_public")  # one method for each start network
 NETWORKS = {"start": "start", "best": "best epoch", "last": "last epoch"}
+PARTS = {"fraction": "training images", "width": "channels of the first stage"}
 ACCOUNTINGS = {"given": "start given", "whole": "start included"}
 UNKNOWN = "start not ours"
 NOTHING = "No network is finished yet."
@@ -35,8 +36,22 @@ NOTHING = "No network is finished yet."
 
 # -- which networks -------------------------------------------------------------------------------------------------------
 def select(networks: Sequence[Network], dataset: str, method: str, at: str, part: str = "main") -> dict[int, Network]:
-    """By seed."""
-    return {n.spec.seed: n for n in networks if (n.part, n.at, *n.key[:2]) == (part, at, dataset, method)}
+    """By seed; without those that diverged."""
+    return {n.spec.seed: n for n in networks if (n.masks or not n.gone)
+            and (n.part, n.at, *n.key[:2]) == (part, at, dataset, method)}
+
+
+def absent(networks: Sequence[Network], dataset: str, *methods: str, part: str | None = None) -> str:
+    """What stands for a number that needs all of `methods` on a data set and is not there."""
+    return next((word for n in networks if n.key[0] == dataset and n.spec.method.name in methods and part in (None, n.part)
+                 for word in n.gone.values()), NOT_RUN)
+
+
+def lost_text(networks: Sequence[Network], dataset: str | None = None, *parts: str) -> str:
+    """The runs that diverged in words."""
+    return report.lost_text(f"{method_label(n.spec.method.name)}, seed {n.spec.seed}" + (
+        "" if n.part in ("main", "schedule") else f", {_size(n):,} {PARTS[n.part]}") for n in networks
+        if n.gone and dataset in (None, n.key[0]) and (not parts or n.part in parts))
 
 
 def threat_of(found: dict[int, Network]) -> Robust:
@@ -80,47 +95,52 @@ def accuracy_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()) 
             wanted.setdefault((dict(job.labels)["start"], job.spec.method.name), set()).update(e.at for e in job.evals)
     for r in main.itertuples():
         wanted.setdefault((r.start, r.method), set()).add(r.at)
-    groups = dict(iter(main.drop_duplicates(["line", "seed"]).groupby("line")))
+    groups = dict(iter(main.dropna(subset="value").drop_duplicates(["line", "seed"]).groupby("line")))
+    words = {line: main.attrs.get("lost", {}).get(run, NOT_RUN) for line, run in zip(main["line"], main["run"], strict=True)}
     for (start, method), places in wanted.items():
         for at in (a for a in NETWORKS if a in places and not (a == "start" and start in begun)):
+            if at == "start" and f"{method} start" not in groups and any(
+                    s == start and "start" in p and f"{m} start" in groups for (s, m), p in wanted.items()):
+                continue  # measured with another run that has the same start
             begun |= {start} if at == "start" else set()
             mine = groups.get(f"{method} {at}", main.iloc[:0])
             lines[f"{method} {at}"] = (f"start network: {start}" if at == "start" else method_label(method), NETWORKS[at],
-                                       _listed(mine["seed"]), _listed(mine["epoch"]))
+                                       *(_listed(mine[c], words.get(f"{method} {at}", NOT_RUN)) for c in ("seed", "epoch")))
     out = _accuracies(main, lines, ("method", "network", "seeds", "epoch"))
     for end, missing in (("given", "not recorded"), ("whole", UNKNOWN)):
         passes, hours = f"images_{end}", "seconds" if end == "given" else "seconds_whole"
         out[f"passes, {ACCOUNTINGS[end]}"] = [_mean(groups[k][passes] / groups[k]["train_images"], ".1f", missing) if k in groups
-                                              else NOT_RUN for k in lines]
-        out[f"hours, {ACCOUNTINGS[end]}"] = [_mean(groups[k][hours] / 3600, ".3g", missing) if k in groups else NOT_RUN
-                                             for k in lines]
+                                              else words.get(k, NOT_RUN) for k in lines]
+        out[f"hours, {ACCOUNTINGS[end]}"] = [_mean(groups[k][hours] / 3600, ".3g", missing) if k in groups
+                                             else words.get(k, NOT_RUN) for k in lines]
     return out
 
 
 def accuracy_reading(networks: Sequence[Network], dataset: str) -> str:
     """AFT at its last epoch minus AT from random weights at its best and last, and minus the other methods of the main part,
     each at its best epoch where it keeps one."""
-    ours, out, absent = select(networks, dataset, OURS, "last"), [], []
+    ours, out, missing = select(networks, dataset, OURS, "last"), [], []
     if not ours:
-        return f"{dataset_label(dataset)}, AFT: {NOT_RUN}."
+        return f"{dataset_label(dataset)}, AFT: {absent(networks, dataset, OURS)}."
     robust = threat_of(ours)
     others = unique(n.spec.method.name for n in networks if n.part == "main" and n.key[0] == dataset
                     and n.spec.attack.threat == robust.threat and n.spec.method.name != OURS)
     for method in unique([*RIVALS, *others]):
         found = {at: theirs for at in ("best", "last") if (theirs := select(networks, dataset, method, at))}
-        absent += [] if found else [method_label(method)]
+        missing += [] if found or absent(networks, dataset, method) != NOT_RUN else [method_label(method)]
         for at in found if method == AT else list(found)[:1]:
             said = _differences(ours, found[at], robust)
             out += [f"{method_label(method)} ({NETWORKS[at]}): {said}."] if said else []
-    missing = f" Not run: {'; '.join(absent)}." if absent else ""
-    return f"{dataset_label(dataset)}, AFT minus another in points, on the same test images. {' '.join(out) or NOTHING}{missing}"
+    gone = lost_text([n for n in networks if n.spec.attack.threat == robust.threat], dataset, "main")
+    return report.joined(f"{dataset_label(dataset)}, AFT minus another in points, on the same test images.", *out,
+                         "" if out or gone else NOTHING, f"Not run: {'; '.join(missing)}." if missing else "", gone)
 
 
 def ratios(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Cost of each network of the main part (trained from random weights or from a start network of its own) over that of AFT at
     its last epoch, same seed: method, at, seed, then of passes (given, whole), of seconds on the clock (seconds, seconds_whole)
     and of the processor (processor, processor_whole) the ratio with the start given and included; NaN where not known."""
-    each = _main(frame, dataset).drop_duplicates(["method", "at", "seed"])
+    each = _main(frame, dataset).dropna(subset="value").drop_duplicates(["method", "at", "seed"])
     ours = {r.seed: r for r in each[(each["method"] == OURS) & (each["at"] == "last")].itertuples()}
     names = {"given": "images_given", "whole": "images_whole"} | {
         name: name for name in ("seconds", "seconds_whole", "processor", "processor_whole")}
@@ -136,20 +156,23 @@ def cost_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     titles = {"given": "passes / AFT, start given", "whole": "passes / AFT, start included",
               "seconds": "hours / AFT, start given", "seconds_whole": "hours / AFT, start included",
               "processor": "processor hours / AFT, start given", "processor_whole": "processor hours / AFT, start included"}
+    main = _main(frame, dataset)
+    gone = lost(main[main["at"] != "start"])
     for method in unique([*RIVALS, *found["method"]]):
-        mine = found[found["method"] == method]
+        mine, word = found[found["method"] == method], gone.get(OURS) or gone.get(method, NOT_RUN)
         for at in [a for a in ("best", "last") if a in set(mine["at"])] or [None]:
             group = mine[mine["at"] == at]
-            lines.append({"method": method_label(method), "network": NETWORKS[at] if at else NOT_RUN,
-                          "seeds": _listed(group["seed"])} | {
-                title: _geometric(group[c]) if at else NOT_RUN for c, title in titles.items()})
+            lines.append({"method": method_label(method), "network": NETWORKS[at] if at else word,
+                          "seeds": _listed(group["seed"], word)} | {
+                title: _geometric(group[c]) if at else word for c, title in titles.items()})
     return pd.DataFrame(lines)
 
 
 def cost_reading(frame: pd.DataFrame, dataset: str) -> str:
     """Whether the ratio that AFT-C2 asks for is reached in every seed, in either accounting."""
     found, least = ratios(frame, dataset), next(c.rule.share for c in rules.claims() if c.id == "AFT-C2")
-    out = []
+    out, gone = [], lost(_main(frame, dataset))
+    word = gone.get(OURS) or gone.get(AT, NOT_RUN)
     for at in ("best", "last"):
         mine = found[(found["method"] == AT) & (found["at"] == at)]
         if len(mine):
@@ -159,7 +182,7 @@ def cost_reading(frame: pd.DataFrame, dataset: str) -> str:
                 said.append(f"{_geometric(mine[way])} with the {ACCOUNTINGS[way]} ({reached}), on the clock "
                             f"{_geometric(mine[seconds])}, in processor time {_geometric(mine[worked])}")
             out.append(f"{method_label(AT)} up to its {NETWORKS[at]} takes this many times the passes of AFT: {'; '.join(said)}.")
-    return f"{dataset_label(dataset)}. {' '.join(out)}" if out else f"{dataset_label(dataset)}, cost: {NOT_RUN}."
+    return f"{dataset_label(dataset)}. {' '.join(out)}" if out else f"{dataset_label(dataset)}, cost: {word}."
 
 
 # -- starts, schedules, data, width, threat ---------------------------------------------------------------------------------
@@ -171,7 +194,7 @@ def starts_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
         before, after = (select(networks, dataset, method, at) for at in ("start", "last"))
         columns = ("network", "published clean", "seeds", "clean before", "clean after", "PGD before", "PGD after",
                    "gain, clean (points)", "gain, PGD (points)", "test images")
-        line = {"start of": method_label(method)} | dict.fromkeys(columns, NOT_RUN)
+        line = {"start of": method_label(method)} | dict.fromkeys(columns, absent(networks, dataset, method, part="main"))
         if before:
             spec, robust = next(iter(before.values())).spec, threat_of(before)
             attack = _pgd([*before.values(), *after.values()])
@@ -200,17 +223,20 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     found = {n: select(networks, dataset, n, "last", "main" if n == OURS else "schedule") for n in names}
     here = frame[(frame["dataset"] == dataset) & (frame["at"] == "last") & frame["part"].isin(("main", "schedule"))]
     here = here[here["attack"].isin(here.loc[here["part"] == "schedule", "attack"])]  # AutoAttack is the main part's alone
-    out = _accuracies(here.assign(line=here["method"]), {n: (method_label(n), _listed(found[n])) for n in names},
-                      ("schedule", "seeds"))
+    gone = {n: word for n, word in ((n, store.absent(first[n])) for n in names) if word != NOT_RUN and not found[n]}
+    lines = {n: (method_label(n), _listed(found[n], gone.get(n, NOT_RUN))) for n in names}
+    out = _accuracies(here.assign(line=here["method"]), lines, ("schedule", "seeds"))
     candidates = unique(tuned["candidate"])
     for i, candidate in enumerate(candidates):
         cells = {method: f"{clean} / {pgd}" for method, clean, pgd in tuned.loc[
             tuned["candidate"] == candidate, ["method", "clean, validation", "PGD, validation"]].values}
         out.insert(2 + i, f"validation, {candidate}", [cells.get(method_label(n), NOT_RUN) for n in names])
-    out.insert(2 + len(candidates), "lr chosen", [f"{first[n].spec.optim.lr:g}" if first[n].settled else NOT_RUN for n in names])
+    out.insert(2 + len(candidates), "lr chosen", [f"{job.spec.optim.lr:g}" if job.settled else store.absent(job)
+                                                  for job in (first[n] for n in names)])
     for title in ("clean", "PGD"):
-        out[f"{title} minus AFT (points)"] = ["" if n == OURS else _points(_difference(found[n], found.get(OURS, {}), title))
-                                              for n in names]
+        out[f"{title} minus AFT (points)"] = [
+            "" if n == OURS else _points(_difference(found[n], found.get(OURS, {}), title),
+                                         gone.get(n) or gone.get(OURS, NOT_RUN)) for n in names]
     return out
 
 
@@ -220,8 +246,11 @@ def schedule_reading(networks: Sequence[Network], dataset: str) -> str:
     for name in unique(n.spec.method.name for n in networks if n.part == "schedule" and n.key[0] == dataset):
         found = _difference(ours, select(networks, dataset, name, "last", "schedule"), "PGD")
         said += [f"{method_label(name)} {_said(found)}"] if found else []
-    return (f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that under another schedule, each with its "
-            f"own learning rate, in points: {'; '.join(said)}." if said else f"{dataset_label(dataset)}, schedules: {NOT_RUN}.")
+    gone = lost_text([n for n in networks if n.part == "schedule" or n.spec.method.name == OURS], dataset, "main", "schedule")
+    if not said:
+        return f"{dataset_label(dataset)}, schedules: {gone or f'{NOT_RUN}.'}"
+    return report.joined(f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that under another schedule, each with "
+                         f"its own learning rate, in points: {'; '.join(said)}.", gone)
 
 
 def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()) -> pd.DataFrame:
@@ -240,14 +269,15 @@ def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()
         for method, value in sorted(set(wanted), key=lambda w: ([m for m, _ in wanted].index(w[0]), w[1])):
             of = parts[-1][parts[-1]["line"] == f"{part} {method} {value}"]
             lines[f"{part} {method} {value}"] = ("training images" if part == "fraction" else "width", f"{value:,}" if value else
-                                                 "of the main part", method_label(method), _listed(of["seed"]))
+                                                 "of the main part", method_label(method), _listed(
+                                                     of.dropna(subset="value")["seed"], lost(of).get(method, NOT_RUN)))
     return _accuracies(pd.concat(parts), lines, ("varied", "value", "method", "seeds"))
 
 
 def data_width_reading(networks: Sequence[Network], dataset: str) -> str:
     """AFT minus the same epochs from random weights for each number of training images and each width."""
     out, sources = [], set()
-    for part, title in (("fraction", "training images"), ("width", "channels of the first stage")):
+    for part, title in PARTS.items():
         said = []
         for size in sorted({_size(n) for n in networks if n.part == part and n.key[0] == dataset}):
             mine = [n for n in networks if n.part == part and _size(n) == size]
@@ -255,11 +285,11 @@ def data_width_reading(networks: Sequence[Network], dataset: str) -> str:
             found = _difference(ours, theirs, "PGD")
             said += [f"{size:,} {title} {_said(found)}"] if found else []
             sources |= {n.spec.source.data.train_images for n in ours.values() if n.spec.source} if part == "fraction" else set()
-        out.append("; ".join(said) or f"{title}: {NOT_RUN}")
+        out.append("; ".join(said) or f"{title}: {absent(networks, dataset, OURS, RANDOM, part=part)}")
     known = [f"{s:,}" if s else "all" for s in sources]
     note = f" The start network of AFT saw {' or '.join(known)} training images, however few AFT had." if known else ""
-    return (f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that of the same epochs from random weights, in "
-            f"points: {'; '.join(out)}.{note}")
+    return report.joined(f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that of the same epochs from random "
+                         f"weights, in points: {'; '.join(out)}.{note}", lost_text(networks, dataset, "fraction", "width"))
 
 
 def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -270,11 +300,12 @@ def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     lines = []
     for method in unique([OURS, AT, RANDOM, *other]):
         mine = here[here["method"] == method]
+        word, done = lost(mine).get(method, NOT_RUN), mine.dropna(subset="value")
         found = {r.attack: r for r in report.one_line(report.estimates(_rows(mine))).itertuples()} if len(mine) else {}
         pgd = max((a for a in found if parse(a).kind == "pgd"), key=strength, default=None)
         lines.append({"method": method_label(method), "trained against": " or ".join(
                           unique(eps_label(r.eps, r.threat) for a, r in found.items() if a != "none")) or NOT_RUN,
-                      "seeds": _listed(mine["seed"]), "epochs": _listed(mine["epoch"]),
+                      "seeds": _listed(done["seed"], word), "epochs": _listed(done["epoch"], word),
                       "clean": _cell(found["none"]) if "none" in found else NOT_RUN,
                       "PGD under its threat": f"{_cell(found[pgd])} ({attack_label(pgd)})" if pgd else NOT_RUN})
     return pd.DataFrame(lines)
@@ -292,7 +323,7 @@ def collapse_reading(store: Store, jobs: Sequence[Job]) -> str:
         name = f"{method_label(m.name)}, seed {job.spec.seed}"
         rows = [row for row in record["epochs"] if "val_robust_acc" in row] if record else []
         if not rows:
-            said.append(f"{name}: {'diverged' if store.diverged(job.spec) else NOT_RUN}")
+            said.append(f"{name}: {store.absent(job)}")
             continue
         found, best = collapsed(rows, images=record["val_images"], classes=record["classes"]), best_epoch(rows)
         robust = {row["epoch"]: f"{100 * row['val_robust_acc']:.1f} %" for row in rows}
@@ -309,15 +340,17 @@ def overfit_reading(networks: Sequence[Network], dataset: str) -> str:
     best, last = (select(networks, dataset, AT, at) for at in ("best", "last"))
     said = _differences(best, last, threat_of(best)) if best and last else ""
     return (f"{dataset_label(dataset)}, {method_label(AT)}, best epoch ({_listed(n.epoch for n in best.values())}) minus last in "
-            f"points: {said}." if said else f"{dataset_label(dataset)}, overfitting of AT: {NOT_RUN}.")
+            f"points: {said}." if said else f"{dataset_label(dataset)}, overfitting of AT: {absent(networks, dataset, AT)}.")
 
 
 def caption(frame: pd.DataFrame) -> str:
     """What intervals, passes and hours stand for."""
-    if frame.empty:
-        return NOTHING
-    return (f"{report.caption(_rows(frame))} One pass: every training image forward and backward once, counted by the training "
-            "loop; measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
+    gone = report.lost_text(f"{method_label(r.method)}, seed {r.seed}" for r in frame[frame["value"].isna()].itertuples())
+    if frame["value"].isna().all():
+        return gone or NOTHING
+    numbers = report.joined(report.caption(_rows(frame.dropna(subset="value"))), gone)
+    return (f"{numbers} One pass: every training image forward and backward once, counted by the training loop; "
+            "measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
             "Unclear: 0 is in the interval; that of a single seed speaks about other test images only.")
 
 
@@ -352,7 +385,9 @@ def write_rows(store: Store, frame: pd.DataFrame) -> None:
 def _rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Lines as `report.estimates` takes them; a network is a method of its own, or what its column `line` says."""
     line = frame["line"] if "line" in frame else frame["method"] + " " + frame["at"]
-    return frame.assign(method=line, run=frame["run"] + line, images=frame["n"], metric="accuracy")
+    said = frame["run"].map(lambda run: frame.attrs.get("lost", {}).get(run, DIVERGED))
+    images = frame["n"].where(frame["value"].notna(), said)
+    return frame.assign(method=line, run=frame["run"] + line, images=images, metric="accuracy")
 
 
 def _accuracies(frame: pd.DataFrame, lines: dict[str, tuple], names: tuple[str, ...]) -> pd.DataFrame:
@@ -368,7 +403,9 @@ def _accuracies(frame: pd.DataFrame, lines: dict[str, tuple], names: tuple[str, 
 
 
 def _cell(r) -> str:
-    """`percent` of a line of estimates, its interval cut to what an accuracy can be."""
+    """`percent` of a line of estimates, its interval cut to what an accuracy can be; without a value what is said of it."""
+    if math.isnan(r.value):
+        return r.absent
     return percent(r.value, max(r.low, 0.0), min(r.high, 1.0))
 
 
@@ -408,8 +445,8 @@ def _said(found: tuple) -> str:
     return f"{points(value, low, high)} ({word}; {images:,} images, seeds: {seeds})"
 
 
-def _points(found: tuple | None) -> str:
-    return points(*found[2:5]) if found else NOT_RUN
+def _points(found: tuple | None, missing: str = NOT_RUN) -> str:
+    return points(*found[2:5]) if found else missing
 
 
 def _size(n: Network) -> int:
@@ -435,7 +472,7 @@ def _geometric(values: Sequence[float]) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*np.exp(stats.student_interval(logs)[:3]))
 
 
-def _listed(values) -> str:
+def _listed(values, missing: str = NOT_RUN) -> str:
     """Numbers of several seeds, once where all are the same."""
     values = [str(v) for v in values]
-    return ", ".join(values if len(set(values)) > 1 else values[:1]) or NOT_RUN
+    return ", ".join(values if len(set(values)) > 1 else values[:1]) or missing

@@ -13,9 +13,9 @@ import pandas as pd
 from . import aft_claims, compare, course_claims, public, rules, smoothing_claims, stats
 from .config import EvalSpec
 from .effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
-from .report import eps_label, to_markdown
+from .report import dataset_label, eps_label, method_label, to_markdown, unique
 from .rules import Claim, Rule
-from .runs import Job, Store, Task, read_json, write_json
+from .runs import NOT_RUN, Job, Store, Task, read_json, write_json
 from .strength import strength
 
 
@@ -33,6 +33,7 @@ class Verdict:
     runs: tuple[str, ...] = ()
     not_counted: int = 0  # finished runs that began before the rule
     commands: tuple[str, ...] = field(default=())
+    diverged: tuple[str, ...] = ()  # runs that it asks for, in words
 
 
 def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
@@ -46,9 +47,11 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     wanted = {name for pair in pairs for name in pair}
     of_course, certified = rule.measure in course_claims.MEASURES, rule.measure in smoothing_claims.MEASURES
     finetuned = rule.measure in aft_claims.MEASURES
-    jobs = [job for job in jobs if job.settled and job.spec.data.name in (rule.datasets or (job.spec.data.name,))
+    jobs = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,))
             and (smoothing_claims.concerns(job, rule) if certified else aft_claims.concerns(job, rule) if finetuned else
                  (job.spec.follow if of_course else job.evals) and not job.ship and job.spec.method.name in wanted)]
+    lost = tuple(unique(_named(job) for job in jobs if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
+    jobs = [job for job in jobs if job.settled]
     diverged = [job.spec for job in jobs if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
     jobs = [job for job in jobs if store.run(job.spec)]
     counted, not_counted = [], 0
@@ -60,7 +63,8 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
         counts = stamp == rule.stamp or rule.measure == "shown"  # where nothing is judged, everything may be shown
         counted += [job] if counts else []
         not_counted += not counts
-    common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store.preset)}
+    common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store.preset),
+              "diverged": lost}
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
 
@@ -101,6 +105,13 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
 def judge_all(store: Store, jobs: Sequence[Job], notebook: str) -> list[Verdict]:
     """Verdicts on all claims of one notebook."""
     return [judge(claim, store, jobs) for claim in rules.claims() if claim.notebook == notebook]
+
+
+def _named(job: Job) -> str:
+    part = dict(job.labels)
+    what = f"{part['pretraining']} → {part['finetuning']}, {part['norm']} norm" if "finetuning" in part else method_label(
+        job.spec.method.name)
+    return f"{what} on {dataset_label(job.spec.data.name)}, seed {job.spec.seed}"
 
 
 def commands(claim: Claim, preset: str) -> tuple[str, ...]:
@@ -212,7 +223,8 @@ def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "why": v.why + (f". {v.remark}" if v.remark else ""),
             "effect": "; ".join(map(str, v.effects or mine)) or "none yet",
             "robust at": eps_label(robust.eps, robust.threat) if robust else "—",
-            "n": counts + (f"; began before the rule: {v.not_counted}" if v.not_counted else ""),
+            "n": counts + (f"; began before the rule: {v.not_counted}" if v.not_counted else "")
+            + (f"; diverged: {'; '.join(v.diverged)}" if v.diverged else ""),
             "stated by": f"{v.claim.paper}: {v.claim.source} ({v.claim.certainty})" + (
                 f"; {public.reported(*v.claim.reported)} points" if v.claim.reported else ""),
             "reproduce": "; ".join(v.commands)})
@@ -223,7 +235,8 @@ def summary(store: Store, paper: str = "") -> str:
     """The verdicts in claims.json of the store as a short Markdown table, all or those on one paper (the start of its name)."""
     path = store.root / "claims.json"
     stored = read_json(path) if path.exists() else {}
-    lines = [{"claim": name, "sentence": c["sentence"], "verdict": c["verdict"], "why": c["why"]} for name, c in stored.items()
+    lines = [{"claim": name, "sentence": c["sentence"], "verdict": c["verdict"], "why": c["why"] + (
+        f"; diverged: {'; '.join(c['diverged'])}" if "diverged" in c else "")} for name, c in stored.items()
              if c["paper"].startswith(paper)]
     return to_markdown(pd.DataFrame(lines, columns=["claim", "sentence", "verdict", "why"]))
 
@@ -257,7 +270,8 @@ def _record(v: Verdict) -> dict:
     return {"paper": c.paper, "notebook": c.notebook, "sentence": c.sentence, "source": c.source, "certainty": c.certainty,
             "rule": rule.text, "stamp": rule.stamp, "preset": v.preset, "verdict": v.verdict, "why": v.why, "remark": v.remark,
             "effects": [_plain(e) for e in v.effects], "detail": [_plain(e) for e in v.detail], "runs": list(v.runs),
-            "runs_before_the_rule": v.not_counted, "commands": list(v.commands)}
+            "runs_before_the_rule": v.not_counted, "commands": list(v.commands)} | (
+                {"diverged": list(v.diverged)} if v.diverged else {})
 
 
 def _plain(e: Effect) -> dict:

@@ -13,7 +13,7 @@ import pandas as pd
 from . import stats
 from .config import EvalSpec
 from .report import MEAN, dataset_label, header, method_label, points, spread, unique
-from .runs import Job, Store
+from .runs import DIVERGED, NOT_RUN, Job, Store
 
 PAIRS = (("twins_at", "at"), ("twins_trades", "trades"))
 BASELINES = tuple((name, "at") for name in ("distill", "feature_distill", "l2sp", "joint", "joint_uot", "frozen_at",
@@ -73,7 +73,8 @@ def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
         pairs: (method, baseline) names; a pair is used on every data set where `jobs` has both.
     Returns:
         One line per (dataset, method, baseline, seed) and measurement, in the order of `jobs`: value with the 95 %
-        interval of `stats.paired_difference` over its n images; NaN where a run or a measurement is not done.
+        interval of `stats.paired_difference` over its n images; NaN where a run or a measurement is not done, absent says
+        why.
     Raises:
         ValueError: see `paired_masks`.
     """
@@ -81,8 +82,9 @@ def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
     for method, baseline in pairs:
         for dataset, e, seed, masks in paired_masks(store, jobs, method, baseline):
             found = stats.paired_difference(*masks)[:3] if masks else [math.nan] * 3
-            out.append([dataset, method, baseline, str(seed), *_measurement(e), e.images, *found])
-    return pd.DataFrame(out, columns=["dataset", "method", "baseline", "seed", *MEASURED, "n", "value", "low", "high"])
+            absent = "" if masks else _absent(store, jobs, (method, baseline), dataset, _measurement(e), seed)
+            out.append([dataset, method, baseline, str(seed), *_measurement(e), e.images, *found, absent])
+    return pd.DataFrame(out, columns=["dataset", "method", "baseline", "seed", *MEASURED, "n", "value", "low", "high", "absent"])
 
 
 def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -92,7 +94,8 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
         One line per (dataset, method, baseline) and measurement. With one seed the interval is that of
         `stats.paired_difference` and speaks about other images, with more that of `stats.crossed_difference`, about other
         images and other seeds. p_holm is corrected over the data sets of a comparison (Holm). A line with dataset "mean"
-        follows where a comparison has at least three data sets, with the interval of `mean_interval`. Not done: NaN with 0 seeds.
+        follows where a comparison has at least three data sets, with the interval of `mean_interval`. Not done: NaN with 0 seeds,
+        and absent says why.
     Raises:
         ValueError: see `paired_masks`.
     """
@@ -106,13 +109,22 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
                 lines.append([dataset, *over_seeds([both for _, both in mine if both], mine[0][0])])
             done = [i for i, line in enumerate(lines) if line[2]]
             corrected = dict(zip(done, stats.holm([lines[i][6] for i in done]), strict=True)) if done else {}
-            lines = [[*line, corrected.get(i, math.nan)] for i, line in enumerate(lines)]
+            words = ["" if line[2] else _absent(store, jobs, (method, baseline), line[0], measured) for line in lines]
+            lines = [[*line, corrected.get(i, math.nan), word] for i, (line, word) in enumerate(zip(lines, words, strict=True))]
             if len(done) >= LEAST_DATASETS:
                 least = [min(lines[i][k] for i in done) for k in (1, 2)]  # images, seeds
-                lines.append([MEAN, *least, *mean_interval([lines[i][3:6] for i in done]), math.nan, math.nan])
+                lines.append([MEAN, *least, *mean_interval([lines[i][3:6] for i in done]), math.nan, math.nan, ""])
             out += [[d, method, baseline, *measured, *rest] for d, *rest in lines]
     return pd.DataFrame(out, columns=["dataset", "method", "baseline", *MEASURED, "n", "seeds", "value", "low", "high", "p_value",
-                                      "p_holm"])
+                                      "p_holm", "absent"])
+
+
+def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], dataset: str, measured: tuple,
+            seed: int | None = None) -> str:
+    """Why a comparison has no value: what is said of a run of it that diverged, else "not run"."""
+    words = (store.absent(job, e) for job in jobs if job.spec.method.name in pair and job.spec.data.name == dataset
+             and seed in (None, job.spec.seed) for e in job.evals if _measurement(e) == measured)
+    return next((word for word in words if word != NOT_RUN), NOT_RUN)
 
 
 def mean_interval(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
@@ -166,14 +178,16 @@ def reading(found: pd.DataFrame) -> str:
     """`differences` in words: on how many data sets each method is above its baseline, and where that is significant."""
     sentences = []
     for (method, baseline), group in found[found["dataset"] != MEAN].groupby(["method", "baseline"], sort=False):
-        parts, missing, done = [], int(group["value"].isna().sum()), group.dropna(subset="value")
+        parts, done = [], group.dropna(subset="value")
+        gone = sum(word.startswith(DIVERGED) for word in group[group["value"].isna()].get("absent", ()))
         for (threat, eps, attack), g in done.groupby(["threat", "eps", "attack"], sort=False):
             certain = g[g["p_holm"] <= 0.05]["value"]
             parts.append(f"{header(attack, threat, eps)} is higher in {(g['value'] > 0).sum()} of {len(g)} "
                          f"(significantly in {(certain > 0).sum()}, significantly lower in {(certain < 0).sum()})")
         seeds = f"data sets, {_range(done['seeds'].min(), done['seeds'].max(), 'seed')}" if len(done) else "no data set"
         head = f"{method_label(method)} against {method_label(baseline)} on the same test images ({seeds}): "
-        tail = f"; {missing} comparison{'' if missing == 1 else 's'} not run" if missing else ""
+        counts = {NOT_RUN: len(group) - len(done) - gone, DIVERGED: gone}
+        tail = "".join(f"; {n} comparison{'' if n == 1 else 's'} {word}" for word, n in counts.items() if n)
         sentences.append(head + ("; ".join(parts) or "nothing measured yet") + tail + ".")
     return " ".join(sentences)
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import stats
+from . import report, stats
 from .config import RunSpec
-from .runs import Job, Store
+from .runs import NOT_RUN, Job, Store
 
 KEYS = ["dataset", "method", "seed"]
 LAST = 5  # measured epochs whose mean stands for the end of training (Rice et al. 2020)
@@ -21,12 +21,14 @@ RATES = ("lr_over_w2", "angle")
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """A finished run with its arrays (`follow.Follower.arrays`) and its per-epoch rows."""
+    """A finished run with its arrays (`follow.Follower.arrays`) and its per-epoch rows; or one that diverged, without arrays,
+    with the rows until then and what is said in place of its numbers (`absent`)."""
 
     spec: RunSpec
     arrays: dict[str, np.ndarray]
     epochs: list[dict]
     train_images: int
+    absent: str = ""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -38,7 +40,7 @@ class Course:
 
 
 def finished(store: Store, jobs: Sequence[Job]) -> list[Course]:
-    """The courses of those of `jobs` that are followed and finished, in their order.
+    """The courses of those of `jobs` that are followed and finished, or have diverged, in their order.
 
     Raises:
         ValueError: two runs for one data set, method and seed, or runs of one data set on other test images.
@@ -46,10 +48,11 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Course]:
     out, splits = {}, {}
     for job in jobs:
         arrays = store.course(job.spec) if job.spec.follow else None
-        if arrays is None:
+        absent = store.absent(job) if job.spec.follow and arrays is None else ""
+        if arrays is None and absent in ("", NOT_RUN):
             continue
-        record = store.run(job.spec)
-        course = Course(job.spec, arrays, record["epochs"], record["train_images"])
+        images = (store.run(job.spec) or {"train_images": 0})["train_images"]
+        course = Course(job.spec, arrays or {}, store.epochs(job.spec), images, absent)
         if out.setdefault(tuple(course.keys), course).spec != job.spec:
             raise ValueError(f"expected one run per data set, method and seed, got two for {', '.join(map(str, course.keys))}")
         d = job.spec.data
@@ -57,6 +60,21 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Course]:
         if splits.setdefault(d.name, images) != images:
             raise ValueError(f"expected all runs on {d.name} on the same test images, got {images} and {splits[d.name]}")
     return list(out.values())
+
+
+def lost(courses: Sequence[Course]) -> dict[tuple[str, str, int], str]:
+    """KEYS of the runs that diverged -> what stands for them; frames of several runs carry it in their attrs, as `lost`."""
+    return {tuple(c.keys): c.absent for c in courses if c.absent}
+
+
+def lost_text(courses: Sequence[Course]) -> str:
+    """The runs that diverged in words, empty if none did."""
+    return report.lost_text(f"{report.method_label(m)}, seed {s} ({report.dataset_label(d)})" for d, m, s in lost(courses))
+
+
+def _with_lost(frame: pd.DataFrame, courses: Sequence[Course]) -> pd.DataFrame:
+    frame.attrs["lost"] = lost(courses)
+    return frame
 
 
 # -- weights ------------------------------------------------------------------------------------------------------------
@@ -80,7 +98,8 @@ def quantities(courses: Sequence[Course]) -> pd.DataFrame:
         frame["lr_over_w2"] = frame["lr"] / frame["w_norm"] ** 2
         frame["relative_step"] = frame["lr"] * frame["g_norm"] / frame["w_norm"]
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*KEYS, "layer", "depth", "convolution"])
+    empty = pd.DataFrame(columns=[*KEYS, "layer", "depth", "convolution"])
+    return _with_lost(pd.concat(frames, ignore_index=True) if frames else empty, courses)
 
 
 def rates(courses: Sequence[Course]) -> pd.DataFrame:
@@ -116,13 +135,13 @@ def drift(courses: Sequence[Course]) -> pd.DataFrame:
                 "epoch": a["drift_epoch"], "layer": a["drift_layer"], "depth": [layers.index(name) for name in a["drift_layer"]],
                 "mean_drift": a["drift_mean"], "log_var_drift": a["drift_log_var"]}))
     columns = [*KEYS, "epoch", "layer", "depth", "mean_drift", "log_var_drift"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    return _with_lost(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns), courses)
 
 
 def stable(course: Course) -> bool:
-    """True if no epoch's training loss exceeds the first's (a run that diverged has no course)."""
+    """True if no epoch's training loss exceeds the first's and the run has not diverged."""
     losses = [row["train_loss"] for row in course.epochs]
-    return all(math.isfinite(loss) and loss <= losses[0] for loss in losses)
+    return not course.absent and all(math.isfinite(loss) and loss <= losses[0] for loss in losses)
 
 
 # -- leaving the start ----------------------------------------------------------------------------------------------------
@@ -130,7 +149,7 @@ def early_losses(courses: Sequence[Course], epochs: int) -> pd.DataFrame:
     """PGD loss on the fixed training images after each of epochs 0 to `epochs`: KEYS, epoch, loss (nats, mean over images)."""
     lines = [[*course.keys, int(epoch), float(losses.mean())] for course in courses if "train_loss" in course.arrays
              for epoch, losses in zip(course.arrays["epoch"], course.arrays["train_loss"], strict=True) if epoch <= epochs]
-    return pd.DataFrame(lines, columns=[*KEYS, "epoch", "loss"])
+    return _with_lost(pd.DataFrame(lines, columns=[*KEYS, "epoch", "loss"]), courses)
 
 
 def training_losses(courses: Sequence[Course], smooth: int = 5) -> pd.DataFrame:
@@ -165,7 +184,7 @@ def escape_times(courses: Sequence[Course], baseline: str = "at") -> pd.DataFram
         for method, mine in group.groupby("method", sort=False):
             below = mine.loc[mine["loss"] < threshold, "epoch"]
             lines.append([dataset, method, seed, threshold, below.iloc[0] if len(below) else math.inf])
-    return pd.DataFrame(lines, columns=[*KEYS, "threshold", "epochs"])
+    return _with_lost(pd.DataFrame(lines, columns=[*KEYS, "threshold", "epochs"]), courses)
 
 
 # -- best and last --------------------------------------------------------------------------------------------------------

@@ -35,9 +35,12 @@ def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[
 
 
 class Diverged(ValueError):
-    """Loss, weights or logits are no longer finite: this run has failed, others need not.
+    """Loss, weights or logits are no longer finite: the result of this run, and no failure.
 
-    `epochs` holds the per-epoch rows of a training run up to its last good epoch.
+    Args:
+        epochs: per-epoch rows of a training run until then.
     """
 
-    epochs: Sequence[dict] = ()
+    def __init__(self, message: str, epochs: Sequence[dict] = ()) -> None:
+        super().__init__(message)
+        self.epochs = list(epochs)

@@ -35,7 +35,8 @@ def forest_plot(differences: pd.DataFrame, robust: tuple[str, str, float] | None
     A marker is filled where the Holm-adjusted p is at most 0.05; means are not tested and always filled. Both panels
     have the same scale. Differences far from most others do not stretch it: they are an arrow head at the edge with the
     number beside it, and bars that leave the panel end in an arrow head. A row says on how many seeds it rests if that
-    number differs within `differences`. Lines without a value are left out; a row without any is "not run".
+    number differs within `differences`. Lines without a value are left out; a row without any is "not run" or what their column
+    absent says.
 
     Args:
         differences: as `compare.differences` makes them, values in fractions; data set "mean" is the mean over data sets.
@@ -47,6 +48,8 @@ def forest_plot(differences: pd.DataFrame, robust: tuple[str, str, float] | None
     """
     lines = _checked(differences)
     robust = _measurement(lines, robust)
+    absent = differences[differences["value"].isna()] if "absent" in differences else differences.iloc[:0]
+    words = {(r.method, r.baseline): r.absent for r in absent.itertuples() if r.absent != report.NOT_RUN}
     panels = [_single(lines[lines["attack"] == "none"]), _single(lines[_is(lines, robust)])]
     drawn = pd.concat(panels)
     names = [d for d in dict.fromkeys(lines["dataset"]) if d != "mean"]
@@ -69,7 +72,7 @@ def forest_plot(differences: pd.DataFrame, robust: tuple[str, str, float] | None
                 for line in mine.itertuples():
                     _difference(ax, places[line.dataset], line, looks[line.dataset], limits, BANDS[i % 2])
                 if mine.empty:
-                    _not_run(ax, (top + bottom) / 2, side=1 if sum(limits) > 0 else -1)
+                    _say(ax, (top + bottom) / 2, words.get(pair, report.NOT_RUN), side=1 if sum(limits) > 0 else -1)
             ax.tick_params(axis="y", length=0)
             ax.grid(axis="y", visible=False)
             ax.spines["left"].set_visible(False)
@@ -199,7 +202,7 @@ def _difference(ax: Axes, y: float, line: tuple, look: dict, limits: tuple[float
                         bbox={"facecolor": band, "edgecolor": "none", "pad": 0.4})
 
 
-def _not_run(ax: Axes, y: float, side: int) -> None:
-    """Says so beside the line at 0, to its right (1) or left (-1)."""
-    ax.annotate(report.NOT_RUN, (0, y), (4 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right",
+def _say(ax: Axes, y: float, word: str, side: int) -> None:
+    """Write why there is nothing beside the line at 0, to its right (1) or left (-1)."""
+    ax.annotate(word, (0, y), (4 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right",
                 va="center", fontsize=SMALL, color="#555555")

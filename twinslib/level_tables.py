@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import public, stats
+from . import public, report, stats
 from .report import NOT_RUN, dataset_label, method_label, percent, points, unique
 from .rules import Cell
-from .runs import Job, Store
-from .smoothing_cells import Measured, cell_of, planned, select, stack
+from .runs import DIVERGED, Job, Store
+from .smoothing_cells import Measured, absent, cell_of, lost, planned, select, stack
 from .smoothing_claims import costs
 from .smoothing_grid import CROSSED
-from .smoothing_tables import CONSTANT, NOTHING, RADII, dagger, main_lines, name, norm_name
+from .smoothing_tables import CONSTANT, NOTHING, RADII, dagger, main_lines, name, norm_name, said
 
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
 ONE = Cell(pretraining="mixed", finetuning="clean", norm="group")
@@ -50,13 +50,14 @@ def envelope_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[flo
                    radii: Sequence[float] = RADII) -> pd.DataFrame:
     """For each radius the best noise level of the one network and of each family of several, one minus several in points, and
     what the best constant answer earns at the best of the levels; what is close to such an answer is marked."""
-    lines = []
+    lines, gone = [], lost(found)
     for label, cell in MANY.items():
-        chosen = select(found, dataset, [(c.at(s), s) for s in sigmas for c in (ONE, cell)], radii)
+        needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
+        chosen, word = select(found, dataset, needed, radii), absent(gone, dataset, needed)
         for i, r in enumerate(radii):
             line = {"data set": dataset_label(dataset), "one network": f"{name(ONE.pretraining)} → {name(ONE.finetuning)}",
-                    "one for each level": label, "r": f"{r:g}", "seeds": "0", "one": NOT_RUN, "several": NOT_RUN,
-                    "difference (points)": NOT_RUN, CONSTANT: NOT_RUN}
+                    "one for each level": label, "r": f"{r:g}", "seeds": "0", "one": word, "several": word,
+                    "difference (points)": word, CONSTANT: word}
             if chosen:
                 best = []
                 for c in (ONE, cell):
@@ -77,7 +78,10 @@ def envelope_reading(frame: pd.DataFrame) -> str:
     """How the one network stands against several, by family, from `envelope_table`."""
     out = []
     for label, group in frame.groupby("one for each level", sort=False):
-        done = group[group["difference (points)"] != NOT_RUN]
+        words = group["difference (points)"]
+        done = group[words.str.startswith(("+", "-"))]
+        if words.str.startswith(DIVERGED).any():
+            out.append(f"against {label} not known, as a network {DIVERGED}")
         if len(done):
             out.append(f"against {label} the difference is " + ", ".join(
                 f"{text.split(' ')[0]} at r {r}" for r, text in zip(done["r"], done["difference (points)"], strict=True)))
@@ -87,13 +91,15 @@ def envelope_reading(frame: pd.DataFrame) -> str:
 def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
     """Image passes of training (one training pass counts as three) and of certification at all noise levels, one network
     against one for each level; means over seeds."""
-    lines = []
+    lines, gone = [], lost(found)
     for label, cell in {"one network": ONE, **MANY}.items():
-        chosen = select(found, dataset, [(c.at(s), s) for s in sigmas for c in (ONE, cell)], ())
+        needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
+        chosen = select(found, dataset, needed, ())
         seeds = list(next(iter(chosen.values()))) if chosen else []
         spent = np.array([[costs([chosen[c.at(s), s][seed] for s in sigmas], store) for c in (ONE, cell)] for seed in seeds])
         if not seeds:
-            lines.append(dict.fromkeys(("training", "certification", "all", "one / these"), NOT_RUN) | {"networks": label})
+            word = absent(gone, dataset, needed)
+            lines.append(dict.fromkeys(("training", "certification", "all", "one / these"), word) | {"networks": label})
             continue
         one, mine = spent.mean(0)
         lines.append({"networks": label, "training": f"{mine[0] / 1e6:.3g} M", "certification": f"{mine[1] / 1e6:.3g} M",
@@ -114,7 +120,7 @@ def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
 def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """Average certified radius, mean over the noise levels, by pre-training and strength of clean fine-tuning (`STRENGTHS`), with
     its learning rate times epochs; reference: fine-tuned with noise of each level. chance: of the best constant answer; constant:
-    whether it is close to one at one of the levels."""
+    whether it is close to one at one of the levels; absent: what stands for a missing one."""
     main = main_lines(frame)
     acr = main[(main["measure"] == "acr") & (main["norm"] == "group") & ~main["restat"]]
     optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
@@ -132,9 +138,11 @@ def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
                 value, chance = ([float(np.mean([lines[k].iloc[0] for lines in found])) for k in ("value", "chance")] if whole
                                  else [math.nan] * 2)
                 optim = optims.get((dataset, fine))
+                word = "" if whole else said(frame, dataset, *zip(cells, sigmas, strict=True))
                 out.append([dataset, pretraining, fine, optim.lr if optim else math.nan, optim.epochs if optim else math.nan,
-                            value, chance, whole and any(lines["constant"].iloc[0] for lines in found)])
-    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "chance", "constant"])
+                            value, chance, whole and any(lines["constant"].iloc[0] for lines in found), word])
+    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "chance", "constant",
+                                      "absent"])
 
 
 def strength_reading(frame: pd.DataFrame) -> str:
@@ -148,7 +156,10 @@ def strength_reading(frame: pd.DataFrame) -> str:
                              + dagger(r.constant) for r in done.itertuples())
             out.append(f"{dataset_label(dataset)}: of the average certified radius of fine-tuning with noise, mixed pre-training "
                        f"keeps {kept}; the {CONSTANT} has {100 * done['chance'].max() / reference.iloc[0]:.0f} % of it")
-    return ". ".join(out) + "." if out else NOTHING
+    gone = frame[frame.get("absent", pd.Series("", frame.index)).str.startswith(DIVERGED)]
+    lost_ones = report.lost_text(f"{name(r.pretraining)} → {name(r.finetuning)} ({dataset_label(r.dataset)})"
+                                 for r in gone.itertuples())
+    return report.joined(". ".join(out) + "." if out else "", lost_ones, otherwise=NOTHING)
 
 
 def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[float] = (0.0, 0.25, 0.5)) -> pd.DataFrame:
@@ -159,12 +170,12 @@ def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[floa
         if p.cell.pretraining != CROSSED:
             continue
         mine = family(frame, p.dataset, p.cell, [p.certification.sigma])
-        at = {r.radius: r for r in mine.itertuples()}
+        at, word = {r.radius: r for r in mine.itertuples()}, said(frame, p.dataset, (p.cell, p.certification.sigma))
         lines.append({"data set": dataset_label(p.dataset), "method": method_label(p.cell.finetuning),
                       "σ": f"{p.certification.sigma:g}", "seeds": str(mine["seeds"].max() if len(mine) else 0)} | {
-                          f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else NOT_RUN for r in radii} | {
+                          f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else word for r in radii} | {
                           "one class": f"{100 * mine['one_class'].max():.0f} %{dagger(mine['constant'].any())}" if len(mine)
-                          else NOT_RUN, CONSTANT: f"{100 * mine['chance'].max():.1f}" if len(mine) else NOT_RUN})
+                          else word, CONSTANT: f"{100 * mine['chance'].max():.1f}" if len(mine) else word})
     return pd.DataFrame(lines).drop_duplicates() if lines else pd.DataFrame(columns=["data set", "method", "σ"])
 
 
@@ -176,14 +187,18 @@ def crossed_reading(frame: pd.DataFrame, jobs: Sequence[Job]) -> str:
         if len(acr):
             best = acr.loc[acr["value"].idxmax()]
             out.append(f"{method_label(cell.finetuning)} {best['value']:.3f} (σ {best['sigma']:g}){dagger(best['constant'])}")
+        elif (word := said(frame, dataset, *((cell, s) for s in levels(jobs, cell)))) != NOT_RUN:
+            out.append(f"{method_label(cell.finetuning)} {word}")
     return f"Largest average certified radius of each method over its noise levels: {'; '.join(out)}." if out else NOTHING
 
 
 def confidence_reading(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> str:
     """Share of images whose label gets more than half of the votes, and nearly all; of a constant answer."""
-    out = []
+    out, gone = [], lost(found)
     for sigma in sigmas:
         shares = label_shares(found, dataset, ONE, sigma)
+        if (word := absent(gone, dataset, [(ONE, sigma)])) != NOT_RUN:
+            out.append(f"σ {sigma:g}: {word}")
         if len(shares):
             half, sure = (100 * np.mean(shares > share) for share in (0.5, 0.99))
             out.append(f"σ {sigma:g}: above one half for {half:.0f} % of the images, above 0.99 for {sure:.0f} %")
@@ -195,7 +210,7 @@ def confidence_reading(found: Sequence[Measured], dataset: str, sigmas: Sequence
 def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: float) -> np.ndarray:
     """Share of votes for the label of every image and seed, of the certification with most draws that did not look at labels."""
     mine = [m for m in found if (m.dataset, m.cell, m.sigma) == (dataset, cell.at(sigma), sigma)
-            and not m.certification.stop_if_wrong]
+            and not m.certification.stop_if_wrong and not m.absent]
     most = max((m.certification.n for m in mine), default=0)
     return np.concatenate([m.shares.label for m in mine if m.certification.n == most]) if mine else np.empty(0)
 
@@ -207,10 +222,11 @@ def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.D
     for label, cell in {"one network, mixed → clean": ONE, **MANY}.items():
         best = envelope(family(main_lines(frame), dataset, cell, levels(jobs)))
         at = {r.radius: f"{100 * r.value:.1f}{dagger(r.constant)}" for r in best.itertuples()}
+        word = said(frame, dataset, *((cell.at(s), s) for s in levels(jobs)))
         spec = next((p for p in planned(jobs) if p.dataset == dataset and p.cell == ONE), None)
         about = best.iloc[0] if len(best) else None
         lines.append({"who": "ours", "method": label, "network": spec.spec.model.arch if spec else "",
-                      **{f"r {r:g}": at.get(r, NOT_RUN) for r in radii},
+                      **{f"r {r:g}": at.get(r, word) for r in radii},
                       "images": f"first {about['images']:,} of a fixed order" if about is not None else "",
                       "n": f"{about['n']:,}" if about is not None else "",
                       "α": f"{about['alpha']:g}" if about is not None else "", "source": ""})

@@ -19,9 +19,9 @@ from . import course, overfit_tables, public
 from .config import RunSpec
 from .course import LAST, Course
 from .effects import pair_label
-from .overfit_tables import PLATEAUS, SCHEDULES, SLOW, attack_text, by_key, first_drop, ordered, schedule_label
+from .overfit_tables import PLATEAUS, SCHEDULES, SLOW, absent, attack_text, by_key, first_drop, ordered, schedule_label
 from .plots import LOOKS, OTHERS, SMALL, WIDTH, style, tick
-from .report import DATASETS, NOT_RUN, dataset_label, method_label, unique
+from .report import DATASETS, dataset_label, method_label, unique
 from .runs import Job
 from .schedules import factor
 
@@ -59,7 +59,7 @@ def method_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
                 epochs = overfit_tables.ending(group[0])
                 ax.axvspan(epochs[0], epochs[-1], color=BAND, linewidth=0, zorder=0)
                 _drops(ax, spec)
-            _course(ax, group, looks[method])
+            _course(ax, group, looks[method], absent(courses, dataset, method))
         axes[0].set_xlim(0, max(spec.optim.epochs for _, spec in plan) * 1.02)
         axes[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         fig.supxlabel(_epoch_label(plan))
@@ -87,8 +87,10 @@ def gap_plot(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     against = {(row.dataset, (row.method, row.baseline)): (row.value, row.low, row.high, row.seeds)
                for row in course.gap_differences(courses, list(dict.fromkeys(p for _, p in pairs))).itertuples()}
     most = max((found[3] for found in own.values()), default=0)
-    left = [(_label(method_label(m), d, several, own.get((d, m)), most), own.get((d, m))) for d, m in plan]
-    right = [(_label(pair_label(p), d, several, against.get((d, p)), most), against.get((d, p))) for d, p in pairs]
+    left = [(_label(method_label(m), d, several, own.get((d, m)), most), own.get((d, m)) or absent(courses, d, m))
+            for d, m in plan]
+    right = [(_label(pair_label(p), d, several, against.get((d, p)), most), against.get((d, p)) or absent(courses, d, *p))
+             for d, p in pairs]
     rows = max(sum(1 + label.count("\n") for label, _ in side) for side in (left, right))
     with style():
         fig = Figure(figsize=(WIDTH, 0.125 * rows + 0.09 * max(len(left), len(right)) + 0.75))
@@ -96,7 +98,7 @@ def gap_plot(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
         for ax, side, title in zip(axes, (left, right), ("gap", "difference of gaps"), strict=True):
             _dots(ax, side)
             ax.set_title(title)
-        ends = [100 * x for _, found in (*left, *right) if found for x in found[1:3]]
+        ends = [100 * x for _, found in (*left, *right) if not isinstance(found, str) for x in found[1:3]]
         span = (min([*ends, 0.0]), max([*ends, 0.0]))
         margin = 0.05 * max(span[1] - span[0], 1)
         for ax in axes:  # one scale: a difference can be held against a gap
@@ -135,7 +137,7 @@ def schedule_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
                                   color=BAND, linewidth=0, zorder=0)
             if method != "at" and (dataset, "at") in found:
                 _mean(ax, found[dataset, "at"], "test_robust", color=GREY, linewidth=0.9)
-            _course(ax, found.get((dataset, method), []), OF_SCHEDULES[method])
+            _course(ax, found.get((dataset, method), []), OF_SCHEDULES[method], absent(courses, dataset, method))
             ax.set_xlim(0, spec.optim.epochs)
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[0, 0].set(ylabel="learning rate", ylim=(0, None))
@@ -163,7 +165,7 @@ def scratch_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     with style():
         fig = Figure(figsize=(WIDTH, 3.3))
         robust, clean = fig.subplots(1, 2)
-        _course(robust, group, SCRATCH, share=True)
+        _course(robust, group, SCRATCH, absent(courses, dataset, "at_random"), share=True)
         if group:
             _lines(clean, group, "test_clean", share=True, color=SCRATCH["color"])
         for ax, key, marker in ((robust, "test_robust_error", "o"), (robust, "train_robust_error", "s"),
@@ -203,12 +205,12 @@ def plateau_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
         for (dataset, method), spec in plan:
             drop, group = first_drop(spec) or 0.0, found.get((dataset, method), [])
             if group:
-                _course(ax, group, OF_PLATEAUS[method], shift=drop)
+                _course(ax, group, OF_PLATEAUS[method], "", shift=drop)
             name = method_label(method).rsplit(", ", 1)[-1]
             handles.append(Line2D([], [], **OF_PLATEAUS[method], label=f"{name}: {drop:g} epochs"
-                                  + ("" if group else f" ({NOT_RUN})")))
+                                  + ("" if group else f" ({absent(courses, dataset, method)})")))
         if not any(key in found for key, _ in plan):
-            _not_run(ax)
+            _say(ax, absent(courses, plan[0][0][0], *PLATEAUS))
             ax.set(xticks=[], yticks=[])
         ax.axvline(0, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
         ax.set(xlabel="epochs after the first drop of the learning rate", ylabel=_error_label(plan))
@@ -277,10 +279,10 @@ def _label(name: str, dataset: str, several: bool, found: tuple | None, most: in
     return "\n".join(lines).replace("- ", "− ")
 
 
-def _course(ax: Axes, group: Sequence[Course], look: dict, share: bool = False, shift: float = 0.0) -> None:
-    """Robust error of one method's seeds on test and training images, and their best epochs."""
+def _course(ax: Axes, group: Sequence[Course], look: dict, word: str, share: bool = False, shift: float = 0.0) -> None:
+    """Robust error of one method's seeds on test and training images, and their best epochs; `word` where there is none."""
     if not group:
-        _not_run(ax)
+        _say(ax, word)
         return
     if "train_robust" in group[0].arrays:
         _lines(ax, group, "train_robust", share, shift, color=look["color"], linestyle=TRAIN, linewidth=1.1)
@@ -349,8 +351,8 @@ def _handles(courses: Sequence[Course], look: dict | None = None) -> list[Line2D
     return out
 
 
-def _dots(ax: Axes, rows: Sequence[tuple[str, tuple | None]]) -> None:
-    """A line for each row: marker and interval in points, or "not run"."""
+def _dots(ax: Axes, rows: Sequence[tuple[str, tuple | str]]) -> None:
+    """A line for each row: marker and interval in points, or the word that stands for them."""
     ax.axvline(0, color="#555555", linewidth=0.8, zorder=1)
     y, ticks = 0.0, []
     for i, (label, found) in enumerate(rows):
@@ -358,8 +360,8 @@ def _dots(ax: Axes, rows: Sequence[tuple[str, tuple | None]]) -> None:
         if i % 2 == 0:
             ax.axhspan(y, y + height, color="#F5F5F5", linewidth=0, zorder=0)
         ticks.append(y + height / 2)
-        if found is None:
-            ax.annotate(NOT_RUN, (0, ticks[-1]), (4, 0), textcoords="offset points", va="center", fontsize=SMALL, color="#555555")
+        if isinstance(found, str):
+            ax.annotate(found, (0, ticks[-1]), (4, 0), textcoords="offset points", va="center", fontsize=SMALL, color="#555555")
         else:
             value, low, high, _ = found
             clear = low > 0 or high < 0
@@ -373,8 +375,8 @@ def _dots(ax: Axes, rows: Sequence[tuple[str, tuple | None]]) -> None:
     ax.spines["left"].set_visible(False)
 
 
-def _not_run(ax: Axes) -> None:
-    ax.text(0.5, 0.9, NOT_RUN, ha="center", va="center", transform=ax.transAxes, color="#555555",
+def _say(ax: Axes, word: str) -> None:
+    ax.text(0.5, 0.9, word, ha="center", va="center", transform=ax.transAxes, color="#555555",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 2})
 
 

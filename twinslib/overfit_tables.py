@@ -14,7 +14,7 @@ from .config import RunSpec
 from .course import LAST, Course
 from .effects import pair_label
 from .objectives import OBJECTIVES
-from .report import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, method_label, percent, points, unique
+from .report import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, joined, method_label, percent, points, unique
 from .runs import Job
 from .schedules import factor
 
@@ -64,6 +64,11 @@ def by_key(courses: Sequence[Course]) -> dict[tuple[str, str], list[Course]]:
     return out
 
 
+def absent(courses: Sequence[Course], dataset: str, *methods: str) -> str:
+    """What stands for a number that needs all of `methods` on a data set and is not there: "diverged" where one of them did."""
+    return next((word for (d, m, _), word in course.lost(courses).items() if d == dataset and m in methods), NOT_RUN)
+
+
 def attack_text(specs: Sequence[RunSpec]) -> str:
     """PGD-10 at 8/255: the attack that the courses of `specs` are measured by."""
     return " or ".join(unique(f"{attack_label(f'pgd{s.follow.steps}')} at {eps_label(s.attack.eps, s.attack.threat)}"
@@ -72,17 +77,18 @@ def attack_text(specs: Sequence[RunSpec]) -> str:
 
 def caption(courses: Sequence[Course]) -> str:
     """By what robust error is measured, on how many images and over which seeds, from the runs themselves."""
+    gone, courses = course.lost_text(courses), [c for c in courses if not c.absent]
     if not courses:
-        return NOTHING
+        return gone or NOTHING
     test, train = ("/".join(f"{n:,}" for n in sorted({c.arrays[key].shape[1] for c in courses if key in c.arrays}))
                    for key in ("test_robust", "train_robust"))
     seeds = sorted({c.spec.seed for c in courses})
     single = min(map(len, by_key(courses).values()), default=1) == 1
     tail = ("Lines are means over seeds, thin lines single seeds. " if len(seeds) > 1 else "") + (
-        "Intervals of a single seed speak about other test images only." if single else "")
+        "Intervals of a single seed speak about other test images only. " if single else "")
     return (f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any "
             f"of its steps) and on {train or 'no'} training images (after its last step, without augmentation). "
-            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}").strip()
+            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}{gone}").strip()
 
 
 # -- early stopping -----------------------------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ def best_last_table(courses: Sequence[Course], jobs: Sequence[Job], patience: in
     for (dataset, method), spec in ordered(jobs).items():
         head = {"data set": dataset_label(dataset), "method": method_label(method), "of epochs": str(spec.optim.epochs)}
         if (dataset, method) not in frame:
-            lines.append(dict.fromkeys(columns, NOT_RUN) | head | {"seeds": "0"})
+            lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | head | {"seeds": "0"})
             continue
         row = frame[dataset, method]
         lines.append(head | {"seeds": str(row.seeds), "best epoch": _listed(row.epochs), best: _percent(row, "best"),
@@ -197,7 +203,8 @@ def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataF
     for dataset, pair in pairs(jobs):
         d = found.get((dataset, *pair))
         lines.append({"data set": dataset_label(dataset), "difference of gaps": pair_label(pair),
-                      "seeds": str(d.seeds if d else 0), "points": points(d.value, d.low, d.high) if d else NOT_RUN,
+                      "seeds": str(d.seeds if d else 0),
+                      "points": points(d.value, d.low, d.high) if d else absent(courses, dataset, *pair),
                       "gap": _word(d.low, d.high) if d else ""})
     return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
 
@@ -211,12 +218,13 @@ def schedule_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int
             continue
         row, early = frame.get((dataset, method)), above_early_stopping(courses, method, patience=patience).get(dataset)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
+        word = absent(courses, dataset, method)
         lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
                       f"share of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %",
-                      "robust, best": _percent(row, "best") if row else NOT_RUN,
-                      "robust, last": _percent(row, "last") if row else NOT_RUN,
-                      "gap (points)": points(row.gap, row.gap_low, row.gap_high) if row else NOT_RUN,
-                      "last - AT early stopped (points)": points(*early[:3]) if early else NOT_RUN,
+                      "robust, best": _percent(row, "best") if row else word,
+                      "robust, last": _percent(row, "last") if row else word,
+                      "gap (points)": points(row.gap, row.gap_low, row.gap_high) if row else word,
+                      "last - AT early stopped (points)": points(*early[:3]) if early else absent(courses, dataset, method, "at"),
                       "gap, public run from random weights": f"{100 * reference.gap:.1f} ({reference.rates})" if reference
                       else "none known"})
     return pd.DataFrame(lines)
@@ -244,9 +252,10 @@ def curves_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
             if (dataset, method) in frame and "train_robust" in found[dataset, method][0].arrays:
                 parts.append(f"{method_label(method)} {_signed(frame[dataset, method].gap)} and "
                              f"{_signed(_train_change(found[dataset, method]))}")
+        gone = any(d == dataset for d, _, _ in course.lost(courses))
         out.append(f"{dataset_label(dataset)}: " + (
             "from the best epoch to the end robust error changes, on test and on training images, by "
-            f"{'; '.join(parts)} points." if parts else NOTHING))
+            f"{'; '.join(parts)} points." if parts else "no number." if gone else NOTHING))
     return " ".join([*out, _missing(courses, jobs, methods(jobs))]).strip()
 
 
@@ -263,7 +272,7 @@ def early_reading(courses: Sequence[Course], patience: int = PATIENCE) -> str:
         word = {"larger": "higher", "smaller": "lower"}.get(_word(gain.low, gain.high), "not clearly different")
         out.append(f"{dataset_label(dataset)}: AT stopped early takes {100 * share:.0f} % of the training; robust accuracy of "
                    f"the network kept minus that at the end is {points(*gain[:3])} points: {word}.")
-    return " ".join(out) or NOTHING
+    return joined(*out, course.lost_text([c for c in courses if c.spec.method.name == "at"]), otherwise=NOTHING)
 
 
 def gap_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
@@ -311,7 +320,7 @@ def scratch_reading(courses: Sequence[Course]) -> str:
         out.append(text + (f" Public run ({theirs.model}, {theirs.rates}): {100 * theirs.best:.1f} % at epoch "
                            f"{theirs.best_epoch:g}, chosen on test images, and {100 * theirs.last:.1f} % at the end, gap "
                            f"{100 * theirs.gap:+.1f} points." if theirs else ""))
-    return " ".join(out) or "AT from random weights: not run."
+    return " ".join(out) or _none("AT from random weights", courses, "at_random")
 
 
 def plateau_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
@@ -325,7 +334,7 @@ def plateau_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
             said.append(f"{_signed(row.gap)} points after {drop:g} epochs at the peak rate")
         out.append(f"{dataset_label(d.dataset)}: the gap is {' and '.join(said)}; long minus short "
                    f"{points(d.value, d.low, d.high)}: {_word(d.low, d.high)}.")
-    return " ".join(out) or "Plateaus: not run."
+    return " ".join(out) or _none("Plateaus", courses, *PLATEAUS)
 
 
 def public_plateau_reading() -> str:
@@ -420,7 +429,15 @@ def _signed(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:+.1f}"  # no negative zero
 
 
+def _none(what: str, courses: Sequence[Course], *methods: str) -> str:
+    mine = [c for c in courses if c.spec.method.name in methods]
+    return f"{what}: {course.lost_text(mine) or f'{NOT_RUN}.'}"
+
+
 def _missing(courses: Sequence[Course], jobs: Sequence[Job], names: Sequence[str]) -> str:
     done = by_key(courses)
-    absent = unique(method_label(m) for d, m in planned(jobs) if m in names and (d, m) not in done)
-    return f"Not run: {'; '.join(absent)}." if absent else ""
+    said: dict[str, list[str]] = {}
+    for d, m in planned(jobs):
+        if m in names and (d, m) not in done:
+            said.setdefault(absent(courses, d, m).capitalize(), []).append(method_label(m))
+    return " ".join(f"{word}: {'; '.join(unique(labels))}." for word, labels in said.items())

@@ -15,7 +15,7 @@ import torch
 from . import arithmetic, data, models
 from .config import DataSpec, ModelSpec, RunSpec
 from .objectives import OBJECTIVES
-from .runs import Job, Store, Task
+from .runs import NOT_RUN, Job, Store, Task
 from .sources import SOURCES
 
 SURVIVORS = 0.35
@@ -152,6 +152,7 @@ def remaining_hours(store: Store, left: Sequence[Task], jobs: Sequence[Job]) -> 
 
 def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> str:
     """The plan as text: each run with its tasks left, their number, estimated hours and memory."""
+    jobs = [job for job in jobs if job.settled or store.absent(job) == NOT_RUN]  # else all that it could be has diverged
     waiting = {job.spec for job in jobs if not job.settled}
     merged: dict[RunSpec, Job] = {}  # one per run; what stands in costs as much as what it stands for
     for job in jobs:
@@ -169,7 +170,8 @@ def describe(store: Store, jobs: Sequence[Job], flops: float | None = None) -> s
         measure = sum(macs(t) for t in mine if t.evaluation is not None) / speed / 3600
         s = job.spec
         lines.append(f"{s.hash}  {s.method.name:12} {s.data.name:15} {s.model.arch:16} {s.seed:4}  {train:6.2f} h  "
-                     f"{measure:6.2f} h  {memory_bytes(s, store.device) / 2**30:4.1f} GiB" + ("" if mine else "  done")
+                     f"{measure:6.2f} h  {memory_bytes(s, store.device) / 2**30:4.1f} GiB"
+                     + ("" if mine else "  done" if store.run(s) or (word := store.absent(job)) == NOT_RUN else f"  {word}")
                      + ("  to be tuned" if s in waiting else ""))
     hours = sum(map(macs, left)) / speed / 3600
     memory = max(memory_bytes(job.spec, store.device) for job in jobs) / 2**30

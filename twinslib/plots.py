@@ -39,6 +39,7 @@ SMALL = 7  # points; no text is smaller
 RADII = (5.5, 8, 11, 14, 18, 22, 27, 32, 38, 46)  # points from a dot to its number, tried in this order
 TURNS = [math.pi * i / 8 for i in (0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15)]  # right, left, above, below first
 TICKS = (1, 2, 5, 10, 20, 50)  # points between ticks
+SAID = {"ha": "center", "va": "center", "color": "#555555", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 2}}
 SETTINGS = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "figure.labelsize": 9, "legend.fontsize": 9,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.frameon": False, "axes.spines.top": False,
@@ -69,12 +70,25 @@ def save(fig: Figure, path: str | Path, about: str = "") -> tuple[Path, Path]:
     return tuple(written)
 
 
+def said(ax: Axes, text: str) -> None:
+    """Write in the middle of a panel why nothing is drawn in it."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, **SAID)
+
+
+def noted(ax: Axes, names: Iterable[str], word: str = report.DIVERGED) -> None:
+    """Name in a corner of a panel what is missing in it as it diverged, a line each; nothing where there is none."""
+    names = report.unique(names)
+    if names:
+        ax.text(0.98, 0.98, "\n".join([f"{word}:", *names]), transform=ax.transAxes, fontsize=SMALL, zorder=5,
+                **SAID | {"ha": "right", "va": "top"})
+
+
 def robust_curve(rows: pd.DataFrame, ax: Axes, methods: Sequence[str] | None = None) -> Axes:
     """Accuracy against the radius of the attack on one data set: one line per method, clean at radius 0.
 
     Lines are the strongest PGD of `rows` at each radius; AutoAttack (or the part of it that saw the most images) stands
     hollow to the right of its radius. Radii stand at equal distances. With several seeds lines are means and each seed
-    is a dot.
+    is a dot. Methods that diverged are named in a corner.
 
     Args:
         rows: as `table.rows` makes them, of one data set and one threat model.
@@ -85,7 +99,7 @@ def robust_curve(rows: pd.DataFrame, ax: Axes, methods: Sequence[str] | None = N
     _check(rows)
     if rows["dataset"].nunique() > 1:
         raise ValueError(f"expected one data set, got {', '.join(rows['dataset'].unique())}; use robust_curves")
-    every = report.estimates(rows)
+    every, gone = report.estimates(rows), report.lost(rows)
     chosen = report.one_line(every)
     methods = list(dict.fromkeys(rows["method"])) if methods is None else methods
     looks, threat = _looks(methods), rows["threat"].iloc[0]
@@ -99,11 +113,12 @@ def robust_curve(rows: pd.DataFrame, ax: Axes, methods: Sequence[str] | None = N
         _bars(ax, line["eps"].map(place) + shift, line, label=report.method_label(method), **looks[method])
         _bars(ax, hollow["eps"].map(place) + shift + (len(methods) + 1) * step, hollow, markerfacecolor="white",
               **looks[method] | {"linestyle": "none"})
-        seeds = every[(every["method"] == method) & every["attack"].isin(line["attack"])]
+        seeds = every[(every["method"] == method) & every["attack"].isin(line["attack"])].dropna(subset="value")
         if len(seeds) > len(line):
             seeds = seeds[~seeds["seed"].str.startswith("mean")]
             ax.plot(seeds["eps"].map(place) + shift, 100 * seeds["value"], ".", markersize=2, color="black", zorder=3)
     ax.set_xticks(list(place.values()), ["0" if eps == 0 else report.eps_label(eps, threat) for eps in place])
+    noted(ax, [report.method_label(m) for _, m in gone if m in methods])
     ax.set_ylim(0, min(ax.get_ylim()[1], 102))
     ax.set(xlabel=_radius_label(rows), ylabel="accuracy (%)", title=report.dataset_label(rows["dataset"].iloc[0]))
     ax.grid(axis="x", visible=False)
@@ -125,7 +140,7 @@ def robust_curves(rows: pd.DataFrame, datasets: Sequence[str] | None = None) -> 
             ax.set(xlabel="", ylabel="")
         _labels(fig, _radius_label(rows), "accuracy (%)")
         handles = [Line2D([], [], label=report.method_label(m), **look) for m, look in _looks(methods).items()]
-        parts = _strongest(report.final(rows)[report.is_autoattack], ["n"])
+        parts = _strongest(report.final(rows.dropna(subset="value"))[report.is_autoattack], ["n"])
         if len(parts):
             names = " or ".join(dict.fromkeys(map(report.attack_label, parts["attack"])))
             handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white",
@@ -141,7 +156,7 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
     Robust is the strongest PGD at the largest radius of `rows`. All panels span the same number of points, so that
     lengths can be compared between data sets. Methods outside `pairs` are small grey dots without bars, numbered as the
     legend says. They widen the panels to twice the span of the others at most: what lies farther out is a triangle at
-    the edge.
+    the edge. The legends say which method diverged.
 
     Args:
         datasets: as for `robust_curves`.
@@ -149,9 +164,13 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
     """
     rows, datasets = _of(rows, datasets)
     found = report.one_line(report.estimates(rows))
+    gone = {method for _, method in report.lost(rows)} - set(rows.dropna(subset="value")["method"])
     robust = _strongest(found[report.is_pgd(found) & (found["eps"] == found.loc[report.is_pgd(found), "eps"].max())])
     clean = found[found["attack"] == "none"]
     both = clean.merge(robust, on=["dataset", "method"], suffixes=("_clean", "_robust"))
+    both = both.dropna(subset=["value_clean", "value_robust"])
+    if both.empty and gone:
+        return nothing(report.DIVERGED)
     if both.empty:
         raise ValueError("expected clean and PGD accuracy of at least one run, got none; finish the sweep first")
     methods = list(dict.fromkeys(rows["method"]))
@@ -166,7 +185,7 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
             ax.set_title(report.dataset_label(name))
             here = {row.method: row for row in both[both["dataset"] == name].itertuples()}
             if not here:
-                ax.text(0.5, 0.5, report.NOT_RUN, ha="center", transform=ax.transAxes)
+                said(ax, report.DIVERGED if any(d == name for d, _ in report.lost(rows)) else report.NOT_RUN)
                 continue
             at = {method: (100 * row.value_clean, 100 * row.value_robust) for method, row in here.items()}
             for method, look in looks.items():
@@ -188,15 +207,27 @@ def clean_robust(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
         radius = report.eps_label(first.eps, first.threat)
         _labels(fig, "clean accuracy (%)", f"{report.attack_label(first.attack)} accuracy at {radius} (%)")
         if looks:
-            _legend(fig, spare, [Line2D([], [], label=report.method_label(m), **look | {"linestyle": "none"})
+            _legend(fig, spare, [Line2D([], [], label=_label(m, gone), **look | {"linestyle": "none"})
                                  for m, look in looks.items()], handlelength=1)
         if numbers:
-            _key(fig, numbers, outside)
+            _key(fig, {_label(m, gone): k for m, k in numbers.items()}, outside)
             fig.draw_without_rendering()  # places the axes: only now distances between points are known
             for name, ax in zip(datasets, axes, strict=True):
                 here = both[both["dataset"] == name]
                 at = {row.method: (100 * row.value_clean, 100 * row.value_robust) for row in here.itertuples()}
                 _number(ax, {k: at[m] for m, k in numbers.items() if m in at}, [at[m] for m in looks if m in at])
+    return fig
+
+
+def _label(method: str, gone: Iterable[str]) -> str:
+    return report.method_label(method) + (f" ({report.DIVERGED})" if method in gone else "")
+
+
+def nothing(word: str) -> Figure:
+    """A figure that only says why it is empty."""
+    with style():
+        fig = Figure(figsize=(WIDTH, 0.6))
+        fig.text(0.5, 0.5, word, ha="center", va="center")
     return fig
 
 
@@ -235,7 +266,7 @@ def _strongest(found: pd.DataFrame, first: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _bars(ax: Axes, x: pd.Series, found: pd.DataFrame, **look) -> None:
-    y = 100 * found["value"]
+    y = 100 * found["value"].astype(float)
     if len(y):
         ax.errorbar(x, y, yerr=[y - 100 * found["low"], 100 * found["high"] - y], elinewidth=0.8, **look)
 
@@ -361,7 +392,7 @@ def _legend(fig: Figure, spare: list[Axes], handles: list[Line2D], **options: fl
 
 def _key(fig: Figure, numbers: dict[str, str], outside: bool) -> None:
     """A second legend, of the quiet markers: below all, for which the figure grows."""
-    handles = [Line2D([], [], label=f"{k} {report.method_label(m)}", **QUIET) for m, k in numbers.items()]
+    handles = [Line2D([], [], label=f"{k} {name}", **QUIET) for name, k in numbers.items()]
     if outside:
         handles.append(Line2D([], [], label="outside (clean, robust)", **QUIET | {"marker": (3, 0, 90), "markersize": 4}))
     longest = max(len(handle.get_label()) for handle in handles)

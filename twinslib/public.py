@@ -134,9 +134,10 @@ def _beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[str, str, list[st
     public = theirs.iloc[0]
     number = f"{100 * public.value:.2f}" + ("" if math.isnan(public.sd) else f" (sd {100 * public.sd:.2f})")
     same = ours[((ours["eps"] - public.eps).abs() < 1e-4) & (ours["threat"] == public.threat)]
-    if same.empty:
-        return NOT_RUN, number, []
-    best = max(same.itertuples(), key=lambda row: (row.n, strength(row.attack)))
+    done = same.dropna(subset="value")
+    if done.empty:
+        return NOT_RUN if same.empty else same["absent"].iloc[0], number, []
+    best = max(done.itertuples(), key=lambda row: (row.n, strength(row.attack)))
     there = public.images if best.attack == public.attack else f"{attack_label(public.attack)}, {public.images}"
     differs = f"{header(best.attack, best.threat, best.eps)} on {best.n:,} images (there {there})"
     return percent(best.value, best.low, best.high), number, [differs]

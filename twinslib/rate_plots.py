@@ -4,7 +4,7 @@ A method has the look that it has in `plots` in every figure; lines are means ov
 from the lowest seed to the highest unless they are said to be intervals. Without any run a figure says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from . import report
 from .course import KEYS
 from .effects import pair_label
 from .errors import choose
-from .plots import LOOKS, OTHERS, WIDTH, style
+from .plots import LOOKS, OTHERS, SMALL, WIDTH, nothing, style
 from .rate_tables import PAIRS, RATES, over_seeds
 
 FOLLOWED = LOOKS | dict(zip(("at_lr", "at_split", "frozen_at", "twins_shared"), OTHERS, strict=True))
@@ -51,9 +51,10 @@ def layer_courses(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
         frame: as `course.quantities` makes it; values are means over the recorded steps of an epoch.
         methods: which of FOLLOWED to draw, in the order of the legend; those without a run leave no line.
     """
+    lost = _lost(frame, methods, dataset)
     frame = _of(frame[(frame["dataset"] == dataset) & frame["convolution"].astype(bool)], methods)
     if frame.empty:
-        return _not_run()
+        return _nothing(lost)
     start = frame.groupby([*KEYS, "layer"])["w_norm"].transform("first")
     frame = frame.assign(w_norm=frame["w_norm"] / start, angle=1e3 * frame["angle"], epoch=np.floor(frame["epoch"]) + 0.5)
     chosen = three_layers(frame)
@@ -74,7 +75,7 @@ def layer_courses(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
             ax.set_ylabel(label)
         fig.align_ylabels(axes[:, 0])
         fig.supxlabel(f"epochs on {report.dataset_label(dataset)}")
-        _legend(fig, _handles(frame, methods, marker=False))
+        _legend(fig, _handles(frame, methods, lost, marker=False))
     return fig
 
 
@@ -91,8 +92,9 @@ def layer_ratios(ratios: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS)
     Args:
         ratios: as `rate_tables.layer_ratios` makes them. Lines are geometric means over seeds, dots single seeds.
     """
+    lost = _lost(ratios, {name for pair in pairs for name in pair})
     if ratios.empty:
-        return _not_run()
+        return _nothing(lost)
     datasets = report.unique(ratios["dataset"])
     shown = [pair for pair in pairs if ((ratios["method"] == pair[0]) & (ratios["baseline"] == pair[1])).any()]
     with style():
@@ -115,7 +117,8 @@ def layer_ratios(ratios: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS)
             line[0].set_ylabel(report.dataset_label(dataset))
         _ratio_ticks(axes[0, 0])
         fig.supxlabel("convolution, from the first to the last")
-        _legend(fig, [Line2D([], [], label=pair_label(pair, "times"), **FOLLOWED[pair[1]]) for pair in shown])
+        handles = [Line2D([], [], label=pair_label(pair, "times"), **FOLLOWED[pair[1]]) for pair in shown]
+        _legend(fig, [*handles, *_missing(set(ratios["method"]) | set(ratios["baseline"]), lost)])
     return fig
 
 
@@ -126,9 +129,9 @@ def wings(layers: pd.DataFrame, methods: Sequence[str]) -> Figure:
     Args:
         layers: as `rate_tables.by_layer` makes it. methods: as for `layer_courses`.
     """
-    layers = _of(layers, methods)
+    lost, layers = _lost(layers, methods), _of(layers, methods)
     if layers.empty:
-        return _not_run()
+        return _nothing(lost)
     datasets = report.unique(layers["dataset"])
     with style():
         fig = Figure(figsize=(WIDTH, 2.2 * len(datasets) + 0.9))
@@ -148,7 +151,7 @@ def wings(layers: pd.DataFrame, methods: Sequence[str]) -> Figure:
         axes[0, 0].set_title("‖g‖ of a half's loss, at weight 1")
         axes[0, 1].set_title("|cos(w, g)|")
         fig.supxlabel("convolution, from the first to the last")
-        handles = _handles(layers, methods)
+        handles = _handles(layers, methods, lost)
         if layers["g_first"].notna().any():
             handles.append(Line2D([], [], linestyle="none", marker="o", color="#555555", markerfacecolor="white",
                                   label="hollow: first half"))
@@ -163,9 +166,9 @@ def drift(frame: pd.DataFrame, methods: Sequence[str]) -> Figure:
     Args:
         frame: as `course.drift` makes it. methods: as for `layer_courses`.
     """
-    frame = _of(frame, methods)
+    lost, frame = _lost(frame, methods), _of(frame, methods)
     if frame.empty:
-        return _not_run()
+        return _nothing(lost)
     frame, datasets = frame.assign(depth=frame["depth"] + 1), report.unique(frame["dataset"])
     last = frame[frame["epoch"] == frame.groupby(KEYS)["epoch"].transform("max")]
     columns = [(frame, "epoch", "epochs", "mean of layers (sd)"),
@@ -181,7 +184,7 @@ def drift(frame: pd.DataFrame, methods: Sequence[str]) -> Figure:
                 ax.set_xlabel(below if dataset == datasets[-1] else "")
                 ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             line[0].set_ylabel(report.dataset_label(dataset))
-        _legend(fig, _handles(frame, methods, marker=False))
+        _legend(fig, _handles(frame, methods, lost, marker=False))
     return fig
 
 
@@ -194,9 +197,9 @@ def escape(losses: pd.DataFrame, differences: pd.DataFrame, methods: Sequence[st
         losses: as `course.early_losses` makes them. differences: as `rate_tables.loss_differences` makes them.
         methods: as for `layer_courses`. pairs: of the same method.
     """
-    losses = _of(losses, methods)
+    lost, losses = _lost(losses, methods), _of(losses, methods)
     if losses.empty:
-        return _not_run()
+        return _nothing(lost)
     datasets = report.unique(losses["dataset"])
     with style():
         fig = Figure(figsize=(WIDTH if len(datasets) > 1 else 4.6, 4.2))
@@ -218,7 +221,7 @@ def escape(losses: pd.DataFrame, differences: pd.DataFrame, methods: Sequence[st
         axes[1, 0].set_ylabel(f"{report.method_label(pairs[0][0])} minus it (nats)")
         fig.align_ylabels(axes[:, 0])
         fig.supxlabel("epochs")
-        _legend(fig, _handles(losses, methods))
+        _legend(fig, _handles(losses, methods, lost))
     return fig
 
 
@@ -228,11 +231,11 @@ def times(found: pd.DataFrame, methods: Sequence[str]) -> Figure:
     Args:
         found: as `course.escape_times` makes it; a seed that never gets there is a triangle at the right edge.
     """
-    found = _of(found, methods)
+    lost, found = _lost(found, methods), _of(found, methods)
     if found.empty:
-        return _not_run()
+        return _nothing(lost)
     datasets = report.unique(found["dataset"])
-    shown = [m for m in methods if m in set(found["method"])]
+    shown = [m for m in methods if m in set(found["method"]) or m in lost]
     with style():
         fig = Figure(figsize=(WIDTH if len(datasets) > 1 else 4.6, 0.24 * len(shown) + 0.8))
         axes = fig.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
@@ -242,6 +245,8 @@ def times(found: pd.DataFrame, methods: Sequence[str]) -> Figure:
             limit = 1.15 * top if np.isfinite(top) else 1.0
             for y, method in enumerate(shown):
                 mine = here.loc[here["method"] == method, "epochs"]
+                if mine.empty and method in lost:
+                    ax.text(0.02 * limit, y, report.DIVERGED, va="center", fontsize=SMALL, color="#555555")
                 done = mine[np.isfinite(mine)]
                 if len(done) == len(mine) > 0:
                     ax.plot(mine.mean(), y, **FOLLOWED[method] | {"linestyle": "none", "markersize": 5})
@@ -263,11 +268,23 @@ def _of(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     return frame[frame["method"].isin(methods)]
 
 
-def _not_run() -> Figure:
-    with style():
-        fig = Figure(figsize=(WIDTH, 0.6))
-        fig.text(0.5, 0.5, report.NOT_RUN, ha="center", va="center")
-    return fig
+def _lost(frame: pd.DataFrame, methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:
+    """Seeds of the runs that diverged, by method (`course.lost`)."""
+    out: dict[str, set[int]] = {}
+    for d, method, seed in frame.attrs.get("lost", {}):
+        if method in methods and dataset in (None, d):
+            out.setdefault(method, set()).add(seed)
+    return out
+
+
+def _nothing(lost: dict) -> Figure:
+    return nothing(report.DIVERGED if lost else report.NOT_RUN)
+
+
+def _missing(there: Iterable[str], lost: dict[str, set[int]]) -> list[Line2D]:
+    """Entries of a legend for methods without a line of their own."""
+    return [Line2D([], [], linestyle="none", label=report.marked(m, seeds, left=False)) for m, seeds in lost.items()
+            if m not in there]
 
 
 def _by_seed(ax: Axes, frame: pd.DataFrame, x: str, y: str, methods: Sequence[str], marker: bool = False) -> None:
@@ -298,10 +315,10 @@ def _interval(ax: Axes, x: float, values: pd.Series, look: dict) -> None:
         ax.plot(np.full(len(values), x), values, color="#000000", **DOT | {"markersize": 2})
 
 
-def _handles(frame: pd.DataFrame, methods: Sequence[str], marker: bool = True) -> list[Line2D]:
+def _handles(frame: pd.DataFrame, methods: Sequence[str], lost: dict[str, set[int]], marker: bool = True) -> list[Line2D]:
     there = set(frame["method"])
-    return [Line2D([], [], label=report.method_label(m), **FOLLOWED[m] | ({} if marker else {"marker": ""}))
-            for m in methods if m in there]
+    return [Line2D([], [], label=report.marked(m, lost.get(m, ()), left=True), **FOLLOWED[m] | ({} if marker else {"marker": ""}))
+            for m in methods if m in there] + _missing(there, lost)
 
 
 def _legend(fig: Figure, handles: list[Line2D]) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from . import course, stats
 from .course import KEYS, Course
 from .effects import pair_label
-from .report import dataset_label, method_label, unique
+from .report import dataset_label, joined, method_label, unique
 
 PAIRS = (("twins_at", "at"), ("twins_at", "at_lr"), ("twins_at", "at_split"))  # the last one differs in the statistics alone
 RATES = {"lr_over_w2": "lr/‖w‖²", "relative_step": "lr‖g‖/‖w‖", "angle": "angle per step"}
@@ -27,9 +27,11 @@ def by_layer(courses: Sequence[Course]) -> pd.DataFrame:
     """One line per run and convolution: KEYS, layer, place (1-based among the convolutions), and means over recorded steps of
     RATES, w_norm, g_norm and |cos_wg|; g_first and g_second, norms of the gradients of the halves' losses, each with weight 1
     (NaN where the batch is whole); growth = last over first w_norm."""
-    frame = course.quantities(courses)
+    frame, lost = course.quantities(courses), course.lost(courses)
     if frame.empty:
-        return pd.DataFrame(columns=[*KEYS, "layer", "place", *RATES, *MEANS, "growth"])
+        out = pd.DataFrame(columns=[*KEYS, "layer", "place", *RATES, *MEANS, "growth"])
+        out.attrs["lost"] = lost
+        return out
     frame = frame[frame["convolution"]].assign(cos_wg=frame["cos_wg"].abs())
     groups = frame.groupby([*KEYS, "layer"], sort=False)
     out = groups[[*RATES, *MEANS]].mean()
@@ -43,13 +45,16 @@ def by_layer(courses: Sequence[Course]) -> pd.DataFrame:
         weights = (m.twins_weight / total, 1 / total) if m.halves else (math.nan, math.nan)
         for name, weight in zip(("g_first", "g_second"), weights, strict=True):
             out.loc[mine, name] /= weight
+    out.attrs["lost"] = lost
     return out
 
 
 def layer_ratios(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
     """RATES of a method over those of its baseline, convolution by convolution, same data set and seed: dataset, method,
     baseline, seed, place, RATES."""
-    return _ratios(by_layer(courses).set_index([*KEYS, "place"])[list(RATES)], pairs)
+    out = _ratios(by_layer(courses).set_index([*KEYS, "place"])[list(RATES)], pairs)
+    out.attrs["lost"] = course.lost(courses)
+    return out
 
 
 def run_ratios(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
@@ -103,6 +108,17 @@ def over_seeds(values: Sequence[float], back: Callable = lambda x: x) -> tuple[f
     return tuple(float(back(v)) for v in stats.student_interval(values)[:3])
 
 
+def lost_lines(courses: Sequence[Course], there: set[tuple], columns: Sequence[str], *pairs: tuple[str, str]) -> list[dict]:
+    """Lines of a table for what is not `there` (data set and method, or data set and pair) because a run of it diverged; the
+    first column is left open. Without pairs: for methods."""
+    out = {}
+    for (dataset, method, _), word in course.lost(courses).items():
+        for names in [pair for pair in pairs if method in pair] if pairs else [(method,)]:
+            if (dataset, *names) not in there:
+                out.setdefault((dataset, *names), dict.fromkeys(columns, word) | {"data set": dataset_label(dataset), "seeds": 0})
+    return [line | {"names": names} for (_, *names), line in out.items()]
+
+
 # -- tables -----------------------------------------------------------------------------------------------------------
 def rate_table(courses: Sequence[Course]) -> pd.DataFrame:
     """One line per data set and method: medians over convolutions, means over seeds with their 95 % intervals."""
@@ -117,31 +133,39 @@ def rate_table(courses: Sequence[Course]) -> pd.DataFrame:
             "lr‖g‖/‖w‖ (10⁻³)": _text(over_seeds(1e3 * mine["relative_step"]), "{:.2f}"),
             "angle per step (mrad)": _text(over_seeds(1e3 * mine["angle"]), "{:.2f}"),
             "growth of ‖w‖ (%)": _text(over_seeds(100 * (mine["growth"] - 1)), "{:+.1f}"),
-            "stable": "yes" if all(steady[dataset, method, seed] for seed in mine["seed"]) else "no"})
-    return pd.DataFrame(lines, columns=["data set", "method", "seeds", "lr/‖w‖² (10⁻⁴)", "lr‖g‖/‖w‖ (10⁻³)",
-                                        "angle per step (mrad)", "growth of ‖w‖ (%)", "stable"])
+            "stable": "yes" if all(ok for (d, m, _), ok in steady.items() if (d, m) == (dataset, method)) else "no"})
+    columns = ["data set", "method", "seeds", "lr/‖w‖² (10⁻⁴)", "lr‖g‖/‖w‖ (10⁻³)", "angle per step (mrad)",
+               "growth of ‖w‖ (%)", "stable"]
+    there = set(zip(runs["dataset"], runs["method"], strict=True))
+    lines += [line | {"method": method_label(line["names"][0])} for line in lost_lines(courses, there, columns)]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def ratio_table(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
     """Geometric means over seeds of `run_ratios` with their 95 % intervals, and in how many seeds the angle's is above 1."""
-    lines = []
+    lines, there = [], set()
     for (dataset, *pair), mine in run_ratios(courses, pairs).groupby(["dataset", "method", "baseline"], sort=False):
+        there.add((dataset, *pair))
         lines.append({"ratio": pair_label(pair, "times"), "data set": dataset_label(dataset), "seeds": len(mine)} | {
             label: _text(over_seeds(np.log(mine[name]), np.exp), "{:.2f}") for name, label in RATES.items()})
+    lines += [line | {"ratio": pair_label(line["names"], "times")} for line in
+              lost_lines(courses, there, list(RATES.values()), *pairs)]
     return pd.DataFrame(lines, columns=["ratio", "data set", "seeds", *RATES.values()])
 
 
 def loss_table(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = PAIRS, epochs: int = EPOCHS) -> pd.DataFrame:
     """`loss_differences` in nats: means over seeds with their 95 % intervals, a column per epoch; then in how many of the
     epochs each seed's is below 0."""
-    lines = []
+    lines, there = [], set()
     found = loss_differences(courses, pairs, epochs)
     for (dataset, *pair), mine in found.groupby(["dataset", "method", "baseline"], sort=False):
+        there.add((dataset, *pair))
         line = {"difference": pair_label(pair), "data set": dataset_label(dataset), "seeds": mine["seed"].nunique()}
         line |= {f"epoch {epoch}": _text(over_seeds(group["value"]), "{:+.2f}") for epoch, group in mine.groupby("epoch")}
         below = (mine["value"] < 0).groupby(mine["seed"]).sum()
         lines.append(line | {"epochs below 0, by seed": ", ".join(map(str, below))})
     columns = ["difference", "data set", "seeds", *(f"epoch {e}" for e in range(1, epochs + 1)), "epochs below 0, by seed"]
+    lines += [line | {"difference": pair_label(line["names"])} for line in lost_lines(courses, there, columns[3:], *pairs)]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -154,7 +178,10 @@ def time_table(courses: Sequence[Course], baseline: str = "at") -> pd.DataFrame:
         lines.append({"data set": dataset_label(dataset), "method": method_label(method), "seeds": len(mine),
                       "epochs": _plain(mine["epochs"].mean(), "{:.2f}"),
                       f"minus {method_label(baseline)}": _text(over_seeds(against), "{:+.2f}") if len(against) else ""})
-    return pd.DataFrame(lines, columns=["data set", "method", "seeds", "epochs", f"minus {method_label(baseline)}"])
+    columns = ["data set", "method", "seeds", "epochs", f"minus {method_label(baseline)}"]
+    there = set(zip(times["dataset"], times["method"], strict=True))
+    lines += [line | {"method": method_label(line["names"][0])} for line in lost_lines(courses, there, columns[3:])]
+    return pd.DataFrame(lines, columns=columns)
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------
@@ -181,7 +208,7 @@ def ratio_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = 
         sentences.append(f"{method_label(method)} on {dataset_label(dataset)} against "
                          f"{_listed(method_label(b) for b in unique(here['baseline']))}: larger {'; '.join(parts)} of "
                          f"{here['place'].nunique()} convolutions.")
-    return " ".join(sentences) or NOTHING
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def growth_reading(courses: Sequence[Course], methods: Sequence[str]) -> str:
@@ -192,7 +219,7 @@ def growth_reading(courses: Sequence[Course], methods: Sequence[str]) -> str:
         parts = [f"{method_label(m)} {_plain(100 * (grown[m] - 1), '{:+.1f}')} %" for m in methods if m in grown]
         sentences.append(f"On {dataset_label(dataset)} ‖w‖ changed from the first to the last recorded step (median over "
                          f"convolutions): {'; '.join(parts)}.")
-    return " ".join(sentences) or NOTHING
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def wing_reading(courses: Sequence[Course]) -> str:
@@ -210,7 +237,7 @@ def wing_reading(courses: Sequence[Course]) -> str:
                    (("with frozen statistics", frozen), ("without", ~frozen)) if rows.any()]
         first = f"gradient of the first half over that of the second: {'; '.join(parts)}; " if parts else ""
         sentences.append(f"On {dataset_label(dataset)} (medians over convolutions) {first}|cos(w, g)| {_listed(cosines)}.")
-    return " ".join(sentences) or NOTHING
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def drift_reading(courses: Sequence[Course]) -> str:
@@ -221,7 +248,7 @@ def drift_reading(courses: Sequence[Course]) -> str:
         parts = [f"{method_label(m)} {mine['mean_drift'].mean():.2f}" for m, mine in last.groupby("method", sort=False)]
         sentences.append(f"After the last epoch on {dataset_label(dataset)} the means have moved by so many standard deviations "
                          f"of the start: {_listed(parts)}.")
-    return " ".join(sentences) or NOTHING
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def loss_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = PAIRS, epochs: int = EPOCHS) -> str:
@@ -232,7 +259,7 @@ def loss_reading(courses: Sequence[Course], pairs: Sequence[tuple[str, str]] = P
                  f"{_plain(mine['value'].mean(), '{:+.2f}')} nats)" for baseline, mine in here.groupby("baseline", sort=False)]
         sentences.append(f"On {dataset_label(dataset)}, over epochs and seeds, the loss of {method_label(method)} is below that "
                          f"of {_listed(parts)}.")
-    return " ".join(sentences) or NOTHING
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 def time_reading(courses: Sequence[Course], methods: Sequence[str] = ("at_lr", "twins_at"), baseline: str = "at") -> str:
@@ -245,7 +272,7 @@ def time_reading(courses: Sequence[Course], methods: Sequence[str] = ("at_lr", "
                  f"{_seeds(mine)}" for method, mine in here.groupby("method", sort=False)]
         sentences.append(f"On {dataset_label(dataset)}, against {method_label(baseline)}: {_listed(parts)}. The recorded steps "
                          f"are {grid[dataset]:.3g} epochs apart.")
-    return " ".join(sentences) or NOTHING
+    return joined(*sentences, course.lost_text(courses), otherwise=NOTHING)
 
 
 NOTHING = "No run that could be compared is finished yet."
@@ -272,7 +299,7 @@ def checks(courses: Sequence[Course]) -> dict[str, bool]:
             bool(frozen.median() > 10 * alone.max()) if both else True,
         "the whole gradient is never longer than those of the halves together": sums,
         "all methods start from the same loss": bool((spread < 1e-3).all()),
-        "no epoch's training loss exceeds the first's": all(course.stable(c) for c in courses)}
+        "no epoch's training loss exceeds the first's": all(course.stable(c) for c in courses if not c.absent)}
 
 
 def _text(found: tuple[float, float, float], form: str) -> str:

@@ -6,16 +6,14 @@ Tables are plain DataFrames of text: accuracy in percent, differences in points.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
 from . import stats
-from .config import RunSpec
-from .runs import Job, Store, Task
+from .runs import DIVERGED, NOT_RUN, Job, Store, Task
 from .strength import KINDS, STANDARD, parse, strength
 
-NOT_RUN = "not run"
 METHODS = {
     "natural": "natural", "at": "AT", "trades": "TRADES", "twins_at": "TWINS-AT", "twins_trades": "TWINS-TRADES",
     "distill": "distillation", "feature_distill": "feature distillation", "l2sp": "L2-SP", "joint": "joint, all classes",
@@ -120,7 +118,8 @@ def estimates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One line per (dataset, method, seed, threat, eps, attack): value with the exact interval over its n test images
         (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval
-        over the seeds, whose n is the images of one seed.
+        over the seeds, whose n is the images of one seed. What diverged has no value and no part in means; its column
+        absent says so, and is empty otherwise.
     Raises:
         ValueError: columns are missing, or two runs claim one data set, method and seed.
     """
@@ -135,20 +134,45 @@ def estimates(rows: pd.DataFrame) -> pd.DataFrame:
     what = ["dataset", "method", "metric", "threat", "eps", "attack"]
     out = []
     for row in final(rows).itertuples():
-        exact = stats.clopper_pearson(round(row.value * row.n), int(row.n))
-        out.append([*(getattr(row, c) for c in what), str(row.seed), int(row.n), *exact[:3]])
-    single = pd.DataFrame(out, columns=[*what, "seed", "n", "value", "low", "high"])
-    means = [[*key, f"mean of {len(group)}", int(group["n"].min()), *stats.student_interval(group["value"])[:3]]
-             for key, group in single.groupby(what, sort=False) if len(group) > 1]
+        gone = math.isnan(row.value)
+        exact = [math.nan] * 3 if gone else stats.clopper_pearson(round(row.value * row.n), int(row.n))[:3]
+        out.append([*(getattr(row, c) for c in what), str(row.seed), int(row.n), *exact, row.images if gone else ""])
+    single = pd.DataFrame(out, columns=[*what, "seed", "n", "value", "low", "high", "absent"])
+    means = [[*key, f"mean of {len(group)}", int(group["n"].min()), *stats.student_interval(group["value"])[:3], ""]
+             for key, group in single.dropna(subset="value").groupby(what, sort=False) if len(group) > 1]
     return pd.DataFrame([*single.values.tolist(), *means], columns=single.columns)
 
 
 def one_line(estimated: pd.DataFrame) -> pd.DataFrame:
-    """Of `estimates`, the mean over seeds where there are several seeds, else the one seed."""
-    mean = estimated["seed"].str.startswith("mean")
+    """Of `estimates`, the mean over seeds where there are several seeds, else the one seed; without a value only where all
+    diverged."""
     key = ["dataset", "method", "threat", "eps", "attack"]
-    has_mean = mean.groupby([estimated[c] for c in key]).transform("any") if len(estimated) else mean
-    return estimated[mean | ~has_mean]
+    order = estimated.assign(rank=2 * estimated["seed"].str.startswith("mean") + estimated["value"].notna())
+    best = order["rank"] == order.groupby(key)["rank"].transform("max")
+    return estimated[best & ~order[[*key, "rank"]].duplicated()]
+
+
+def lost(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(data set, method) -> what stands for it, of the methods in `rows` (or `estimates`) of which nothing has a value."""
+    words = {key: group for key, group in rows.groupby(["dataset", "method"], sort=False) if group["value"].isna().all()}
+    return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in words.items()}
+
+
+def marked(method: str, gone: Iterable[int], left: bool) -> str:
+    """Label of a method of which the runs of the seeds `gone` diverged, and whether others are left."""
+    seeds = ", ".join(map(str, sorted(set(gone))))
+    return method_label(method) + (f" ({DIVERGED}{f': seed {seeds}' if left else ''})" if seeds else "")
+
+
+def lost_text(names: Iterable[str]) -> str:
+    """Diverged: AT, seed 0; TRADES, seed 1. Nothing where there is none."""
+    names = unique(names)
+    return f"Diverged: {'; '.join(names)}." if names else ""
+
+
+def joined(*sentences: str, otherwise: str = "") -> str:
+    """Those that say something, else `otherwise`."""
+    return " ".join(s for s in sentences if s) or otherwise
 
 
 def accuracy_table(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
@@ -175,37 +199,41 @@ def caption(rows: pd.DataFrame) -> str:
     """What the intervals of tables and figures stand for, and on how many images, computed from the rows."""
     if rows.empty:
         return "No measurement is finished yet."
-    kept = final(rows)
+    gone = rows[rows["value"].isna()]
+    tail = lost_text(f"{method_label(r.method)}, seed {r.seed} ({dataset_label(r.dataset)})" for r in gone.itertuples())
+    if len(gone) == len(rows):
+        return tail
+    kept = final(rows.dropna(subset="value"))
     by_n = {n: unique(attack_label(a) for a in g["attack"]) for n, g in kept.groupby("n", sort=True)}
     counts = "; ".join(f"{n:,} for {', '.join(names)}" for n, names in sorted(by_n.items(), reverse=True))
     seeds = sorted(kept["seed"].unique())
     if len(seeds) == 1:
-        return f"Seed {seeds[0]} only. Intervals: exact 95 % (Clopper-Pearson) over the test images ({counts})."
+        return f"Seed {seeds[0]} only. Intervals: exact 95 % (Clopper-Pearson) over the test images ({counts}). {tail}".strip()
     return (f"Means over the seeds {', '.join(map(str, seeds))}. Intervals: 95 % (Student) over the seeds; of a single "
-            f"seed, exact 95 % (Clopper-Pearson) over the test images ({counts}).")
+            f"seed, exact 95 % (Clopper-Pearson) over the test images ({counts}). {tail}").strip()
 
 
 # -- what was chosen --------------------------------------------------------------------------------------------------
 def tuning_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """Validation accuracy of every candidate for a hyper-parameter, and which was chosen; from jobs of studies of candidates."""
-    groups: dict[tuple[str, str], list[RunSpec]] = {}
+    groups: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         if job.study.endswith("tuning"):
-            groups.setdefault((job.spec.data.name, job.spec.method.name), []).append(job.spec)
+            groups.setdefault((job.spec.data.name, job.spec.method.name), []).append(job)
     out = []
-    for (dataset, method), candidates in groups.items():
+    for (dataset, method), mine in groups.items():
+        candidates = [job.spec for job in mine]
         chosen = store.best(candidates)
         values = [{"lr": spec.optim.lr, **dataclasses.asdict(spec.method)} for spec in candidates]
         varied = [key for key in values[0] if len({v[key] for v in values}) > 1]
-        for spec, value in zip(candidates, values, strict=True):
+        for job, spec, value in zip(mine, candidates, values, strict=True):
             record, measured = store.run(spec), {}
             for epoch in record["epochs"] if record else ():
                 measured = epoch if "val_clean_acc" in epoch else measured
             line = {"data set": dataset_label(dataset), "method": method_label(method),
                     "candidate": ", ".join(f"{key} {_plain(value[key])}" for key in varied)}
             for title, key in (("clean", "val_clean_acc"), ("PGD", "val_robust_acc")):
-                missing = "diverged" if store.diverged(spec) else NOT_RUN
-                line[f"{title}, validation"] = f"{100 * measured[key]:.1f}" if key in measured else missing
+                line[f"{title}, validation"] = f"{100 * measured[key]:.1f}" if key in measured else store.absent(job)
             line["images"] = record["val_images"] if record else ""
             at_end = [key for key in varied if isinstance(value[key], float) and len(values) > 2
                       and value[key] in (min(v[key] for v in values), max(v[key] for v in values))]
@@ -232,9 +260,10 @@ def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
             kinds[Task(spec)] = "fine-tuning" if spec.source or spec.weights else "training from random weights"
             spec = spec.source
         kinds |= {Task(job.spec, e): names[e.kind] for e in job.measurements}
-    entries = [{"kind": kind, **(store.provenance(task) or {})} for task, kind in kinds.items()]
-    frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "threads", "precision", "commit", "changed",
-                                           "versions"])
+    entries = [{"kind": kind, "diverged": store.diverged(task.spec, task.evaluation), **(store.provenance(task) or {})}
+               for task, kind in kinds.items()]
+    frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "threads", "precision", "commit", "changed", "versions",
+                                           "diverged"])
     order = [k for k in ("training from random weights", "fine-tuning", *names.values()) if k in set(frame["kind"])]
     lines = [_provenance_line(kind, frame[frame["kind"] == kind]) for kind in order]
     return pd.DataFrame([*lines, _provenance_line("all", frame)])
@@ -242,12 +271,14 @@ def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
 
 def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
     done = frame.dropna(subset="seconds")
+    gone = frame.loc[frame["seconds"].isna(), "diverged"].notna().sum()
 
     def listed(values) -> str:
         return ", ".join(unique(values)) or NOT_RUN
 
     commits = (f"{row.commit[:7]} with changes" if row.changed else row.commit[:7] for row in done.itertuples())
-    return {"work": kind, "tasks done": f"{len(done)} of {len(frame)}", "hours": f"{done['seconds'].sum() / 3600:.3g}",
+    tasks = f"{len(done)} of {len(frame)}" + (f", {gone} {DIVERGED}" if gone else "")
+    return {"work": kind, "tasks done": tasks, "hours": f"{done['seconds'].sum() / 3600:.3g}",
             "device": listed(done["device"]), "threads": listed(f"{n:.0f}" for n in done["threads"].dropna()),
             "precision": listed(done["precision"].dropna()), "commit": listed(commits),
             "torch": listed(versions["torch"] for versions in done["versions"])}
@@ -295,7 +326,8 @@ def spread(found: pd.DataFrame, lines: list, index: list[tuple], names: tuple[st
             cell: Callable[[object], str]) -> pd.DataFrame:
     """One text column per attack (clean, PGD, AutoAttack; each by eps), one line per entry of `lines`.
 
-    A measurement without a result is "not run"; in a line of means it stays empty if it has no mean over that many.
+    A measurement without a result is what the column `absent` of `found` says, else "not run"; in a line of means it stays empty
+    if it has no mean over that many.
     """
     keys = unique(zip(found["threat"], found["eps"], found["attack"], strict=True))
     out = pd.DataFrame(index, columns=list(names), dtype=str)
@@ -303,11 +335,12 @@ def spread(found: pd.DataFrame, lines: list, index: list[tuple], names: tuple[st
     for threat, eps, attack in sorted(keys, key=lambda k: (order[k[2]][0], *k[:2], order[k[2]][1])):
         group = found[(found["threat"] == threat) & (found["eps"] == eps) & (found["attack"] == attack)]
         at = {r.line: r for r in group.itertuples() if not math.isnan(r.value)}
+        words = {r.line: getattr(r, "absent", "") or NOT_RUN for r in group.itertuples()}
         empty = {k for k in lines if any(str(part).startswith("mean of") for part in k)} - set(group["line"])
         ns = sorted(group["n"].unique())
         images = f"{ns[0]:,} images" if len(ns) == 1 else f"{ns[0]:,} to {ns[-1]:,} images"
         many = len(ns) > 1
         out[f"{header(attack, threat, eps)} ({images})"] = [
             cell(at[k]) + (f", n = {at[k].n:,}" if many else "") if k in at
-            else "" if k in empty else NOT_RUN for k in lines]
+            else "" if k in empty else words.get(k, NOT_RUN) for k in lines]
     return out

@@ -4,13 +4,15 @@ results/<preset>/
     runs/<run>.json         spec, split and per-epoch rows of a finished training run
     votes/<run>-<…>.npz     votes under noise of a finished certification
     masks/<run>.npz         boolean per test image for every finished evaluation of that run
+    diverged/<run>.json     why a training run (or, <run>-<…>.json, a measurement) ended without numbers, with its rows until then
     courses/<run>.npz       what was measured during a run that is followed: masks by epoch, norms and angles by step
     provenance/<run>.json   when, where, with what
     splits/<set>.npz        indices of training, validation and test images
     weights/<run>.safetensors, .json   source networks that other runs start from
     work/                   (not committed) checkpoints, fine-tuned weights, blocks of unfinished evaluations, the lock
 
-Finished means finished: everything appears by atomic rename, and a run's JSON is written last.
+Finished means finished: everything appears by atomic rename, and a run's JSON is written last. A run that diverges is finished
+too: it is not trained again until its file in diverged/ is deleted, and nothing that stands on it is tried.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
 LOOKED_AT = 500  # images on which a foreign network has to be better than chance
 FAR_BELOW = 0.03  # the upper end of its interval so far below the published accuracy is worth a warning
+NOT_RUN, DIVERGED, SOURCE_DIVERGED = "not run", "diverged", "diverged (source)"  # in place of a number
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Job:
         ship: its weights are kept with the results, for other runs to start from (as those of any run's source are).
         labels: what tells it from others of its study, where method and data set do not.
         settled: False while runs that choose its hyper-parameters are missing; `spec` then only stands in for it.
+        candidates: those runs, where it is not settled.
     """
 
     study: str
@@ -62,6 +67,7 @@ class Job:
     settled: bool = True
     certs: tuple[CertifySpec, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    candidates: tuple[RunSpec, ...] = ()
 
     @property
     def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:
@@ -69,7 +75,7 @@ class Job:
         return (*self.evals, *self.certs)
 
 
-Best = Callable[[Sequence[RunSpec]], RunSpec | None]  # the best of some candidates, or None while one is missing
+Best = Callable[[Sequence[RunSpec]], RunSpec | None]  # the best of some candidates, None if one is missing or all diverged
 Plan = Callable[..., Sequence[Job]]  # called with best=
 
 
@@ -168,27 +174,72 @@ class Store:
         """When, where and with what a task was done, or None."""
         path = self.root / "provenance" / f"{task.spec.hash}.json"
         entry = read_json(path).get(task.kind) if path.exists() else None
-        return None if entry is None or entry.get("unfinished") else entry
+        return None if entry is None or entry.get("unfinished") or entry.get("outcome") else entry
 
-    def diverged(self, spec: RunSpec) -> str | None:
-        """Why the training of a run ended without a result, or None."""
-        path = self.root / "provenance" / f"{spec.hash}.json"
-        return read_json(path).get("train", {}).get("diverged") if path.exists() else None
+    def diverged(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> str | None:
+        """Why the training of a run, or a measurement of it, ended without a result: something was no longer finite. None where
+        it has not been tried or did not; for a finished run, why its weights could not be made again."""
+        record = self._diverged(spec, measurement)
+        if record is not None:
+            return record["diverged"]
+        path = self.root / "provenance" / f"{spec.hash}.json"  # where earlier versions left it
+        return read_json(path).get("train", {}).get("diverged") if measurement is None and path.exists() else None
+
+    def kept_in(self, task: Task) -> Path:
+        """The file that says that a task diverged; without it the task is done again."""
+        path = self._diverged_path(task.spec, task.evaluation)
+        return path if path.exists() else self.root / "provenance" / f"{task.spec.hash}.json"
+
+    def epochs(self, spec: RunSpec) -> list[dict]:
+        """The per-epoch rows of a finished run, or of one that diverged until then; none where it has not been trained."""
+        return ((self.run(spec) or self._diverged(spec) or {}).get("epochs")) or []
+
+    def _diverged(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> dict | None:
+        path = self._diverged_path(spec, measurement)
+        record = read_json(path) if path.exists() else None
+        if record is not None and record["spec"] != json.loads(canonical_json(spec)):
+            raise ValueError(f"expected the spec of run {spec.hash} in {path}, got another one; restore or delete the file")
+        return record
+
+    def _diverged_path(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> Path:
+        return self.root / "diverged" / (f"{spec.hash}-{measurement.hash}.json" if measurement else f"{spec.hash}.json")
+
+    def lost_to(self, spec: RunSpec) -> RunSpec | None:
+        """The run, this one or one that it starts from, without whose weights this one has no network: it diverged."""
+        while spec is not None and self.weights_path(spec) is None:
+            if self.diverged(spec):
+                return spec
+            spec = spec.source
+        return None
+
+    def absent(self, job: Job, measurement: EvalSpec | CertifySpec | None = None) -> str:
+        """What stands in place of the result of a job, or of one measurement, that is not there: `DIVERGED`, `SOURCE_DIVERGED`
+        if what it starts from did, or `NOT_RUN`. A job that waits for a choice diverged if all candidates did."""
+        if not job.settled:
+            words = {self._absent(c) for c in job.candidates} or {NOT_RUN}
+            return NOT_RUN if NOT_RUN in words else DIVERGED if DIVERGED in words else SOURCE_DIVERGED
+        return DIVERGED if measurement is not None and self.diverged(job.spec, measurement) else self._absent(job.spec)
+
+    def _absent(self, spec: RunSpec) -> str:
+        lost = self.lost_to(spec)
+        return NOT_RUN if lost is None else DIVERGED if lost == spec else SOURCE_DIVERGED
 
     def best(self, candidates: Sequence[RunSpec]) -> RunSpec | None:
         """Of runs that differ in hyper-parameters the one with the best last validation measurement: the mean of clean and
-        robust accuracy (the first of equals). None while one of them is missing; one that diverged is the worst.
+        robust accuracy (the first of equals). None while one of them is missing; one that diverged is never chosen, so None
+        too if all did.
 
         Raises:
             ValueError: a finished candidate has no validation measurement.
         """
-        scores = []
+        scores = {}
         for spec in candidates:
             record = self.run(spec)
-            if record is None and self.diverged(spec) is None:
+            if record is not None:
+                scores[spec] = validation_score(record["epochs"], spec)
+            elif self._absent(spec) == NOT_RUN:
                 return None
-            scores.append(-1.0 if record is None else validation_score(record["epochs"], spec))
-        return candidates[max(range(len(scores)), key=scores.__getitem__)]
+        return max(scores, key=scores.__getitem__, default=None)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise, before any work, what is wrong with the images or weights that `tasks` need.
@@ -274,19 +325,22 @@ class Store:
 
     def missing(self, jobs: Sequence[Job]) -> list[Task]:
         """Tasks that are not done, in order: sources first, each training before its evaluations, AutoAttack after all else
-        of its seed (it costs most and changes least)."""
+        of its seed (it costs most and changes least). What diverged is done, and what needs the weights of such a run cannot
+        be."""
         tasks: list[Task] = []
-        for job in jobs:
-            if not job.settled or (not job.measurements and self.diverged(job.spec)):  # of no use to train it again
-                continue
+        for job in (job for job in jobs if job.settled):
             evals = [e for e in job.evals if self.masks(job.spec, e) is None]
             evals += [c for c in job.certs if not self._votes_path(job.spec, c).exists()]
+            evals = [e for e in evals if not self.diverged(job.spec, e)]
             lost = any(self.weights_path(job.spec, e.at) is None for e in evals if e.at != "start")
             start = any(e.at == "start" for e in evals)  # measured on the source's weights
             chain, spec = [], job.spec if self.run(job.spec) is None or lost else job.spec.source if start else None
             while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
                 chain.insert(0, Task(spec))
                 spec = spec.source
+            if any(self.diverged(task.spec) for task in chain):  # what is left is measured on weights that are there
+                trained = self.run(job.spec) is not None
+                chain, evals = [], [e for e in evals if trained and e.at != "start" and self.weights_path(job.spec, e.at)]
             tasks += chain
             tasks += [Task(job.spec, e) for e in evals]
         late = [t.evaluation is not None and t.evaluation.kind == "autoattack" for t in tasks]
@@ -397,7 +451,11 @@ class Store:
     # -- computing -----------------------------------------------------------------------------------------------
     def do(self, task: Task, *, ship: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
         """Do one task whose needs are met; results appear by atomic rename. Its provenance counts the seconds of earlier
-        stretches that were stopped (those of a killed process are lost)."""
+        stretches that were stopped (those of a killed process are lost).
+
+        Raises:
+            Diverged: after it has been recorded as the result.
+        """
         path = self.root / "provenance" / f"{task.spec.hash}.json"
         record = read_json(path) if path.exists() else {"run": task.spec.hash}
         kind = "train again" if task.evaluation is None and self.run(task.spec) else task.kind  # only its weights are lost
@@ -416,7 +474,8 @@ class Store:
             else:
                 extra = self._evaluate(task.spec, task.evaluation, stop, on_step)
         except Diverged as error:
-            extra["diverged"] = str(error)
+            self._record_divergence(task, error)
+            extra = {"outcome": DIVERGED}
             raise
         finally:
             seconds = spent + time.perf_counter() - clock
@@ -424,6 +483,16 @@ class Store:
             record[kind] = provenance.record(started, seconds, self.device, rules=stamps, processor_seconds=round(worked, 3),
                                              **extra)
             write_json(path, record)
+
+    def _record_divergence(self, task: Task, error: Diverged) -> None:
+        spec, e = task.spec, task.evaluation
+        record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), "epochs": error.epochs}
+        if e is not None:
+            record = {"spec": record["spec"], "measurement": json.loads(canonical_json(e)), "diverged": str(error)}
+        write_json(self._diverged_path(spec, e), record)
+        self._work(f"{spec.hash}.ckpt" if e is None else f"{spec.hash}-{e.hash}.npz").unlink(missing_ok=True)
+        if e is not None:
+            shutil.rmtree(self._work(f"{spec.hash}-{e.hash}"), ignore_errors=True)  # its blocks
 
     def _train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
         model, data = self.start(spec), self.data(spec.data)
@@ -538,7 +607,7 @@ class Store:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
-            for folder in ("runs", "masks", "votes", "courses", "provenance", "splits", "weights", "work"):
+            for folder in ("runs", "masks", "votes", "courses", "diverged", "provenance", "splits", "weights", "work"):
                 for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
                     left_over.unlink(missing_ok=True)
             yield
@@ -593,13 +662,20 @@ def evaluate_block(e: EvalSpec, model, images: torch.Tensor, labels: torch.Tenso
 
 @dataclass
 class Report:
-    """What a sweep did."""
+    """What a sweep did.
+
+    Args:
+        failed: with what went wrong; what needs a run that failed has failed too.
+        diverged: with why. Results, not failures: kept, and done.
+        waiting: runs whose hyper-parameters are not chosen yet; those of which every candidate diverged never will be, and do
+            not count.
+    """
 
     done: list[Task] = dataclasses.field(default_factory=list)
     failed: list[tuple[Task, str]] = dataclasses.field(default_factory=list)
     left: list[Task] = dataclasses.field(default_factory=list)
-    diverged: list[tuple[Task, str]] = dataclasses.field(default_factory=list)  # candidates; known as the worst of theirs
-    waiting: int = 0  # runs whose hyper-parameters are not chosen yet
+    diverged: list[tuple[Task, str]] = dataclasses.field(default_factory=list)
+    waiting: int = 0
 
 
 def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = None,
@@ -608,7 +684,8 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
     """Do the missing tasks of `jobs` in order until all are done or `budget` seconds are spent; resumes where it stopped.
     Every call does at least one training step or block of images.
 
-    A run that diverges is reported and the others go on. `stop` ends the sweep cleanly (a checkpoint is written).
+    A task that diverges or fails is reported and the others go on; only what the system refuses (OSError: no space, no file)
+    ends the sweep. `stop` ends it cleanly (a checkpoint is written).
 
     Args:
         jobs: jobs, or a function that makes them; it is asked again when a run that others wait for is finished.
@@ -626,35 +703,41 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
         if tasks and (words := precision_in_words(planned, store.device)):
             log.info(words)
         store.check([*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.measurements))])
-        broken: set[str] = set()
+        broken: set[RunSpec] = set()  # not trained, as this or a source failed
         while tasks:
             task = tasks[0]
             begun = report.done or report.failed or report.diverged  # every call gets on, however short its budget
             if begun and over():
                 break
-            needs = {task.spec.hash} | ({task.spec.source.hash} if task.spec.source else set())
-            if needs & broken:
+            if {task.spec, task.spec.source} & broken:
                 report.failed.append((tasks.pop(0), "its training or source run failed"))
+                broken.add(task.spec)
                 continue
             log.info("%s", task)
             shipped = {t.spec.source for t in tasks} | {j.spec.source for j in planned} | {j.spec for j in planned if j.ship}
+            diverged = False
             try:
                 store.do(task, ship=task.spec in shipped, stop=over,
                          on_step=lambda done, total, task=task: on_step(task, done, total))
             except OutOfTime:
                 break
             except Diverged as error:
-                broken.add(task.spec.hash)
-                candidate = task.spec not in {job.spec for job in planned if job.measurements and job.settled}
-                (report.diverged if candidate else report.failed).append((task, str(error)))
-                log.error("%s", error)
+                diverged = True
+                report.diverged.append((task, str(error)))
+                log.warning("diverged: %s", error)
+            except OSError:
+                raise
+            except Exception as error:  # the boundary: whatever a task raises is its own failure, the others go on
+                report.failed.append((task, f"{type(error).__name__}: {error}"))
+                broken |= {task.spec} if task.evaluation is None else set()
+                log.exception("failed: %s", task)
             else:
                 report.done.append(task)
             del tasks[0]
-            if task.evaluation is None and not all(job.settled for job in planned):
+            if task.evaluation is None and (diverged or not all(job.settled for job in planned)):
                 planned = plan(best=store.best)
                 failed = {t for t, _ in report.failed}
                 tasks = [t for t in store.missing(planned) if t not in failed]
         report.left = tasks
-        report.waiting = sum(not job.settled for job in planned)
+        report.waiting = sum(not job.settled and store.absent(job) == NOT_RUN for job in planned)
     return report

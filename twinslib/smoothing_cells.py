@@ -14,7 +14,7 @@ from .certified import Certified
 from .checkpoint import atomic_write
 from .config import CertifySpec, RunSpec
 from .rules import Cell, Smooth
-from .runs import Job, Store
+from .runs import NOT_RUN, Job, Store
 from .smoothing_grid import CROSSED
 from .votes import Shares, Votes
 
@@ -34,7 +34,8 @@ class Planned(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
     """One finished certification; certified, shares and chosen (the class that the first draws chose for each image, also where
-    it abstains; None: the answers stand in) are those of its votes, draws counts all copies."""
+    it abstains; None: the answers stand in) are those of its votes, draws counts all copies. Of one that diverged they are empty,
+    and absent is what is said in its place."""
 
     dataset: str
     cell: Cell
@@ -46,6 +47,7 @@ class Measured:
     shares: Shares
     draws: int
     chosen: np.ndarray | None = None
+    absent: str = ""
 
     @property
     def sigma(self) -> float:
@@ -103,20 +105,37 @@ def planned(jobs: Sequence[Job]) -> list[Planned]:
 
 
 def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
-    """The certifications of `jobs` that are done.
+    """The certifications of `jobs` that are done or have diverged.
 
     Raises:
         ValueError: votes that were drawn in another way than asked for, such as with another noise level.
     """
-    settled, out = [job for job in jobs if job.settled], []
-    for p in planned(settled):
-        record = store.run(p.spec)
+    out: list[Measured] = []
+    for job, p in ((j, p) for j in jobs for p in planned([j])):
+        record = store.run(p.spec) if job.settled else None
         votes = store.votes(p.spec, p.certification) if record else None
+        if votes is None and (word := store.absent(job, p.certification)) != NOT_RUN:
+            none = np.empty(0)
+            out.append(Measured(*p, "", Certified(none, none, none, none, none, False), Shares(none, none, none), 0, word))
         if votes is not None:
             _check_drawn(votes, p)
             draws = int(votes.draws.sum() + votes.pilot.sum())
             out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws, votes.chosen))
     return out
+
+
+Lost = dict[tuple[str, Cell, float], str]  # data set, cell, noise level -> what stands for its certified accuracy
+
+
+def lost(found: Sequence[Measured]) -> Lost:
+    """Those of which every seed diverged."""
+    done = {(m.dataset, m.cell, m.sigma) for m in found if not m.absent}
+    return {key: m.absent for m in found if m.absent and (key := (m.dataset, m.cell, m.sigma)) not in done}
+
+
+def absent(gone: Lost, dataset: str, needed: Iterable[tuple[Cell, float]]) -> str:
+    """What stands for a number that needs these and is not there."""
+    return next((gone[dataset, c, s] for c, s in needed if (dataset, c, s) in gone), NOT_RUN)
 
 
 def _check_drawn(votes: Votes, p: Planned) -> None:
@@ -160,7 +179,7 @@ def select(found: Sequence[Measured], dataset: str, needed: Sequence[tuple[Cell,
     wanted = set(needed)
     for m in found:
         c = m.certification
-        if m.dataset != dataset or (m.cell, m.sigma) not in wanted or not m.settles(radii):
+        if m.absent or m.dataset != dataset or (m.cell, m.sigma) not in wanted or not m.settles(radii):
             continue
         if smooth and (c.n < smooth.n or c.alpha != smooth.alpha or c.images < smooth.min_images):
             continue

@@ -19,11 +19,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullForm
 from . import noise, public
 from .level_tables import MANY, ONE, envelope, family, label_shares, levels
 from .norm_tables import LABELS, LONG, mismatch_name
-from .plots import LOOKS, OTHERS, WIDTH, style
+from .plots import LOOKS, OTHERS, WIDTH, noted, style
 from .report import NOT_RUN, dataset_label, method_label, unique
 from .rules import Cell
-from .runs import Job
-from .smoothing_cells import Measured, planned
+from .runs import DIVERGED, Job
+from .smoothing_cells import Lost, Measured, absent, lost, planned
 from .smoothing_grid import CROSSED
 from .smoothing_tables import CONSTANT, NORMS, dagger, main_lines, name
 
@@ -67,7 +67,8 @@ def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigm
             for i, start in enumerate(starts):
                 mine = family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma])
                 _curve(ax, mine, shift=0.012 * (i - 1), **looks[start])
-            _empty(ax)
+            cells = {name(start): (Cell(pretraining=start, finetuning=fine, norm=norm), sigma) for start in starts}
+            _empty(ax, frame.attrs.get("lost"), dataset, cells)
             _chance(ax, main[(main["dataset"] == dataset) & (main["sigma"] == sigma)])
         for ax, norm in zip(axes[0], norms, strict=True):
             ax.set_title(NORMS[norm])
@@ -93,7 +94,8 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
             for y, kind in enumerate(kinds):
                 row = here.get(kind)
                 if row is None or math.isnan(row.clean):
-                    ax.text(0.02, y, NOT_RUN, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+                    ax.text(0.02, y, NOT_RUN if row is None else row.absent, transform=ax.get_yaxis_transform(), va="center",
+                            fontsize=8)
                     continue
                 color = {"batch": SINGLE, "group": MIXED, "layer": THIRD}[kind[0]]["color"]
                 ends = [100 * min(max(row.noisy - x, 0), 1) for x in (row.high, row.low)]
@@ -126,7 +128,7 @@ def mismatch_plot(frame: pd.DataFrame) -> Figure:
     if not cells:
         with style():
             fig = Figure(figsize=(WIDTH, 1.5))
-            _empty(fig.subplots())
+            _empty(fig.subplots(), word=DIVERGED if frame.attrs.get("lost") else NOT_RUN)
         return fig
     layers = {cell: unique(frame.loc[frame["cell"] == cell, "layer"]) for cell in cells}
     with style():
@@ -163,7 +165,8 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
         fig = Figure(figsize=(WIDTH, 3.4))
         axes = fig.subplots(1, 3, sharey=True)
         titles = "one network\n(mixed → clean)", "one network for each σ\n(one σ → same σ)"
-        for ax, lines, title in zip(axes, (one, best), titles, strict=False):
+        several = MANY["one σ → same σ"]
+        for ax, lines, title, cell in zip(axes, (one, best), titles, (ONE, several), strict=False):
             for sigma in sigmas:
                 mine = lines[lines["sigma"] == sigma]
                 _curve(ax, mine, **LEVELS[sigma])
@@ -171,7 +174,7 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
                 if top < END:
                     ax.plot(top, 0, "|", color=LEVELS[sigma]["color"], markersize=12, markeredgewidth=1.6, clip_on=False)
             ax.set_title(title + (f"\nn = {lines['n'].max():,}" if len(lines) else ""))
-            _empty(ax)
+            _empty(ax, frame.attrs.get("lost"), dataset, {f"σ {s:g}": (cell.at(s), s) for s in sigmas})
             _chance(ax, lines)
         theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
         for sigma in sigmas:  # public: one network for each level too
@@ -216,8 +219,10 @@ def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str
                 if len(shares):
                     y = 100 * (1 - np.arange(len(shares)) / len(shares))
                     ax.step(shares, y, where="pre", color=look["color"], linestyle=look["linestyle"])
-            _empty(ax)
-            chance = max((m.chance for m in found if (m.dataset, m.cell, m.sigma) == (dataset, ONE, sigma)), default=0.0)
+            _empty(ax, lost(found), dataset, {"one network": (ONE, sigma),
+                                              "one for each σ": (MANY["one σ → same σ"].at(sigma), sigma)})
+            chance = max((m.chance for m in found if not m.absent and (m.dataset, m.cell, m.sigma) == (dataset, ONE, sigma)),
+                         default=0.0)
             if chance:
                 ax.axhline(100 * chance, **CHANCE)
             ax.axvline(0.5, **HALF)
@@ -256,7 +261,9 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
             texts = [f"{name(s)}\nlr {optim.loc[s, 'lr']:g}, {optim.loc[s, 'epochs']:.0f} ep." for s in steps]
             ax.set_xticks(range(len(steps)), texts, fontsize=8)
             ax.set(title=dataset_label(dataset), xlim=(-0.4, len(steps) - 0.6), ylim=(0, None))
-            _empty(ax)
+            gone = here[here.get("absent", pd.Series("", here.index)).str.startswith(DIVERGED)]
+            noted(ax, [f"{name(r.pretraining)} → {name(r.finetuning)}" for r in gone.itertuples()])
+            _empty(ax, word=DIVERGED if len(gone) else NOT_RUN)
         axes[0].set_ylabel("average certified radius,\nmean over σ")
         _legend(fig, [("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
                       ("fine-tuned with noise of each σ", {"color": PLAIN, "linestyle": (0, (6, 3)), "linewidth": 0.9}),
@@ -281,7 +288,7 @@ def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Fi
             for i, cell in enumerate(cells):
                 _curve(ax, family(main, dataset, cell, [sigma]), shift=0.01 * (i + 1), **looks[cell])
             ax.set_title(f"σ {sigma:g}")
-            _empty(ax)
+            _empty(ax, frame.attrs.get("lost"), dataset, {method_label(cell.finetuning): (cell, sigma) for cell in cells})
             _chance(ax, main[(main["dataset"] == dataset) & (main["sigma"] == sigma) & (main["pretraining"] == CROSSED)])
         _radii(axes)
         axes[0].set_ylabel("certified accuracy (%)")
@@ -333,10 +340,14 @@ def _radii(axes: np.ndarray) -> None:
     axes.flat[0].xaxis.set_major_locator(MultipleLocator(0.5 if top > 1.1 else 0.25))
 
 
-def _empty(ax: Axes) -> None:
-    """Say so where nothing has been drawn yet."""
+def _empty(ax: Axes, gone: Lost | None = None, dataset: str = "", cells: dict[str, tuple[Cell, float]] | None = None,
+           word: str = NOT_RUN) -> None:
+    """Say so where nothing has been drawn yet, and which of `cells` (by name) diverged."""
+    names = [label for label, needed in (cells or {}).items() if absent(gone or {}, dataset, [needed]) != NOT_RUN]
+    noted(ax, names)
+    word = DIVERGED if names else word
     if not any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in ax.lines):
-        ax.text(0.5, 0.5, NOT_RUN, ha="center", transform=ax.transAxes)
+        ax.text(0.5, 0.5, word, ha="center", transform=ax.transAxes)
 
 
 def _legend(fig: Figure, looks: Sequence[tuple[str, dict]], columns: int = 3) -> None:

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from . import certified, stats
+from . import certified, report, stats
 from .checkpoint import atomic_write
-from .report import NOT_RUN, dataset_label, method_label, percent, unique
+from .report import dataset_label, method_label, percent, unique
 from .rules import Cell
 from .runs import Job, Store
 from .smoothing_cells import (
     Measured,
+    absent,
     cell_of,
     clean_masks,
     grid_radius,
+    lost,
     planned,
     stack,
 )
@@ -72,10 +74,10 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     constant answer earns there. one_class: share of the class that is chosen most often, and constant: whether it is close to a
     constant answer, both of the seed where it is most so (`smoothing_cells.Measured`). value, se and low,
     high (95 %): over images with one seed (for accuracies exact, Clopper-Pearson), else over seeds and images
-    (`stats.crossed_mean`).
+    (`stats.crossed_mean`). What diverged has no line; the frame's attrs hold `smoothing_cells.lost` as `lost`.
     """
     groups: dict[tuple, dict[int, Measured]] = {}
-    for m in found:
+    for m in (m for m in found if not m.absent):
         c = m.certification
         key = m.dataset, m.cell, m.sigma, c.n, c.alpha, c.images, c.radii, c.stop_if_wrong
         groups.setdefault(key, {})[m.seed] = m
@@ -97,8 +99,24 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
         if not stopped:
             abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in by_seed.values()]).astype(float)
             out.append([*head, "abstain_rate", math.nan, 0.0, *_numbers(abstains)])
-    return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "one_class", "constant", "measure",
-                                      "radius", "chance", "value", "se", "low", "high"])
+    frame = pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "one_class", "constant", "measure",
+                                       "radius", "chance", "value", "se", "low", "high"])
+    frame.attrs["lost"] = lost(found)
+    return frame
+
+
+def said(frame: pd.DataFrame, dataset: str, *needed: tuple[Cell, float]) -> str:
+    """What stands for a number of `estimates` that is not there."""
+    return absent(frame.attrs.get("lost", {}), dataset, needed)
+
+
+def lost_text(frame: pd.DataFrame) -> str:
+    """What diverged in words: mixed → clean, group norm (CIFAR-10, σ 0.25, 0.5)."""
+    levels: dict[tuple[str, Cell], list[float]] = {}
+    for dataset, cell, sigma in frame.attrs.get("lost", {}):
+        levels.setdefault((dataset, cell), []).append(sigma)
+    return report.lost_text(f"{cell_name(cell)} ({dataset_label(dataset)}, σ {', '.join(f'{s:g}' for s in sorted(set(sigmas)))})"
+                            for (dataset, cell), sigmas in levels.items())
 
 
 def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:
@@ -120,7 +138,8 @@ def main_lines(frame: pd.DataFrame) -> pd.DataFrame:
 def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: str) -> pd.DataFrame:
     """Tidy rows, one per number and seed: the columns of `table.rows`, then pretraining, finetuning, restat, sigma, draws, alpha.
 
-    eps is the radius; attack none; metric clean_acc, certified_acc, acr (see `estimates`) or abstain_rate.
+    eps is the radius; attack none; metric clean_acc, certified_acc, acr (see `estimates`) or abstain_rate. A certification that
+    diverged is one row, an acr without value, and images says so.
     """
     extra = ["pretraining", "finetuning", "restat", "sigma", "draws", "alpha"]
     out = []
@@ -132,6 +151,9 @@ def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: st
     for m in found:
         tail = [m.cell.pretraining, m.cell.finetuning, m.cell.restat, m.sigma, m.certification.n, m.certification.alpha]
         run = m.spec.hash
+        if m.absent:
+            out.append([*_keys(store, study, m.dataset, m.spec, m.cell), "acr", "l2", math.nan, math.nan, m.certification.images,
+                        run, "none", m.absent, *tail])
         for line in estimates([m]).itertuples():
             out.append([*_keys(store, study, m.dataset, m.spec, m.cell), line.measure, "l2", line.radius, line.value, line.images,
                         run, "none", f"{m.split}[:{line.images}]", *tail])
@@ -198,7 +220,7 @@ def sources_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
             measured = epoch if "val_clean_acc" in epoch else measured
         lines.append({"pre-training": name(labels["pretraining"]), "norm": norm_name(job.spec.model.norm),
                       "data set": dataset_label(job.spec.data.name), "classes": record["classes"] if record else "",
-                      "clean, validation": f"{100 * measured['val_clean_acc']:.1f}" if measured else NOT_RUN,
+                      "clean, validation": f"{100 * measured['val_clean_acc']:.1f}" if measured else store.absent(job),
                       "images": record["val_images"] if record else ""})
     return pd.DataFrame(lines)
 
@@ -216,16 +238,16 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
                                 if p.certification.sigma == sigma and p.cell.pretraining != CROSSED):
         key = (dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma)
         clean = [m for (d, c, _), m in masks.items() if (d, c) == (dataset, dataclasses.replace(cell, restat=False))]
-        acr = kept.get((*key, "acr", -1.0))
+        acr, word = kept.get((*key, "acr", -1.0)), said(frame, dataset, (cell, sigma))
         line = {"data set": dataset_label(dataset), "pre-training": name(cell.pretraining), "fine-tuning": name(cell.finetuning),
                 "norm": norm_name(cell.norm, cell.restat), "seeds": str(acr["seeds"]) if acr else "0",
                 "no noise": f"{100 * np.mean([m.mean() for m in clean]):.1f}" if clean and not cell.restat else ""
-                if cell.restat else NOT_RUN}
+                if cell.restat else word}
         for r in radii:
             found = kept.get((*key, "certified_acc", r))
-            line[f"r {r:g}"] = percent(found["value"], found["low"], found["high"]) if found else NOT_RUN
-        line["ACR ± SE"] = f"{acr['value']:.3f} ± {acr['se']:.3f}" + dagger(acr["constant"]) if acr else NOT_RUN
-        line["one class"] = f"{100 * acr['one_class']:.0f} %" + dagger(acr["constant"]) if acr else NOT_RUN
+            line[f"r {r:g}"] = percent(found["value"], found["low"], found["high"]) if found else word
+        line["ACR ± SE"] = f"{acr['value']:.3f} ± {acr['se']:.3f}" + dagger(acr["constant"]) if acr else word
+        line["one class"] = f"{100 * acr['one_class']:.0f} %" + dagger(acr["constant"]) if acr else word
         lines.append(line)
     here = main_lines(frame)
     here = here[(here["sigma"] == sigma) & (here["pretraining"] != CROSSED)]
@@ -234,7 +256,7 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
         earned = dict(zip(mine["radius"], mine["chance"], strict=True))
         lines.append(dict.fromkeys(lines[0], "") | {
             "data set": dataset_label(dataset), "pre-training": CONSTANT, "one class": "100 %",
-            **{f"r {r:g}": f"{100 * earned[r]:.1f}" if r in earned else NOT_RUN for r in radii},
+            **{f"r {r:g}": f"{100 * earned[r]:.1f}" if r in earned else report.NOT_RUN for r in radii},
             "ACR ± SE": f"{mine.loc[mine['measure'] == 'acr', 'chance'].max():.3f}"})
     return pd.DataFrame(lines)
 
@@ -242,20 +264,20 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
 def caption(frame: pd.DataFrame) -> str:
     """What the intervals stand for, from the certifications themselves."""
     if frame.empty:
-        return NOTHING
+        return lost_text(frame) or NOTHING
     main = main_lines(frame)
     seeds, images = main["seeds"].max(), "/".join(f"{n:,}" for n in sorted(main["images"].unique()))
     over = ("the test images (exact, Clopper-Pearson)" if seeds == 1 else "seeds and test images")
     return (f"{images} test images, n = {main['n'].iloc[0]:,}, α = {main['alpha'].iloc[0]:g}; up to {seeds} seed"
             f"{'' if seeds == 1 else 's'}. Intervals: 95 % over {over}. r: L2 radius in [0, 1] pixels. ACR: mean of the largest "
             "radius asked for that is certified, 0 where the answer is wrong or missing. One class: the largest share of the "
-            f"images for which one class is chosen. {MARK}")
+            f"images for which one class is chosen. {MARK} {lost_text(frame)}").strip()
 
 
 def sanity(found: Sequence[Measured]) -> dict[str, bool]:
     """What must hold for certified numbers to be believed, over all finished certifications."""
     bounded, coherent, splits = True, True, {}
-    for m in found:
+    for m in (m for m in found if not m.absent):
         answered = m.certified.prediction != certified.ABSTAIN
         bounded &= bool((m.certified.radius <= m.certification.plan.ceiling).all())
         coherent &= bool((answered == (m.certified.radius > 0)).all())

@@ -142,29 +142,29 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     jobs: list[Job] = []
 
     @functools.cache
-    def tuned(name: str, label: str) -> tuple[RunSpec, bool]:
-        """The run for the first seed with what was chosen for it, and whether all of it has been chosen."""
-        spec, values, settled = template(name, label), grids.get(label, {}), True
+    def tuned(name: str, label: str) -> tuple[RunSpec, tuple[RunSpec, ...]]:
+        """The run for the first seed with what was chosen for it, and the candidates that it waits for, if any."""
+        spec, values, waits = template(name, label), grids.get(label, {}), ()
         if "lr" not in values and label not in methods:
-            rated, settled = tuned(name, _parent(label))
+            rated, waits = tuned(name, _parent(label))
             lr = rated.optim.lr * (1 + rated.method.twins_weight if label == "at_lr" else 1)
             spec = dataclasses.replace(spec, optim=dataclasses.replace(spec.optim, lr=lr))
         candidates = [_changed(spec, dict(zip(values, combination, strict=True)))
                       for combination in itertools.product(*values.values())]
-        if len(candidates) == 1 or not settled:
-            return candidates[0], settled
+        if len(candidates) == 1 or waits:
+            return candidates[0], waits
         jobs.extend(Job("tuning", c, ()) for c in candidates)
         chosen = best(candidates)
-        return chosen or candidates[0], chosen is not None
+        return chosen or candidates[0], () if chosen else tuple(candidates)
 
     for seed in seeds:
         for name in targets:
             for label in (*methods, *(others if name in compared_on else ())):
-                spec, settled = tuned(name, label)
+                spec, waits = tuned(name, label)
                 here = {"targets": name, "methods": label, "seeds": seed}
                 evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in here}, "evaluations")
                               for e in evaluations if all(v in e.get(k, (v,)) for k, v in here.items()))
-                jobs.append(Job("transfer", dataclasses.replace(spec, seed=seed), evals, settled=settled))
+                jobs.append(Job("transfer", dataclasses.replace(spec, seed=seed), evals, settled=not waits, candidates=waits))
     pretrained = [Job("transfer", spec, source_evals, ship=True) for spec in runs]
     return sorted([*jobs, *pretrained], key=lambda job: job.spec is not begin) if begin in runs else [*jobs, *pretrained]
 

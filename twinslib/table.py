@@ -1,42 +1,45 @@
 """Tidy rows from the store: rows/<study>.csv with one line per number, epochs/<study>.csv with one per epoch.
 
 Columns of rows: claim, preset, dataset, arch, norm, method, seed, metric, threat, eps, value, n, run, and which attack and
-which images the number stands on. Accuracies are fractions.
+which images the number stands on. Accuracies are fractions. Of what diverged value is empty, and images says so.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from .checkpoint import atomic_write
 from .config import NETWORKS
-from .runs import Job, Store, Task
+from .runs import NOT_RUN, Job, Store, Task
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
 COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
 
 
 def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row per finished measurement of `jobs` on the network of the last epoch, in their order."""
+    """One row per finished measurement of `jobs` on the network of the last epoch, and per one that cannot be as a run diverged,
+    in their order."""
     out = []
     for job in jobs:
         spec = job.spec
         record = store.run(spec) if job.settled else None
-        for e in (e for e in job.evals if e.at == "last") if record else ():
-            for stage, mask in (store.masks(spec, e) or {}).items():
+        for e in (e for e in job.evals if e.at == "last"):
+            stages, metric = store.masks(spec, e) if record else None, "clean_acc" if e.kind == "clean" else "robust_acc"
+            if stages is None and (word := store.absent(job, e)) != NOT_RUN:
+                out.append([*_keys(store, job), metric, e.threat, e.eps, math.nan, e.images, spec.hash, e.attack_name, word])
+            for stage, mask in (stages or {}).items():
                 images = f"{record['split']}[:{len(mask)}]"
-                out.append([*_keys(store, job), "clean_acc" if e.kind == "clean" else "robust_acc", e.threat, e.eps,
-                            float(mask.mean()), len(mask), spec.hash, stage, images])
+                out.append([*_keys(store, job), metric, e.threat, e.eps, float(mask.mean()), len(mask), spec.hash, stage, images])
     return pd.DataFrame(out, columns=COLUMNS)
 
 
 def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row per epoch of the finished training runs of `jobs`."""
+    """One row per epoch of the training runs of `jobs` that are finished or have diverged, which end before the last."""
     out = []
     for job in jobs:
-        record = store.run(job.spec) if job.settled else None
-        for row in record["epochs"] if record else ():
+        for row in store.epochs(job.spec) if job.settled else ():
             out.append(dict(zip(KEYS, _keys(store, job), strict=True)) | {"run": job.spec.hash, **row})
     return pd.DataFrame(out) if out else pd.DataFrame(columns=[*KEYS, "run", "epoch"])
 

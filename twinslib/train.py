@@ -7,7 +7,7 @@ checkpoint needs no random state and adding a measurement cannot shift training.
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -287,11 +287,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         loss, correct = step_fn(x, y, step, lr, climb(step, total, spec.attack.eps_warmup))
         sums += torch.stack([loss.double() * len(y), correct.double(), torch.full_like(loss, len(y)).double()])
         if i == per_epoch - 1:
-            try:
-                row = _epoch_row(spec, model, data, epoch, lr, sums)
-            except Diverged as error:
-                error.epochs = history.epochs
-                raise
+            row = _epoch_row(spec, model, data, epoch, lr, sums, history.epochs)
             row["forward_images"], row["backward_images"] = step_fn.passes.take()
             before = [r["val_robust_acc"] for r in history.epochs if "val_robust_acc" in r]
             history.epochs.append(row)
@@ -321,13 +317,13 @@ def begun_in(state: dict, spec: RunSpec) -> str:
 
 
 def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,
-               sums: torch.Tensor) -> dict:
+               sums: torch.Tensor, before: Sequence[dict]) -> dict:
     loss, correct, images = sums.tolist()
     broken = _not_finite(model)
     if broken or not torch.isfinite(sums).all():
         what = f"weights of {broken}" if broken else f"a mean loss of {loss / images}"
         raise Diverged(f"expected finite loss and weights, got {what} in epoch {epoch + 1} of {spec.method.name} on "
-                       f"{spec.data.name} (lr {spec.optim.lr:g}); lower lr; the last checkpoint is kept")
+                       f"{spec.data.name} (lr {spec.optim.lr:g}); lower lr", before)
     row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss / images, "train_acc": correct / images}
     every = spec.optim.val_every
     if len(data.val_y) and every and ((epoch + 1) % every == 0 or epoch + 1 == spec.optim.epochs):

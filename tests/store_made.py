@@ -1,0 +1,123 @@
+"""A finished store made up for tests: records, masks, votes and courses of every job of a plan; nothing is trained or drawn."""
+
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from twinslib import runs, study
+from twinslib.config import CertifySpec, EvalSpec, RunSpec, canonical_json
+from twinslib.objectives import OBJECTIVES
+from twinslib.packed import write_npz
+from twinslib.runs import Job, Store, write_json
+from twinslib.votes import Votes
+
+LAYERS = ("conv1", "layer1.conv", "layer2.conv", "fc")
+ENTRY = {"seconds": 60.0, "processor_seconds": 50.0, "device": "cpu", "commit": "0" * 40, "changed": False,
+         "versions": {"torch": "2"}}
+
+
+def plan(number: str) -> tuple[Callable, dict]:
+    """The toy jobs of a notebook, as a function of what is chosen, and its parameters."""
+    return study.plan("toy", number)[0], study.parameters(study.notebook(number))
+
+
+def fill(store: Store, jobs: Sequence[Job]) -> None:
+    """Leave what the finished settled `jobs` and their sources leave."""
+    for job in (job for job in jobs if job.settled):
+        spec, chain = job.spec, []
+        while spec is not None:
+            chain, spec = [*chain, spec], spec.source
+        for spec in chain:
+            if store.run(spec) is None:
+                train(store, spec)
+        done = store.root / "masks" / f"{job.spec.hash}.npz"
+        new = [e for e in job.evals if store.masks(job.spec, e) is None]
+        if new:
+            before = dict(np.load(done)) if done.exists() else {}
+            write_npz(done, before | {k: v for e in new for k, v in masks(job.spec, e).items()})
+        for c in job.certs:
+            path = store.root / "votes" / f"{job.spec.hash}-{c.hash}.npz"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                votes(job.spec, c).save(path)
+
+
+def random(spec: RunSpec, *words: object) -> np.random.Generator:
+    return np.random.default_rng([int(spec.hash, 16), *(len(str(w)) for w in words)])
+
+
+def train(store: Store, spec: RunSpec) -> None:
+    o, rows, rng = spec.optim, [], random(spec)
+    attacked = OBJECTIVES[spec.method.objective].attacks
+    for epoch in range(1, o.epochs + 1):
+        row = {"epoch": epoch, "lr": o.lr, "train_loss": 2.0 - 0.1 * epoch, "train_acc": 0.4, "forward_images": 1000,
+               "backward_images": 1000}
+        if o.val_every and (epoch % o.val_every == 0 or epoch == o.epochs):
+            row["val_clean_acc"] = 0.5 + 0.1 * rng.random()
+            row |= {"val_robust_acc": 0.3 + 0.1 * rng.random()} if attacked else {}
+        rows.append(row)
+    images = spec.data.train_images or 500
+    write_json(store.root / "runs" / f"{spec.hash}.json",
+               {"spec": json.loads(canonical_json(spec)), "split": runs.split_name(spec.data), "epochs": rows, "classes": 10,
+                "train_images": images, "val_images": spec.data.val_images, "weights": "0" * 64})
+    stamps = runs.rules.stamps()
+    write_json(store.root / "provenance" / f"{spec.hash}.json", {"run": spec.hash, "train": ENTRY | {"rules": stamps}})
+    weights = store.root / "weights" / f"{spec.hash}.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    weights.touch()
+    write_json(weights.with_suffix(".json"), {"classes": [f"class {i}" for i in range(10)]})
+    if spec.follow:
+        write_npz(store.root / "courses" / f"{spec.hash}.npz", course(spec, images))
+
+
+def course(spec: RunSpec, images: int) -> dict[str, np.ndarray]:
+    f, epochs, rng, out = spec.follow, spec.optim.epochs, random(spec, "course"), {}
+    due = [e for e in range(epochs + 1) if e % f.every == 0 or e <= f.dense or e == epochs]
+    for part, n in (("train", f.train_images), ("test", f.test_images)):
+        if n:
+            clean = rng.random((len(due), n)) < 0.6
+            out |= {"epoch": np.array(due), f"{part}_clean": clean, f"{part}_robust": clean & (rng.random((len(due), n)) < 0.7)}
+    if f.train_images:
+        out["train_loss"] = np.linspace(2, 1, len(due))[:, None] + 0.1 * rng.random((len(due), f.train_images)).astype(np.float32)
+    if f.record_every:
+        steps = np.arange(0, epochs * -(-images // spec.optim.batch_size), f.record_every)
+        shape = len(steps), len(LAYERS)
+        out |= {name: 0.1 + rng.random(shape) for name in ("w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle")}
+        out |= {"layers": np.array(LAYERS), "steps": steps, "lr": np.full(len(steps), spec.optim.lr),
+                "losses": np.linspace(2, 1, len(steps))[:, None] + 0.1 * rng.random((len(steps), 2))}
+        drift = [(e, layer) for e in range(1, epochs + 1) for layer in LAYERS[:3]]
+        out |= {"drift_epoch": np.array([e for e, _ in drift]), "drift_layer": np.array([layer for _, layer in drift]),
+                "drift_mean": rng.random(len(drift)), "drift_log_var": rng.random(len(drift))}
+    if f.features:
+        shape = len(f.feature_epochs), f.features, 8
+        out |= {"feature_epoch": np.array(f.feature_epochs), "feature_label": np.arange(f.features) % 10,
+                "features_clean": rng.random(shape).astype(np.float16), "features_attacked": rng.random(shape).astype(np.float16)}
+    return out
+
+
+def masks(spec: RunSpec, e: EvalSpec) -> dict[str, np.ndarray]:
+    """Nested: the stronger an attack, the fewer images of one order are left."""
+    value = random(spec).random(10_000)[:e.images]
+    if e.kind == "clean":
+        stages = {"none": value < 0.6}
+    elif e.kind == "pgd":
+        stages = {e.attack_name: value < 0.5 - e.eps}
+    else:
+        names = ["+".join(e.attacks[:i + 1]) for i in range(len(e.attacks))]
+        stages = {name: value < 0.4 - e.eps - 0.02 * i for i, name in enumerate(names)}
+    return {f"{e.hash}/{name}": mask for name, mask in stages.items()} | {f"{e.hash}/spec": np.array(canonical_json(e))}
+
+
+def votes(spec: RunSpec, c: CertifySpec) -> Votes:
+    plan, n, rows = c.plan, c.images, np.arange(c.images)
+    label = rows % 10
+    share = random(spec, "votes").random(n)
+    looks = np.array(plan.looks)
+    counts, pilot = np.zeros((n, 10), np.int32), np.zeros((n, 10), np.int32)
+    pilot[rows, label] = plan.n0
+    history = np.floor(share[:, None] * looks).astype(np.int32)
+    counts[rows, label] = history[:, -1]
+    counts[rows, (label + 1) % 10] = looks[-1] - history[:, -1]
+    return Votes(plan, c.seed, c.precision, "0" * 16, "cpu-64", rows, label, rows, label, pilot, counts, np.full(n, looks[-1]),
+                 history, np.ones(n, bool), np.zeros(n))

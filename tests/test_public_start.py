@@ -111,7 +111,7 @@ class Harmful:
 
 
 def test_pickled_objects_are_left_out_and_not_run(store, natural, caplog) -> None:
-    """Of a checkpoint with objects in it the weights are taken, and what it would run is not run; without weights it is refused."""
+    """Of a checkpoint with objects in it only the weights are taken; nothing in it is run."""
     put({"state_dict": natural, "args": Harmful()}, wrap=False)
     assert torch.equal(store.origin(tuned()).network.fc.weight, natural["network.fc.weight"])
     assert "foreign.th holds pickled objects" in caplog.text

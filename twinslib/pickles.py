@@ -119,9 +119,7 @@ def _read_zip(file: io.BufferedIOBase, left_out: dict[str, None]) -> object:
 
         def storage(dtype: torch.dtype, key: str, *_: object) -> torch.Tensor:
             if key not in storages:
-                data = bytearray(archive.read(f"{root}data/{key}"))
-                empty = torch.empty(0, dtype=dtype)
-                storages[key] = torch.frombuffer(data, dtype=dtype) if data else empty
+                storages[key] = _numbers(archive.read(f"{root}data/{key}"), dtype)
             return storages[key]
 
         return _unpickler(io.BytesIO(archive.read(index)), left_out, storage).load()
@@ -149,10 +147,14 @@ def _read_older(file: io.BufferedIOBase, left_out: dict[str, None]) -> object:
         data = storages[key]
         if int.from_bytes(file.read(8), "little") != data.numel():
             raise ValueError(f"another length of storage {key}")
-        raw = bytearray(file.read(data.numel() * data.dtype.itemsize))
-        if data.numel():
-            data.copy_(torch.frombuffer(raw, dtype=data.dtype))
+        data.copy_(_numbers(file.read(data.numel() * data.dtype.itemsize), data.dtype))
     return content
+
+
+def _numbers(data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    if len(data) % dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes of {dtype}")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def _check_order(little: bool) -> None:

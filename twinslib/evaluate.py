@@ -256,8 +256,9 @@ def checks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step
             return int(pgd_robust_mask(forward, x, y, eps=eps, step_size=step_size, steps=steps, **attack).sum())
 
         x_adv = pgd(forward, x, y, eps=eps, step_size=step_size, steps=steps, **attack)
-        noisy = _logits(forward, random_point(x, eps, threat, generator), y)
-        noise_left = int((noisy.argmax(1).eq(y) & logits.argmax(1).eq(y)).sum())
+        with torch.no_grad():
+            noisy = logits_of(forward, random_point(x, eps, threat, generator))
+        noise_left = int((noisy.argmax(1).eq(y) & logits.argmax(1).eq(y) & finite(noisy)).sum())
         one_step, many_steps = left(eps, eps, 1), left(eps, step_size, steps)
         slack = max(1, len(x) // 100)
         large = 0.5 if threat == "linf" else 10.0
@@ -360,7 +361,7 @@ class _Watched:
         bad = ~finite(values.detach())
         if not bad.any():
             return values
-        distance = torch.cdist(x[bad].flatten(1), self.images, p=self.p)
+        distance = torch.cdist(x[bad].flatten(1), self.images, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
         self.broken |= (distance <= distance.amin(1, keepdim=True).clamp(min=1.001 * self.eps)).any(0)
         return values.masked_fill(bad.view(-1, *[1] * (values.ndim - 1)), 0)
 

@@ -217,14 +217,43 @@ def test_waiting_runs_are_told(micro: Path, capsys: pytest.CaptureFixture) -> No
     assert all(line.endswith("done") for line in lines) and ", 0 of 21 tasks left" in total
 
 
-def test_diverged_runs_give_status_1(micro: Path, capsys: pytest.CaptureFixture) -> None:
-    """A run that diverges is named with its reason, status 1, and the tasks that stand on it are counted as failed."""
-    yaml = "optim: {epochs: 1, batch_size: 10, lr: 1.0e+38}\nseeds: [0]\nmethods: [at]"
+WILD = "optim: {epochs: 1, batch_size: 10, lr: 1.0e+38}\nseeds: [0]\nmethods: [at]"
+
+
+@pytest.mark.parametrize(("yaml", "done", "gone", "said"), [
+    (WILD, 2, 1, ["diverged: train method at, seed 0"]),
+    (WILD + "\ngrids: {at: {lr: [1.0e+38, 0.01]}}", 5, 1, ["diverged, so not chosen: train method at, seed 0"]),
+    (WILD + "\ngrids: {at: {lr: [1.0e+37, 1.0e+38]}}", 2, 2, [
+        "diverged, so not chosen: train method at, seed 0", "not done, as every candidate for it diverged: train method at"]),
+    ("sources: {robust: {data: {name: toy_source, image_size: 16, train_images: 40}, optim: {epochs: 1, lr: 1.0e+38}}}\n"
+     "methods: [at]\nseeds: [0]", 0, 1, ["diverged: train method at, seed 0, toy_source",
+                                        "not done, as its source diverged: train method at, seed 0"]),
+], ids=["run", "candidate", "all candidates", "source"])
+def test_divergence_is_no_failure(micro: Path, capsys: pytest.CaptureFixture, yaml: str, done: int, gone: int,
+                                  said: list[str]) -> None:
+    """Status 0; what diverged is named with why and what to delete, and what cannot be done for that; the next sweep does nothing
+    and says it again."""
     (micro / "params" / "small" / "01.yaml").write_text(yaml)
-    assert call("sweep", "--preset", "small") == 1
+    for tasks in (done, 0):
+        assert call("sweep", "--preset", "small") == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"done: {tasks} tasks") and out.splitlines()[0].endswith(f"failed: 0; left: 0; diverged: {gone}")
+        assert all(text in out for text in said) and "lower lr" in out and "not counted" not in out
+        assert out.count("delete ") == gone and all(Path(line.split("delete ")[1][:-1]).exists()
+                                                   for line in out.splitlines() if "delete " in line)
+    assert call("sweep", "--preset", "small", "--dry-run") == 0
+    assert "0 of " in (last := capsys.readouterr().out.splitlines()[-1]) and last.split(", ")[1].startswith("0 of")
+
+
+def test_failures_give_status_1(micro: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that raises is named with its reason, those that stand on it are counted, the others are done: status 1."""
+    real = runs.fit
+    monkeypatch.setattr(runs, "fit", lambda spec, *rest, **options: real(spec, *rest, **options) if spec.method.name == "at"
+                        else 1 / 0)
+    assert call("sweep", "--preset", "toy") == 1
     out = capsys.readouterr().out
-    assert out.startswith("done: 2 tasks") and "failed: 3; left: 0" in out
-    assert "failed: train method at, seed 0" in out and "lower lr" in out and "training or source run failed" in out
+    assert "failed: 6; left: 0" in out and "failed: train method twins_trades, seed 0" in out
+    assert "ZeroDivisionError" in out and "training or source run failed" in out and out.startswith("done: 8 tasks")
 
 
 def test_signal_handlers_are_given_back(micro: Path) -> None:

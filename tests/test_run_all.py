@@ -169,6 +169,14 @@ def test_run_all_refuses(arguments, message):
     assert message in done.stderr and done.stderr.splitlines()[1].startswith("usage: ./run_all.sh [toy|")
 
 
+def test_run_all_through_a_link(tmp_path):
+    """Called through a symbolic link, even one to a link, the script works in its own folder: it knows the notebooks there."""
+    (tmp_path / "first").symlink_to(ROOT / "run_all.sh")
+    (tmp_path / "second").symlink_to("first")
+    done = subprocess.run([tmp_path / "second", "toy", "01", "--fast"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "got '--fast'" in done.stderr
+
+
 def test_run_all_dry_run():
     """A real call in the active environment: --dry-run lists the toy runs, tuned and to be tuned, and computes nothing."""
     done = run_all("toy", "01", "--dry-run", TWINS_PYTHON=sys.executable, PYTHONPATH=str(ROOT))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinslib import models, rules, runs, table
+from twinslib import models, rules, runs, table, train
 from twinslib.checkpoint import load_weights
 from twinslib.config import (
     AttackSpec,
@@ -30,7 +30,8 @@ from twinslib.config import (
     canonical_json,
     method,
 )
-from twinslib.runs import Job, Store, Task, sweep, write_json
+from twinslib.errors import Diverged
+from twinslib.runs import DIVERGED, NOT_RUN, SOURCE_DIVERGED, Job, Store, Task, sweep, write_json
 from twinslib.train import fit
 
 EPS = 16 / 255
@@ -191,14 +192,121 @@ def test_budget_stops(undisturbed, tmp_path) -> None:
 
 
 def test_diverged_run_is_reported_and_the_others_go_on(tmp_path) -> None:
-    """An absurd learning rate fails its own run; the source and the other method are finished and kept."""
+    """An absurd learning rate is a result of its own run, in the first epoch, followed and with keep_best too: no failure, kept,
+    not tried again; the source and the other method are finished."""
     jobs = tiny_jobs(("at",))
-    broken = Job("tiny", RunSpec(**{**vars(jobs[1].spec), "optim": OptimSpec(epochs=1, batch_size=20, lr=1e30)}),
-                 jobs[1].evals)
+    optim, follow = OptimSpec(epochs=1, batch_size=20, lr=1e30), FollowSpec(train_images=10, test_images=10, record_every=1)
+    broken = [replace(jobs[1], spec=replace(jobs[1].spec, optim=optim)),
+              replace(jobs[1], spec=replace(jobs[1].spec, optim=replace(optim, val_every=1, keep_best=True))),
+              Job("tiny", replace(jobs[1].spec, optim=optim, follow=follow), ())]
     store = Store("tiny", device="cpu", root=tmp_path)
-    report = sweep(store, [jobs[0], broken, jobs[1]])
-    assert {t.spec.hash for t, _ in report.failed} == {broken.spec.hash} and "lower lr" in report.failed[0][1]
-    assert store.missing(jobs) == [] and store.run(broken.spec) is None
+    planned = [jobs[0], *broken, jobs[1]]
+    report = sweep(store, planned)
+    assert [t for t, _ in report.diverged] == [Task(job.spec) for job in broken]
+    assert all("lower lr" in why and "epoch 1" in why for _, why in report.diverged)
+    assert (report.failed, report.left, report.waiting) == ([], [], 0) and store.missing(planned) == []
+    for job in broken:
+        assert store.run(job.spec) is store.course(job.spec) is None and "lower lr" in store.diverged(job.spec)
+        assert {store.absent(job, e) for e in (None, *job.evals)} == {DIVERGED}
+    again = sweep(store, planned)
+    assert (again.done, again.failed, again.diverged, again.left) == ([], [], [], [])
+    store.kept_in(Task(broken[0].spec)).unlink()
+    assert store.missing(planned) == [Task(broken[0].spec), *(Task(broken[0].spec, e) for e in broken[0].evals)]
+
+
+def test_rows_until_divergence_are_kept(tmp_path, monkeypatch) -> None:
+    """A run that diverges late keeps the rows of the epochs before, in the table of epochs too, and leaves no checkpoint."""
+    real = train._not_finite
+    monkeypatch.setattr(train, "_not_finite", lambda model: "a weight" if calls.append(1) or len(calls) > 2 else real(model))
+    calls: list[int] = []  # asked at the start and after each epoch
+    store, spec = Store("tiny", device="cpu", root=tmp_path), replace(BARE, optim=replace(BARE.optim, epochs=3))
+    (task, why), = sweep(store, [Job("tiny", spec, ())]).diverged
+    assert "in epoch 2" in why and [row["epoch"] for row in store.epochs(spec)] == [1]
+    assert table.epochs(store, [Job("tiny", spec, ())])["epoch"].tolist() == [1] and not list(tmp_path.glob("work/*.ckpt"))
+    entry = json.loads((tmp_path / "provenance" / f"{spec.hash}.json").read_text())["train"]
+    assert entry["outcome"] == DIVERGED and entry["seconds"] > 0 and store.provenance(task) is None
+
+
+def test_killed_after_divergence(tmp_path) -> None:
+    """Where only the record of it was written before a kill, the run has diverged all the same."""
+    store = Store("tiny", device="cpu", root=tmp_path)
+    write_json(tmp_path / "provenance" / f"{BARE.hash}.json", {"train": {"seconds": 0.0, "unfinished": True, "rules": {}}})
+    write_json(tmp_path / "diverged" / f"{BARE.hash}.json", {"spec": json.loads(canonical_json(BARE)), "diverged": "NaN"})
+    assert store.missing([Job("tiny", BARE, (EvalSpec(kind="clean", images=20),))]) == [] and store.diverged(BARE) == "NaN"
+    other = replace(BARE, seed=7)
+    os.rename(tmp_path / "diverged" / f"{BARE.hash}.json", tmp_path / "diverged" / f"{other.hash}.json")
+    with pytest.raises(ValueError, match=f"spec of run {other.hash} .*restore or delete"):
+        store.diverged(other)
+
+
+def test_what_starts_from_a_diverged_source_is_not_tried(tmp_path) -> None:
+    """Its fine-tunes are no failures: they cannot be done, and say that their source diverged; others are done."""
+    source, *tunes = tiny_jobs()
+    origin = replace(source.spec, optim=replace(source.spec.optim, lr=1e30))
+    tunes = [replace(job, spec=replace(job.spec, source=origin)) for job in tunes]
+    jobs, store = [replace(source, spec=origin), *tunes, Job("tiny", BARE, ())], Store("tiny", device="cpu", root=tmp_path)
+    report = sweep(store, jobs)
+    assert [t for t, _ in report.diverged] == [Task(origin)] and report.done == [Task(BARE)]
+    assert (report.failed, report.left, store.missing(jobs)) == ([], [], [])
+    assert {store.absent(job, e) for job in tunes for e in (None, *job.evals)} == {SOURCE_DIVERGED}
+    assert store.absent(jobs[-1]) == NOT_RUN and store.lost_to(tunes[0].spec) == origin
+    rows = table.rows(store, jobs)
+    assert rows["value"].isna().all() and set(rows["images"]) == {DIVERGED, SOURCE_DIVERGED}
+
+
+def diverging(real: Callable, evaluation: EvalSpec) -> Callable:
+    def block(e, *rest):
+        if e == evaluation:
+            raise Diverged("expected finite logits, got NaN")
+        return real(e, *rest)
+    return block
+
+
+def test_diverged_measurement_is_a_result(tmp_path, monkeypatch) -> None:
+    """Logits that are not finite end one evaluation, not the others; it is kept, shown and not tried again."""
+    store, job = Store("tiny", device="cpu", root=tmp_path), Job("tiny", BARE, tiny_jobs()[1].evals)
+    clean, pgd, auto = job.evals
+    monkeypatch.setattr(runs, "evaluate_block", diverging(runs.evaluate_block, pgd))
+    report = sweep(store, [job])
+    assert [t for t, _ in report.diverged] == [Task(BARE, pgd)]
+    assert report.done == [Task(BARE), Task(BARE, clean), Task(BARE, auto)] and report.failed == store.missing([job]) == []
+    assert "finite logits" in store.diverged(BARE, pgd) and store.diverged(BARE) is None
+    assert [store.absent(job, e) for e in (pgd, clean)] == [DIVERGED, NOT_RUN]
+    rows = table.rows(store, [job])
+    assert rows.loc[rows["value"].isna(), ["attack", "n", "images"]].values.tolist() == [["pgd3", 40, DIVERGED]]
+    assert sweep(store, [job]).done == [] and not list(tmp_path.glob("work/*-*"))
+
+
+def test_weights_that_cannot_be_made_again(tmp_path, monkeypatch) -> None:
+    """A finished run whose weights are lost and whose training now diverges keeps its numbers; what is still to be measured has
+    diverged, and is not tried again and again."""
+    store, (clean, pgd, _) = Store("tiny", device="cpu", root=tmp_path), tiny_jobs()[1].evals
+    sweep(store, [Job("tiny", BARE, (clean,))])
+    store.weights_path(BARE).unlink()
+    monkeypatch.setattr(train, "_not_finite", lambda model: "a weight")
+    job = Job("tiny", BARE, (clean, pgd))
+    report = sweep(store, [job])
+    assert [t for t, _ in report.diverged] == [Task(BARE)] and report.failed == report.left == store.missing([job]) == []
+    assert store.run(BARE) and store.masks(BARE, clean) and store.absent(job, pgd) == DIVERGED
+    assert table.rows(store, [job])["value"].isna().tolist() == [False, True]
+
+
+def test_failure_of_a_task_is_its_own(tmp_path, monkeypatch) -> None:
+    """What one task raises is reported as its failure and tried again by the next sweep; all else is done."""
+    jobs, real = tiny_jobs(), runs.fit
+    bad = jobs[1].spec
+
+    def fit(spec, *rest, **options):
+        if spec == bad:
+            raise RuntimeError("out of memory")
+        return real(spec, *rest, **options)
+
+    monkeypatch.setattr(runs, "fit", fit)
+    store = Store("tiny", device="cpu", root=tmp_path)
+    report = sweep(store, jobs)
+    assert {t.spec for t, _ in report.failed} == {bad} and len(report.failed) == 1 + len(jobs[1].evals)
+    assert report.failed[0] == (Task(bad), "RuntimeError: out of memory") and report.diverged == report.left == []
+    assert {t.spec for t in report.done} == {jobs[0].spec, jobs[2].spec} and len(store.missing(jobs)) == len(report.failed)
 
 
 def test_full_disk_loses_nothing(undisturbed, tmp_path, monkeypatch) -> None:
@@ -228,13 +336,13 @@ def test_full_disk_loses_nothing(undisturbed, tmp_path, monkeypatch) -> None:
     (lambda p: torch.save({"model": print}, p), "safetensors"),
 ])
 def test_damaged_source_weights_are_named(undisturbed, tmp_path, damage, message: str) -> None:
-    """Truncated, foreign or pickled source weights stop the sweep with a message before any fine-tuning."""
+    """Truncated, foreign or pickled source weights are the failure of what starts from them, before any fine-tuning."""
     jobs = tiny_jobs(("at",))
     store = Store("tiny", device="cpu", root=tmp_path)
     sweep(store, jobs[:1])
     damage(store.weights_path(jobs[0].spec))
-    with pytest.raises(ValueError, match=message):
-        sweep(store, jobs)
+    report = sweep(store, jobs)
+    assert message in report.failed[0][1] and {t.spec for t, _ in report.failed} == {jobs[1].spec} and report.done == []
     assert store.run(jobs[1].spec) is None
 
 
@@ -248,8 +356,7 @@ def test_source_weights_of_another_width_are_refused(undisturbed, tmp_path) -> N
     path = store.weights_path(jobs[0].spec)
     _, meta = load_weights(path)
     save_weights(path, models.make_model("thin_resnet10", 10, seed=0), meta)
-    with pytest.raises(ValueError, match=f"{path.name}: expected"):
-        sweep(store, jobs)
+    assert f"{path.name}: expected" in sweep(store, jobs).failed[0][1]
 
 
 def test_fresh_clone_needs_no_training_for_finished_rows(undisturbed, tmp_path) -> None:
@@ -347,15 +454,15 @@ def diverge(store: Store, spec: RunSpec) -> None:
     ([[(0.6, None)], [(0.7, None)], [(0.5, None)]], 1),  # natural training measures no robust accuracy
     ([[(0.0, 0.0)], None, None], 0),
     ([None, None, [(0.0, 0.0)]], 2),  # diverged is worse than all wrong
-    ([None, None, None], 0),
+    ([None, None, None], None),
 ], ids=["mean", "last epoch", "last measured", "tie", "tie later", "clean only", "diverged after", "diverged before", "all"])
-def test_best(tmp_path, epochs: list, chosen: int) -> None:
+def test_best(tmp_path, epochs: list, chosen: int | None) -> None:
     """The best candidate has the highest mean of clean and robust validation accuracy at its last measurement, the first of
-    equals; diverged ones (None) come last."""
+    equals; a diverged one (None) is never chosen."""
     store = Store("tiny", device="cpu", root=tmp_path)
     for spec, found in zip(CANDIDATES, epochs, strict=True):
         finish(store, spec, *found) if found else diverge(store, spec)
-    assert store.best(CANDIDATES) is CANDIDATES[chosen]
+    assert store.best(CANDIDATES) is (None if chosen is None else CANDIDATES[chosen])
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
@@ -394,7 +501,8 @@ class TinyPlan:
         chosen = best(self.candidates)
         tunes = [replace(chosen or self.candidates[0], seed=seed) for seed in (0, 1)]
         return [*(Job("tuning", c, ()) for c in self.candidates),
-                *(Job("tiny", t, self.evals, settled=chosen is not None) for t in tunes)]
+                *(Job("tiny", t, self.evals, settled=chosen is not None, candidates=() if chosen else tuple(self.candidates))
+                  for t in tunes)]
 
 
 def write_all(store: Store, plan: TinyPlan) -> dict[str, bytes]:
@@ -448,11 +556,16 @@ def test_diverged_candidate_does_not_block(tmp_path, values: tuple[float, ...]) 
 
 
 def test_all_candidates_diverged(tmp_path) -> None:
-    """Where every candidate diverges the sweep ends, and what stands on them has failed."""
+    """Where every candidate diverges nothing is chosen: the sweep ends, nothing waits or has failed, and what they were for has
+    diverged, in rows too; with one of another source word, the source's."""
     plan, store = TinyPlan(1e30, 1e31), Store("tiny", device="cpu", root=tmp_path)
     report = sweep(store, plan)
-    assert [t for t, _ in report.diverged] == [Task(c) for c in plan.candidates]
-    assert report.done == report.left == [] and report.failed and {t.spec for t, _ in report.failed} >= {plan.candidates[0]}
+    assert [t for t, _ in report.diverged] == [Task(c) for c in plan.candidates] and store.best(plan.candidates) is None
+    assert (report.done, report.left, report.failed, report.waiting) == ([], [], [], 0)
+    jobs = plan(store.best)
+    assert [store.absent(job) for job in jobs] == [DIVERGED] * 4 and store.missing(jobs) == []
+    rows = table.rows(store, jobs)
+    assert rows[["seed", "images"]].values.tolist() == [[0, DIVERGED], [1, DIVERGED]] and rows["value"].isna().all()
 
 
 def test_unsettled_jobs_alone_are_no_work(tmp_path) -> None:
@@ -464,13 +577,14 @@ def test_unsettled_jobs_alone_are_no_work(tmp_path) -> None:
     assert (report.done, report.left, report.waiting) == ([], [], 3) and not (tmp_path / "runs").exists()
 
 
-def test_diverged_runs_that_are_measured_are_tried_again(tmp_path) -> None:
-    """A run with evaluations is left to do after it diverged (its code may have been repaired); a candidate is not."""
+def test_earlier_records_of_divergence_stay_readable(tmp_path) -> None:
+    """A run that only its provenance calls diverged has diverged, measured or not; the file to delete is that one."""
     store = Store("tiny", device="cpu", root=tmp_path)
     diverge(store, BARE)
     e = EvalSpec(kind="clean", images=20)
+    assert store.missing([Job("tiny", BARE, (e,)), Job("tuning", BARE, ())]) == [] and store.epochs(BARE) == []
+    store.kept_in(Task(BARE)).unlink()
     assert store.missing([Job("tiny", BARE, (e,))]) == [Task(BARE), Task(BARE, e)]
-    assert store.missing([Job("tuning", BARE, ())]) == []
 
 
 # -- methods that need more than their start's weights -----------------------------------------------------------------

@@ -249,7 +249,7 @@ def zipped(name: str) -> bytes:
     (b"<html><title>Sign in</title>", "a web page"),
     (safetensors.torch.save(bare())[:-9], "truncated or foreign"),
     (safetensors.torch.save(bare())[:20], "truncated or foreign"),
-])
+], ids=lambda value: "data" if isinstance(value, bytes) else value)
 def test_what_is_no_file_of_weights(tmp_path, name, data, message):
     """Each is called what it is, under any name."""
     (tmp_path / name).write_bytes(data)

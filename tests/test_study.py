@@ -256,7 +256,7 @@ def test_evaluations_may_be_limited_to_targets() -> None:
     ({"seeds": [1]}, lambda data, name, seed: seed == 1),
     ({"targets": ["b"], "methods": ["at"], "seeds": [0]}, lambda *cell: cell == ("b", "at", 0)),
     ({"targets": []}, lambda data, name, seed: False),
-], ids=str)
+], ids=lambda value: str(value) if isinstance(value, dict) else "cells")
 def test_limits_of_evaluations(limits: dict, expected) -> None:
     """targets, methods and seeds limit an evaluation to the runs that are in all of them; sources are not concerned."""
     costly = {"kind": "pgd", "images": 3, "eps": 0.2}

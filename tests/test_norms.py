@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
-from twinslib.noise import reestimated
+from twinslib.noise import mismatch, reestimated
 from twinslib.norms import (
     ALL_FROZEN,
     NORMS,
@@ -41,7 +41,11 @@ TORCHVISION = (
     "regnet_y_400mf",
     "resnext50_32x4d",
 )
-TIMM = ("timm:resnet10t", "timm:mobilenetv3_small_050", "timm:densenet121")  # the last two with norm and act in one
+TIMM = (
+    "timm:resnet10t",
+    "timm:mobilenetv3_small_050",
+    "timm:densenet121",
+)  # the last two with norm and act in one
 
 
 class OwnNetwork(nn.Module):
@@ -87,6 +91,12 @@ def small() -> nn.Module:
     return nn.Sequential(stem, nn.BatchNorm2d(4), nn.ReLU(), body, nn.BatchNorm2d(6), nn.Flatten())
 
 
+def overridden(model: nn.Module) -> nn.Module:
+    old = model[1].forward
+    model[1].forward = lambda x: old(x) + 1
+    return model
+
+
 def disturb(model: nn.Module) -> None:
     """Make the two wings of a network differ in everything they own."""
     generator = torch.Generator().manual_seed(1)
@@ -128,7 +138,9 @@ def test_twinsify_there_and_back(name):
             plain = to_plain(twin, wing)
             assert torch.equal(plain(x), want)
             assert plain.state_dict().keys() == before.keys()
-            assert {n: type(m) for n, m in plain.named_modules()} == {n: type(m) for n, m in model.named_modules()}
+            assert {n: type(m) for n, m in plain.named_modules()} == {
+                n: type(m) for n, m in model.named_modules()
+            }
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own", "timm:resnet10t"])
@@ -303,7 +315,9 @@ def test_freeze_statistics(name):
 
 def test_freeze_statistics_needs_batch_norm():
     """A network without statistics is refused by name."""
-    with pytest.raises(ValueError, match="network with batch norm, got Sequential without; there is nothing to freeze"):
+    with pytest.raises(
+        ValueError, match="network with batch norm, got Sequential without; there is nothing to freeze"
+    ):
         freeze_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)))
 
 
@@ -351,16 +365,25 @@ def test_sync_batchnorm_is_converted():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))), "network with BatchNorm2d, got Seq"),
+        (
+            lambda: twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))),
+            "network with BatchNorm2d, got Seq",
+        ),
         (lambda: twinsify(twinsify(small())), "twinned already"),
         (lambda: twinsify(nn.BatchNorm2d(3, track_running_stats=False)), "False in the network itself"),
         (lambda: twinsify(small(), second="fixed"), "one of adaptive, frozen, got 'fixed'"),
         (lambda: to_plain(twinsify(small()), "both"), "one of adaptive, frozen, got 'both'"),
         (lambda: to_plain(small(), "frozen"), "got an ordinary one"),
+        (lambda: to_plain(overridden(twinsify(small()))), "a method of its own"),
         (lambda: wings(small(), 2).__enter__(), "with wings for n_frozen 2, got an ordinary one"),
         (lambda: wings(twinsify(small()), -1).__enter__(), "got -1"),
-        *((lambda n=n: wings(twinsify(small()), n).__enter__(), "number of images, .*got " + re.escape(repr(n)))
-          for n in (True, False, np.True_, 1.0, np.float64(2), [2])),
+        *(
+            (
+                lambda n=n: wings(twinsify(small()), n).__enter__(),
+                "a number of images, .*got " + re.escape(repr(n)),
+            )
+            for n in (True, False, np.True_, 1.0, np.float64(2), [2])
+        ),
         (lambda: wings(twinsify(small()), "half").__enter__(), "got 'half'"),
         (lambda: norm_layer("instance"), "one of batch, group, layer, got 'instance'"),
         (lambda: norm_layer("bach"), "did you mean 'batch'"),
@@ -438,14 +461,21 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("call", [lambda model, x: model(x), lambda model, x: model(x=x), lambda model, x: nn.Sequential(model)(x)])
+@pytest.mark.parametrize(
+    "call", [lambda model, x: model(x), lambda model, x: model(x=x), lambda model, x: nn.Sequential(model)(x)]
+)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_cut_batches_are_refused(cut, call):
     """A network that cuts or folds its batch inside has no first images at its norms: refused when part of the batch is for one
     wing, and right when all of it is; the context is left as it was."""
     model, x = twinsify(Joined(small(), cut=cut)), torch.rand(8, 3, 8, 8)
     for n in (4, 1, 8):
-        with pytest.raises(ValueError, match="expected 8 rows at each batch norm, one per image of the batch, got"), wings(model, n):
+        with (
+            pytest.raises(
+                ValueError, match="expected 8 rows at each batch norm, one per image of the batch, got"
+            ),
+            wings(model, n),
+        ):
             call(model, x)
     for n in (0, "frozen"):
         with wings(model, n):
@@ -476,7 +506,7 @@ def test_batches_are_counted_at_the_entry():
         model(1.0, {"x": x[:5]})
         with pytest.raises(ValueError, match="expected 8 rows .* got 4"):
             model.net[1](torch.rand(4, 4, 6, 6))
-    with pytest.raises(ValueError, match="a tensor of images among the inputs"), wings(model, 3):
+    with pytest.raises(ValueError, match="a tensor of images among the inputs inside"), wings(model, 3):
         model(1.0, {})
 
 
@@ -497,7 +527,10 @@ def test_recomputed_passes_split_as_they_did(reentrant, inside):
         model = twinsify(Checkpointed(*small()).eval())
         Checkpointed.on = on
         disturb(model)
-        x, weight = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.arange(96.0)
+        x, weight = (
+            torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+            torch.arange(96.0),
+        )
         model(x).sum().backward()  # no context so far
         outs = []
         for n in (2, 5, "frozen", "adaptive"):
@@ -529,8 +562,8 @@ def test_unknown_splits_are_refused(outer):
 
 
 def test_replicas_are_refused():
-    """DataParallel over several devices, whose replicas see a part of the batch, is refused by name, also with replicas from before
-    the context; on one device it is right."""
+    """DataParallel over several devices, whose replicas see a part of the batch, is refused by name, also with replicas
+    from before the context; on one device it is right."""
     model, x = twinsify(small()), torch.rand(8, 3, 8, 8)
     replica = model[1]._replicate_for_data_parallel()
     replica.adaptive, replica.frozen = model[1].adaptive, model[1].frozen
@@ -552,7 +585,9 @@ def test_replicas_are_refused():
 
 @pytest.fixture
 def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -577,7 +612,10 @@ def saved(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m)), lambda m: AveragedModel(m).module])
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m)), lambda m: AveragedModel(m).module],
+)
 @pytest.mark.parametrize("n", [3, "frozen"])
 def test_no_split_is_left_in_copies_and_files(clone, n):
     """What is copied or saved inside a context is all adaptive, has one state, and nothing of the context in it."""
@@ -626,8 +664,8 @@ RESETS = {
 @pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
 @pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_frozen_statistics_survive_resets(reset, clone):
-    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing, and a second
-    adaptive one, are ordinary layers."""
+    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing,
+    and a second adaptive one, are ordinary layers."""
     twin = clone(twinsify(small()))
     disturb(twin)
     for _, layer in twin_norms(twin):
@@ -650,7 +688,9 @@ def test_hooks_of_a_layer_stay_with_its_wings():
     for name in ("inner", "outer"):
         model = twinsify(model) if name == "outer" else model
         model[0].register_forward_pre_hook(lambda m, inputs, name=name: calls.append(f"{name} in"))
-        model[0].register_forward_hook(lambda m, inputs, out, name=name: calls.append(f"{name} out") or out + 1)
+        model[0].register_forward_hook(
+            lambda m, inputs, out, name=name: calls.append(f"{name} out") or out + 1
+        )
     x = torch.rand(2, 3, 4, 4)
     for wing in ("adaptive", "frozen"):
         calls.clear()
@@ -664,9 +704,7 @@ def test_hooks_of_a_layer_stay_with_its_wings():
 def test_copies_hold_nothing_of_the_network():
     """Functions put on a module, or on its hooks, that hold a part of the network by closure, default or name hold that of the
     copy; tensors with a history are copied."""
-    model = small().train()
-    old = model[1].forward
-    model[1].forward = lambda x: old(x) + 1
+    model = overridden(small()).train()
     model[3].forward = lambda x, old=model[3].forward, *, times=2: old(x) * times
     model[4].register_forward_hook(lambda m, inputs, out: out * model[0].weight.sum())
     model[0].seen = model[0].weight * 2
@@ -698,7 +736,10 @@ class PlainTwin(nn.Module):
 def test_training_is_bit_identical():
     """Weights and statistics after steps of ordinary training are, to the bit, those of two plain batch norms and a split."""
     models = []
-    for make in (lambda m: twinsify(m), lambda m: nn.Sequential(*(PlainTwin(p) if isinstance(p, nn.BatchNorm2d) else p for p in m))):
+    for make in (
+        lambda m: twinsify(m),
+        lambda m: nn.Sequential(*(PlainTwin(p) if isinstance(p, nn.BatchNorm2d) else p for p in m)),
+    ):
         model = make(small()).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
         for step in range(3):
@@ -720,3 +761,9 @@ def test_numbers_of_numpy(kind):
     twin = twinsify(small())
     with wings(twin, kind(3)):
         assert next(twin_norms(twin))[1].wings.n_frozen == 3
+
+
+def test_mismatch_of_a_twinned_network():
+    """Only layers that images pass are measured; all of them are."""
+    found = mismatch(twinsify(small()), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 0.1)
+    assert list(found) == ["1.adaptive", "4.adaptive"]

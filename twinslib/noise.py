@@ -31,7 +31,8 @@ def noisy(x: torch.Tensor, spec: NoiseSpec, generator: torch.Generator) -> torch
 
 def reestimated(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, seed: int,
                 batch_size: int = 250) -> torch.nn.Module:
-    """A copy of a network whose batch norms hold the statistics of `images` with N(0, sigma^2) noise; nothing else changes.
+    """A copy of a network whose batch norms hold the statistics of `images` with N(0, sigma^2) noise; nothing else changes,
+    frozen wings neither.
 
     Each statistic is the mean over batches of the batch's own mean and unbiased variance; labels are not used. Networks
     without batch norm come back equal.
@@ -73,7 +74,8 @@ def mismatch(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, seed
     Args:
         images: uint8, (N, 3, S, S), on the device of the network, all of which are used. sigma: 0 for clean images.
     Returns:
-        name of each batch norm, in the order of the network -> MISMATCHES; empty without batch norm.
+        name of each batch norm that images pass (frozen wings do not), in the order of the network -> MISMATCHES; empty
+        without batch norm.
     Raises:
         ValueError: no image.
     """
@@ -98,6 +100,8 @@ def mismatch(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, seed
     out = {}
     for name, module in norms.items():
         n, total, squares = sums[name]
+        if n == 0:
+            continue
         m, v = module.running_mean.double(), module.running_var.double() + module.eps
         met = total / n
         var = (squares / n - met.square()).clamp(min=0) + module.eps

@@ -1,8 +1,8 @@
 """Two-branch batch normalisation (TWINS) and the norm layers a network can be built with.
 
-A `TwinNorm` holds an adaptive wing, the network's own batch norm, and a frozen wing, a copy that keeps the statistics
-of pre-training (Liu et al., CVPR 2023). The first images of a batch go through the frozen wing, the others through the
-adaptive one; how many is set for a whole network at once:
+A `TwinNorm` holds an adaptive wing, the network's own batch norm, and a frozen wing, a copy that keeps the
+statistics of pre-training (Liu et al., CVPR 2023). The first images of a batch go through the frozen wing,
+the others through the adaptive one; how many is set for a whole network at once:
 
     twin = twinsify(pretrained)
     with wings(twin, 64):
@@ -11,101 +11,30 @@ adaptive one; how many is set for a whole network at once:
 """
 
 import contextlib
-import copy
-import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Integral
-from types import CellType, FunctionType
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .copies import HOOKS, duplicate, is_changed
 from .errors import choose
+from .split import ALL_FROZEN, Entry, Split, Wings
 
 NORMS = ("batch", "group", "layer")
 WINGS = ("adaptive", "frozen")
-ALL_FROZEN = -1
-HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
-         "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks")
-
-
-class Split:
-    """One context of `wings`: how many images of a batch are for the frozen wing, and which passes ran inside.
-
-    Autograd numbers what it records, so a backward pass that recomputes a part of a forward pass (activation
-    checkpointing) knows by the number of its node in which context that forward pass ran.
-    """
-
-    def __init__(self, n_frozen: int = 0) -> None:
-        self.n_frozen = n_frozen
-        self.images: int | None = None  # of the batch that is passing
-        self.task = torch._C._current_graph_task_id()  # -1 outside of backward passes
-        self.first, self.end = torch.autograd._get_sequence_nr(), math.inf
-
-    def check(self, rows: int) -> None:
-        """Refuse rows that are not the images of the batch, one each."""
-        if self.images is None:
-            self.images = rows  # a part of the network is called on its own: all its norms must see equally many rows
-        if rows != self.images:
-            raise ValueError(
-                f"expected {self.images} rows at each batch norm, one per image of the batch, got {rows}; a network that "
-                "cuts or reshapes the batch inside (chunks, crops, frames, DataParallel) cannot be split: pass its images "
-                "for each wing on their own, inside wings(model, 'frozen') and wings(model, 'adaptive')"
-            )
-        if self.n_frozen > rows:
-            raise ValueError(
-                f"expected n_frozen in 0..{rows} (the batch), got {self.n_frozen}; call wings() for each batch"
-            )
-
-
-class Wings:
-    """How many images of a batch go through the frozen wing; one object shared by all `TwinNorm`s of a network.
-
-    `n_frozen` is 0 (all adaptive), `ALL_FROZEN`, or a number of images up to the batch size. A copy or a file of a network
-    has a state of its own, which starts all adaptive.
-    """
-
-    def __init__(self) -> None:
-        self.active = [Split()]  # the last one counts
-        self.active[0].task = -1
-        self.past: deque[Split] = deque(maxlen=64)
-
-    @property
-    def n_frozen(self) -> int:
-        return self.active[-1].n_frozen
-
-    def __reduce__(self) -> tuple:
-        return Wings, ()
-
-    def recomputed(self) -> Split:
-        """The split of the forward pass of which the running backward pass recomputes a part.
-
-        Raises:
-            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that knows several.
-        """
-        outside, *inside = self.active
-        if not self.past and not inside:
-            return outside
-        number = torch._C._current_autograd_node()._sequence_nr()
-        for split in (*self.past, *reversed(inside)):  # inner contexts end first
-            if split.first <= number < split.end:
-                return split
-        raise ValueError(
-            "expected a forward pass inside wings() for a backward pass that recomputes it, got one outside (or in nested "
-            "checkpoints), so its split is not known; run the forward pass inside wings(model, 'adaptive')"
-        )
 
 
 class TwinNorm(nn.Module):
     """Batch norm with an adaptive and a frozen wing; the frozen wing's statistics never change.
 
-    The adaptive wing behaves like the layer it was made from (BatchNorm1d, 2d, 3d, SyncBatchNorm or any subclass), with
-    one exception: a training batch with a single value per channel, where batch norm is not defined, is normalised with
-    the running statistics, which stay as they are. The frozen wing normalises with its running statistics whatever
-    `train()` says; parts of a subclass around the norm (activation, drop) follow the mode as usual.
+    The adaptive wing behaves like the layer it was made from (BatchNorm1d, 2d, 3d, SyncBatchNorm or any
+    subclass), with one exception: a training batch with a single value per channel, where batch norm is not
+    defined, is normalised with the running statistics, which stay as they are. The frozen wing normalises
+    with its running statistics whatever `train()` says; parts of a subclass around the norm (activation,
+    drop) follow the mode as usual.
 
     Args:
         norm: the layer to double; it becomes the adaptive wing, a deep copy the second one.
@@ -114,7 +43,9 @@ class TwinNorm(nn.Module):
         second: "frozen", or "adaptive" for the control with two ordinary batch norms.
     """
 
-    def __init__(self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen") -> None:
+    def __init__(
+        self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen"
+    ) -> None:
         super().__init__()
         self.keeps_statistics = second == "frozen"
         self.adaptive = norm
@@ -134,12 +65,14 @@ class TwinNorm(nn.Module):
         super().__setattr__(name, value)
         self._guard(name)
 
-    def add_module(self, name: str, module: nn.Module | None) -> None:  # as SyncBatchNorm.convert_sync_batchnorm does
+    def add_module(
+        self, name: str, module: nn.Module | None
+    ) -> None:  # as SyncBatchNorm.convert_sync_batchnorm does
         super().add_module(name, module)
         self._guard(name)
 
     def _guard(self, name: str) -> None:
-        """What resets batch norms, such as `torch.optim.swa_utils.update_bn`, leaves a frozen wing as it is."""
+        """What resets batch norms, as `torch.optim.swa_utils.update_bn`, leaves a frozen wing as it is."""
         if name == "frozen" and self.keeps_statistics:
             self.frozen.reset_running_stats = _keep_statistics
 
@@ -150,8 +83,9 @@ class TwinNorm(nn.Module):
     def _refuse_replicas(self) -> None:
         if self.wings.n_frozen > 0:
             raise ValueError(
-                f"expected whole batches inside wings(model, {self.wings.n_frozen}), got DataParallel, which gives each device a "
-                "part; use DistributedDataParallel, where each process splits its own batch, or one device"
+                f"expected whole batches inside wings(model, {self.wings.n_frozen}), got DataParallel, which "
+                "gives each device a part; use one device, or DistributedDataParallel, where each process splits "
+                "its own batch"
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -170,7 +104,9 @@ class TwinNorm(nn.Module):
             split.check(len(x))
         if n == len(x):
             return self._freeze(x)
-        first, rest = x.split((n, len(x) - n))  # the backward of split is one copy, that of two slices is three
+        first, rest = x.split(
+            (n, len(x) - n)
+        )  # the backward of split is one copy, that of two slices is three
         return torch.cat((self._freeze(first), self._adapt(rest)))
 
     def _freeze(self, x: torch.Tensor) -> torch.Tensor:
@@ -205,15 +141,19 @@ def twin_norms(model: nn.Module) -> Iterator[tuple[str, TwinNorm]]:
 def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "frozen") -> nn.Module:
     """A copy of a network in which every batch norm has an adaptive and a frozen wing; the given one is unchanged.
 
-    Both wings start at the network's statistics, weights and biases (Liu et al. 2023). All images go through the
-    adaptive wing, so the copy computes what the original computes, until `wings` says otherwise.
+    Both wings start at the network's statistics, weights and biases (Liu et al. 2023). All images go through
+    the adaptive wing, so the copy computes what the original computes, until `wings` says otherwise.
 
     Args:
-        model: any network with `BatchNorm2d` (or 1d, 3d, SyncBatchNorm, or subclasses), in any mode, which is kept.
-        share_affine: False: each wing trains its own weight and bias (the official code); True: one pair for both.
-        second: "frozen"; or "adaptive", a control whose second wing is ordinary batch norm with its own statistics.
+        model: any network with `BatchNorm2d` (or 1d, 3d, SyncBatchNorm, or subclasses), in any mode, which is
+            kept.
+        share_affine: False: each wing trains its own weight and bias (the official code); True: one pair for
+            both.
+        second: "frozen"; or "adaptive", a control whose second wing is ordinary batch norm with its own
+            statistics.
     Raises:
-        ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown `second`.
+        ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown
+            `second`.
     """
     choose(second, WINGS, "second")
     if next(twin_norms(model), None):
@@ -231,20 +171,24 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
         )
     state = Wings()
     return _replace(
-        duplicate(model), _BatchNorm, lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second)
+        duplicate(model),
+        _BatchNorm,
+        lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second),
     )
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
-    """Put each batch norm of the network (in place) into eval mode: it normalises with its running statistics, which stay
-    as they are, while weights and biases still train. `model.train()` undoes it.
+    """Put each batch norm of the network (in place) into eval mode: it normalises with its running
+    statistics, which stay as they are, while weights and biases still train. `model.train()` undoes it.
 
     Raises:
         ValueError: no batch norm.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze")
+        raise ValueError(
+            f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze"
+        )
     for norm in norms:
         norm.eval()
     return model
@@ -274,11 +218,11 @@ def single_image(model: nn.Module) -> Iterator[None]:
 def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     """An ordinary network (a copy) that computes exactly what one wing computes in eval mode.
 
-    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network can load
-    it. A network without wings is copied as it is, and has only an adaptive wing.
+    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network
+    can load it. A network without wings is copied as it is, and has only an adaptive wing.
 
     Raises:
-        ValueError: unknown wing, or "frozen" for a network without wings.
+        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were replaced.
     """
     check_wing(model, wing)
     return _replace(duplicate(model), TwinNorm, partial(_one_wing, wing=wing))
@@ -286,6 +230,11 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
 
 def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
     """The batch norm of one wing, in the mode of the layer and with its hooks around those of its own."""
+    if is_changed(twin, hooks=False):
+        raise ValueError(
+            "expected batch norms with two wings as twinsify makes them, got one with a method of its own, which one "
+            "wing alone cannot have; put it on the network before twinsify"
+        )
     norm = getattr(twin, wing).train(twin.training)
     vars(norm).pop("reset_running_stats", None)
     for store in HOOKS:
@@ -297,137 +246,57 @@ def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
     return norm
 
 
-def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
-    """A deep copy that stands alone, also where `copy.deepcopy` fails or leaves ties to the network: it has copies of tensors
-    with a history (old-style weight norm keeps some), and functions that were put on a module, or on its hooks, and hold parts
-    of the network hold those of the copy.
-
-    Args:
-        memo: id of an object in the network -> what the copy has in its place, as for `copy.deepcopy`; it gets all of them.
-    """
-    memo = memo or {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
-    made = copy.deepcopy(model, memo)
-    for module in model.modules():
-        mine, theirs = vars(module), vars(memo[id(module)])
-        for store, target in ((mine, theirs), *((mine[name], theirs[name]) for name in HOOKS)):
-            for key, value in store.items():
-                if isinstance(value, FunctionType):
-                    target[key] = _rebound(value, memo)
-    return made
-
-
-def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
-    """A function with copies in the place of what it holds of a copied network; itself if it holds nothing of it.
-
-    Args:
-        memo: of `copy.deepcopy`, id of an object -> its copy.
-    """
-    memo.setdefault(id(function), function)  # one that holds itself
-    changed = []
-
-    def is_copied(value: object) -> bool:
-        return id(getattr(value, "__self__", value)) in memo  # or a method of what is copied
-
-    def swap(value: object) -> object:
-        inside = isinstance(value, FunctionType)
-        new = copy.deepcopy(value, memo) if is_copied(value) else _rebound(value, memo) if inside else value
-        changed.extend([new] if new is not value else [])
-        return new
-
-    names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
-    names = {name: swap(value) for name, value in names.items() if is_copied(value)}
-    made = FunctionType(
-        function.__code__,
-        function.__globals__ | names if names else function.__globals__,
-        function.__name__,
-        tuple(map(swap, function.__defaults__ or ())) or None,
-        tuple(CellType(swap(cell.cell_contents)) for cell in function.__closure__ or ()),
-    )
-    made.__kwdefaults__ = {key: swap(value) for key, value in (function.__kwdefaults__ or {}).items()} or None
-    return made if changed else function
-
-
 def check_wing(model: nn.Module, wing: str) -> None:
     """Raise ValueError unless `wing` is "adaptive", or "frozen" and the network is twinned."""
     choose(wing, WINGS, "wing")
     if wing == "frozen" and next(twin_norms(model), None) is None:
-        raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
-
-
-class _Entry:
-    """Stands before a network's forward pass and tells a split how many images the batch has.
-
-    It takes the place that compiled forward passes have in a module, which copies and files leave out.
-    """
-
-    def __init__(self, model: nn.Module, split: Split) -> None:
-        self.split = split
-        self.call = model._compiled_call_impl or model._call_impl
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        images = _count_images((*args, *kwargs.values()))
-        if images is None:
-            raise ValueError("expected a tensor of images among the inputs of a network inside wings(), got none")
-        before, self.split.images = self.split.images, images
-        try:
-            return self.call(*args, **kwargs)
-        finally:
-            self.split.images = before
-
-    def __reduce__(self) -> tuple:
-        return type(None), ()  # in a copy or a file, where a module does not leave it out itself
-
-
-def _count_images(inputs: tuple) -> int | None:
-    """The length of the first tensor among the inputs of a network, also inside lists and dicts."""
-    for value in inputs:
-        if isinstance(value, torch.Tensor) and value.ndim:
-            return len(value)
-        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-        if inside and (found := _count_images(tuple(inside))) is not None:
-            return found
-    return None
+        raise ValueError(
+            "expected a network with a frozen wing, got an ordinary one; make it with twinsify()"
+        )
 
 
 @contextlib.contextmanager
 def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
-    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others through the
-    adaptive one; afterwards, also after an error, the split is what it was (outside any context: all adaptive).
+    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others
+    through the adaptive one; afterwards, also after an error, the split is what it was (outside any context:
+    all adaptive).
 
-    A batch is what `model` is called with: the first tensor of a call of `model`, or the rows that a part of it gets when only
-    parts are called. The network must keep its images in order, one row each, up to every batch norm; another number of rows
-    is refused. With `torch.utils.checkpoint` the backward pass splits as its forward pass did, inside or outside the context.
-    Under DistributedDataParallel each process splits its own batch; DataParallel is refused.
+    The batch is the first tensor that `model` is called with, or where only parts of it are called, what they
+    get. The network must keep its images in order, one row each, up to every batch norm; another number of
+    rows is refused. What `torch.utils.checkpoint` computes again is split as it was, wherever the backward
+    pass runs. Under DistributedDataParallel each process splits its own batch; DataParallel over several
+    devices is refused.
 
     Args:
         n_frozen: 0 or None or "adaptive", "frozen" (all images), or a number of images up to the batch size.
     Raises:
-        ValueError: a negative number, another word, or images for the frozen wing of a network without wings; in the network,
-            what cannot be split.
+        ValueError: a negative number, another word, or images for the frozen wing of a network without wings;
+            from the network, a batch that cannot be split.
     """
     words = {None: 0, "adaptive": 0, "frozen": ALL_FROZEN}
     number = isinstance(n_frozen, Integral) and not isinstance(n_frozen, bool)
-    if not (n_frozen >= 0 if number else (n_frozen is None or isinstance(n_frozen, str)) and n_frozen in words):
+    if not (
+        n_frozen >= 0 if number else (n_frozen is None or isinstance(n_frozen, str)) and n_frozen in words
+    ):
         raise ValueError(
-            f"expected n_frozen to be a number of images, at least 0, 'adaptive' or 'frozen', got {n_frozen!r}"
+            f"expected n_frozen as a number of images, at least 0, 'adaptive' or 'frozen', got {n_frozen!r}"
         )
     n = int(n_frozen) if number else words[n_frozen]
-    states = {twin.wings: None for _, twin in twin_norms(model)}  # several where twinned networks or copies are joined
+    states = {
+        twin.wings: None for _, twin in twin_norms(model)
+    }  # several where twinned networks or copies are joined
     if not states:
         if n:
-            raise ValueError(f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; twinsify")
+            raise ValueError(
+                f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; twinsify"
+            )
         yield
         return
     split, compiled = Split(n), vars(model).get("_compiled_call_impl")
     for state in states:
         state.active.append(split)
     if n > 0:
-        model._compiled_call_impl = _Entry(model, split)
+        model._compiled_call_impl = Entry(model, split)
     try:
         yield
     finally:
@@ -444,8 +313,8 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """The function from a number of channels to a layer, for `norm` "batch", "group" or "layer".
 
-    "group" is GroupNorm with the largest number of groups up to 32 that divides the channels; "layer" is GroupNorm with
-    one group, over channels and both spatial axes.
+    "group" is GroupNorm with the largest number of groups up to 32 that divides the channels; "layer" is
+    GroupNorm with one group, over channels and both spatial axes.
 
     Raises:
         ValueError: unknown norm.
@@ -464,7 +333,10 @@ def _replace(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module
         return make(model)
     made: dict[nn.Module, nn.Module] = {}
     for parent in [module for module in model.modules() if not isinstance(module, kind)]:
-        for name, child in parent._modules.items():  # named_children() leaves out the second name of a shared module
+        for (
+            name,
+            child,
+        ) in parent._modules.items():  # named_children() leaves out the second name of a shared module
             if isinstance(child, kind):
                 if child not in made:
                     made[child] = make(child)

@@ -515,11 +515,11 @@ def write_all(store: Store, plan: TinyPlan) -> dict[str, bytes]:
 def test_plan_is_asked_again(tmp_path) -> None:
     """Candidates are trained first; when the last is finished the runs that waited are done, with what was chosen, and the
     chosen candidate is not trained twice."""
-    plan, store = TinyPlan(0.001, 0.1), Store("tiny", device="cpu", root=tmp_path)
+    plan, store = TinyPlan(0.01, 0.05), Store("tiny", device="cpu", root=tmp_path)
     report = sweep(store, plan)
     chosen = store.best(plan.candidates)
     score = {c: np.mean([store.run(c)["epochs"][-1][k] for k in ("val_clean_acc", "val_robust_acc")]) for c in plan.candidates}
-    assert chosen == max(plan.candidates, key=score.get) and len(set(score.values())) == 2
+    assert chosen == max(plan.candidates, key=score.get)  # the first of equals
     other, e = replace(chosen, seed=1), plan.evals[0]
     assert report.done == [*map(Task, plan.candidates), Task(chosen, e), Task(other), Task(other, e)]
     assert (report.failed, report.left, report.waiting) == ([], [], 0)

@@ -223,12 +223,13 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
         Diverged: loss or a weight is not finite, with the rows until then; the last good checkpoint stays.
-        ValueError: the checkpoint belongs to another spec.
+        ValueError: the checkpoint belongs to another spec, or the weights of others to start from are not finite.
     """
     optim = spec.optim
     broken = _not_finite(model)
     if broken:
-        raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
+        kind = Diverged if spec.weights is None else ValueError  # a file of others is no result
+        raise kind(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
     step_fn = Step(model, spec, device, start=start, source=source, recorder=follower.recorder if follower else None)

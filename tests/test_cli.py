@@ -225,7 +225,8 @@ WILD = "optim: {epochs: 1, batch_size: 10, lr: 1.0e+38}\nseeds: [0]\nmethods: [a
     (WILD + "\ngrids: {at: {lr: [1.0e+38, 0.01]}}", 5, 1, ["diverged, so not chosen: train method at, seed 0"]),
     (WILD + "\ngrids: {at: {lr: [1.0e+37, 1.0e+38]}}", 2, 2, [
         "diverged, so not chosen: train method at, seed 0", "not done, as every candidate for it diverged: train method at"]),
-    ("sources: {robust: {data: {name: toy_source, image_size: 16, train_images: 40}, optim: {epochs: 1, lr: 1.0e+38}}}\n"
+    ("sources: {robust: {data: {name: toy_source, image_size: 16, train_images: 40}, "
+     "optim: {epochs: 1, batch_size: 10, lr: 1.0e+38}}}\n"
      "methods: [at]\nseeds: [0]", 0, 1, ["diverged: train method at, seed 0, toy_source",
                                         "not done, as its source diverged: train method at, seed 0"]),
 ], ids=["run", "candidate", "all candidates", "source"])

@@ -38,7 +38,8 @@ def without(whole: Path, root: Path, lost: Sequence[Job], diverged: Sequence[Job
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, target)
     for job in diverged:
-        row = {"epoch": 1, "train_loss": 2.0, "val_clean_acc": 0.3, "val_robust_acc": 0.2, "forward_images": 9, "backward_images": 9}
+        row = {"epoch": 1, "train_loss": 2.0, "val_clean_acc": 0.3, "val_robust_acc": 0.2, "forward_images": 9,
+               "backward_images": 9}
         write_json(root / "diverged" / f"{job.spec.hash}.json",
                    {"spec": json.loads(canonical_json(job.spec)), "diverged": "NaN", "epochs": [row]})
     return Store("small", device="cpu", root=root)
@@ -67,8 +68,8 @@ SHOWN = {  # notebook -> runs that diverge together, and lines that then hold th
         r"mixed +\| clean +\| group norm +\| 0 +\| diverged", r"group norm +\| 0 +\| diverged", r"Diverged: \d+ of \d+",
         r"^diverged:$", r"Diverged: .*mixed → clean, group norm \(toy target, σ 0.25"]),
     "05": (r"certified/natural/mixed/clean/|certified_tuning/twins_at/", [
-        r"one σ → same σ +\| 0 +\| 0 +\| diverged", r"one network, mixed → clean.*diverged", r"TWINS-AT +\| 0.25 \| 0 +\| diverged",
-        r"one σ → same σ +\| diverged", r"mixed → clean \(toy target", r"not known, as a network diverged", r"TWINS-AT diverged"]),
+        r"one σ → same σ +\| 0 +\| 0 +\| diverged", r"one network, mixed → clean.*diverged",
+        r"TWINS-AT +\| 0.25 \| 0 +\| diverged", r"one σ → same σ +\| diverged", r"mixed → clean \(toy target", r"not known, as a network diverged", r"TWINS-AT diverged"]),
     "06": (r"aft/at_scratch/|aft_tuning/aft_constant/|aft/aft/fraction/", [
         r"\| AT, random start +\| best epoch +\| diverged +\| diverged", r"overfitting of AT: diverged", r"cost: diverged",
         r"AFT, constant rate +\| diverged .*diverged", r"100 +\| AFT +\| diverged", r"AT, random start \(diverged\)",

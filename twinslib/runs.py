@@ -206,7 +206,7 @@ class Store:
 
     def lost_to(self, spec: RunSpec) -> RunSpec | None:
         """The run, this one or one that it starts from, without whose weights this one has no network: it diverged."""
-        while spec is not None and self.weights_path(spec) is None:
+        while spec is not None and (self.run(spec) is None or self.weights_path(spec) is None):
             if self.diverged(spec):
                 return spec
             spec = spec.source

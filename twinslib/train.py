@@ -231,8 +231,9 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         checkpoint: file for the state at each epoch's end; where it exists, training continues from it, in its precision.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
-        Diverged: loss or a weight is not finite, with the rows of the epochs before; the last good checkpoint stays.
-        ValueError: the checkpoint belongs to another spec, no training images, or halves of batches of one image.
+        Diverged: loss or a weight is not finite, with the rows until then; the last good checkpoint stays.
+        ValueError: the checkpoint belongs to another spec, the weights of others to start from are not finite, no training images,
+            or halves of batches of one image.
     """
     optim = spec.optim
     smallest = 2 if spec.method.halves else 1
@@ -241,7 +242,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
                          f"batch_size {optim.batch_size} and {len(data.train_y)} images; raise batch_size or train_images")
     broken = _not_finite(model)
     if broken:
-        raise Diverged(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
+        kind = Diverged if spec.weights is None else ValueError  # a file of others is no result
+        raise kind(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
     state = load_training(checkpoint, config=spec.hash) if checkpoint is not None and checkpoint.exists() else None

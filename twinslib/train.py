@@ -232,8 +232,8 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
         Diverged: loss or a weight is not finite, with the rows until then; the last good checkpoint stays.
-        ValueError: the checkpoint belongs to another spec, the weights of others to start from are not finite, no training images,
-            or halves of batches of one image.
+        ValueError: the checkpoint belongs to another spec, weights of others to start from are not finite, no training images, or
+            halves of batches of one image.
     """
     optim = spec.optim
     smallest = 2 if spec.method.halves else 1

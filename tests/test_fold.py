@@ -198,7 +198,16 @@ def inside() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "network, folded", [(Odd, 1), (Untraceable, 0), (lambda: twinsify(Untraceable()), 0), (inside, 0)]
+    "network, folded",
+    [
+        (Odd, 1),
+        (Untraceable, 0),
+        (lambda: twinsify(Untraceable()), 0),
+        (inside, 0),
+        (lambda: nn.Sequential(Unlike(3, "autocast"), nn.Flatten()), 0),
+        (lambda: nn.Sequential(Unlike(3, "no_grad"), nn.Flatten()), 0),
+        (lambda: nn.Sequential(AsksWeights(3), nn.Flatten()), 1),
+    ],
 )
 def test_what_cannot_be_folded_still_works(network, folded):
     """Only a norm alone behind a convolution is folded, an untraceable network is kept; refresh works for both."""
@@ -360,6 +369,9 @@ class Unlike(Block):
             with torch.no_grad():
                 extra = super().forward(x)
             return x + extra
+        if self.what == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
         if self.what == "trains":
             self.norm.train()
             return super().forward(x)
@@ -375,6 +387,14 @@ class Unlike(Block):
         if self.what == "value":
             return super().forward(x) if x.mean() > -9 else x
         return super().forward(x) if x.shape[2] > 4 else x  # "shape"
+
+
+class AsksWeights(Block):
+    """Puts its input where its weights are, which says nothing about their values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = next(self.parameters())
+        return super().forward(x.to(weight.device)) + torch.zeros(1, device=x.device)
 
 
 class OwnConv(nn.Conv2d):
@@ -524,7 +544,7 @@ def check_random(seed: int) -> None:
     x = torch.rand(3, 3, 8, 8)
     state = torch.get_rng_state()
     folded = FoldedCopy(model, channels_last=dice.random() < 0.5)
-    for again in range(3 if seed % 4 else 2):
+    for again in range(2 if seed % 3 else 3):
         if again:
             shake(model, seed + again)
             folded.refresh()
@@ -613,31 +633,18 @@ def test_what_surrounds_the_network():
         check_equal(folded, model, x, TOLERANCE)
 
 
-class NoGradient(nn.Module):
-    """Features that pass no gradient on, which tracing forgets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            extra = self.body(x)
-        return x.mean((2, 3)) + extra.mean((1, 2, 3)).unsqueeze(1)
-
-
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_a_wrong_fold_is_undone(context, caplog):
     """What tracing does not understand is noticed with the first images, in any mode of autograd, said once, and the
     network copied as it is."""
-    model, x = shake(NoGradient()).eval(), torch.rand(2, 3, 8, 8)
+    model, x = shake(nn.Sequential(nn.Conv2d(3, 4, 3), Unlike(4, "trains"))).eval(), torch.rand(2, 3, 8, 8)
     folded = FoldedCopy(model)
     assert folded.folded == 1
     with context():
         for _ in range(2):
             folded(x)
     assert folded.folded == 0
-    assert [r.levelname for r in caplog.records] == ["WARNING"] and "NoGradient" in caplog.text
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "Sequential" in caplog.text
     check_equal(folded, model, x, 1e-5)
 
 

@@ -65,9 +65,8 @@ class TwinNorm(nn.Module):
         super().__setattr__(name, value)
         self._guard(name)
 
-    def add_module(
-        self, name: str, module: nn.Module | None
-    ) -> None:  # as SyncBatchNorm.convert_sync_batchnorm does
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As `SyncBatchNorm.convert_sync_batchnorm` replaces layers."""
         super().add_module(name, module)
         self._guard(name)
 
@@ -90,23 +89,21 @@ class TwinNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         split = self.wings.active[-1]
-        now = torch._C._current_graph_task_id() == split.task  # otherwise a backward pass computes this again
-        if not now:
+        again = torch._C._current_graph_task_id() != split.task  # in a backward pass
+        if again:
             split = self.wings.recomputed()
         n = split.n_frozen
         if n == 0:
             return self._adapt(x)
         if n == ALL_FROZEN:
             return self._freeze(x)
-        if now:
+        if not again:
             if "_is_replica" in self.__dict__:
                 self._refuse_replicas()
             split.check(len(x))
         if n == len(x):
             return self._freeze(x)
-        first, rest = x.split(
-            (n, len(x) - n)
-        )  # the backward of split is one copy, that of two slices is three
+        first, rest = x.split((n, len(x) - n))  # the backward of split is one copy, that of two slices three
         return torch.cat((self._freeze(first), self._adapt(rest)))
 
     def _freeze(self, x: torch.Tensor) -> torch.Tensor:

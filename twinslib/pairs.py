@@ -5,9 +5,12 @@ from collections import Counter
 import torch
 import torch.fx
 from torch import nn
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .copies import duplicate, hooks_of, is_changed, tensors_of
+
+META = torch.device("meta")
 
 
 def folded_weights(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +39,9 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
             graph = _Tracer().trace(duplicate(network, empty))
     except Exception:  # tracing runs the user's forward with stand-ins; any of its lines may object to them
         return network, []
+    device = next((parameter.device for parameter in network.parameters()), None)
+    for node in graph.nodes:  # where the forward pass asks for the device of its weights
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda arg: device if arg == META else arg)
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
     if any(name.startswith("_tensor_constant") for name in read):
         return network, []  # a value that was computed in tracing; it may come from weights or be random
@@ -74,17 +80,32 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
 
 class _Tracer(torch.fx.Tracer):
     """Batch norm of any kind is one node: its statistics are read by name, and subclasses may look at their
-    input. What is computed from buffers is computed again in each pass."""
+    input. What is computed from buffers is computed again in each pass. A forward pass that switches modes, which
+    a graph does not keep, is refused."""
 
     proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = _modes()
+
+    def create_node(self, *args: object, **kwargs: object) -> torch.fx.Node:
+        if _modes() != self.modes:
+            raise ValueError(f"expected the modes {self.modes}, got {_modes()}")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
 
 
+def _modes() -> tuple[bool, ...]:
+    """Whether autograd, and autocast on each kind of device, are on."""
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+
+
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the meta device: no line of a forward pass can read it and keep what it says now."""
-    meta = tensor.detach().to("meta")
+    meta = tensor.detach().to(META)
     return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
 
 

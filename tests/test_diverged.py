@@ -69,7 +69,8 @@ SHOWN = {  # notebook -> runs that diverge together, and lines that then hold th
         r"^diverged:$", r"Diverged: .*mixed → clean, group norm \(toy target, σ 0.25"]),
     "05": (r"certified/natural/mixed/clean/|certified_tuning/twins_at/", [
         r"one σ → same σ +\| 0 +\| 0 +\| diverged", r"one network, mixed → clean.*diverged",
-        r"TWINS-AT +\| 0.25 \| 0 +\| diverged", r"one σ → same σ +\| diverged", r"mixed → clean \(toy target", r"not known, as a network diverged", r"TWINS-AT diverged"]),
+        r"TWINS-AT +\| 0.25 \| 0 +\| diverged", r"one σ → same σ +\| diverged", r"mixed → clean \(toy target",
+        r"not known, as a network diverged", r"TWINS-AT diverged"]),
     "06": (r"aft/at_scratch/|aft_tuning/aft_constant/|aft/aft/fraction/", [
         r"\| AT, random start +\| best epoch +\| diverged +\| diverged", r"overfitting of AT: diverged", r"cost: diverged",
         r"AFT, constant rate +\| diverged .*diverged", r"100 +\| AFT +\| diverged", r"AT, random start \(diverged\)",

@@ -73,7 +73,7 @@ def test_silent_stop_is_noticed(tmp_path):
 
 
 def test_rendering_depends_on_rows_and_parameters(tmp_path):
-    """The fingerprint changes with the notebook, a parameter or a row, and with nothing else."""
+    """The fingerprint changes with the notebook, a parameter, a row or a run that diverged, and with nothing else."""
     notebook = write_notebook(tmp_path / "01_x.ipynb", "eps: float = 0.1")
     (tmp_path / "out" / "rows").mkdir(parents=True)
     seen = [render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out")]
@@ -83,7 +83,10 @@ def test_rendering_depends_on_rows_and_parameters(tmp_path):
     seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
     write_notebook(notebook, "eps: float = 0.2")
     seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
-    assert len(set(seen)) == 4
+    (tmp_path / "out" / "diverged").mkdir()
+    (tmp_path / "out" / "diverged" / "x.json").write_text("{}")
+    seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
+    assert len(set(seen)) == 5
 
 
 DEFAULTS = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "seeds": [0],

@@ -20,6 +20,7 @@ from twinslib import models, rules, runs, table, train
 from twinslib.checkpoint import load_weights
 from twinslib.config import (
     AttackSpec,
+    CertifySpec,
     DataSpec,
     EvalSpec,
     FollowSpec,
@@ -275,6 +276,23 @@ def test_diverged_measurement_is_a_result(tmp_path, monkeypatch) -> None:
     rows = table.rows(store, [job])
     assert rows.loc[rows["value"].isna(), ["attack", "n", "images"]].values.tolist() == [["pgd3", 40, DIVERGED]]
     assert sweep(store, [job]).done == [] and not list(tmp_path.glob("work/*-*"))
+
+
+def test_diverged_certification_is_a_result(tmp_path, monkeypatch) -> None:
+    """Logits that are not numbers under noise end a certification, not its neighbours; nothing of it is left or tried again."""
+    store, cert = Store("tiny", device="cpu", root=tmp_path), CertifySpec(sigma=0.25, images=4, n=20, n0=10, alpha=0.05)
+    job, real = Job("tiny", BARE, (), certs=(cert, replace(cert, sigma=0.5))), runs.smoothing.collect_votes
+
+    def votes(network, images, plan, **options):
+        if plan.sigma == 0.25:
+            raise Diverged("expected logits that are numbers, got NaN")
+        return real(network, images, plan, **options)
+
+    monkeypatch.setattr(runs.smoothing, "collect_votes", votes)
+    report = sweep(store, [job])
+    assert [t for t, _ in report.diverged] == [Task(BARE, cert)] and report.failed == store.missing([job]) == []
+    assert "got NaN" in store.diverged(BARE, cert) and store.absent(job, cert) == DIVERGED
+    assert store.votes(BARE, cert) is None and store.votes(BARE, job.certs[1]) and sweep(store, [job]).done == []
 
 
 def test_weights_that_cannot_be_made_again(tmp_path, monkeypatch) -> None:

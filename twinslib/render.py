@@ -70,9 +70,9 @@ def _literal(path: Path) -> str:
 
 
 def fingerprint(notebook: Path, parameters: Mapping, folder: Path) -> str:
-    """Hash of all that a rendering depends on: notebook, parameters, the package, the rows in `folder`."""
+    """Hash of all that a rendering depends on: notebook, parameters, the package, rows and what diverged in `folder`."""
     files = [notebook, *(f for kind in ("py", "csv", "yaml") for f in sorted(Path(__file__).parent.rglob(f"*.{kind}"))),
-             *sorted(folder.glob("**/*.csv"))]
+             *sorted(folder.glob("**/*.csv")), *sorted(folder.glob("diverged/*.json"))]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for file in files:
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())

@@ -217,6 +217,14 @@ def robust_at(course: Course, epoch: int) -> np.ndarray:
     return _at(course, "test_robust", epoch)
 
 
+def until(course: Course, epoch: int) -> Course:
+    """The course as it would be had it ended after `epoch` epochs."""
+    kept = course.arrays["epoch"] <= epoch
+    arrays = {name: values[kept] if name == "epoch" or name.startswith(("test_", "train_")) else values
+              for name, values in course.arrays.items()}
+    return dataclasses.replace(course, arrays=arrays, epochs=[row for row in course.epochs if row["epoch"] <= epoch])
+
+
 def last_epochs(course: Course) -> np.ndarray:
     """Mean of the robust masks of the last LAST measured epochs, of all after the start where there are fewer, one value per
     test image."""

@@ -381,7 +381,8 @@ def test_controls(store, fast, remark):
     assert {(e.method, e.baseline) for e in found.detail} >= {("twins_at", "at")}
 
 
-@pytest.mark.parametrize(("twins", "verdict", "remark"), [({"gap": 48}, NOT, ""), ({"gap": 40}, REPRODUCED, "the difference stands against all controls")])
+@pytest.mark.parametrize(("twins", "verdict", "remark"), [
+    ({"gap": 48}, NOT, ""), ({"gap": 40}, REPRODUCED, "the difference stands against all controls")])
 def test_nothing_is_explained_that_is_not_there(store, twins, verdict, remark):
     """Controls are read where the claim is reproduced, if only partly."""
     claim = LEDGER["C7"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from twinslib import claims, effects, rules
+from twinslib import claims, compare, effects, rules, stats, study
 from twinslib.effects import (
     CREDIT,
     INCONCLUSIVE,
@@ -23,6 +23,7 @@ from twinslib.effects import (
     level,
 )
 from twinslib.rules import Bound, Robust, Rule
+from twinslib.runs import Store
 
 LEDGER = {c.id: c.rule for c in rules.claims() if c.rule.measure != "shown"}
 SMALL = Path(__file__).parent.parent / "results" / "small" / "claims.json"
@@ -149,6 +150,31 @@ def test_no_verdict_rests_on_a_data_set_near_chance() -> None:
             both = (e["ours"],) if "/" in e["method"] else (e["ours"], e["theirs"])  # that a rival certifies nothing is a result
             known = [x for x in both if x is not None]
             assert not known or min(known) > e["chance"] + 0.02, (name, e)
+
+
+def test_ledger_and_tables_stand_on_the_same_runs() -> None:
+    """Table and figure of differences of `small` show the numbers of the ledger, with one correction, on each data set and in
+    the mean without those near chance; on other pages a verdict leaves out no finished run that the page shows."""
+    stored, by_number = json.loads(SMALL.read_text()), {}
+    store = Store("small", device="cpu", root=SMALL.parent)
+    jobs = study.plan("small", "01")[0](best=store.best)
+    tunes = [job for job in jobs if job.study == "transfer" and not job.ship]
+    standing = claims.standing(store, jobs, "01")
+    frame = compare.differences(store, tunes, list(standing), standing)
+    for line in frame[frame["attack"].isin(["none", "pgd20"]) & frame["eps"].isin([0.0, 8 / 255])].itertuples():
+        by_number[line.method, line.baseline, "clean" if line.attack == "none" else "robust", line.dataset] = line
+    for name in ("C2", "C4"):
+        assert stored[name]["detail"] and stored[name]["verdict"] != NOT_TESTED
+        for e in [e for e in (*stored[name]["detail"], *stored[name]["effects"]) if e["baseline"] == "at"]:
+            line = by_number[e["method"], e["baseline"], e["metric"], e["dataset"]]
+            assert (line.value, line.low, line.high) == pytest.approx((e["value"], e["low"], e["high"])), (name, e)
+            assert (line.seeds, line.n) == (e["seeds"], e["images"])
+        near = {d for (m, b, _, d), line in by_number.items() if line.near and (m, b) == ("twins_at", "at")}
+        assert {e["dataset"] for e in stored[name]["flagged"]} == near
+    family = [e for e in stored["C4"]["effects"]]
+    assert [by_number["twins_at", "at", e["metric"], e["dataset"]].p_holm for e in family] == pytest.approx(
+        stats.holm([e["p_value"] for e in family]))
+    assert all(r["runs_before_the_rule"] == 0 for r in stored.values() if r["notebook"] != "01" and r["verdict"] != NOT_TESTED)
 
 
 def test_committed_verdicts_follow_from_their_effects() -> None:

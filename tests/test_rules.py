@@ -207,7 +207,7 @@ def test_rules_can_be_applied(preset: str) -> None:
     are looked up elsewhere)."""
     judged = [claim for claim in rules.claims() if claim.rule.smooth is None and claim.rule.measure not in rules.STEPPED]
     assert {claim.notebook for claim in judged} == {"01", "02", "03", "06"}
-    planned = {n: study.plan(preset, n)[0](best=lambda candidates: candidates[0]) for n in ("01", "02", "03", "06")}
+    planned = {n: study.plan(preset, n)[0](best=lambda candidates, **_: candidates[0]) for n in ("01", "02", "03", "06")}
     for claim in judged:
         rule, cells = claim.rule, {}
         for job in planned[claim.notebook]:

@@ -296,7 +296,7 @@ def test_only_networks_of_the_rule_concern_it() -> None:
 def test_an_empty_store_is_judged(number: str, tmp_path) -> None:
     """Before any run each claim is not tested, and the ledger can be shown."""
     store = Store("small", device="cpu", root=tmp_path)
-    jobs = study.plan("small", number)[0](best=lambda candidates: candidates[0])
+    jobs = study.plan("small", number)[0](best=lambda candidates, **_: candidates[0])
     verdicts = claims.judge_all(store, jobs, number)
     assert {v.verdict for v in verdicts} == {"not tested at this scale"} and len(claims.to_table(verdicts)) == len(verdicts)
 

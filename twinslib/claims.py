@@ -109,7 +109,7 @@ def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str
     runs count for; tables and figures of these pairs are to stand on the same."""
     out: dict[tuple[str, str], compare.Standing] = {}
     for claim in rules.claims():
-        if claim.notebook != notebook or claim.rule.measure == "shown" or KINDS[claim.rule.measure] is not transfer_claims:
+        if claim.notebook != notebook or KINDS[claim.rule.measure] is not transfer_claims:
             continue
         kept = [job for job in jobs if job.settled and transfer_claims.concerns(job, claim.rule) and store.run(job.spec)
                 and counts(claim, store, job)]
@@ -118,7 +118,7 @@ def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str
         for pair in (*claim.rule.pairs, *claim.rule.controls):
             lines = [e for e in found.detail if (e.method, e.baseline) == pair]
             if lines and pair not in out:
-                near = {e.dataset for e in lines if e.near_chance(claim.rule.chance)} | flagged
+                near = {e.dataset for e in lines if e.near_chance(effects.distance(claim.rule))} | flagged
                 attack = next((e.attack for e in lines if e.metric == "robust"), "none")
                 out[pair] = compare.Standing([job for job in kept if job.spec.method.name in pair], attack, claim.rule.robust.eps,
                                              frozenset(near))

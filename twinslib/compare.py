@@ -176,11 +176,11 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     """`differences` in points with their 95 % intervals: one line per comparison and data set, then their mean; a star marks
     differences that stay significant at 5 % after correction over the data sets."""
     found = found.assign(dataset=found["dataset"].replace({m: dataset_label(m) for m in MEANS}))  # so that `spread` knows a mean
-    near = set(found.loc[found["near"], "dataset"]) if "near" in found else set()
     found = found.assign(line=list(zip(found["method"], found["baseline"], found["dataset"], strict=True)))
     lines = unique(found["line"])
+    near = set(found.loc[found["near"], "line"]) if "near" in found else set()
     seeds = {line: _range(group.min(), group.max()) for line, group in found.groupby("line")["seeds"]}
-    index = [(f"{method_label(m)} - {method_label(b)}", dataset_label(d) + " (near chance)" * (d in near), seeds[m, b, d])
+    index = [(f"{method_label(m)} - {method_label(b)}", dataset_label(d) + " (near chance)" * ((m, b, d) in near), seeds[m, b, d])
              for m, b, d in lines]
     return spread(found, lines, index, ("difference", "data set", "seeds"),
                   lambda row: points(row.value, row.low, row.high) + (" *" if row.p_holm <= 0.05 else ""))

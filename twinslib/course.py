@@ -45,7 +45,7 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Course]:
     """
     out, splits = {}, {}
     for job in jobs:
-        arrays = store.course(job.spec) if job.spec.follow else None
+        arrays = store.course(job.spec) if job.spec.follow and job.settled else None
         if arrays is None:
             continue
         record = store.run(job.spec)

@@ -15,6 +15,7 @@ REPRODUCED, PARTLY, INCONCLUSIVE, NOT = "reproduced", "partly", "inconclusive", 
 NOT_TESTED = "not tested at this scale"
 VERDICTS = (REPRODUCED, PARTLY, INCONCLUSIVE, NOT, NOT_TESTED)
 CREDIT = {REPRODUCED: 2, PARTLY: 1}  # how much a verdict grants the claim; the other three grant nothing
+NEAR = 0.05  # accuracy above that of guessing
 METRICS = {"clean": "clean", "lr_over_w2": "lr/||w||²", "angle": "angle per step", "loss": "PGD loss on training images",
            "gap": "gap", "passes": "passes"}
 
@@ -157,9 +158,14 @@ def judge(rule: Rule, found: Evidence) -> str:
     return lesser(verdict, decide(rule, found.everywhere, found.holds)) if found.everywhere else verdict
 
 
+def distance(rule: Rule) -> float:
+    """From chance up to which a network decides nothing; of rules that judge nothing that up to which it is flagged."""
+    return NEAR if rule.measure == "shown" else rule.chance
+
+
 def apart(effects: Sequence[Effect], rule: Rule) -> list[Effect]:
     """All effects on those data sets on which one of them is near chance."""
-    near = {e.dataset for e in effects if e.near_chance(rule.chance)}
+    near = {e.dataset for e in effects if e.near_chance(distance(rule))}
     return [e for e in effects if e.dataset in near]
 
 

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .aft_grid import TUNING
 from .config import RunSpec
 from .effects import Effect, Evidence
 from .report import dataset_label, method_label, unique
 from .rules import Claim
-from .runs import Job, Store
+from .runs import Job, Store, validation_score
 
 
 class Choice(NamedTuple):
@@ -27,29 +28,23 @@ class Choice(NamedTuple):
 
 def choices(store: Store, jobs: Sequence[Job]) -> list[Choice]:
     """What candidates decided, where all are done and they differ in their learning rate."""
-    groups: dict[tuple[str, str], dict[RunSpec, None]] = {}
+    groups: dict[tuple[str, str, str], dict[RunSpec, None]] = {}
     for job in jobs:
         if job.study.endswith("tuning"):
-            groups.setdefault((job.spec.data.name, job.spec.method.name), {})[job.spec] = None
+            by = "robust" if job.study == TUNING else "mean"
+            groups.setdefault((job.spec.data.name, job.spec.method.name, by), {})[job.spec] = None
     out = []
-    for (dataset, method), specs in groups.items():
+    for (dataset, method, by), specs in groups.items():
         rates = tuple(sorted({s.optim.lr for s in specs}))
-        best = store.best(list(specs)) if len(rates) > 1 else None
+        best = store.best(list(specs), by) if len(rates) > 1 else None
         if best is None:
             continue
-        scores = {s: _score(store, s) for s in specs}
+        scores = {s: validation_score(r["epochs"], s, by) if (r := store.run(s)) else -1.0 for s in specs}
         n, top = (store.run(best) or {}).get("val_images") or 0, scores[best]
         second = max((v for s, v in scores.items() if s != best), default=-math.inf)
         noise = math.sqrt(top * (1 - top) / n) if n and 0 <= top <= 1 else 0.0
         out.append(Choice(dataset, method, rates, best.optim.lr, best.optim.lr in (rates[0], rates[-1]), top - second <= noise))
     return out
-
-
-def _score(store: Store, spec: RunSpec) -> float:
-    """Mean of clean and robust accuracy on the validation images when last measured; below 0 for a run that diverged."""
-    record = store.run(spec)
-    rows = [row for row in (record or {}).get("epochs", ()) if "val_clean_acc" in row]
-    return (rows[-1]["val_clean_acc"] + rows[-1].get("val_robust_acc", rows[-1]["val_clean_acc"])) / 2 if rows else -1.0
 
 
 def fewest_rates(jobs: Sequence[Job], methods: set[str]) -> int:

@@ -69,7 +69,7 @@ class Job:
         return (*self.evals, *self.certs)
 
 
-Best = Callable[[Sequence[RunSpec]], RunSpec | None]  # the best of some candidates, or None while one is missing
+Best = Callable[..., RunSpec | None]  # the best of some candidates (`Store.best`), or None while one is missing
 Plan = Callable[..., Sequence[Job]]  # called with best=
 
 
@@ -175,10 +175,12 @@ class Store:
         path = self.root / "provenance" / f"{spec.hash}.json"
         return read_json(path).get("train", {}).get("diverged") if path.exists() else None
 
-    def best(self, candidates: Sequence[RunSpec]) -> RunSpec | None:
+    def best(self, candidates: Sequence[RunSpec], by: str = "mean") -> RunSpec | None:
         """Of runs that differ in hyper-parameters the one with the best last validation measurement: the mean of clean and
         robust accuracy (the first of equals). None while one of them is missing; one that diverged is the worst.
 
+        Args:
+            by: "robust" for robust accuracy alone.
         Raises:
             ValueError: a finished candidate has no validation measurement.
         """
@@ -187,7 +189,7 @@ class Store:
             record = self.run(spec)
             if record is None and self.diverged(spec) is None:
                 return None
-            scores.append(-1.0 if record is None else validation_score(record["epochs"], spec))
+            scores.append(-1.0 if record is None else validation_score(record["epochs"], spec, by))
         return candidates[max(range(len(scores)), key=scores.__getitem__)]
 
     def check(self, tasks: Sequence[Task]) -> None:
@@ -522,13 +524,20 @@ def make_network(spec: RunSpec, classes: int) -> torch.nn.Module:
                              seed=spec.seed)
 
 
-def validation_score(epochs: Sequence[dict], spec: RunSpec) -> float:
-    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement."""
+def validation_score(epochs: Sequence[dict], spec: RunSpec, by: str = "mean") -> float:
+    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement.
+
+    Args:
+        by: "robust" for robust accuracy alone, where it was measured.
+    """
     measured = [row for row in epochs if "val_clean_acc" in row]
     if not measured:
         raise ValueError(f"expected validation accuracy of run {spec.hash} to choose hyper-parameters by, got none; set "
                          "val_images and val_every")
-    values = [measured[-1][k] for k in ("val_clean_acc", "val_robust_acc") if k in measured[-1]]
+    last = measured[-1]
+    if by == "robust" and "val_robust_acc" in last:
+        return last["val_robust_acc"]
+    values = [last[k] for k in ("val_clean_acc", "val_robust_acc") if k in last]
     return sum(values) / len(values)
 
 

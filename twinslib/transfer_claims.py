@@ -42,7 +42,7 @@ def evidence(store: Store, jobs: Sequence[Job], rule: Rule) -> Evidence:
     clear = {key: [line for line in lines if line not in near] for key, lines in decisive.items()}
     out = {"detail": tuple(detail), "flagged": tuple(near)}
     if shown:
-        means = {key: of_means(lines) if len(lines) >= compare.LEAST_DATASETS else None for key, lines in found.items()}
+        means = {key: of_means(clear[key]) if len(lines) >= compare.LEAST_DATASETS else None for key, lines in found.items()}
         return Evidence(**out, effects=tuple(e for e in means.values() if e is not None), lack=_shown(rule, means))
     means = tuple(e for lines in clear.values() if (e := of_means(lines)) is not None)
     effects = means if rule.measure == "gain" else tuple(e for lines in clear.values() for e in lines)

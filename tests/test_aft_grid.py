@@ -25,7 +25,7 @@ def arguments(**changes: object) -> dict:
         "schedules": {"aft_constant": {"start": "natural", "optim": {"schedule": "constant"}}},
         "lrs": [0.02, 0.1], "fractions": {"images": [10, 20], "runs": ["aft"]}, "widths": {"widths": [8], "runs": ["aft"]},
         "seeds": [3, 5], "optim": {"epochs": 2, "lr": 0.05, "schedule": "slow_fast"}, "attack": {"steps": 2},
-        "evaluations": [CLEAN, PGD], "best": lambda candidates: candidates[-1],
+        "evaluations": [CLEAN, PGD], "best": lambda candidates, **_: candidates[-1],
     } | changes
 
 
@@ -80,7 +80,7 @@ def test_learning_rates_are_shared() -> None:
     """AFT and each schedule choose on the first seed; other runs from a network take AFT's rate unless they name their own."""
     asked = []
 
-    def best(candidates):
+    def best(candidates, **_):
         asked.append([(s.method.name, s.seed, s.optim.lr) for s in candidates])
         return candidates[0 if candidates[0].method.name == "aft" else 1]
 
@@ -99,7 +99,7 @@ def test_random_weights_choose_a_rate_of_their_own() -> None:
     main = arguments()["main"] | {"aft_l2_random": {"attack": {"threat": "l2", "eps": 0.5, "step_size": 0.2}}}
     with pytest.raises(ValueError, match="chooses the learning rate of main.aft_l2_random, .* one of .*got 'aft_random'"):
         made(main=main)
-    jobs = made(main=main | {"aft_random": {}}, best=lambda c: c[1 if c[0].method.name == "aft_random" else 0],
+    jobs = made(main=main | {"aft_random": {}}, best=lambda c, **_: c[1 if c[0].method.name == "aft_random" else 0],
                 fractions={"images": [10], "runs": ["aft", "aft_random"]}, widths={"widths": [8], "runs": ["aft_random"]})
     rates = {key: job.spec.optim.lr for key, job in jobs.items() if "random" in key[1] and key[0]}
     assert rates == dict.fromkeys([
@@ -118,10 +118,10 @@ def test_parts_can_be_limited_to_targets() -> None:
 
 def test_what_waits_for_the_choice() -> None:
     """While a candidate is missing, what takes its rate is not settled, the rest is; with one rate nothing is to be chosen."""
-    waiting = {key[:2] for key, job in made(best=lambda candidates: None).items() if not job.settled}
+    waiting = {key[:2] for key, job in made(best=lambda candidates, **_: None).items() if not job.settled}
     assert waiting == {("main", "aft"), ("main", "aft_twins"), ("main", "aft_l2"), ("schedule", "aft_constant"),
                        ("fraction", "aft"), ("width", "aft")}
-    single = study.finetuning(**arguments(lrs=[0.3], best=lambda candidates: pytest.fail("asked")))
+    single = study.finetuning(**arguments(lrs=[0.3], best=lambda candidates, **_: pytest.fail("asked")))
     assert not [j for j in single if j.study == "aft_tuning"] and all(j.settled for j in single)
     assert {j.spec.optim.lr for j in single if j.spec.method.name in ("aft", "aft_twins")} == {0.3}
 
@@ -190,12 +190,13 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
 def test_rules_can_be_applied(claim: rules.Claim) -> None:
     """At small every method of a rule is planned with its seeds, and measured on as many images as the rule asks for."""
     rule = claim.rule
-    jobs = study.plan("small", claim.notebook)[0](best=lambda candidates: candidates[0])
+    jobs = study.plan("small", claim.notebook)[0](best=lambda candidates, **_: candidates[0])
     for name in {name for pair in rule.pairs for name in pair}:
         runs = [j for j in jobs if j.study == "aft" and label(j) in ("main", "schedule") and j.spec.method.name == name]
         assert len({j.spec.seed for j in runs if j.spec.data.name in rule.datasets}) >= rule.min_seeds
         for job in runs:
-            for at in ("last", *(["start"] if rule.measure == "any_start" else []), *(["best"] if name == "at_scratch" else [])):
+            start = rule.measure == "any_start" and job.spec.keep_head
+            for at in ("last", *["start"] * start, *["best"] * (name == "at_scratch")):
                 kinds = {e.kind for e in job.evals if e.at == at and e.images >= rule.robust.min_images
                          and (e.kind == "clean" or (e.threat, e.eps) == (rule.robust.threat, pytest.approx(rule.robust.eps)))}
                 assert {"clean", "pgd"} <= kinds, (name, at)
@@ -204,7 +205,7 @@ def test_rules_can_be_applied(claim: rules.Claim) -> None:
 @pytest.mark.parametrize("preset", ["toy", "small"])
 def test_nothing_is_trained_for_nothing(preset: str) -> None:
     """Every run of a preset is measured, starts others or is a candidate, and none is planned twice."""
-    jobs = study.plan(preset, "06")[0](best=lambda candidates: candidates[0])
+    jobs = study.plan(preset, "06")[0](best=lambda candidates, **_: candidates[0])
     specs: list[RunSpec] = [job.spec for job in jobs if job.study != "aft_tuning"]
     assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study == "aft_tuning" for job in jobs)
 

@@ -243,7 +243,7 @@ def test_rows_and_caption(tmp_path) -> None:
 def test_page_of_an_empty_store(tmp_path) -> None:
     """Before any run the page is whole and says what is missing."""
     for preset in ("toy", "small"):
-        jobs = study.plan(preset, "06")[0](best=lambda candidates: candidates[0])
+        jobs = study.plan(preset, "06")[0](best=lambda candidates, **_: candidates[0])
         text = pages.adversarial_finetuning(Store(preset, device="cpu", root=tmp_path), jobs)
         assert text.startswith("# Adversarial fine-tuning") and "not tested at this scale" in text and "nan" not in text
         assert text.count(NOT_RUN) > 50 and pages.PAGES["06"] is pages.adversarial_finetuning
@@ -261,7 +261,7 @@ def test_page_of_a_tiny_training(tmp_path) -> None:
         targets={"toy_target": {"data": {"image_size": 16, "train_images": 30, "val_images": 10}}}, seeds=[0],
         widths={"widths": [8], "runs": ["aft"]}, optim={"epochs": 1, "batch_size": 20}, attack={"steps": 2, "step_size": 0.01},
         evaluations=[{"kind": k, "images": 20, "eps": e, "steps": 2, "at": ["start", "best", "last"]}
-                     for k, e in (("clean", 0.0), ("pgd", 8 / 255))], best=lambda candidates: candidates[0])
+                     for k, e in (("clean", 0.0), ("pgd", 8 / 255))], best=lambda candidates, **_: candidates[0])
     store = Store("toy", device="cpu", root=tmp_path)
     assert not sweep(store, jobs).failed
     found = finished(store, jobs)

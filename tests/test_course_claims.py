@@ -11,15 +11,18 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats as reference
 
 from twinslib import claims, course_claims, rules
 from twinslib.config import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, canonical_json, method
-from twinslib.effects import NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
-from twinslib.rules import Robust, Rule
+from twinslib.effects import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
+from twinslib.report import dataset_label
+from twinslib.rules import Bound, Robust, Rule
 from twinslib.runs import Job, Store
 
 N = 1000
-Z, T2 = 1.959964, 4.302653  # 97.5 % quantiles: normal, Student's t with two degrees of freedom
+T2 = 4.302653  # 97.5 % quantile of Student's t with two degrees of freedom
+PLATEAUS = {"at_long_plateau": (0.6,), "at_short_plateau": (0.2,)}  # 4 and 8 of 10 epochs after the drop
 FOLLOW = FollowSpec(record_every=5, train_images=2, test_images=N, dense=5, every=5)
 EPOCHS = [0, 1, 2, 3, 4, 5, 10]
 LEDGER = {claim.id: claim for claim in rules.claims()}
@@ -29,7 +32,8 @@ TWO = ("cifar10", "caltech64")
 
 def spec(name, dataset="cifar10", seed=0, follow=FOLLOW, attack=None):
     return RunSpec(data=DataSpec(name=dataset, val_images=10), model=ModelSpec(arch="tiny_resnet"), method=method(name),
-                   optim=OptimSpec(epochs=10), follow=follow, attack=attack or AttackSpec(), seed=seed)
+                   optim=OptimSpec(epochs=10, milestones=PLATEAUS.get(name, (0.5,))), follow=follow,
+                   attack=attack or AttackSpec(), seed=seed)
 
 
 def made(gap=0, rate=1.0, angle=1.0, losses=(1.0,) * 5, ends=(9.0, 0.1), train=(2.0, 1.0), images=N,
@@ -50,9 +54,9 @@ def made(gap=0, rate=1.0, angle=1.0, losses=(1.0,) * 5, ends=(9.0, 0.1), train=(
     return {k: np.array(v) for k, v in arrays.items()}, rows
 
 
-def finish(store, s, stamps, arrays, rows):
+def finish(store, s, stamps, arrays, rows, **record):
     """Leave the files of a finished run that began when the rules had these stamps; None: before there were rules."""
-    texts = {"runs": {"spec": json.loads(canonical_json(s)), "epochs": rows, "train_images": 100},
+    texts = {"runs": {"spec": json.loads(canonical_json(s)), "epochs": rows, "train_images": 100, **record},
              "provenance": {"train": {"seconds": 1.0} | ({} if stamps is None else {"rules": stamps})}}
     for folder, value in texts.items():
         (store.root / folder).mkdir(exist_ok=True)
@@ -87,15 +91,15 @@ def store(tmp_path):
     return Store("small", device="cpu", root=tmp_path)
 
 
-def crossed(counts):
+def crossed(counts, level=0.95):
     """Mean and interval where counts[seed] images of N lose (or, below 0, win) one each, nested from the first image on."""
     values = [[math.copysign(1, c) * (i < abs(c)) for i in range(N)] for c in counts]
     by_seed = [c / N for c in counts]
     by_image = [statistics.fmean(column) for column in zip(*values, strict=True)]
-    square = Z ** 2 * statistics.variance(by_image) / N
+    square = reference.norm.ppf((1 + level) / 2) ** 2 * statistics.variance(by_image) / N
     if len(counts) > 1:
         assert len(counts) == 3
-        square += T2 ** 2 * statistics.variance(by_seed) / 3
+        square += reference.t.ppf((1 + level) / 2, 2) ** 2 * statistics.variance(by_seed) / 3
     mean = statistics.fmean(by_seed)
     return mean, mean - math.sqrt(square), mean + math.sqrt(square)
 
@@ -115,16 +119,16 @@ HIGH = {"rate": 2.0, "angle": 3.0}
 
 @pytest.mark.parametrize(("twins", "fast", "verdict"), [
     (HIGH, {"rate": 1.5, "angle": 1.5}, REPRODUCED),
-    (HIGH, {"rate": 2.5, "angle": 1.5}, PARTLY),  # the rate is below that of AT with the higher learning rate
+    (HIGH, {"rate": 2.5, "angle": 1.5}, REPRODUCED),  # lr/||w||^2 of AT with the higher learning rate is not asked for
     (HIGH, {"rate": 1.5, "angle": 3.0}, PARTLY),  # equal is not above
     (HIGH, {"rate": 3.0, "angle": 4.0}, PARTLY),
-    ({"rate": 0.9, "angle": 3.0}, {"rate": 0.5, "angle": 1.5}, PARTLY),
+    ({"rate": 0.95, "angle": 3.0}, {"rate": 0.5, "angle": 1.5}, PARTLY),
+    ({"rate": 0.85, "angle": 3.0}, {"rate": 0.5, "angle": 1.5}, NOT),  # lower by more than 10 %
     ({"rate": 1.0, "angle": 1.1}, {"rate": 0.5, "angle": 1.0}, PARTLY),
     ({"rate": 2.0, "angle": 1.0}, {"rate": 1.5, "angle": 0.5}, NOT),
     ({"rate": 2.0, "angle": 0.9}, {"rate": 1.5, "angle": 0.5}, NOT),
-    (by_seed(rate=[2.0] * 3, angle=[3.0, 3.0, 1.4]), {"rate": 1.5, "angle": 1.5}, PARTLY),  # one seed
-    (by_seed(rate=[2.0] * 3, angle=[9.0, 9.0, 0.99]), {"rate": 1.5, "angle": 0.5}, NOT),
-    (by_dataset(cifar10=HIGH, caltech64={"rate": 1.4, "angle": 3.0}), {"rate": 1.5, "angle": 1.5}, PARTLY),  # one data set
+    (by_seed(rate=[2.0] * 3, angle=[3.0, 3.0, 1.4]), {"rate": 1.5, "angle": 1.5}, INCONCLUSIVE),  # the interval is wide
+    (by_dataset(cifar10=HIGH, caltech64={"rate": 1.4, "angle": 1.5}), {"rate": 1.5, "angle": 1.5}, PARTLY),  # one data set
     (by_dataset(cifar10=HIGH, caltech64={"rate": 2.0, "angle": 0.9}), {"rate": 1.5, "angle": 0.5}, NOT),
 ])
 def test_rate(store, twins, fast, verdict):
@@ -132,7 +136,6 @@ def test_rate(store, twins, fast, verdict):
     claim = LEDGER["C5"]
     found = claims.judge(claim, store, fill(store, claim, {"at": {}, "twins_at": twins, "at_lr": fast}, TWO))
     assert found.verdict == verdict and found.why.endswith("; stable: yes") and len(found.runs) == 18
-    assert ("no" in found.why) == (verdict != REPRODUCED)
 
 
 def test_rate_effects_by_hand(store):
@@ -140,16 +143,16 @@ def test_rate_effects_by_hand(store):
     claim = LEDGER["C5"]
     twins, fast = {"rate": [2.0, 3.0, 4.5], "angle": [1.5] * 3}, {"rate": 0.5, "angle": 2.0}
     found = claims.judge(claim, store, fill(store, claim, {"at": {}, "twins_at": by_seed(**twins), "at_lr": fast}))
-    half = T2 * math.log(1.5) / math.sqrt(3)
+    half = reference.t.ppf(1 - 0.05 / 3, 2) * math.log(1.5) / math.sqrt(3)  # three intervals decide
     expected = {("at", "lr_over_w2"): (3, 3 / math.exp(half), 3 * math.exp(half)), ("at", "angle"): (1.5, 1.5, 1.5),
                 ("at_lr", "lr_over_w2"): (6, 6 / math.exp(half), 6 * math.exp(half)), ("at_lr", "angle"): (0.75,) * 3}
     assert {(e.baseline, e.metric): (e.value, e.low, e.high) for e in found.effects} == {
         key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
     assert {(e.method, e.dataset, e.seeds, e.unit, e.attack) for e in found.effects} == {
         ("twins_at", "cifar10", 3, "times", "none")} and found.detail == found.effects
-    assert found.why == ("lr/||w||² over AT above 1 in every seed: yes; angle per step over AT above 1 in every seed: yes; "
-                         "lr/||w||² over AT, lr × (1 + λ) above 1 in every seed: yes; "
-                         "angle per step over AT, lr × (1 + λ) above 1 in every seed: no; stable: yes")
+    assert found.why == ("of 3 intervals 1 as asked, 1 without the claimed effect; "
+                         "angle per step over AT above 1 in every seed: yes; angle per step over AT, lr × (1 + λ) above 1 in "
+                         "every seed: no; stable: yes")
 
 
 @pytest.mark.parametrize(("name", "train", "verdict"), [
@@ -195,7 +198,8 @@ def wins(k, than=1.0):
     ([5, 5, 5], [5, 5, 5], REPRODUCED), ([4, 4, 4], [4, 5, 4], REPRODUCED),
     ([4, 5, 5], [5, 3, 5], PARTLY),  # one seed in three of five epochs
     ([5, 5, 5], [0, 0, 0], PARTLY),
-    ([5, 5, 3], [5, 5, 5], NOT), ([0, 0, 0], [0, 0, 0], NOT),  # equal is not below
+    ([5, 5, 3], [5, 5, 5], INCONCLUSIVE),  # the interval is below 0, one seed is not in four epochs
+    ([0, 0, 0], [0, 0, 0], NOT),  # equal is not below
 ])
 def test_escape(store, against_at, against_fast, verdict):
     """Below AT and below AT with the higher rate in at least four of five epochs of every seed; below AT alone for partly."""
@@ -205,8 +209,8 @@ def test_escape(store, against_at, against_fast, verdict):
     found = claims.judge(claim, store, fill(store, claim, levels))
     assert found.verdict == verdict
     good = [sum(k >= 4 for k in counts) for counts in (against_at, against_fast)]
-    assert found.why == "; ".join(f"TWINS-AT - {name}: lower in at least 4 of 5 epochs in {k} of 3 runs"
-                                  for name, k in zip(("AT", "AT, lr × (1 + λ)"), good, strict=True))
+    assert found.why.endswith("; ".join(f"TWINS-AT - {name}: lower in at least 4 of 5 epochs in {k} of 3 runs"
+                                        for name, k in zip(("AT", "AT, lr × (1 + λ)"), good, strict=True)))
     means = [[-0.5 * k / 5 for k in counts] for counts in (against_at, against_fast)]
     for effect, mean in zip(found.effects, means, strict=True):
         half = T2 * statistics.stdev(mean) / math.sqrt(3)
@@ -220,13 +224,13 @@ def test_escape_on_every_data_set(store):
     claim = LEDGER["C6"]
     twins = by_dataset(cifar10={"losses": wins(5)}, caltech64={"losses": wins(3)})
     found = claims.judge(claim, store, fill(store, claim, {"twins_at": twins, "at": {}, "at_lr": {"losses": [9.0] * 5}}, TWO))
-    assert found.verdict == NOT and "in 3 of 6 runs; " in found.why and found.why.endswith("in 6 of 6 runs")
+    assert found.verdict == INCONCLUSIVE and "in 3 of 6 runs; " in found.why and found.why.endswith("in 6 of 6 runs")
 
 
 def test_epochs_of_escape(store):
     """The network before training and epochs after the fifth are not looked at; a run without one of the five does not count."""
     claim, others = LEDGER["C6"], {"at": {}, "at_lr": {}}
-    for k, end, verdict in ((4, 20.0, REPRODUCED), (3, 0.0, NOT)):
+    for k, end, verdict in ((4, 20.0, REPRODUCED), (3, 0.0, INCONCLUSIVE)):
         jobs = fill(store, claim, others | {"twins_at": {"losses": wins(k), "ends": (end, end)}})
         found = claims.judge(claim, store, jobs)
         assert found.verdict == verdict and found.effects[0].value == pytest.approx(-0.1 * k)
@@ -237,19 +241,21 @@ def test_epochs_of_escape(store):
 
 # -- gaps ---------------------------------------------------------------------------------------------------------------
 def words_of_less(own, first, others, margin=0.01):
-    """No verdict where the baseline's own gap is under the margin. Reproduced: all intervals below 0. Partly: the mean of the
-    first comparison below 0 on every data set. Not: otherwise."""
+    """No verdict where the baseline's own gap is under the margin. Reproduced: all intervals below 0. Partly, with several
+    baselines: the first one is, and all lie below the margin. Not: one lies above minus the margin, and not below 0."""
     if min(own) < margin:
         return NOT_TESTED
     if all(high < 0 for _, _, high in (*first, *others)):
         return REPRODUCED
-    return PARTLY if all(mean < 0 for mean, _, _ in first) else NOT
+    if others and all(high < 0 for *_, high in first) and all(high < margin for *_, high in others):
+        return PARTLY
+    return NOT if any(low > -margin and not high < 0 for _, low, high in (*first, *others)) else INCONCLUSIVE
 
 
 @pytest.mark.parametrize(("at", "twins", "verdict"), [
     ([50], [46], REPRODUCED),  # four images in a thousand are just clear
-    ([50], [47], PARTLY), ([50], [50], NOT), ([50], [60], NOT), ([10], [5], REPRODUCED), ([9], [-100], NOT_TESTED),
-    ([50, 50], [40, 40], REPRODUCED), ([50, 50], [40, 47], PARTLY), ([50, 50], [40, 50], NOT), ([50, 9], [10, 0], NOT_TESTED),
+    ([50], [47], NOT), ([50], [50], NOT), ([50], [60], NOT), ([10], [5], REPRODUCED), ([9], [-100], NOT_TESTED),
+    ([50, 50], [40, 40], REPRODUCED), ([50, 50], [40, 47], NOT), ([50, 50], [40, 50], NOT), ([50, 9], [10, 0], NOT_TESTED),
     ([-20], [-50], NOT_TESTED),
 ])
 def test_less_overfitting(store, at, twins, verdict):
@@ -265,13 +271,15 @@ def test_less_overfitting(store, at, twins, verdict):
             assert (effect.value, effect.low, effect.high) == pytest.approx(expected, abs=1e-6)
         assert (effect.metric, effect.attack, effect.unit, effect.images, effect.seeds) == ("gap", "pgd10", "points", N, 3)
     if verdict == NOT_TESTED:
-        assert found.why == f"the gap of AT is {min(at) / 10:.1f} points: no overfitting to reduce" and not found.remark
+        (first,) = [d for d, a in zip(datasets, at, strict=True) if a < 10]
+        assert found.why == f"the gap of AT on {dataset_label(first)} is {min(at) / 10:.1f} points: no overfitting to reduce"
+        assert not found.remark
 
 
 def test_gap_differences_over_seeds(store):
     """Seeds that disagree widen the interval: what is clear in each may not be clear over all."""
     claim = LEDGER["C7"]
-    for twins, verdict in (([40, 40, 40], REPRODUCED), ([10, 40, 49], PARTLY), ([20, 60, 80], NOT)):
+    for twins, verdict in (([40, 40, 40], REPRODUCED), ([10, 40, 49], INCONCLUSIVE), ([20, 60, 80], INCONCLUSIVE)):
         found = claims.judge(claim, store, fill(store, claim, {"at": {"gap": 50}, "twins_at": by_seed(gap=twins)}))
         assert found.verdict == verdict
         if max(twins) <= 50:
@@ -281,28 +289,28 @@ def test_gap_differences_over_seeds(store):
 
 @pytest.mark.parametrize(("gaps", "verdict"), [
     ({"at": 60, "at_cosine": 60, "at_cyclic": 60, "at_slow_fast": 40}, REPRODUCED),
-    ({"at": 43, "at_cosine": 60, "at_cyclic": 60, "at_slow_fast": 40}, PARTLY),  # not clear against the piecewise schedule
-    ({"at": 60, "at_cosine": 43, "at_cyclic": 20, "at_slow_fast": 40}, PARTLY),
+    ({"at": 43, "at_cosine": 60, "at_cyclic": 60, "at_slow_fast": 40}, NOT),  # not clear against the piecewise schedule
+    ({"at": 60, "at_cosine": 43, "at_cyclic": 60, "at_slow_fast": 40}, PARTLY),
+    ({"at": 60, "at_cosine": 43, "at_cyclic": 20, "at_slow_fast": 40}, NOT),
     ({"at": 40, "at_cosine": 60, "at_cyclic": 60, "at_slow_fast": 40}, NOT),
     ({"at": 30, "at_cosine": 60, "at_cyclic": 60, "at_slow_fast": 40}, NOT),
     ({"at": 9, "at_cosine": 60, "at_cyclic": 60, "at_slow_fast": 0}, NOT_TESTED),
     ({"at": 60, "at_cosine": 9, "at_cyclic": 9, "at_slow_fast": 0}, REPRODUCED),  # their own gaps are not asked
 ])
 def test_schedules(store, gaps, verdict):
-    """Against three schedules: clear against all, or below the piecewise one on average."""
+    """Against three schedules: clear against all, or against the piecewise one and not behind the others; each at 96.7 %."""
     claim = LEDGER["AFT-C3"]
     found = claims.judge(claim, store, fill(store, claim, {name: {"gap": g} for name, g in gaps.items()}))
-    first, *others = [crossed([gaps["at_slow_fast"] - gaps[b]] * 3) for b in ("at", "at_cosine", "at_cyclic")]
+    first, *others = [crossed([gaps["at_slow_fast"] - gaps[b]] * 3, 1 - 0.1 / 3) for b in ("at", "at_cosine", "at_cyclic")]
     assert found.verdict == verdict == words_of_less([gaps["at"] / N], [first], others)
     assert [e.baseline for e in found.effects] == ["at", "at_cosine", "at_cyclic"] and found.remark == ""
     if verdict in (REPRODUCED, PARTLY, NOT):
-        clear = [sum(high < 0 for *_, high in (first, *others)), sum(low > 0 for _, low, _ in (first, *others))]
-        assert found.why == f"{clear[0]} of 3 intervals below 0, {clear[1]} above"
+        assert found.why.startswith(f"of 3 intervals {sum(high < 0 for *_, high in (first, *others))} as asked")
 
 
 @pytest.mark.parametrize(("gaps", "verdict"), [
     ([70, 70, 70], REPRODUCED), ([60, 60, 60], PARTLY), ([65, 70, 75], REPRODUCED), ([60, 70, 80], PARTLY),
-    ([4, 4, 4], PARTLY), ([3, 3, 3], NOT), ([0, 90, 90], NOT), ([0, 0, 0], NOT), ([-60, -60, -60], NOT),
+    ([4, 4, 4], PARTLY), ([3, 3, 3], NOT), ([0, 90, 90], INCONCLUSIVE), ([0, 0, 0], NOT), ([-60, -60, -60], NOT),
 ])
 def test_overfits(store, gaps, verdict):
     """The interval of the gap itself against 5 points, then against 0; other data sets are not asked."""
@@ -311,36 +319,45 @@ def test_overfits(store, gaps, verdict):
     found = claims.judge(claim, store, jobs)
     expected = crossed(gaps)
     assert found.verdict == verdict
-    assert verdict == (REPRODUCED if expected[1] > 0.05 else PARTLY if expected[1] > 0 else NOT)
+    assert verdict == (REPRODUCED if expected[1] > 0.05 else PARTLY if expected[1] > 0 else NOT if expected[2] < 0.05
+                       else INCONCLUSIVE)
     effect, = found.effects
     assert (effect.value, effect.low, effect.high) == pytest.approx(expected, abs=1e-6) and len(found.runs) == 3
     assert str(effect).startswith("AT, random start, gap on CIFAR-10: ")
-    assert found.why == f"lower end of the gap's interval: {100 * expected[1]:+.1f} points"
 
 
 @pytest.mark.parametrize(("short", "long", "verdict"), [
-    (40, 60, REPRODUCED), (40, 44, REPRODUCED), (40, 43, PARTLY), (40, 40, NOT), (40, 20, NOT), (9, 9, NOT_TESTED),
-    (0, 9, NOT_TESTED), (9, 10, PARTLY), (0, 10, REPRODUCED), (60, 0, NOT),
+    (40, 60, REPRODUCED), (40, 40, NOT), (60, 0, NOT), (60, 52, NOT),  # as much of a gap, cut at the same time after the drop
+    (40, by_seed(gap=[20, 60, 110]), INCONCLUSIVE),
 ])
 def test_plateau(store, short, long, verdict):
-    """Long minus short plateau above 0, unless both gaps are under a point."""
+    """Long minus short plateau, at equal length and with the short one cut where it has had as many epochs after its drop."""
     claim = LEDGER["AFT-C6"]
-    jobs = fill(store, claim, {"at_short_plateau": {"gap": short}, "at_long_plateau": {"gap": long}})
-    found = claims.judge(claim, store, jobs)
-    mean, low, high = crossed([long - short] * 3)
-    assert verdict == (NOT_TESTED if max(short, long) < 10 else REPRODUCED if low > 0 else PARTLY if mean > 0 else NOT)
-    assert found.verdict == verdict and (found.effects[0].value, found.effects[0].low) == pytest.approx((mean, low), abs=1e-6)
-    said = f"gaps in points: AT, random start, long plateau {long / 10:.1f}, AT, random start, short plateau {short / 10:.1f}"
-    assert found.why == said + ("; no overfitting to explain" if verdict == NOT_TESTED else "")
+    levels = {"at_short_plateau": {"gap": short}, "at_long_plateau": long if callable(long) else {"gap": long}}
+    found = claims.judge(claim, store, fill(store, claim, levels))
+    assert found.verdict == verdict and [e.part for e in found.effects] == ["equal length", "equal epochs after the drop"]
+    if not callable(long):  # of the last five epochs up to the cut, one is the best
+        assert [e.value for e in found.effects] == pytest.approx([(long - short) / N, (long - 0.8 * short) / N])
 
 
-def test_plateaus_on_several_data_sets(store):
-    """Without overfitting on one of them there is nothing to explain, whatever the others show."""
-    claim = dataclasses.replace(LEDGER["AFT-C6"], rule=dataclasses.replace(LEDGER["AFT-C6"].rule, datasets=()))
-    for datasets, verdict in ((TWO, NOT_TESTED), (TWO[::-1], NOT_TESTED), (("cifar10", "cub64"), REPRODUCED)):
-        long = by_dataset(cifar10={"gap": 50}, caltech64={"gap": 9}, cub64={"gap": 10})
-        jobs = fill(store, claim, {"at_short_plateau": {"gap": 0}, "at_long_plateau": long}, datasets)
-        assert claims.judge(claim, store, jobs).verdict == verdict
+def test_plateaus_of_other_lengths_are_not_compared(store, monkeypatch):
+    """A run that trains in all for longer is not one with a longer plateau only."""
+    claim, jobs = LEDGER["AFT-C6"], []
+    for name, epochs in (("at_long_plateau", 12), ("at_short_plateau", 10)):
+        for seed in range(3):
+            s = dataclasses.replace(spec(name, seed=seed), optim=OptimSpec(epochs=epochs, milestones=(0.5,)))
+            jobs.append(finish(store, s, {claim.id: claim.rule.stamp}, *made(gap=50)))
+    assert claims.judge(claim, store, jobs).verdict == NOT_TESTED
+
+
+def test_gaps_that_end_at_chance_are_no_gaps(store):
+    """Where robust accuracy is near that of guessing at either end nothing is judged, and the reason says so."""
+    for name in ("C7", "AFT-C3", "AFT-C5", "AFT-C6"):
+        claim, jobs = LEDGER[name], []
+        for (method_name, level), seed in product(CLEAR[name].items(), range(3)):
+            jobs.append(finish(store, spec(method_name, seed=seed), {name: claim.rule.stamp}, *made(**level), classes=2))
+        found = claims.judge(claim, store, jobs)
+        assert found.verdict == NOT_TESTED and found.why.startswith("near chance (50.0 %) at one end: CIFAR-10") and found.flagged
 
 
 # -- controls -----------------------------------------------------------------------------------------------------------
@@ -364,7 +381,8 @@ def test_controls(store, fast, remark):
     assert {(e.method, e.baseline) for e in found.detail} >= {("twins_at", "at")}
 
 
-@pytest.mark.parametrize(("twins", "verdict", "remark"), [({"gap": 48}, PARTLY, DOUBT), ({"gap": 60}, NOT, "")])
+@pytest.mark.parametrize(("twins", "verdict", "remark"), [
+    ({"gap": 48}, NOT, ""), ({"gap": 40}, REPRODUCED, "the difference stands against all controls")])
 def test_nothing_is_explained_that_is_not_there(store, twins, verdict, remark):
     """Controls are read where the claim is reproduced, if only partly."""
     claim = LEDGER["C7"]
@@ -388,7 +406,7 @@ TURNED = {
 def test_every_measure_of_a_rule_is_judged():
     """The ledger's claims on courses are those of this file, and each measure has effects and a verdict."""
     assert set(OURS) == set(CLEAR) == set(TURNED) and {LEDGER[name].rule.measure for name in OURS} == set(course_claims.MEASURES)
-    assert course_claims.EFFECTS.keys() == course_claims.VERDICTS.keys() <= rules.MEASURES.keys()
+    assert course_claims.EFFECTS.keys() == course_claims.CONDITIONS.keys() <= rules.MEASURES.keys()
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -427,7 +445,7 @@ def test_number_of_data_sets(store):
     found = claims.judge(claim, store, fill(store, claim, levels, TWO))
     assert (found.verdict, found.why) == (NOT_TESTED, "3 seeds of all that is compared are needed on 2 data sets, finished of "
                                           "all of it: 3 on CIFAR-10, 1 on Caltech-101")
-    assert {e.dataset for e in found.effects} == {"cifar10"} and {e.dataset for e in found.detail} == set(TWO)
+    assert found.effects == () and {e.dataset for e in found.detail} == set(TWO)
     assert claims.judge(claim, store, fill(store, claim, CLEAR["C5"], TWO)).verdict == REPRODUCED
 
 
@@ -444,8 +462,8 @@ def test_a_data_set_with_too_few_seeds_does_not_decide(store):
 def test_other_methods_are_no_detail(store):
     """Gaps of methods that the rule does not name are left out."""
     rule = LEDGER["AFT-C5"].rule
-    found = course_claims.judge(store, fill(store, LEDGER["AFT-C5"], {"trades": {"gap": 0}, "at_random": {"gap": 80}}), rule, [])
-    assert found["verdict"] == REPRODUCED and {e.method for e in found["detail"]} == {"at_random"}
+    found = course_claims.evidence(store, fill(store, LEDGER["AFT-C5"], {"trades": {"gap": 0}, "at_random": {"gap": 80}}), rule)
+    assert len(found.effects) == 1 and {e.method for e in found.detail} == {"at_random"}
 
 
 @pytest.mark.parametrize(("changes", "level", "counts"), [
@@ -545,8 +563,8 @@ def test_table(store):
     jobs = stamped(store, ("C5", "C6", "C7"))
     table = claims.to_table([claims.judge(LEDGER[name], store, jobs) for name in ("C5", "C6", "C7")]).set_index("claim")
     assert table["verdict"].tolist() == [REPRODUCED] * 3 and table["robust at"].tolist() == ["—", "—", "8/255"]
-    assert table.loc["C5", "effect"].split("; ")[:2] == ["TWINS-AT / AT, lr/||w||² on CIFAR-10: 2.00 [2.00, 2.00]",
-                                                         "TWINS-AT / AT, angle per step on CIFAR-10: 3.00 [3.00, 3.00]"]
+    assert table.loc["C5", "effect"].split("; ")[:2] == ["TWINS-AT / AT, lr/||w||² on CIFAR-10: 2.00 [2.00, 2.00] at 96.7 %",
+                                                         "TWINS-AT / AT, angle per step on CIFAR-10: 3.00 [3.00, 3.00] at 96.7 %"]
     assert table.loc["C6", "effect"].split("; ")[1] == ("TWINS-AT - AT, lr × (1 + λ), PGD loss on training images on CIFAR-10: "
                                                         "-0.50 [-0.50, -0.50] nats")
     assert table.loc["C7", "effect"] == "TWINS-AT - AT, gap on CIFAR-10: -3.0 [-4.1, -1.9]"
@@ -602,16 +620,19 @@ def test_labels_of_pairs():
 def test_rule_of_another_pair(store):
     """The pairs, metrics, epochs and margin are those of the rule, not of the ledger's claims."""
     robust = Robust(threat="linf", eps=8 / 255, min_images=N)
-    rule = Rule(version=1, measure="rate", text="words", pairs=(("trades", "at"),), metrics=("angle",), min_seeds=1)
+    rule = Rule(version=1, measure="rate", text="words", pairs=(("trades", "at"),), metrics=("angle",), min_seeds=3,
+                asked=((Bound(above=1.0, claimed=1.1),),))
     claim = dataclasses.replace(LEDGER["C5"], id="X1", rule=rule)
-    found = claims.judge(claim, store, fill(store, claim, {"at": {}, "trades": {"rate": 0.5, "angle": 2.0}}, seeds=[0]))
+    found = claims.judge(claim, store, fill(store, claim, {"at": {}, "trades": {"rate": 2.0, "angle": 2.0}}))
     assert found.verdict == REPRODUCED and [(e.metric, e.value) for e in found.effects] == [("angle", pytest.approx(2.0))]
-    rule = dataclasses.replace(rule, measure="escape", metrics=("loss",), epochs=3)
+    rule = dataclasses.replace(rule, measure="escape", metrics=("loss",), epochs=3, lower=True,
+                               asked=((Bound(above=0.0, claimed=0.01),),))
     claim = dataclasses.replace(claim, rule=rule)
-    for k, verdict in ((2, REPRODUCED), (1, NOT)):
-        jobs = fill(store, claim, {"at": {}, "trades": {"losses": wins(k)}}, seeds=[0])
+    for k, verdict in ((2, REPRODUCED), (1, INCONCLUSIVE)):
+        jobs = fill(store, claim, {"at": {}, "trades": {"losses": wins(k)}})
         assert claims.judge(claim, store, jobs).verdict == verdict
-    claim = dataclasses.replace(claim, rule=dataclasses.replace(rule, measure="overfits", metrics=("gap",), robust=robust,
-                                                                margin=0.02, pairs=(("trades", "trades"),)))
+    claim = dataclasses.replace(claim, rule=dataclasses.replace(
+        rule, measure="overfits", metrics=("gap",), robust=robust, pairs=(("trades", "trades"),), lower=False,
+        asked=((Bound(above=0.02, claimed=0.02),),), partly=((Bound(above=0.0),),)))
     for gap, verdict in ((40, REPRODUCED), (25, PARTLY)):
-        assert claims.judge(claim, store, fill(store, claim, {"trades": {"gap": gap}}, seeds=[0])).verdict == verdict
+        assert claims.judge(claim, store, fill(store, claim, {"trades": {"gap": gap}})).verdict == verdict

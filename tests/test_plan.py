@@ -263,7 +263,7 @@ def test_a_run_of_two_studies_counts_once(store: Store) -> None:
     assert total.startswith("1 runs, 2 of 2 tasks left, about 1.0 h")
 
 
-def unknown(candidates) -> None:
+def unknown(candidates, **_) -> None:
     """No candidate is finished."""
 
 

@@ -16,7 +16,7 @@ def test_files_ship_with_the_package():
     """The files exist and pyproject lists them as data of the package."""
     project = tomllib.loads((paths.notebooks_dir().parent / "pyproject.toml").read_text())
     assert "reference/*.csv" in project["tool"]["setuptools"]["package-data"]["twinslib"]
-    assert FILES == ["networks.csv", "overfitting.csv", "reported.csv", "smoothing.csv", "twins.csv"]
+    assert FILES == ["characteristics.csv", "networks.csv", "overfitting.csv", "reported.csv", "smoothing.csv", "twins.csv"]
 
 
 def test_every_row_names_its_source():

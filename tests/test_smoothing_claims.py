@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from smoothing_made import RADII, N, measured, reaching, spec
 
-from twinslib import claims, rules, smoothing_claims, study
+from twinslib import claims, effects, rules, smoothing_claims, study
 from twinslib.config import EvalSpec, canonical_json
 from twinslib.rules import Rule, Smooth, cell
 from twinslib.runs import Job, Store, write_json
@@ -34,7 +34,8 @@ def judged(monkeypatch: pytest.MonkeyPatch, tmp_path):
         monkeypatch.setattr(smoothing_claims, "finished", lambda store, jobs: found)
         monkeypatch.setattr(smoothing_claims, "clean_masks", lambda store, jobs: masks or {})
         jobs = [Job("smoothing", m.spec, ()) for m in found] or [Job("smoothing", spec(), ())]
-        return smoothing_claims.judge(store, jobs, rule)
+        e = smoothing_claims.evidence(store, jobs, rule)
+        return {"verdict": effects.judge(rule, e), "why": e.lack or e.said, "effects": e.effects, "detail": e.detail}
 
     judge.store = store
     return judge
@@ -73,26 +74,27 @@ def test_grid_radius() -> None:
 
 # -- RS-C1, RS-C8 ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ours", "theirs", "reference", "verdict"), [
-    ((0.6, 0.5), (0.2, 0.1), (0.7, 0.6), "reproduced"),
+    ((0.68, 0.58), (0.2, 0.1), (0.7, 0.6), "reproduced"),
     ((0.6, 0.4), (0.2, 0.1), (0.7, 0.6), "partly"),  # keeps two thirds at one radius
-    ((0.25, 0.1), (0.2, 0.1), (0.3, 0.1), "partly"),  # 5 points only; the reference's 10 % asks for nothing
+    ((0.30, 0.1), (0.2, 0.1), (0.35, 0.1), "partly"),  # 10 points, by no clear interval; the reference's 10 % asks for nothing
     ((0.2, 0.2), (0.3, 0.1), (0.7, 0.6), "not"),
+    ((0.60, 0.50), (0.59, 0.52), (0.62, 0.55), "not"),
     ((0.1, 0.1), (0.0, 0.0), (0.2, 0.1), "not tested at this scale"),  # the reference never exceeds 20 %
 ])
 def test_carried(judged, ours, theirs, reference, verdict) -> None:
-    """Ten points above clean pre-training and 80 % of the reference, wherever that exceeds 20 %."""
+    """Ten points above clean pre-training and 80 % of the reference, on average clearly, wherever that exceeds 20 %."""
     found = [*every("mixed/clean/group", *ours), *every("clean/clean/group", *theirs), *every("mixed/noise*/group", *reference)]
     assert judged(rule("RS-C1"), found)["verdict"] == verdict
 
 
 def test_effects_of_carried(judged) -> None:
-    """One effect for each level and radius that counts, as measured."""
+    """The mean over all levels and radii that count, what is kept of the reference, and each of them as measured."""
     found = [*every("mixed/clean/group", 0.6, 0.5), *every("clean/clean/group", 0.2, 0.1)]
     found += every("mixed/noise*/group", 0.7, 0.15)
-    effects = judged(rule("RS-C1"), found)["effects"]
-    assert [(e.where, e.seeds, e.images) for e in effects] == [(f"certified at σ {s:g}, r 0.25", 3, N) for s in (0.25, 0.5)]
-    assert all(e.value == pytest.approx(0.4) and e.low > 0 for e in effects)
-    assert str(effects[0]).startswith("mixed/clean/group - clean/clean/group, certified at σ 0.25, r 0.25 on CIFAR-10: +40.0 [")
+    mean, kept, *single = judged(rule("RS-C1"), found)["effects"]
+    assert [(e.where, e.seeds, e.images) for e in single] == [(f"certified at σ {s:g}, r 0.25", 3, N) for s in (0.25, 0.5)]
+    assert all(e.value == pytest.approx(0.4) and e.low > 0 for e in (mean, *single)) and kept.value == pytest.approx(0.6 - 0.56)
+    assert str(single[0]).startswith("mixed/clean/group - clean/clean/group, certified at σ 0.25, r 0.25 on CIFAR-10: +40.0 [")
 
 
 def test_too_few_seeds(judged) -> None:
@@ -100,21 +102,40 @@ def test_too_few_seeds(judged) -> None:
     found = [*every("mixed/clean/group", 0.6, 0.5, seeds=SEEDS[:2]), *every("clean/clean/group", 0.2, 0.1),
              *every("mixed/noise*/group", 0.7, 0.6)]
     result = judged(rule("RS-C1"), found)
-    assert (result["verdict"], result["effects"], len(result["detail"])) == ("not tested at this scale", (), 4)
+    assert (result["verdict"], result["effects"], len(result["detail"])) == ("not tested at this scale", (), 6)
     assert result["why"] == "3 seeds of all that is compared are needed on 1 data set, finished of all of it: 2 on CIFAR-10"
     assert judged(rule("RS-C1"), found[:-1])["detail"] != () and judged(rule("RS-C1"), found[:6])["detail"] == ()
 
 
-@pytest.mark.parametrize(("second", "verdict"), [((0.6, 0.5), "reproduced"), ((0.25, 0.15), "partly"), ((0.1, 0.05), "not")])
+@pytest.mark.parametrize(("second", "verdict"), [((0.68, 0.58), "reproduced"), ((0.42, 0.3), "partly"),
+                                                 ((0.1, 0.05), "not")])
 def test_carried_widely(judged, second, verdict) -> None:
     """RS-C8 asks the same of two data sets; one data set is no verdict."""
     found = []
-    for dataset, ours in (("cifar10", (0.6, 0.5)), ("caltech64", second)):
+    for dataset, ours in (("cifar10", (0.68, 0.58)), ("caltech64", second)):
         for name, shares in (("mixed/clean/group", ours), ("clean/clean/group", (0.2, 0.1)), ("mixed/noise*/group", (0.7, 0.6))):
             run = dataclasses.replace(spec(), data=dataclasses.replace(spec().data, name=dataset))
             found += every(name, *shares, dataset=dataset, run=run)
     assert judged(rule("RS-C8"), found)["verdict"] == verdict
     assert judged(rule("RS-C8"), [m for m in found if m.dataset == "cifar10"])["verdict"] == "not tested at this scale"
+
+
+def test_carried_on_none_of_the_data_sets(judged) -> None:
+    """RS-C8 is "not" where that is so on all data sets but one at most."""
+    found = []
+    for dataset in ("cifar10", "caltech64"):
+        run = dataclasses.replace(spec(), data=dataclasses.replace(spec().data, name=dataset))
+        for name, shares in (("mixed/clean", (0.2, 0.1)), ("clean/clean", (0.2, 0.1)), ("mixed/noise*", (0.7, 0.6))):
+            found += every(f"{name}/group", *shares, dataset=dataset, run=run)
+    assert judged(rule("RS-C8"), found)["verdict"] == "not"
+
+
+def test_carried_by_seeds_that_disagree(judged) -> None:
+    """Seeds from 5 to 50 points leave it open."""
+    found = [*every("clean/clean/group", 0.2, 0.1), *every("mixed/noise*/group", 0.7, 0.6)]
+    found += [measured("mixed/clean/group", s, reaching(x, x - 0.1), seed=seed) for s in (0.25, 0.5)
+              for seed, x in enumerate((0.25, 0.5, 0.7))]
+    assert judged(rule("RS-C1"), found)["verdict"] == "inconclusive"
 
 
 # -- RS-C2, RS-C3 ---------------------------------------------------------------------------------------------------------
@@ -125,14 +146,14 @@ def family(one: dict, three: dict, **options: object) -> list:
 
 
 @pytest.mark.parametrize(("one", "verdict", "said"), [
-    ({0.25: (0.7, 0.1), 0.5: (0.5, 0.5)}, "reproduced", "interval above -2 points at 2, mean above it at 2, better at 2"),
-    ({0.25: (0.6, 0.1), 0.5: (0.5, 0.4)}, "partly", "interval above -2 points at 0, mean above it at 2, better at 0"),
-    ({0.25: (0.57, 0.1), 0.5: (0.5, 0.4)}, "not", "mean above it at 1"),
+    ({0.25: (0.7, 0.1), 0.5: (0.5, 0.5)}, "reproduced", "mean above -2 points at 2 of 2 radii, better at 2"),
+    ({0.25: (0.6, 0.1), 0.5: (0.5, 0.4)}, "inconclusive", "mean above -2 points at 2 of 2 radii, better at 0"),
+    ({0.25: (0.45, 0.1), 0.5: (0.4, 0.25)}, "not", "mean above -2 points at 0"),
 ])
 def test_one_for_all(judged, one, verdict, said) -> None:
     """The best level at each radius of both families is compared, not level by level (parity on the same images has no width)."""
     found = family(one, {0.25: (0.6, 0.2), 0.5: (0.3, 0.4)})
-    if verdict == "partly":  # the same share, on other images: the interval has a width
+    if verdict == "inconclusive":  # the same share, on other images: the interval has a width
         found = [dataclasses.replace(m, certified=m.certified._replace(radius=m.certified.radius[::-1],
                                                                        prediction=m.certified.prediction[::-1]))
                  if m.cell.pretraining == "mixed" else m for m in found]
@@ -160,9 +181,9 @@ def test_cost(judged, one, three, share, verdict) -> None:
     found += [measured(f"noise{s}/noise{s}/group", s, reaching(0.6, 0.6), seed=seed, run=many[seed, s], draws=three)
               for seed in SEEDS for s in (0.25, 0.5)]
     result = judged(rule("RS-C3"), found)
-    (effect,) = result["effects"]
+    effect = result["effects"][0]
     training = 3 * 100 * 60  # of one network
-    assert effect.value == pytest.approx((2 * training + 2 * one) / (4 * training + 2 * three)) and effect.unit == "times"
+    assert effect.value == pytest.approx((4 * training + 2 * three) / (2 * training + 2 * one)) and effect.unit == "times"
     assert result["verdict"] == verdict and "of training alone 0.50" in result["why"]
 
 
@@ -170,7 +191,8 @@ def test_cost(judged, one, three, share, verdict) -> None:
 OTHERS = ("clean", "noise0.25", "noise0.5", "noise1.0")
 
 
-@pytest.mark.parametrize(("best", "verdict"), [((0.1, 0.1), "reproduced"), ((0.38, 0.3), "partly"), ((0.6, 0.3), "not")])
+@pytest.mark.parametrize(("best", "verdict"), [((0.1, 0.1), "reproduced"), ((0.38, 0.3), "partly"), ((0.42, 0.3), "not"),
+                                               ((0.6, 0.3), "not")])
 def test_wider(judged, best, verdict) -> None:
     """The average certified radius must be above that of clean and of every single level."""
     found = every("mixed/clean/group", 0.4, 0.3)
@@ -183,7 +205,7 @@ def test_wider(judged, best, verdict) -> None:
     assert result["effects"][0].value == pytest.approx(0.25 * 0.3 + 0.25 * 0.2) and "+0.125 [" in str(result["effects"][0])
 
 
-@pytest.mark.parametrize(("right", "verdict"), [(1700, "reproduced"), (1495, "partly"), (1400, "not")])
+@pytest.mark.parametrize(("right", "verdict"), [(1700, "reproduced"), (1495, "inconclusive"), (1300, "not")])
 def test_clean_kept(judged, right, verdict) -> None:
     """Two points of clean accuracy may be lost."""
     mask = {cell("mixed/clean/group"): np.arange(2000) < right, cell("clean/clean/group"): np.arange(2000)[::-1] < 1500}
@@ -201,21 +223,21 @@ def norms(batch: float, group: float, layer: float) -> list:
                     for m in every(f"mixed/clean/{n}", x)]
 
 
-@pytest.mark.parametrize(("batch", "group", "layer", "verdict"), [(0.2, 0.6, 0.5, "reproduced"), (0.59, 0.6, 0.62, "partly"),
-                                                                  (0.5, 0.6, 0.4, "not")])
+@pytest.mark.parametrize(("batch", "group", "layer", "verdict"), [(0.2, 0.6, 0.5, "reproduced"), (0.50, 0.6, 0.51, "partly"),
+                                                                  (0.58, 0.59, 0.6, "inconclusive"), (0.5, 0.6, 0.4, "not")])
 def test_norm_drop(judged, batch, group, layer, verdict) -> None:
     """Batch norm must lose more than group norm and than layer norm."""
     result = judged(rule("RS-C6", radii=(0.25,)), norms(batch, group, layer))
     assert result["verdict"] == verdict and [e.value for e in result["effects"]] == pytest.approx([group - batch, layer - batch])
-    assert f"batch {100 * (0.7 - batch):+.1f}, group {100 * (0.7 - group):+.1f}" in result["why"] and result["remark"] == ""
+    assert f"batch {100 * (0.7 - batch):+.1f}, group {100 * (0.7 - group):+.1f}" in result["why"]
 
 
 def test_norms_that_differ_without_noise_are_named(judged) -> None:
     """More than two points apart on clean images, the accuracies are shown."""
     right = {"batch": 70, "group": 60, "layer": 69}
     masks = {("cifar10", cell(f"mixed/clean/{n}"), s): np.arange(100) < k for n, k in right.items() for s in SEEDS}
-    remark = judged(rule("RS-C6", radii=(0.25,)), norms(0.2, 0.6, 0.5), masks)["remark"]
-    assert remark == "without noise the norms differ: batch 70.0 %, group 60.0 %, layer 69.0 %"
+    why = judged(rule("RS-C6", radii=(0.25,)), norms(0.2, 0.6, 0.5), masks)["why"]
+    assert why.endswith("; without noise the norms differ: batch 70.0 %, group 60.0 %, layer 69.0 %")
 
 
 def statistics(store: Store, plain: float, noisy: float) -> None:
@@ -227,16 +249,18 @@ def statistics(store: Store, plain: float, noisy: float) -> None:
 
 
 @pytest.mark.parametrize(("restat", "frozen", "plain", "verdict"), [
-    (0.65, 0.2, 0.5, "reproduced"), (0.1, 0.65, 0.5, "reproduced"), (0.46, 0.2, 0.5, "partly"), (0.4, 0.4, 0.5, "not"),
-    (0.65, 0.65, 0.1, "not"), (0.65, 0.65, None, "not tested at this scale")])
+    (0.65, 0.2, 0.5, "reproduced"), (0.1, 0.65, 0.5, "reproduced"), (0.46, 0.2, 0.5, "partly"), (0.3, 0.3, 0.5, "not"),
+    (0.65, 0.65, 0.1, "inconclusive"),  # the mismatch is not larger
+    (0.65, 0.65, None, "not tested at this scale")])
 def test_recovered(judged, restat, frozen, plain, verdict) -> None:
     """Half of the 50 points lost must come back with other statistics, and the mismatch must be larger where they are lost."""
     if plain is not None:
         statistics(judged.store, plain, 0.2)
     found = [*norms(0.2, 0.6, 0.5), *every("mixed/clean/batch+restat", restat), *every("mixed/frozen/batch", frozen)]
     result = judged(rule("RS-C7", radii=(0.25,)), found)
-    assert result["verdict"] == verdict and result["why"].startswith("batch norm loses 50.0 points")
-    assert [e.value for e in result["effects"]] == pytest.approx([restat - 0.45, frozen - 0.45])
+    assert result["verdict"] == verdict and "batch norm loses 50.0 points" in result["why"]
+    shown = result["effects"] or result["detail"]
+    assert [e.value for e in shown] == pytest.approx([restat - 0.45, restat - 0.2, frozen - 0.45, frozen - 0.2])
 
 
 def test_nothing_lost_is_nothing_to_explain(judged) -> None:
@@ -272,7 +296,7 @@ def test_only_networks_of_the_rule_concern_it() -> None:
 def test_an_empty_store_is_judged(number: str, tmp_path) -> None:
     """Before any run each claim is not tested, and the ledger can be shown."""
     store = Store("small", device="cpu", root=tmp_path)
-    jobs = study.plan("small", number)[0](best=lambda candidates: candidates[0])
+    jobs = study.plan("small", number)[0](best=lambda candidates, **_: candidates[0])
     verdicts = claims.judge_all(store, jobs, number)
     assert {v.verdict for v in verdicts} == {"not tested at this scale"} and len(claims.to_table(verdicts)) == len(verdicts)
 

@@ -320,6 +320,20 @@ def test_one_seed_speaks_about_images_only():
     assert 0.92 <= own <= 0.97 and np.mean([r.low <= 0 <= r.high for r in rows]) < 0.4
 
 
+def test_crossed_mean_of_several_arrays():
+    """Arrays with the same seeds and other images: their mean, by the variance of each one's images and of the seeds' means."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, (3, 50)), rng.normal(2, 1, (3, 80))
+    found = crossed_mean([a, b])
+    by_seed = (a.mean(1) + b.mean(1)) / 2
+    image = (a.mean(0).var(ddof=1) / 50 + b.mean(0).var(ddof=1) / 80) / 4
+    half = math.sqrt(1.959964 ** 2 * image + 4.302653 ** 2 * by_seed.var(ddof=1) / 3)
+    assert found == pytest.approx((by_seed.mean(), by_seed.mean() - half, by_seed.mean() + half, 50), abs=1e-6)
+    assert crossed_mean([a]) == crossed_mean(a)
+    with pytest.raises(ValueError, match="same seeds"):
+        crossed_mean([a, b[:2]])
+
+
 def test_crossed_mean_without_variance():
     """Where nothing varies the interval is the point; seeds alone give Student's, images alone the normal one."""
     assert crossed_mean(np.ones((3, 9), bool)) == (1, 1, 1, 9) and crossed_mean(np.zeros((1, 2))) == (0, 0, 0, 2)

@@ -5,6 +5,7 @@
     python -m twinslib sweep --preset medium --budget 9m           stop cleanly after nine minutes; the next call goes on
     python -m twinslib sweep --preset paper --dry-run              print the runs, hours and memory, compute nothing
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
+    python -m twinslib claims --preset small --why C2              print what a verdict follows from
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import build, claims, plan, rules, study, table
+from . import build, characteristics, claims, plan, rules, study, table
 from .checkpoint import atomic_write
 from .errors import choose
 from .runs import NOT_RUN, SOURCE_DIVERGED, Best, Job, Report, Store, Task, precision_in_words, sweep
@@ -115,6 +116,11 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def run_claims(args: argparse.Namespace) -> int:
+    if args.simulate:
+        print(characteristics.write(args.repeats).to_string(index=False))
+        return 0
+    if args.preset is None:
+        raise ValueError("expected --preset, got none; name the preset whose runs are to be judged")
     chosen = [c for c in rules.claims() if not args.id or c.id in args.id]
     for name in args.id:
         choose(name, [c.id for c in rules.claims()], "claim")
@@ -123,6 +129,9 @@ def run_claims(args: argparse.Namespace) -> int:
         jobs = study.plan(args.preset, number)[0](best=store.best)
         verdicts = [claims.judge(c, store, jobs) for c in chosen if c.notebook == number]
         claims.write(store, verdicts)
+        if args.why:
+            print(*("\n".join(claims.explain(v, store, jobs)) for v in verdicts), sep="\n\n", end="\n\n")
+            continue
         for line in claims.to_table(verdicts).to_dict("records"):
             print(f"{line.pop('claim')}  {line.pop('sentence')}", *(f"    {k}: {v}" for k, v in line.items()), "", sep="\n")
     if args.into:
@@ -180,7 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.set_defaults(func=run_sweep)
     p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")
-    p.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
+    p.add_argument("--preset", help=", ".join(study.PRESETS))
+    p.add_argument("--why", action="store_true", help="print rule, runs, intervals and calculation behind each verdict")
+    p.add_argument("--simulate", action="store_true", help="store for the ledger what every rule says on simulated runs; nothing "
+                   "is judged")
+    p.add_argument("--repeats", type=int, default=2000, help="of the simulation; default: 2000")
     p.add_argument("id", nargs="*", help="claims, such as C2; default: all")
     p.add_argument("--into", type=Path, metavar="FILE", help="also put the verdicts between the marks in this Markdown file")
     p.set_defaults(func=run_claims)

@@ -1,4 +1,4 @@
-"""Verdicts on claims about adversarial fine-tuning (`rules.FINETUNED`): accuracy image by image, and passes, against rivals."""
+"""Evidence on claims about adversarial fine-tuning: accuracy image by image, and passes, against rivals."""
 
 import math
 from collections.abc import Sequence
@@ -9,73 +9,63 @@ import numpy as np
 from . import compare, stats
 from .aft_cells import Network, finished
 from .aft_grid import STUDY
-from .effects import NOT, PARTLY, REPRODUCED, Effect, Finding, gather, pair_label
+from .effects import PARTLY, REPRODUCED, Effect, Evidence, apart, level, of_masks, said, too_few
 from .report import dataset_label, unique
 from .rules import FINETUNED, Robust, Rule
 from .runs import Job, Store
 from .strength import strength
+from .transfer_claims import chance
 
 MEASURES = FINETUNED
-PARTS = {"best_schedule": ("main", "schedule")}
-
-
-@dataclass(frozen=True)
-class NamedEffect(Effect):
-    """An effect whose methods stand for networks at an epoch; `where` says which."""
-
-    where: str = ""
-
-    def __str__(self) -> str:
-        text = super().__str__()
-        if self.metric == "passes":
-            pair = pair_label((self.method, self.baseline), self.unit)
-            text = f"{pair}, passes on {dataset_label(self.dataset)}: {self._number()}"
-        return text + (f" ({self.where})" if self.where else "")
+USED = {"best_schedule": ("main", "schedule")}  # parts of the grid
 
 
 def concerns(job: Job, rule: Rule) -> bool:
     """True if `job` is a run that the rule compares."""
     methods = {name for pair in (*rule.pairs, *rule.controls) for name in pair}
-    return (job.study == STUDY and dict(job.labels)["part"] in PARTS.get(rule.measure, ("main",))
+    return (job.study == STUDY and dict(job.labels)["part"] in USED.get(rule.measure, ("main",))
             and job.spec.method.name in methods)
 
 
-def judge(store: Store, jobs: Sequence[Job], rule: Rule) -> dict:
-    """verdict, why, effects (with enough seeds), detail (all), remark.
-
-    Args:
-        jobs: finished runs that count.
-    """
-    found = finished(store, jobs)
-    findings = {d: FINDINGS[rule.measure](_Evidence(found, d, rule)) for d in unique(job.spec.data.name for job in jobs)}
-    out, whole = gather(findings, rule)
-    if not whole:
-        return out
-    worst = max(whole, key=lambda f: (REPRODUCED, PARTLY, NOT).index(f.verdict))
-    return out | {"verdict": worst.verdict, "why": "; ".join(f.why for f in whole), "remark": worst.remark}
+def evidence(store: Store, jobs: Sequence[Job], rule: Rule) -> Evidence:
+    """What finished runs that count say on a rule of `MEASURES`, on the first of its data sets with enough seeds."""
+    found, guess = finished(store, jobs), chance(store, jobs)
+    here = {d: FINDINGS[rule.measure](_View(found, d, rule, guess.get(d, math.nan)))
+            for d in unique(job.spec.data.name for job in jobs)}
+    detail = tuple(e for f in here.values() for e in f.effects)
+    lack = too_few(rule, {d: min((e.seeds for e in f.effects), default=0) for d, f in here.items() if f.effects or f.lack})
+    if lack:
+        return Evidence(detail=detail, lack=lack)
+    chosen = next(f for f in here.values() if f.effects and min(e.seeds for e in f.effects) >= rule.min_seeds)
+    near = apart(chosen.effects, rule)
+    lack = chosen.lack or (f"near chance: {dataset_label(near[0].dataset)}" if near else "")
+    return Evidence(effects=() if near else chosen.effects, flagged=tuple(near), detail=detail, holds=chosen.holds, lack=lack,
+                    said=f"{said(rule, chosen.effects)}; {chosen.said}" if chosen.said else said(rule, chosen.effects))
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class _View:
     """What one data set offers to one rule."""
 
     found: Sequence[Network]
     dataset: str
     rule: Rule
+    chance: float
 
     def networks(self, method: str, at: str) -> dict[int, Network]:
         """By seed."""
         return {n.spec.seed: n for n in self.found if n.key[:2] == (self.dataset, method) and n.at == at}
 
-    def effect(self, pair: tuple[str, str], metric: str, ours: dict[int, Network], theirs: dict[int, Network],
-               where: str = "") -> Effect | None:
+    def effect(self, pair: tuple[str, str], metric: str, ours: dict[int, Network], theirs: dict[int, Network], part: str = "",
+               wide: float = 0.95) -> Effect | None:
         """Accuracy of `ours` minus that of `theirs`, by the strongest attack that most seeds have; None without any."""
         names = ["none"] if metric == "clean" else attacks(self.found)[::-1]
-        found = {name: numbers for name in names if (numbers := paired(ours, theirs, name, self.rule.robust))}
-        if not found:
+        masks = {name: both for name in names if (both := paired_masks(ours, theirs, name, self.rule.robust))}
+        if not masks:
             return None
-        attack = max(found, key=lambda name: found[name][1])  # the first of equals
-        return NamedEffect(*pair, metric, attack, self.dataset, *found[attack], where=where)
+        attack = max(masks, key=lambda name: len(masks[name]))  # the first of equals
+        return of_masks(pair, metric, attack, self.dataset, masks[attack], level=wide, part=part, where=part,
+                        chance=math.nan if part == "after minus before" else self.chance)
 
     def robust(self, network: Network) -> np.ndarray | None:
         """Mask of the strongest attack that counts."""
@@ -89,8 +79,14 @@ def attacks(networks: Sequence[Network]) -> list[str]:
 
 
 def paired(ours: dict[int, Network], theirs: dict[int, Network], attack: str, robust: Robust) -> tuple | None:
-    """(images, seeds, value, low, high, p-value) of the accuracy of `ours` minus that of `theirs`, networks by seed, on the same
-    test images under one attack ("none": clean), as `compare.over_seeds`; None where no seed has both.
+    """(images, seeds, value, low, high, p-value) of the accuracy of `ours` minus that of `theirs`, as `compare.over_seeds`; None
+    where no seed has both."""
+    masks = paired_masks(ours, theirs, attack, robust)
+    return compare.over_seeds(masks, 0) if masks else None
+
+
+def paired_masks(ours: dict[int, Network], theirs: dict[int, Network], attack: str, robust: Robust) -> list[tuple]:
+    """Both masks of each seed that both have, on the same test images, under one attack ("none": clean).
 
     Raises:
         ValueError: networks of one seed whose test images differ.
@@ -104,7 +100,7 @@ def paired(ours: dict[int, Network], theirs: dict[int, Network], attack: str, ro
             _check_tests(ours[seed], theirs[seed])
         n = min(map(len, both))
         masks.append(tuple(m[:n] for m in both))
-    return compare.over_seeds(masks, 0) if masks else None
+    return masks
 
 
 def _mask(network: Network, attack: str, robust: Robust) -> np.ndarray | None:
@@ -119,84 +115,64 @@ def _check_tests(a: Network, b: Network) -> None:
 
 
 # -- one function per measure --------------------------------------------------------------------------------------------
-def _beats(v: _Evidence) -> Finding:
+def _beats(v: _View) -> Evidence:
     (pair,) = v.rule.pairs
-    ours, best, last = v.networks(pair[0], "last"), v.networks(pair[1], "best"), v.networks(pair[1], "last")
-    effects = [v.effect(pair, m, ours, best, "at its best epoch on validation images") for m in ("clean", "robust")]
-    late = [v.effect(pair, m, ours, last, "at its last epoch") for m in ("clean", "robust")]
-    if None in effects or None in late:
-        return Finding()
-    seeds, (clean, robust) = min(e.seeds for e in (*effects, *late)), effects
-    share = max(math.inf if ours[s].whole is None else ours[s].whole / best[s].spent for s in ours.keys() & best.keys())
-    why = f"{sum(e.low > 0 for e in effects)} of 2 intervals above 0; passes with the start over those of the rival: {share:.2f}"
-    if all(e.low > 0 for e in effects):
-        return Finding(seeds, (*effects, *late), REPRODUCED, why)
-    if _close(clean, robust, v.rule) and share <= v.rule.share:
-        return Finding(seeds, (*effects, *late), PARTLY, why + "; cheaper, clean higher, robust within a point")
-    if all(e.value > 0 for e in late):
-        return Finding(seeds, (*effects, *late), PARTLY, why + "; better than the last epoch of the rival only")
-    return Finding(seeds, (*effects, *late), NOT, why)
+    ours = v.networks(pair[0], "last")
+    rivals = {part: v.networks(pair[1], part.split()[0]) for part in ("best epoch", "last epoch")}
+    effects = [v.effect(pair, metric, ours, theirs, part) for part, theirs in rivals.items() for metric in ("clean", "robust")]
+    if None in effects:
+        return Evidence()
+    best = rivals["best epoch"]
+    times = min(0.0 if ours[s].whole is None else best[s].spent / ours[s].whole for s in ours.keys() & best.keys())
+    cost = Effect(pair[1], pair[0], "passes", "none", v.dataset, 0, min(e.seeds for e in effects), times, times, times,
+                  unit="times", where="start included, the least of all seeds")
+    return Evidence((*effects, cost))
 
 
-def _close(clean: Effect, robust: Effect, rule: Rule) -> bool:
-    """The accuracy condition of "partly": clean higher, robust lower by at most the margin, in the means."""
-    return clean.value > 0 and robust.value >= -rule.margin
-
-
-def _cheaper(v: _Evidence) -> Finding:
+def _cheaper(v: _View) -> Evidence:
     (pair,) = v.rule.pairs
     ours, best = v.networks(pair[0], "last"), v.networks(pair[1], "best")
-    accuracy = [v.effect(pair, m, ours, best, "at its best epoch on validation images") for m in ("clean", "robust")]
+    accuracy = [v.effect(pair, m, ours, best, "best epoch") for m in ("clean", "robust")]
     seeds = sorted(ours.keys() & best.keys())
     if None in accuracy or any(ours[s].whole is None for s in seeds):
-        return Finding()
+        return Evidence()
     given = [best[s].spent / ours[s].spent for s in seeds]
     whole = [best[s].spent / ours[s].whole for s in seeds]
     effects = []
-    for ratios, where in ((given, "start given"), (whole, "start included")):
+    for ratios, part in ((given, "start given"), (whole, "start included")):
         spread = stats.student_interval(np.log(ratios)) if len(ratios) > 1 else None
         low, high = (math.exp(spread.low), math.exp(spread.high)) if spread else (math.nan, math.nan)
-        effects.append(NamedEffect(pair[1], pair[0], "passes", "none", v.dataset, 0, len(seeds),
-                                   math.exp(np.mean(np.log(ratios))), low, high, unit="times", where=where))
-    holds = _close(*accuracy, v.rule)
-    why = (f"passes of the rival over those of fine-tuning: {min(given):.2f} with the start given, {min(whole):.2f} with it "
-           f"included; accuracy condition {'holds' if holds else 'does not hold'}")
-    least = min(min(e.seeds for e in accuracy), len(seeds))
+        effects.append(Effect(pair[1], pair[0], "passes", "none", v.dataset, 0, len(seeds), math.exp(np.mean(np.log(ratios))),
+                              low, high, unit="times", where=part, part=part))
+    clean = accuracy[0].value > 0
     cheap = min(given) >= v.rule.share or min(whole) >= v.rule.share
-    verdict = NOT if not holds else REPRODUCED if cheap else PARTLY if min(*given, *whole) > 1 else NOT
-    return Finding(least, (*effects, *accuracy), verdict, why)
+    return Evidence((*effects, *accuracy), holds={REPRODUCED: clean and cheap, PARTLY: clean},
+                    said=f"passes of the rival over those of fine-tuning: {min(given):.2f} with the start given, "
+                    f"{min(whole):.2f} with it included; clean accuracy {'' if clean else 'not '}higher")
 
 
-def _any_start(v: _Evidence) -> Finding:
-    (pair,) = v.rule.pairs
-    after = [v.networks(name, "last") for name in pair]
-    before = [v.networks(name, "start") for name in pair]
-    difference = v.effect(pair, "robust", *after)
-    gains = [v.effect((name, name), "robust", a, b, "after minus before") for name, a, b in zip(pair, after, before, strict=True)]
-    if difference is None or None in gains:
-        return Finding()
-    known = [v.robust(n) for group in before for n in group.values()]
+def _any_start(v: _View) -> Evidence:
+    """After fine-tuning: public minus own start, and each minus the same training from random weights."""
+    pairs = v.rule.pairs
+    after = {name: v.networks(name, "last") for pair in pairs for name in pair}
+    wide = level(len(pairs))
+    effects = [v.effect(pair, "robust", *(after[name] for name in pair), wide=wide) for pair in pairs]
+    started = pairs[0]
+    gains = [v.effect((name, name), "robust", after[name], v.networks(name, "start"), "after minus before") for name in started]
+    if None in effects or None in gains:
+        return Evidence()
+    known = [v.robust(n) for name in started for n in v.networks(name, "start").values()]
     start = max(float(m.mean()) for m in known if m is not None)
-    effects, seeds = (difference, *gains), min(e.seeds for e in (difference, *gains))
-    why = f"public minus own start: {difference._number()}; robust accuracy before at most {100 * start:.1f} %"
+    words = f"robust accuracy before at most {100 * start:.1f} %"
     if start >= v.rule.floor:
-        return Finding(seeds, effects, NOT, why + ": a start was not a natural network")
-    if difference.low > -v.rule.margin:
-        return Finding(seeds, effects, REPRODUCED, why)
-    return Finding(seeds, effects, PARTLY if all(g.low > 0 for g in gains) else NOT, why)
+        return Evidence((*effects, *gains), lack=words + ": a start was not a natural network")
+    return Evidence((*effects, *gains), holds={PARTLY: all(g.low > 0 for g in gains)}, said=words)
 
 
-def _best_schedule(v: _Evidence) -> Finding:
-    effects = [v.effect(pair, "robust", *(v.networks(name, "last") for name in pair)) for pair in v.rule.pairs]
-    if None in effects:
-        return Finding()
-    main, others = effects[:2], effects[2:]
-    why = f"{sum(e.low > 0 for e in effects)} of {len(effects)} intervals above 0, {sum(e.high < 0 for e in effects)} below"
-    seeds = min(e.seeds for e in effects)
-    if all(e.low > 0 for e in effects):
-        return Finding(seeds, tuple(effects), REPRODUCED, why)
-    tie = all(e.low > 0 for e in main) and all(e.high >= 0 for e in others)
-    return Finding(seeds, tuple(effects), PARTLY if tie else NOT, why)
+def _best_schedule(v: _View) -> Evidence:
+    wide = level(len(v.rule.pairs))
+    effects = [v.effect(pair, "robust", *(v.networks(name, "last") for name in pair), wide=wide) for pair in v.rule.pairs]
+    return Evidence() if None in effects else Evidence(tuple(effects))
 
 
 FINDINGS = {"beats": _beats, "cheaper": _cheaper, "any_start": _any_start, "best_schedule": _best_schedule}

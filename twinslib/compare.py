@@ -5,14 +5,15 @@ Frames hold fractions, tables are text in points.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from . import stats
 from .config import EvalSpec
-from .report import MEAN, dataset_label, header, method_label, points, spread, unique
+from .report import MEAN, MEAN_OF_ALL, dataset_label, header, method_label, points, spread, unique
 from .runs import DIVERGED, NOT_RUN, Job, Store
 
 PAIRS = (("twins_at", "at"), ("twins_trades", "trades"))
@@ -23,8 +24,20 @@ CONTROLS = (  # what the gain of TWINS is held against, then TWINS with one thin
     ("twins_trades", "trades_beta3"), ("twins_trades_wing", "trades"), ("twins_shared", "twins_at"),
     ("twins_attack_frozen", "twins_at"), ("twins_attack_alternating", "twins_at"),
 )  # fmt: skip
+MEANS = (MEAN, MEAN_OF_ALL)
 LEAST_DATASETS = 3  # for a mean: with two, an interval is either endless or, by chance, nothing
 MEASURED = ["metric", "threat", "eps", "attack"]
+
+
+class Standing(NamedTuple):
+    """What a verdict on a comparison stands on: its runs, the attack and radius that it judges, and data sets near chance."""
+
+    jobs: Sequence[Job]
+    attack: str
+    eps: float
+    near: frozenset[str] = frozenset()
+
+
 Masks = list[tuple[str, EvalSpec, int, tuple[np.ndarray, np.ndarray] | None]]  # data set, measurement, seed, both masks
 
 
@@ -87,36 +100,52 @@ def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
     return pd.DataFrame(out, columns=["dataset", "method", "baseline", "seed", *MEASURED, "n", "value", "low", "high", "absent"])
 
 
-def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]],
+                standing: Mapping[tuple[str, str], Standing] | None = None) -> pd.DataFrame:
     """accuracy(method) - accuracy(baseline) over all finished seeds, as fractions, with 95 % intervals.
 
+    Args:
+        standing: comparisons that a verdict is given on (`claims.standing`). They are made of its runs; clean accuracy and the
+            judged attack are corrected together; data sets near chance are left out of the mean and of the correction, and a line
+            with dataset "mean of all" has them in.
     Returns:
         One line per (dataset, method, baseline) and measurement. With one seed the interval is that of
         `stats.paired_difference` and speaks about other images, with more that of `stats.crossed_difference`, about other
-        images and other seeds. p_holm is corrected over the data sets of a comparison (Holm). A line with dataset "mean"
-        follows where a comparison has at least three data sets, with the interval of `mean_interval`. Not done: NaN with 0 seeds,
-        and absent says why.
+        images and other seeds. p_holm is corrected over the data sets of a comparison (Holm); near says which is near chance. A
+        line with dataset "mean" follows where a comparison has at least three data sets, with the interval of `mean_interval`.
+        Not done: NaN with 0 seeds, and absent says why.
     Raises:
         ValueError: see `paired_masks`.
     """
     out = []
     for method, baseline in pairs:
-        masks = paired_masks(store, jobs, method, baseline)
+        stands = (standing or {}).get((method, baseline))
+        near = stands.near if stands else frozenset()
+        masks = paired_masks(store, stands.jobs if stands else jobs, method, baseline)
+        groups: dict[tuple, list] = {}
         for measured in unique(_measurement(e) for _, e, _, _ in masks):
-            lines = []
             for dataset in unique(d for d, e, _, _ in masks if _measurement(e) == measured):
                 mine = [(e.images, both) for d, e, _, both in masks if d == dataset and _measurement(e) == measured]
-                lines.append([dataset, *over_seeds([both for _, both in mine if both], mine[0][0])])
-            done = [i for i, line in enumerate(lines) if line[2]]
-            corrected = dict(zip(done, stats.holm([lines[i][6] for i in done]), strict=True)) if done else {}
-            words = ["" if line[2] else _absent(store, jobs, (method, baseline), line[0], measured) for line in lines]
-            lines = [[*line, corrected.get(i, math.nan), word] for i, (line, word) in enumerate(zip(lines, words, strict=True))]
-            if len(done) >= LEAST_DATASETS:
-                least = [min(lines[i][k] for i in done) for k in (1, 2)]  # images, seeds
-                lines.append([MEAN, *least, *mean_interval([lines[i][3:6] for i in done]), math.nan, math.nan, ""])
-            out += [[d, method, baseline, *measured, *rest] for d, *rest in lines]
+                found = over_seeds([both for _, both in mine if both], mine[0][0])
+                groups.setdefault(measured, []).append([dataset, *found])
+        families: dict[object, list] = {}
+        for measured, lines in groups.items():
+            judged = stands and (measured[0] == "clean_acc" or (measured[3] == stands.attack and measured[2] == stands.eps))
+            families.setdefault(judged or measured, []).extend(x for x in lines if x[2] and x[0] not in near)
+        corrected = {id(line): p for family in families.values() if family
+                     for line, p in zip(family, stats.holm([line[6] for line in family]), strict=True)}
+        for measured, lines in groups.items():
+            shown = [[*line, corrected.get(id(line), math.nan), line[0] in near,
+                      "" if line[2] else _absent(store, jobs, (method, baseline), line[0], measured)] for line in lines]
+            done = [line for line in lines if line[2]]
+            clear = [line for line in done if line[0] not in near]
+            for name, some in ((MEAN, clear), (MEAN_OF_ALL, done if len(clear) < len(done) else ())):
+                if len(some) >= (LEAST_DATASETS if len(clear) == len(done) else 2):
+                    least = [min(line[k] for line in some) for k in (1, 2)]  # images, seeds
+                    shown.append([name, *least, *mean_interval([line[3:6] for line in some]), math.nan, math.nan, False, ""])
+            out += [[d, method, baseline, *measured, *rest] for d, *rest in shown]
     return pd.DataFrame(out, columns=["dataset", "method", "baseline", *MEASURED, "n", "seeds", "value", "low", "high", "p_value",
-                                      "p_holm", "absent"])
+                                      "p_holm", "near", "absent"])
 
 
 def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], dataset: str, measured: tuple,
@@ -127,40 +156,43 @@ def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], dataset: s
     return next((word for word in words if word != NOT_RUN), NOT_RUN)
 
 
-def mean_interval(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Mean of the differences (value, low, high) of several data sets, each with the same weight, and its interval.
+def mean_interval(found: Sequence[tuple[float, float, float]], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the differences (value, low, high) of several data sets, each with the same weight, and its interval at the level
+    that theirs have.
 
     On each side the wider of Student's over the values, which speaks about data sets like these, and of the combination of the
     single intervals (MOVER, Zou and Donner 2008): the mean lies from its limit as far as the root of the summed squares of the
     single distances, divided by their number. Few values can agree by chance; the second keeps their own noise in. So does
-    the modified Knapp-Hartung interval of meta-analyses.
+    the modified Knapp-Hartung interval of meta-analyses. Two values tell nothing of other data sets: of them the second alone.
     """
     values, lows, highs = np.array(found).T
-    mean, low, high, k = stats.student_interval(values)
-    return (mean, min(low, mean - math.sqrt(((values - lows) ** 2).sum()) / k),
-            max(high, mean + math.sqrt(((highs - values) ** 2).sum()) / k))
+    mean, low, high, k = stats.student_interval(values, level) if len(found) > 2 else (values.mean(), math.inf, -math.inf, 2)
+    return (float(mean), float(min(low, mean - math.sqrt(((values - lows) ** 2).sum()) / k)),
+            float(max(high, mean + math.sqrt(((highs - values) ** 2).sum()) / k)))
 
 
-def over_seeds(masks: Sequence[tuple[np.ndarray, np.ndarray]], images: int) -> tuple:
+def over_seeds(masks: Sequence[tuple[np.ndarray, np.ndarray]], images: int, level: float = 0.95) -> tuple:
     """(images, seeds, value, low, high, p-value) of a difference, from both masks of each finished seed, on the images that
     all of them have (measurements are on nested subsets)."""
     if not masks:
         return images, 0, *[math.nan] * 4
     common = min(len(mask) for mask, _ in masks)
     masks = [tuple(mask[:common] for mask in both) for both in masks]
-    found = (stats.crossed_difference(*map(np.stack, zip(*masks, strict=True))) if len(masks) > 1
-             else stats.paired_difference(*masks[0]))
+    found = (stats.crossed_difference(*map(np.stack, zip(*masks, strict=True)), level) if len(masks) > 1
+             else stats.paired_difference(*masks[0], level))
     return found.n, len(masks), found.estimate, found.low, found.high, found.p_value
 
 
 def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     """`differences` in points with their 95 % intervals: one line per comparison and data set, then their mean; a star marks
     differences that stay significant at 5 % after correction over the data sets."""
-    found = found.assign(dataset=found["dataset"].replace({MEAN: dataset_label(MEAN)}))  # so that `spread` knows a mean
+    found = found.assign(dataset=found["dataset"].replace({m: dataset_label(m) for m in MEANS}))  # so that `spread` knows a mean
     found = found.assign(line=list(zip(found["method"], found["baseline"], found["dataset"], strict=True)))
     lines = unique(found["line"])
+    near = set(found.loc[found["near"], "line"]) if "near" in found else set()
     seeds = {line: _range(group.min(), group.max()) for line, group in found.groupby("line")["seeds"]}
-    index = [(f"{method_label(m)} - {method_label(b)}", dataset_label(d), seeds[m, b, d]) for m, b, d in lines]
+    index = [(f"{method_label(m)} - {method_label(b)}", dataset_label(d) + " (near chance)" * ((m, b, d) in near), seeds[m, b, d])
+             for m, b, d in lines]
     return spread(found, lines, index, ("difference", "data set", "seeds"),
                   lambda row: points(row.value, row.low, row.high) + (" *" if row.p_holm <= 0.05 else ""))
 
@@ -177,7 +209,7 @@ def paired_table(paired: pd.DataFrame) -> pd.DataFrame:
 def reading(found: pd.DataFrame) -> str:
     """`differences` in words: on how many data sets each method is above its baseline, and where that is significant."""
     sentences = []
-    for (method, baseline), group in found[found["dataset"] != MEAN].groupby(["method", "baseline"], sort=False):
+    for (method, baseline), group in found[~found["dataset"].isin(MEANS)].groupby(["method", "baseline"], sort=False):
         parts, done = [], group.dropna(subset="value")
         gone = sum(word.startswith(DIVERGED) for word in group[group["value"].isna()].get("absent", ()))
         for (threat, eps, attack), g in done.groupby(["threat", "eps", "attack"], sort=False):

@@ -533,10 +533,14 @@ def to_dict(spec: object) -> dict:
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if default is not dataclasses.MISSING and value == default:
             continue
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        out[f.name] = list(value) if isinstance(value, tuple) else value
+        out[f.name] = _plain(value)
     return out
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
 
 
 def canonical_json(spec: object) -> str:

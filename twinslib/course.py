@@ -47,7 +47,7 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Course]:
     """
     out, splits = {}, {}
     for job in jobs:
-        arrays = store.course(job.spec) if job.spec.follow else None
+        arrays = store.course(job.spec) if job.spec.follow and job.settled else None
         absent = store.absent(job) if job.spec.follow and arrays is None else ""
         if arrays is None and absent in ("", NOT_RUN):
             continue
@@ -234,6 +234,14 @@ def robust_at(course: Course, epoch: int) -> np.ndarray:
         ValueError: not measured then.
     """
     return _at(course, "test_robust", epoch)
+
+
+def until(course: Course, epoch: int) -> Course:
+    """The course as it would be had it ended after `epoch` epochs."""
+    kept = course.arrays["epoch"] <= epoch
+    arrays = {name: values[kept] if name == "epoch" or name.startswith(("test_", "train_")) else values
+              for name, values in course.arrays.items()}
+    return dataclasses.replace(course, arrays=arrays, epochs=[row for row in course.epochs if row["epoch"] <= epoch])
 
 
 def last_epochs(course: Course) -> np.ndarray:

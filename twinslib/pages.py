@@ -27,7 +27,7 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
     """Notebook 01: verdicts, accuracies, differences with their baselines and controls, what was tuned, public numbers."""
     tunes = [job for job in jobs if job.study == "transfer" and not job.ship]
     rows = table.rows(store, tunes)
-    found = compare.differences(store, tunes, compare.comparisons(tunes))
+    found = compare.differences(store, tunes, compare.comparisons(tunes), claims.standing(store, jobs, "01"))
     paired = compare.paired_rows(store, tunes, compare.comparisons(tunes))
     begun = paired.groupby(["dataset", "method", "baseline", "seed"])["value"].transform("count") > 0
     main = found.loc[[pair in compare.PAIRS for pair in zip(found["method"], found["baseline"], strict=True)]]
@@ -35,7 +35,8 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
         f"# Robustness transfer, preset {store.preset}",
         "## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, "01"))),
         "## Accuracy", "In percent.", report.caption(rows), report.to_markdown(report.accuracy_table(rows)),
-        "## Differences", "In points, on the same test images. A star: significant at 5 % after correction over data sets.",
+        "## Differences", "In points, on the same test images; comparisons that are judged, of the runs that count. A star: "
+        "significant at 5 % after correction over data sets, of what is judged also over clean and robust accuracy.",
         compare.reading(main), report.to_markdown(compare.difference_table(found)),
         "## Differences seed by seed", "Of what is finished; the intervals speak about other test images only.",
         report.to_markdown(compare.paired_table(paired.loc[begun])),

@@ -33,7 +33,8 @@ METHODS = {
     "aft_slow_fast_exp": "AFT, second shape", "aft_eps_warmup": "AFT, ε warm-up",
     "at_short_plateau": "AT, random start, short plateau", "at_long_plateau": "AT, random start, long plateau",
 }  # fmt: skip
-MEAN = "mean"  # stands for all data sets in frames of differences
+MEAN = "mean"  # stands for all data sets in frames of differences, but for those near chance
+MEAN_OF_ALL = "mean of all"  # with those
 DATASETS = {  # name of the packed set: (label, its counterpart in the public reference numbers)
     "cifar10": ("CIFAR-10", "CIFAR-10"),
     "cifar100": ("CIFAR-100", "CIFAR-100"),
@@ -52,6 +53,8 @@ AUTOATTACK = "+".join(STANDARD)
 
 # -- names ------------------------------------------------------------------------------------------------------------
 def dataset_label(name: str) -> str:
+    if name == MEAN_OF_ALL:
+        return "mean of data sets, also near chance"
     return "mean of data sets" if name == MEAN else DATASETS[name][0] if name in DATASETS else name
 
 

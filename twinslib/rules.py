@@ -21,13 +21,17 @@ MEASURES = {  # measure -> what it may look at
     "escape": ("loss",),
     **dict.fromkeys(("overfits", "less_overfitting", "plateau"), ("gap",)),
     **dict.fromkeys(("carried", "carried_widely", "one_for_all", "norm_drop", "recovered"), ("certified",)),
-    "cost": ("forwards",),
+    "cost": ("forwards", "certified"),
     "wider": ("acr",),
     "clean_kept": ("clean",),
-    **dict.fromkeys(("beats", "any_start", "best_schedule"), ("clean", "robust")),
-    "cheaper": ("clean", "robust", "passes"),
+    **dict.fromkeys(("any_start", "best_schedule"), ("clean", "robust")),
+    **dict.fromkeys(("beats", "cheaper"), ("clean", "robust", "passes")),
+    **dict.fromkeys(("one_rate", "all_rates", "same_step"), ("clean", "robust")),
 }
 FINETUNED = ("beats", "cheaper", "any_start", "best_schedule")  # runs of the grid of adversarial fine-tuning
+STEPPED = ("one_rate", "all_rates", "same_step")  # runs of the grid of learning rates
+PARTS = ("best epoch", "last epoch", "start given", "start included", "after minus before", "mean", "kept", "recovered",
+         "equal length", "equal epochs after the drop")  # which of several effects of a pair in one measure
 CERTIFIED = ("carried", "carried_widely", "one_for_all", "cost", "wider", "clean_kept", "norm_drop", "recovered")  # by cells
 SCALES = ("small", "medium", "paper")  # a toy run judges nothing
 
@@ -86,8 +90,44 @@ def cell(text: str) -> Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What is asked of the interval of each effect that `of` names: it lies above `above`, and reaches `reach`.
+
+    Args:
+        of: words that all name the effect: its measure, method, baseline or part (`PARTS`); none: every effect.
+        claimed: the effect that is claimed or, where that is unknown, the least that would matter; an interval wholly below it
+            excludes it. Accuracies as fractions, ratios as such; where a rule asks for less (`lower`), by how much less.
+    """
+
+    above: float
+    of: tuple[str, ...] = ()
+    reach: float | None = None
+    claimed: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """A rule as it was before a change.
+
+    Args:
+        stamp: by which the runs that began under it are known. text: its words. changed: the day, as 2026-11-20.
+        withholds: its runs count, since the present rule can only withhold (a test holds both rules to random evidence).
+        at_most: the highest verdict that its runs can give now.
+    """
+
+    stamp: str
+    text: str
+    changed: str
+    withholds: bool = False
+    at_most: str = "reproduced"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rule:
-    """When a claim counts as reproduced; `text` says it in words, the rest is what the code applies."""
+    """When a claim counts as reproduced; `text` says it in words, the rest is what the code applies.
+
+    asked and partly are alternatives, each a list of bounds that must all hold (`effects.decide`).
+    """
 
     version: int
     measure: str
@@ -107,6 +147,13 @@ class Rule:
     reference: str = ""  # cell that is trained for each noise level
     share: float = 0.0  # of the reference that is to be kept or recovered, or of its cost that may be spent
     floor: float = 0.0  # accuracy of the reference up to which nothing is asked
+    asked: tuple[tuple[Bound, ...], ...] = ()
+    partly: tuple[tuple[Bound, ...], ...] = ()
+    lower: bool = False  # a smaller value of the method is what is claimed
+    chance: float = 0.0  # a network whose accuracy is within this of chance decides nothing
+    rates: tuple[float, ...] = ()  # learning rates at which networks are compared
+    min_rates: int = 0  # a learning rate is chosen from at least so many
+    earlier: tuple[Earlier, ...] = ()
 
     def __post_init__(self) -> None:
         choose(self.measure, MEASURES, "measure")
@@ -127,6 +174,12 @@ class Rule:
                 cell(name) if self.smooth else choose(name, METHODS, "method of a rule")
         if self.reference:
             cell(self.reference)
+        words = {*self.metrics, *PARTS, *(name for pair in self.pairs for name in pair)}
+        for bound in (b for clause in (*self.asked, *self.partly) for b in clause):
+            for word in bound.of:
+                choose(word, words, "effect that a bound names")
+        if self.asked and all(b.claimed is None for clause in self.asked for b in clause):
+            raise ValueError("expected a claimed or least effect in `asked`, got none; without it nothing can be \"not\"")
         if self.version > 1 and not self.changes:
             raise ValueError(f"expected `changes` to say why the rule is in version {self.version}, got nothing")
 
@@ -134,6 +187,11 @@ class Rule:
     def stamp(self) -> str:
         """Version and hash: changes with any word or number of the rule."""
         return f"{self.version}:{spec_hash(self)}"
+
+    @property
+    def accepted(self) -> dict[str, str]:
+        """Stamp of runs that count -> the highest verdict that they can give."""
+        return {self.stamp: "reproduced"} | {e.stamp: e.at_most for e in self.earlier if e.withholds}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +205,8 @@ class Claim:
     source: str
     certainty: str
     rule: Rule
+    over: str = ""  # what the seeds are over, and so what an interval does not hold
+    otherwise: str = ""  # what public evidence says on it
     reported: tuple[str, ...] = field(default=())  # (method, baseline) in reference/reported.csv
 
 

@@ -75,7 +75,7 @@ class Job:
         return (*self.evals, *self.certs)
 
 
-Best = Callable[[Sequence[RunSpec]], RunSpec | None]  # the best of some candidates, None if one is missing or all diverged
+Best = Callable[..., RunSpec | None]  # the best of some candidates (`Store.best`), None if one is missing or all diverged
 Plan = Callable[..., Sequence[Job]]  # called with best=
 
 
@@ -224,11 +224,13 @@ class Store:
         lost = self.lost_to(spec)
         return NOT_RUN if lost is None else DIVERGED if lost == spec else SOURCE_DIVERGED
 
-    def best(self, candidates: Sequence[RunSpec]) -> RunSpec | None:
+    def best(self, candidates: Sequence[RunSpec], by: str = "mean") -> RunSpec | None:
         """Of runs that differ in hyper-parameters the one with the best last validation measurement: the mean of clean and
         robust accuracy (the first of equals). None while one of them is missing; one that diverged is never chosen, so None
         too if all did.
 
+        Args:
+            by: "robust" for robust accuracy alone.
         Raises:
             ValueError: a finished candidate has no validation measurement.
         """
@@ -236,7 +238,7 @@ class Store:
         for spec in candidates:
             record = self.run(spec)
             if record is not None:
-                scores[spec] = validation_score(record["epochs"], spec)
+                scores[spec] = validation_score(record["epochs"], spec, by)
             elif self._absent(spec) == NOT_RUN:
                 return None
         return max(scores, key=scores.__getitem__, default=None)
@@ -626,13 +628,20 @@ def make_network(spec: RunSpec, classes: int) -> torch.nn.Module:
                              seed=spec.seed)
 
 
-def validation_score(epochs: Sequence[dict], spec: RunSpec) -> float:
-    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement."""
+def validation_score(epochs: Sequence[dict], spec: RunSpec, by: str = "mean") -> float:
+    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement.
+
+    Args:
+        by: "robust" for robust accuracy alone, where it was measured.
+    """
     measured = [row for row in epochs if "val_clean_acc" in row]
     if not measured:
         raise ValueError(f"expected validation accuracy of run {spec.hash} to choose hyper-parameters by, got none; set "
                          "val_images and val_every")
-    values = [measured[-1][k] for k in ("val_clean_acc", "val_robust_acc") if k in measured[-1]]
+    last = measured[-1]
+    if by == "robust" and "val_robust_acc" in last:
+        return last["val_robust_acc"]
+    values = [last[k] for k in ("val_clean_acc", "val_robust_acc") if k in last]
     return sum(values) / len(values)
 
 

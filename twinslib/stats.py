@@ -121,31 +121,35 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Cross
     return CrossedDifference(estimate, low, high, n, seeds, _crossed_p_value(*cells, v_seed, seeds))
 
 
-def crossed_mean(values: ArrayLike, level: float = 0.95) -> Interval:
+def crossed_mean(values: ArrayLike | Sequence[ArrayLike], level: float = 0.95) -> Interval:
     """Mean of real values over seeds and images with its interval; with one seed it speaks about other images only.
 
     As `crossed_difference`, for values that are not masks (such as a mask minus a mean of masks): the squared half-width is
     t(seeds - 1)^2 V_seed plus z^2 V_image, V_image being the variance over images of their means over seeds, by the number of
-    images.
+    images. Of several arrays with the same seeds, such as data sets, it is the mean over arrays, these ones and no others.
 
     Args:
-        values: shape (seeds, N).
+        values: shape (seeds, N), or a list of such arrays.
     Raises:
-        ValueError: another shape, fewer than two images, a value that is not finite, or level outside (0, 1).
+        ValueError: another shape, other seeds, fewer than two images, a value that is not finite, or level outside (0, 1).
     """
-    values = np.asarray(values, dtype=np.float64)
+    several = isinstance(values, list) and len(values) > 0 and np.ndim(values[0]) == 2
+    blocks = [np.asarray(v, dtype=np.float64) for v in (values if several else [values])]
     _check_level(level)
-    if values.ndim != 2 or len(values) == 0 or values.shape[1] < 2:
-        raise ValueError(f"expected values of shape (seeds, N) with at least one seed and two images, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("expected finite values, got NaN or infinity")
-    seeds, n = values.shape
-    tail = (1 - level) / 2
-    image_part = stats.norm.isf(tail) ** 2 * values.mean(0).var(ddof=1) / n
-    seed_part = stats.t.isf(tail, seeds - 1) ** 2 * values.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0
+    for block in blocks:
+        if block.ndim != 2 or len(block) == 0 or block.shape[1] < 2 or len(block) != len(blocks[0]):
+            hint = f" beside {blocks[0].shape}; give all the same seeds" if len(blocks) > 1 else ""
+            raise ValueError("expected values of shape (seeds, N) with at least one seed and two images, got shape "
+                             f"{block.shape}{hint}")
+        if not np.isfinite(block).all():
+            raise ValueError("expected finite values, got NaN or infinity")
+    seeds, k, tail = len(blocks[0]), len(blocks), (1 - level) / 2
+    image_part = stats.norm.isf(tail) ** 2 * sum(b.mean(0).var(ddof=1) / b.shape[1] for b in blocks) / k ** 2
+    by_seed = np.mean([b.mean(1) for b in blocks], axis=0)
+    seed_part = stats.t.isf(tail, seeds - 1) ** 2 * by_seed.var(ddof=1) / seeds if seeds > 1 else 0.0
     half = math.sqrt(image_part + seed_part)
-    mean = float(values.mean())
-    return Interval(mean, mean - half, mean + half, n)
+    mean = float(by_seed.mean())
+    return Interval(mean, mean - half, mean + half, min(b.shape[1] for b in blocks))
 
 
 def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -> Interval:

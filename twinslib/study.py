@@ -176,8 +176,9 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
 
     Args:
         sources, start, targets: see `transfer`; methods of `START` begin elsewhere.
-        runs: method -> {optim, data, model, targets, seeds}, each optional: changes to `optim`, to the target's data and, for
-            a random start, to the network; on which targets and seeds. `at_lr` gets the rate times 1 + lambda of TWINS on
+        runs: method -> {optim, data, model, targets, seeds, before}, each optional: changes to `optim`, to the target's data and,
+            for a random start, to the network; on which targets and seeds; settings of an earlier plan, whose runs are kept
+            where they are finished but neither computed, shown nor judged. `at_lr` gets the rate times 1 + lambda of TWINS on
             that target.
         follow: fields of `config.FollowSpec`.
         best: not used; nothing is chosen.
@@ -192,20 +193,20 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     for label, run in runs.items():
         choose(label, METHODS, "method")
         choose(START.get(label, start) or start, grid, f"start of {label}")
-        check_keys(run, ("optim", "data", "model", "targets", "seeds"), f"runs.{label}")
+        check_keys(run, ("optim", "data", "model", "targets", "seeds", "before"), f"runs.{label}")
+        for old in run.get("before", ()):
+            check_keys(old, ("optim", "data", "model"), f"runs.{label}.before")
         for name in run.get("targets", ()):
             choose(name, targets, f"target of {label}")
         if not set(run.get("seeds", seeds)) <= set(seeds):
             raise ValueError(f"expected seeds of {label} among {list(seeds)}, got {run['seeds']}")
-    jobs = []
-    for seed, name, (label, run) in itertools.product(seeds, targets, runs.items()):
-        if seed not in run.get("seeds", (seed,)) or name not in run.get("targets", (name,)):
-            continue
+
+    def made(seed: int, name: str, label: str, run: dict) -> RunSpec:
         target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
         weight = target.get("method", {}).get("twins_weight", METHODS["twins_at"].twins_weight)
         where = f"runs.{label}"
         schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
-        spec = RunSpec(
+        return RunSpec(
             data=from_dict(DataSpec, {"name": name, **target.get("data", {}), **run.get("data", {})}, f"{where}.data"),
             model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")},
                               sources[START.get(label) or start], f"{where}.model", **run.get("model", {})),
@@ -213,8 +214,13 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             optim=dataclasses.replace(schedule, lr=schedule.lr * (1 + weight if label == "at_lr" else 1)),
             attack=from_dict(AttackSpec, attack, "attack"), follow=from_dict(FollowSpec, follow, "follow"), seed=seed,
             **{"source" if isinstance(origin, RunSpec) else "weights": origin})
-        jobs.append(Job(study, spec, ()))
-    return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs]
+
+    jobs, kept = [], []
+    for seed, name, (label, run) in itertools.product(seeds, targets, runs.items()):
+        if seed in run.get("seeds", (seed,)) and name in run.get("targets", (name,)):
+            jobs.append(Job(study, made(seed, name, label, run), ()))
+            kept += [Job(study, made(seed, name, label, old), (), settled=False) for old in run.get("before", ())]
+    return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs, *kept]
 
 
 def _parent(label: str) -> str:

@@ -20,7 +20,7 @@ from twinslib import claims, compare, paths, public, report, rules, stats, study
 from twinslib.config import DataSpec, EvalSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, canonical_json, method
 from twinslib.effects import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, VERDICTS
 from twinslib.rules import Bound, Earlier, Robust, Rule
-from twinslib.runs import Job, Store
+from twinslib.runs import Job, Store, read_json, write_json
 
 N = 1000
 CLEAN = EvalSpec(kind="clean", images=N)
@@ -680,13 +680,27 @@ def test_commands_exist(capsys):
     legal = re.search(r"usage: \./run_all\.sh \[([a-z|]+)\] \[NN…\]", script.read_text())[1].split("|")
     assert os.access(script, os.X_OK)
     for claim, preset in product(LEDGER.values(), study.PRESETS):
-        run_all, judge = claims.commands(claim, preset)
+        run_all, judge = claims.commands(claim, Store(preset, device="cpu"))
         program, one, number = run_all.split()
         assert program == "./run_all.sh" and one in legal and study.notebook(number).name.startswith(number)
         python, *arguments = judge.split()
         assert [python, *arguments[:2]] == ["python", "-m", "twinslib"]
     assert cli.main(arguments[2:]) == 0  # the last, of preset paper
     assert capsys.readouterr().out.splitlines()[0] == f"{claim.id}  {claim.sentence}"
+
+
+def test_commands_name_the_threads_of_the_runs(store):
+    """The number of threads that a claim's runs were made with, since numbers repeat with that one only; others are counted."""
+    jobs = stamped({"twins_at": 20, "at": 0}, store)
+    done = [job for job in jobs if store.run(job.spec)]
+    for i, job in enumerate(done):
+        path = store.root / "provenance" / f"{job.spec.hash}.json"
+        record = read_json(path)
+        record["train"] |= {"threads": 2 if i == 0 else 1, "device": "cpu"}
+        write_json(path, record)
+    compute, _ = claims.commands(LEDGER["C2"], store, done)
+    assert compute == (f"python -m twinslib sweep --preset {store.preset} --only 01 --threads 1 "
+                       f"(1 of {len(done)} runs: --threads 2)")
 
 
 def test_command_prints_all_claims(capsys):

@@ -6,6 +6,7 @@ an earlier version of which the present one can only withhold.
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -71,7 +72,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
         counted += [job] if highest else []
         not_counted += not highest
         most = effects.lesser(most, highest) if highest else most
-    common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store.preset),
+    common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store, counted),
               "diverged": gone}
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
@@ -140,9 +141,17 @@ def _named(job: Job) -> str:
     return f"{what} on {dataset_label(job.spec.data.name)}, seed {job.spec.seed}"
 
 
-def commands(claim: Claim, preset: str) -> tuple[str, ...]:
-    """What to type to compute the runs of a claim and to judge it."""
-    return (f"./run_all.sh {preset} {claim.notebook}", f"python -m twinslib claims --preset {preset} {claim.id}")
+def commands(claim: Claim, store: Store, jobs: Sequence[Job] = ()) -> tuple[str, ...]:
+    """What to type to compute the runs of a claim and to judge it, with the number of threads that its finished runs were made
+    with: on a CPU numbers repeat with that number only."""
+    entries = [store.provenance(Task(job.spec)) or {} for job in jobs]
+    threads = Counter(e["threads"] for e in entries if e.get("device") == "cpu")
+    compute = f"./run_all.sh {store.preset} {claim.notebook}"
+    if threads:
+        (most, _), *others = threads.most_common()
+        compute = f"python -m twinslib sweep --preset {store.preset} --only {claim.notebook} --threads {most}" + "".join(
+            f" ({count} of {threads.total()} runs: --threads {other})" for other, count in others)
+    return compute, f"python -m twinslib claims --preset {store.preset} {claim.id}"
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------
@@ -229,4 +238,6 @@ def _record(v: Verdict) -> dict:
 
 
 def _plain(e: Effect) -> dict:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in dataclasses.asdict(e).items()}
+    """The effect with six digits of each number: the last ones differ between processors, which add in another order."""
+    return {k: v if not isinstance(v, float) else None if math.isnan(v) else float(f"{v:.6g}")
+            for k, v in dataclasses.asdict(e).items()}

@@ -233,7 +233,7 @@ def test_collapse(robust: list, kind: str | None, epoch: int | None) -> None:
 @pytest.mark.parametrize(("robust", "images", "classes", "kind"), [
     ([0.02, 0.01], 200, 200, None), ([0.03, 0.015, 0.015], 200, 200, None), ([0.1, 0.05], 200, 200, None),
     ([0.1, 0.05], 2000, 200, "at once"), ([0.03, 0.0], 1000, 200, "at once"), ([0.005, 0.01, 0.01], 200, 200, NEVER),
-    ([0.14, 0.0], 100, 10, NEVER), ([0.55, 0.5], 200, 2, NEVER), ([0.9, 0.3], 200, 2, "at once"),
+    ([], 0, 10, None), ([0.14, 0.0], 100, 10, NEVER), ([0.55, 0.5], 200, 2, NEVER), ([0.9, 0.3], 200, 2, "at once"),
 ])
 def test_collapse_against_noise(robust: list[float], images: int, classes: int, kind: str | None) -> None:
     """A fall of a few images is no fall, and a best that chance explains is none."""

@@ -30,10 +30,10 @@ class Collapse:
                 f"{100 * self.low:.1f} %")
 
 
-def collapsed(rows: Sequence[dict], *, images: int = 500, classes: int = 10, share: float = 0.5) -> Collapse | None:
+def collapsed(rows: Sequence[dict], *, images: int = 500, classes: int = 10) -> Collapse | None:
     """The first loss of robustness of a run, "never robust" where there was none to lose, None where all is well.
 
-    Lost is at least `share` of the best robust accuracy so far: "at once" if that share of the measurement just before went too,
+    Lost is at least half of the best robust accuracy so far: "at once" if half of the measurement just before went too,
     as in catastrophic overfitting (Wong, Rice and Kolter 2020, whose code looks for a fall of 20 points on a training batch;
     networks that never reach much need a relative bound), otherwise "slowly". Robust overfitting that takes less is not meant.
     Against the noise of few images, a best counts from two standard errors above chance on, a fall from three of the difference
@@ -44,16 +44,18 @@ def collapsed(rows: Sequence[dict], *, images: int = 500, classes: int = 10, sha
         images, classes: how many validation images and classes there are.
     """
     measured = [(row["val_robust_acc"], row["epoch"]) for row in rows if "val_robust_acc" in row]
+    if not measured:
+        return None
     chance = 1 / classes
     floor = chance + 2 * math.sqrt(chance * (1 - chance) / images)
     best = before = 0.0
     for now, epoch in measured:
         mean = (best + now) / 2
         noise = 3 * math.sqrt(2 * mean * (1 - mean) / images)
-        if best > floor and now <= (1 - share) * best and best - now > noise:
-            at_once = now <= (1 - share) * before
+        if best > floor and now <= best / 2 and best - now > noise:
+            at_once = now <= before / 2
             return Collapse("at once" if at_once else "slowly", epoch, before if at_once else best, now)
         best, before = max(best, now), now
-    if not measured or best > floor:
+    if best > floor:
         return None
     return Collapse(NEVER, next(epoch for now, epoch in measured if now == best), best, best)

@@ -219,7 +219,8 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     can load it. A network without wings is copied as it is, and has only an adaptive wing.
 
     Raises:
-        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were replaced.
+        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were
+            replaced.
     """
     check_wing(model, wing)
     return _replace(duplicate(model), TwinNorm, partial(_one_wing, wing=wing))
@@ -229,8 +230,8 @@ def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
     """The batch norm of one wing, in the mode of the layer and with its hooks around those of its own."""
     if is_changed(twin, hooks=False):
         raise ValueError(
-            "expected batch norms with two wings as twinsify makes them, got one with a method of its own, which one "
-            "wing alone cannot have; put it on the network before twinsify"
+            "expected batch norms with two wings as twinsify makes them, got one with a method of its own, which "
+            "one wing alone cannot have; put it on the network before twinsify"
         )
     norm = getattr(twin, wing).train(twin.training)
     vars(norm).pop("reset_running_stats", None)
@@ -272,16 +273,13 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
     """
     words = {None: 0, "adaptive": 0, "frozen": ALL_FROZEN}
     number = isinstance(n_frozen, Integral) and not isinstance(n_frozen, bool)
-    if not (
-        n_frozen >= 0 if number else (n_frozen is None or isinstance(n_frozen, str)) and n_frozen in words
-    ):
+    word = n_frozen is None or isinstance(n_frozen, str)
+    if not (n_frozen >= 0 if number else word and n_frozen in words):
         raise ValueError(
             f"expected n_frozen as a number of images, at least 0, 'adaptive' or 'frozen', got {n_frozen!r}"
         )
     n = int(n_frozen) if number else words[n_frozen]
-    states = {
-        twin.wings: None for _, twin in twin_norms(model)
-    }  # several where twinned networks or copies are joined
+    states = {twin.wings for _, twin in twin_norms(model)}  # several where twinned networks are joined
     if not states:
         if n:
             raise ValueError(
@@ -330,10 +328,7 @@ def _replace(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module
         return make(model)
     made: dict[nn.Module, nn.Module] = {}
     for parent in [module for module in model.modules() if not isinstance(module, kind)]:
-        for (
-            name,
-            child,
-        ) in parent._modules.items():  # named_children() leaves out the second name of a shared module
+        for name, child in parent._modules.items():  # named_children() leaves out second names of shared modules
             if isinstance(child, kind):
                 if child not in made:
                     made[child] = make(child)

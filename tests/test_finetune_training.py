@@ -269,13 +269,13 @@ def test_collapse_is_logged(values: list[float], said: str | None, monkeypatch, 
 
 
 @pytest.mark.parametrize(("name", "attack", "step"), [
-    ("at", AttackSpec(steps=1), 2 / 255), ("at", AttackSpec(step_size=10 / 255, steps=1), 2 / 255),
-    ("trades", AttackSpec(steps=1, loss="kl", step_size=0.5 / 255), 2 / 255), ("free_at", AttackSpec(eps=EPS), 4 / 255),
-    ("twins_at", AttackSpec(steps=1, step_size=4 / 255, eps_warmup=1.0), 2 / 255),
-    ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.125), ("at", AttackSpec(eps=0.0), 2 / 255),
+    ("at", AttackSpec(steps=1), 4 / 255), ("at", AttackSpec(step_size=10 / 255, steps=1), 4 / 255),
+    ("trades", AttackSpec(steps=1, loss="kl", step_size=0.5 / 255), 4 / 255), ("free_at", AttackSpec(eps=EPS), 8 / 255),
+    ("twins_at", AttackSpec(steps=1, step_size=4 / 255, eps_warmup=1.0), 4 / 255),
+    ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.25), ("at", AttackSpec(eps=0.0), 2 / 255),
 ])
 def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: float, monkeypatch) -> None:
-    """On validation images and where a run is followed: threat and eps of training, steps of eps / 4, whatever training's own
+    """On validation images and where a run is followed: threat and eps of training, steps of eps / 2, whatever training's own
     step, loss and number of steps are."""
     seen = []
 

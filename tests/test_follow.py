@@ -106,13 +106,13 @@ def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path
 
 
 def test_attack_of_the_measurements() -> None:
-    """Threat and eps are those of the training attack, the number of steps is the follower's own, each eps / 4 long."""
+    """Threat and eps are those of the training attack, the number of steps is the follower's own, each eps / 2 long."""
     s = followed("at")
     s = replace(s, attack=AttackSpec(threat="l2", eps=0.7, step_size=0.3, steps=1), follow=replace(FOLLOW, steps=4))
     data, model = image_set(), winged(s, network())
     follower = Follower(s, model, data)
     follower.measure(model, 0)
-    mask, losses = evaluate.pgd_losses(FoldedCopy(model), data.train_x[:9], data.train_y[:9], eps=0.7, step_size=0.7 / 4, steps=4,
+    mask, losses = evaluate.pgd_losses(FoldedCopy(model), data.train_x[:9], data.train_y[:9], eps=0.7, step_size=0.7 / 2, steps=4,
                                        threat="l2", seed=s.seed, batch_size=250)
     assert np.array_equal(follower.arrays()["train_loss"][0], losses)
 

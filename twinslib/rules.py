@@ -183,12 +183,12 @@ class Rule:
         if self.version > 1 and not self.changes:
             raise ValueError(f"expected `changes` to say why the rule is in version {self.version}, got nothing")
 
-    @property
+    @functools.cached_property
     def stamp(self) -> str:
         """Version and hash: changes with any word or number of the rule."""
         return f"{self.version}:{spec_hash(self)}"
 
-    @property
+    @functools.cached_property
     def accepted(self) -> dict[str, str]:
         """Stamp of runs that count -> the highest verdict that they can give."""
         return {self.stamp: "reproduced"} | {e.stamp: e.at_most for e in self.earlier if e.withholds}

@@ -420,7 +420,7 @@ class RunSpec:
             _require(not self.keep_head or classes[0] == classes[1], f"a source on the same classes {classes[0]} with keep_head",
                      classes[1])
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         return spec_hash(self)
 
@@ -460,7 +460,7 @@ class EvalSpec:
             _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
         _require(self.kind == "clean" or self.eps > 0, "eps > 0 for an attack", self.eps)
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         return spec_hash(self)
 
@@ -521,7 +521,7 @@ class CertifySpec:
         """Which network: always the last."""
         return "last"
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         return spec_hash(self)
 

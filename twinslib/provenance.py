@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+@cache
 def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -27,8 +29,9 @@ def version(package: str) -> str:
         return "absent"
 
 
+@cache
 def commit() -> dict:
-    """Commit of the working tree and whether it had changes; 'unknown' outside a repository."""
+    """Commit of the working tree and whether it had changes, when this process first asks; 'unknown' outside a repository."""
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
 
@@ -39,6 +42,7 @@ def commit() -> dict:
         return {"commit": "unknown", "changed": False}
 
 
+@cache
 def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

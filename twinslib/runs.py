@@ -687,6 +687,16 @@ class Report:
     waiting: int = 0
 
 
+def _shipped(planned: Sequence[Job]) -> set[str]:
+    """Hashes of the runs whose weights are kept with the results: those that are asked for, and every run's sources."""
+    out = {job.spec.hash for job in planned if job.ship}
+    for spec in (job.spec.source for job in planned):
+        while spec is not None:
+            out.add(spec.hash)
+            spec = spec.source
+    return out
+
+
 def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = None,
           stop: Callable[[], bool] = lambda: False,
           on_step: Callable[[Task, int, int], None] = lambda task, done, total: None) -> Report:
@@ -708,7 +718,7 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
 
     with store.locked():
         planned = plan(best=store.best)
-        tasks = store.missing(planned)
+        tasks, shipped = store.missing(planned), _shipped(planned)
         if tasks and (words := precision_in_words(planned, store.device)):
             log.info(words)
         store.check([*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.measurements))])
@@ -723,10 +733,9 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
                 broken.add(task.spec)
                 continue
             log.info("%s", task)
-            shipped = {t.spec.source for t in tasks} | {j.spec.source for j in planned} | {j.spec for j in planned if j.ship}
             diverged = False
             try:
-                store.do(task, ship=task.spec in shipped, stop=over,
+                store.do(task, ship=task.spec.hash in shipped, stop=over,
                          on_step=lambda done, total, task=task: on_step(task, done, total))
             except OutOfTime:
                 break
@@ -747,6 +756,7 @@ def sweep(store: Store, jobs: Sequence[Job] | Plan, *, budget: float | None = No
                 planned = plan(best=store.best)
                 failed = {t for t, _ in report.failed}
                 tasks = [t for t in store.missing(planned) if t not in failed]
+                shipped = _shipped(planned)
         report.left = tasks
         report.waiting = sum(not job.settled and store.absent(job) == NOT_RUN for job in planned)
     return report

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from twinslib import evaluate
+from twinslib import arithmetic, evaluate
 from twinslib.attacks import eval_mode, pgd
 from twinslib.errors import Diverged
 from twinslib.evaluate import autoattack, autoattack_masks, block_seed, checks, clean_mask, pgd_losses, pgd_mask
@@ -256,7 +256,7 @@ def test_float32_inside_autocast(kind):
 
     def forward(x):
         logits = net(x)
-        seen.add((logits.dtype, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        seen.add((logits.dtype, *arithmetic.state().values()))
         return logits
 
     switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -269,7 +269,7 @@ def test_float32_inside_autocast(kind):
             pgd_losses(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
         else:
             autoattack_masks(forward, images, labels, eps=0.01, attacks=("apgd-ce",), batch_size=5)
-    assert seen == {(torch.float32, False, False)}
+    assert {kind for found in seen for kind in found} == {torch.float32, "ieee"}
     assert switches == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 

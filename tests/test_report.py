@@ -287,7 +287,8 @@ def test_page(store):
     claimed, accuracy, differences, by_seed, chosen, public_numbers = list(found.values())[1:]
     header, _, *lines = claimed.strip().splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "claim", "sentence", "verdict", "why", "effect", "robust at", "n", "stated by", "reproduce"]
+        "claim", "sentence", "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show",
+        "robust at", "n", "rule", "stated by", "reproduce"]
     assert [line.split("|")[1].strip() for line in lines] == ["C1", "C2", "C3", "C4", "C8", "C9"]
     assert "50.0 [18.7, 81.3]" in accuracy and "(10 images)" in accuracy and "Tiny-ImageNet" not in accuracy
     assert "TWINS-AT against AT" in differences and "mean of data sets" in differences

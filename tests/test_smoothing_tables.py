@@ -207,7 +207,7 @@ def test_settings_come_from_the_specs() -> None:
     assert mixed[["noise levels σ", "drawn for each", "norms"]].tolist() == ["0, 0.25, 0.5, 1", "image", "batch, group, layer"]
     assert table.loc[("fine-tuning", "clean, frozen statistics"), "trains"] == "all, statistics frozen"
     text = tables.certifications(jobs("04"))
-    assert "the first 40 test images" in text and "n = 200" in text and "α = 0.001" in text and "1.78 σ at n = 200" in text
+    assert "the first 24 test images" in text and "n = 128" in text and "α = 0.001" in text and "1.62 σ at n = 128" in text
 
 
 # -- constant answers ---------------------------------------------------------------------------------------------------
@@ -271,9 +271,9 @@ def test_tables_mark_constant_answers_and_print_chance(half_constant, store) -> 
         table = tables.certified_table(frame, store, jobs("05"), sigma)
         chance, cells = table.iloc[-1], table.iloc[:-1]
         assert chance["pre-training"] == tables.CONSTANT and chance["one class"] == "100 %"
-        top = max(m.certification.plan.ceiling for m in half_constant if m.sigma == sigma and m.certification.n == 200)
+        top = max(m.certification.plan.ceiling for m in half_constant if m.sigma == sigma and m.certification.n == 128)
         assert [chance[f"r {r:g}"] for r in RADII] == ["10.0" if r <= top else "0.0" for r in RADII]
-        asked = max(r for m in half_constant if m.sigma == sigma and m.certification.n == 200 for r in m.certification.radii
+        asked = max(r for m in half_constant if m.sigma == sigma and m.certification.n == 128 for r in m.certification.radii
                     if r <= top)
         assert chance["ACR ± SE"] == f"{0.1 * asked:.3f}"
         marked = cells["ACR ± SE"].str.endswith("†")

@@ -145,7 +145,7 @@ def commands(claim: Claim, store: Store, jobs: Sequence[Job] = ()) -> tuple[str,
     """What to type to compute the runs of a claim and to judge it, with the number of threads that its finished runs were made
     with: on a CPU numbers repeat with that number only."""
     entries = [store.provenance(Task(job.spec)) or {} for job in jobs]
-    threads = Counter(e["threads"] for e in entries if e.get("device") == "cpu")
+    threads = Counter(e["threads"] for e in entries if e.get("device") == "cpu" and "threads" in e)
     compute = f"./run_all.sh {store.preset} {claim.notebook}"
     if threads:
         (most, _), *others = threads.most_common()

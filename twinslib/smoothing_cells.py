@@ -116,7 +116,7 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
         votes = store.votes(p.spec, p.certification) if record else None
         if votes is None and (word := store.absent(job, p.certification)) != NOT_RUN:
             none = np.empty(0)
-            out.append(Measured(*p, "", Certified(none, none, none, none, none, False), Shares(none, none, none), 0, word))
+            out.append(Measured(*p, "", Certified(none, none, none, none, none, False), Shares(none, none, none), 0, absent=word))
         if votes is not None:
             _check_drawn(votes, p)
             draws = int(votes.draws.sum() + votes.pilot.sum())

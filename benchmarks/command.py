@@ -38,8 +38,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, leas
 @contextmanager
 def recorded(args: argparse.Namespace, folder: Path = RESULTS) -> Iterator[list[dict]]:
     """Gives an empty list; what the block puts there is written on leaving, with provenance, as one JSON file: that of --out, or
-    <GPU>.json or <CPU>_threads_<threads>.json in `folder`, with the instruction set in it where an older one is imposed. Nothing
-    is written if the block fails."""
+    <GPU>.json or <CPU>_<instruction set>_threads_<threads>.json in `folder`. Nothing is written if the block fails."""
     started, clock, load, results = provenance.now(), time.perf_counter(), os.getloadavg()[0], []
     yield results
     extra = {"machine": platform.machine(), "load_average": [round(v, 1) for v in (load, os.getloadavg()[0])]}
@@ -50,9 +49,8 @@ def recorded(args: argparse.Namespace, folder: Path = RESULTS) -> Iterator[list[
 
 def _file_name(device: str, threads: int) -> str:
     cuda = torch.device(device).type == "cuda"
-    bound = provenance.instruction_set()["onednn_at_most"]
-    imposed = "" if bound == "none" else f"_{bound}"
-    name = torch.cuda.get_device_name(device) if cuda else f"{provenance.cpu_model()}{imposed}_threads_{threads}"
+    used = "_".join(name for name in provenance.instruction_set().values() if name != "none")
+    name = torch.cuda.get_device_name(device) if cuda else f"{provenance.cpu_model()}_{used}_threads_{threads}"
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") + ".json"
 
 

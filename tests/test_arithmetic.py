@@ -1,5 +1,6 @@
 """Reduced precision where the hardware has it, and full float32 whatever torch's switches say."""
 
+import doctest
 import os
 import platform
 import subprocess
@@ -101,6 +102,23 @@ def test_bfloat16_on_x86(native: bool, amx: bool, capability: str, cap: str, exp
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     assert arithmetic.has_bfloat16("cpu") == expected
+
+
+@pytest.mark.parametrize(("avx2", "bound", "expected"), [(True, "", True), (True, "AVX2", True), (True, "sse41", False),
+                                                         (False, "", False)])
+def test_avx(avx2: bool, bound: str, expected: bool, monkeypatch) -> None:
+    """Not on a processor without it, nor where oneDNN may not use it; other processors than x86 are not asked."""
+    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", bound)
+    assert arithmetic.has_avx() == expected
+    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "aarch64")
+    assert arithmetic.has_avx()
+
+
+def test_examples() -> None:
+    """The examples in the docstrings are true."""
+    assert doctest.testmod(arithmetic).attempted >= 6 and doctest.testmod(arithmetic).failed == 0
 
 
 def test_words() -> None:

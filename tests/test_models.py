@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from twinslib import models
 from twinslib.models import (
     ARCHS,
     IMAGENET_MEAN,
@@ -274,3 +275,13 @@ def test_cost_of_known_networks():
     assert 50e6 < memory < 250e6
     conv = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
     assert count_cost(conv, 8) == (8 * 8 * 4 * 3 * 9, 3 * 4 * 9 + 4, 4 * 4 * 64)
+
+
+@pytest.mark.parametrize(("norm", "width", "avx", "device", "expected"), [
+    ("batch", 16, True, "cpu", torch.channels_last), ("layer", 16, True, "cpu", torch.channels_last),
+    ("group", 16, True, "cpu", torch.contiguous_format), ("batch", 6, True, "cpu", torch.contiguous_format),
+    ("batch", 16, False, "cpu", torch.contiguous_format), ("group", 6, False, "cuda", torch.channels_last)])
+def test_memory_format(norm, width, avx, device, expected, monkeypatch):
+    """Channels last, but on a CPU for group norm, for narrow layers, whose backward pass may crash then, and without AVX."""
+    monkeypatch.setattr(models.arithmetic, "has_avx", lambda: avx)
+    assert models.memory_format(make_model("thin_resnet10", 10, norm=norm, width=width, seed=0), device) == expected

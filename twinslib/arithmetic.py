@@ -32,9 +32,26 @@ def has_bfloat16(device: torch.device | str) -> bool:
         return False
     if platform.machine() not in X86:
         return True  # on x86 the question before is answered with yes by AVX-512 without bfloat16, too
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    allowed = cap.upper() not in WITHOUT and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    allowed = onednn_bound().upper() not in WITHOUT and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
     return allowed and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def onednn_bound() -> str:
+    """The newest instruction set that oneDNN may use, where one is imposed on it; else empty.
+
+    >>> isinstance(onednn_bound(), str)
+    True
+    """
+    return os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+
+
+def has_avx() -> bool:
+    """False where convolutions on the CPU must do without AVX: on an x86 without AVX2, or where oneDNN is kept to SSE4.1.
+
+    >>> isinstance(has_avx(), bool)
+    True
+    """
+    return platform.machine() not in X86 or (torch.cpu._is_avx2_supported() and onednn_bound().upper() != "SSE41")
 
 
 def chosen(asked: str, device: torch.device | str) -> str:
@@ -72,7 +89,7 @@ def state() -> dict[str, str]:
     """What torch is allowed to do with float32 numbers, by backend: "ieee" and "none" are full precision.
 
     >>> sorted(state())[0]
-    'cuda.matmul'
+    'cpu.conv'
     """
     return {name: level.fp32_precision for name, level in _levels()[2:]}
 

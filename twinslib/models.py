@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
+from . import arithmetic
 from .errors import choose
 from .norms import norm_layer
 
@@ -360,10 +361,18 @@ def with_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
 
 
 def memory_format(model: nn.Module, device: torch.device | str) -> torch.memory_format:
-    """The order of axes in which a network runs fastest: channels last, but for group norm of several groups on a CPU, whose
-    kernels are several times slower then."""
+    """The order of axes in which a network runs fastest: channels last, but on a CPU contiguous for
+
+    - group norm of several groups, whose kernels are several times slower in channels last;
+    - convolutions to fewer than eight channels, where the backward pass in channels last may write past its memory (oneDNN on
+      processors without AVX-512);
+    - processors without AVX, whose convolutions in channels last are slower.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.channels_last
     grouped = any(isinstance(module, nn.GroupNorm) and module.num_groups > 1 for module in model.modules())
-    return torch.contiguous_format if grouped and torch.device(device).type == "cpu" else torch.channels_last
+    narrow = any(isinstance(module, nn.Conv2d) and module.out_channels < 8 for module in model.modules())
+    return torch.contiguous_format if grouped or narrow or not arithmetic.has_avx() else torch.channels_last
 
 
 def count_cost(model: nn.Module, image_size: int) -> tuple[int, int, int]:

@@ -53,8 +53,7 @@ def cpu_model() -> str:
 
 def instruction_set() -> dict[str, str]:
     """What torch's own kernels use on the CPU, and the bound that was set for oneDNN's, if any."""
-    bound = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "none"
-    return {"torch": torch.backends.cpu.get_cpu_capability(), "onednn_at_most": bound}
+    return {"torch": torch.backends.cpu.get_cpu_capability(), "onednn_at_most": arithmetic.onednn_bound() or "none"}
 
 
 def record(started: str, seconds: float, device: torch.device | str, **extra: object) -> dict:

@@ -167,7 +167,7 @@ def test_ledger_and_tables_stand_on_the_same_runs() -> None:
         assert stored[name]["detail"] and stored[name]["verdict"] != NOT_TESTED
         for e in [e for e in (*stored[name]["detail"], *stored[name]["effects"]) if e["baseline"] == "at"]:
             line = by_number[e["method"], e["baseline"], e["metric"], e["dataset"]]
-            assert (line.value, line.low, line.high) == pytest.approx((e["value"], e["low"], e["high"])), (name, e)
+            assert (line.value, line.low, line.high) == pytest.approx((e["value"], e["low"], e["high"]), rel=1e-5), (name, e)
             assert (line.seeds, line.n) == (e["seeds"], e["images"])
         near = {d for (m, b, _, d), line in by_number.items() if line.near and (m, b) == ("twins_at", "at")}
         assert {e["dataset"] for e in stored[name]["flagged"]} == near

@@ -173,7 +173,7 @@ def test_ledger_and_tables_stand_on_the_same_runs() -> None:
         assert {e["dataset"] for e in stored[name]["flagged"]} == near
     family = [e for e in stored["C4"]["effects"]]
     assert [by_number["twins_at", "at", e["metric"], e["dataset"]].p_holm for e in family] == pytest.approx(
-        stats.holm([e["p_value"] for e in family]))
+        stats.holm([e["p_value"] for e in family]), rel=1e-4)
     assert all(r["runs_before_the_rule"] == 0 for r in stored.values() if r["notebook"] != "01" and r["verdict"] != NOT_TESTED)
 
 

@@ -2,7 +2,7 @@
 # From nothing to rendered notebooks:  ./run_all.sh [toy|small|medium|paper] [NN…] [--force] [--keep-going] [--dry-run]
 #
 #   preset   data and model                               hardware                    time
-#   toy      images inside the installed packages         two CPU cores               at most 10 minutes, once installed
+#   toy      images inside the installed packages         two CPU cores               about 6 minutes, once installed
 #   small    real 32×32 data, thin ResNet                 two CPU cores               hours for each notebook
 #   medium   real 32×32 data, ResNet-18                   one GPU, 16 GB or more      hours in all
 #   paper    ImageNet-robust ResNet-50 at 224 pixels      GPUs with 40 GB or more     as --dry-run estimates

@@ -14,5 +14,4 @@ trap 'rm -rf "$scratch"' EXIT
 "$python" -m ruff check .
 "$python" -m pytest -n "$cores" --durations=15 tests
 if [[ ${OLDER_CPUS:-} != no ]]; then .ci/older_cpus.sh short; fi
-TWINS_RESULTS=$scratch "$python" -m pytest -x -n "$cores" --dist loadscope --nbval-lax --nbval-current-env \
-  --nbval-cell-timeout 900 --durations=5 notebooks
+TWINS_RESULTS=$scratch "$python" -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 900 --durations=5 notebooks

@@ -105,7 +105,7 @@ def test_notebook_without_any_number(number: str, whole, tmp_path: Path, monkeyp
 
 def test_ledger_names_what_diverged(whole, tmp_path: Path) -> None:
     """A claim on runs of which one diverged says so in its table, in claims.json and in the summary; one on others does not."""
-    jobs = plan("02")[0](best=lambda candidates: None)
+    jobs = plan("02")[0](best=lambda candidates, **_: None)
     gone = [job for job in jobs if job.spec.method.name == "twins_at" and job.spec.seed == 1]
     store = without(whole("02"), tmp_path / "store", gone, gone)
     verdicts = claims.judge_all(store, jobs, "02")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinslib import arithmetic, paths, plan, study
+from twinslib import arithmetic, paths, plan, provenance, study
 from twinslib.config import METHODS, AttackSpec, DataSpec, EvalSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, method
 from twinslib.evaluate import ATTACKS
 from twinslib.packed import write_npz
@@ -192,9 +192,10 @@ CLEAN = EvalSpec(kind="clean", images=40)
 JOBS = [Job("x", RUN, (CLEAN,)), Job("x", replace(RUN, seed=1), (CLEAN,))]
 
 
-def finish(store: Store, spec: RunSpec, seconds: float, device: str = "cpu") -> None:
+def finish(store: Store, spec: RunSpec, seconds: float, **other: str) -> None:
     """Leave what a finished training run leaves for the estimate of speed."""
-    write_json(store.root / "provenance" / f"{spec.hash}.json", {"train": {"device": device, "seconds": seconds}})
+    write_json(store.root / "provenance" / f"{spec.hash}.json",
+               {"train": provenance.machine("cpu") | {"seconds": seconds, **other}})
 
 
 @pytest.fixture
@@ -206,15 +207,16 @@ def test_measured_rate(store: Store) -> None:
     """The rate is the work of what is done, divided by its seconds; other devices and short runs do not count."""
     tasks = plan.tasks_of(JOBS)
     assert len(tasks) == 4 and plan.measured_rate(store, tasks) is None
-    finish(store, RUN, 1e6, device="another GPU")
-    assert plan.measured_rate(store, tasks) is None
+    for other in ({"device": "another GPU"}, {"cpu": "another CPU"}, {"instruction_set": {"torch": "DEFAULT"}}):
+        finish(store, RUN, 1e6, **other)
+        assert plan.measured_rate(store, tasks) is None
     finish(store, RUN, 4.0)
     assert plan.measured_rate(store, tasks) is None
     finish(store, RUN, 10.0)
     assert plan.measured_rate(store, tasks) == pytest.approx(plan.macs(Task(RUN)) / 10)
     finish(store, JOBS[1].spec, 30.0)
     assert plan.rate(store, tasks) == (pytest.approx(2 * plan.macs(Task(RUN)) / 40),
-                                       "measured on the finished runs of this store")
+                                       "measured on runs of this store that such a machine has finished")
 
 
 def test_unknown_rate_is_probed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def main_runs(number: str, jobs: Sequence[Job]) -> tuple[set, list[Job]]:
         "06": itertools.product(("cifar10",), ("aft", "at_scratch", "aft_public", "aft_random", "fast_at", "free_at"), (0,)),
     }[number]
     wanted = set(wanted)
-    return wanted, [j for j in jobs if not j.study.endswith("tuning") and not j.ship
+    return wanted, [j for j in jobs if not j.study.endswith("tuning") and not j.ship and j.study != "learning_rates"
                     and (key(j) in wanted or (number >= "04" and j.spec.seed == 0))]
 
 

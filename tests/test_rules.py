@@ -204,15 +204,21 @@ def measured(job: Job, rule: Rule) -> bool:
 def test_rules_can_be_applied(preset: str) -> None:
     """Every pair and control of a rule runs at each scale that judges, on enough data sets, with the seeds and what is measured
     that the rule asks for (joint training needs the source's images, which the paper's scale lacks; cells of the smoothing grid
-    are looked up elsewhere)."""
-    judged = [claim for claim in rules.claims() if claim.rule.smooth is None and claim.rule.measure not in rules.STEPPED]
+    are looked up elsewhere). Claims on learning rates have it at each of their rates."""
+    judged = [claim for claim in rules.claims() if claim.rule.smooth is None]
     assert {claim.notebook for claim in judged} == {"01", "02", "03", "06"}
     planned = {n: study.plan(preset, n)[0](best=lambda candidates, **_: candidates[0]) for n in ("01", "02", "03", "06")}
     for claim in judged:
         rule, cells = claim.rule, {}
+        found: dict[tuple, set] = {}
         for job in planned[claim.notebook]:
-            if measured(job, rule):
-                cells.setdefault(job.spec.method.name, set()).add((job.spec.data.name, job.spec.seed))
+            marks, spec = dict(job.labels), job.spec
+            if measured(job, rule) and marks.get("part") != "long":
+                found.setdefault((spec.method.name, spec.data.name, spec.seed), set()).add(marks.get("rate"))
+        asked = {f"{rate:g}" for rate in rule.rates} or {None}
+        for (name, *cell), at in found.items():
+            if not rule.rates or at >= asked:
+                cells.setdefault(name, set()).add(tuple(cell))
         for pair in (*rule.pairs, *rule.controls):
             if preset == "paper" and pair[0].startswith("joint"):
                 continue

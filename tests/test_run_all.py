@@ -184,7 +184,7 @@ def test_run_all_dry_run():
     """A real call in the active environment: --dry-run lists the toy runs, tuned and to be tuned, and computes nothing."""
     done = run_all("toy", "01", "--dry-run", TWINS_PYTHON=sys.executable, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    jobs = study.plan("toy", study.notebook("01").stem[:2])[0](best=lambda candidates: None)
+    jobs = study.plan("toy", study.notebook("01").stem[:2])[0](best=lambda candidates, **_: None)
     _, *lines, total = done.stdout.splitlines()
     assert {line.split()[0] for line in lines} == {job.spec.hash for job in jobs}
     waiting = {job.spec.hash for job in jobs if not job.settled}

@@ -497,6 +497,18 @@ def test_no_best_while_one_is_missing(tmp_path, absent: int) -> None:
     assert store.best(CANDIDATES) is CANDIDATES[absent == 0] and store.diverged(CANDIDATES[absent]) == "NaN"
 
 
+def test_furthest_ahead(tmp_path) -> None:
+    """Against rivals the greatest lead is chosen; nothing while a rival is missing, and never a pair of which one diverged."""
+    store, rivals = Store("tiny", device="cpu", root=tmp_path), [replace(c, seed=7) for c in CANDIDATES]
+    for spec, score in zip([*CANDIDATES, *rivals[:2]], (0.5, 0.6, 0.4, 0.5, 0.55), strict=True):
+        finish(store, spec, (score, score))
+    assert store.best(CANDIDATES, over=rivals) is None
+    diverge(store, rivals[2])
+    assert store.best(CANDIDATES, over=rivals) is CANDIDATES[1]
+    finish(store, rivals[2], (0.2, 0.2))
+    assert store.best(CANDIDATES, over=rivals) is CANDIDATES[2] and store.best(CANDIDATES) is CANDIDATES[1]
+
+
 def test_best_needs_validation(tmp_path) -> None:
     """Without a measurement on validation images nothing can be chosen, and the message says what to set."""
     store = Store("tiny", device="cpu", root=tmp_path)

@@ -121,7 +121,7 @@ def test_crossed_networks_are_those_of_the_other_notebook() -> None:
 
 def test_crossed_networks_wait_for_their_choice() -> None:
     """While a candidate is missing the crossed runs are not settled, and the grid's own are."""
-    jobs = study.smoothing(**arguments(crossed=CROSSED, best=lambda candidates: None))
+    jobs = study.smoothing(**arguments(crossed=CROSSED, best=lambda candidates, **_: None))
     assert {dict(job.labels).get("pretraining") == "crossed" for job in jobs if not job.settled} == {True}
     assert all(not job.settled for job in jobs if cell_of(job) and cell_of(job).pretraining == "crossed")
 
@@ -140,7 +140,7 @@ def test_illegal_crossing(changes: dict, message: str) -> None:
 def test_rules_can_be_applied(preset: str, claim: rules.Claim) -> None:
     """Every cell of a rule is planned at each scale that judges, at its levels, with the draws, radii, images and seeds that it
     asks for (RS-C8 has one seed of its second data set at small)."""
-    jobs = study.plan(preset, claim.notebook)[0](best=lambda candidates: candidates[0])
+    jobs = study.plan(preset, claim.notebook)[0](best=lambda candidates, **_: candidates[0])
     rule = claim.rule
     names = [*(name for pair in rule.pairs for name in pair), *([rule.reference] if rule.reference else [])]
     wanted = [rules.cell(name) for name in names]
@@ -170,7 +170,7 @@ def test_rules_can_be_applied(preset: str, claim: rules.Claim) -> None:
 @pytest.mark.parametrize("number", ["04", "05"])
 def test_nothing_is_trained_for_nothing(preset: str, number: str) -> None:
     """Every run of a preset is measured, starts others or is a candidate, and none is planned twice."""
-    jobs = study.plan(preset, number)[0](best=lambda candidates: candidates[0])
+    jobs = study.plan(preset, number)[0](best=lambda candidates, **_: candidates[0])
     specs: list[RunSpec] = [job.spec for job in jobs if not job.study.endswith("tuning")]
     assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study.endswith("tuning") for job in jobs)
     first = ("cifar10", "toy_target")

@@ -25,7 +25,7 @@ LEVELS = (0.25, 0.5, 1.0)
 def grid(number: str) -> list:
     """The cells of a notebook at toy, on CIFAR-10, each certified with made-up radii that fall with the level."""
     found = []
-    for job in study.plan("toy", number)[0](best=lambda candidates: candidates[0]):
+    for job in study.plan("toy", number)[0](best=lambda candidates, **_: candidates[0]):
         for p in smoothing_cells.planned([job]):
             c = p.certification
             best = 0.8 if p.cell.finetuning == f"noise{c.sigma}" else 0.6 if p.cell.pretraining == "mixed" else 0.2
@@ -38,7 +38,7 @@ def grid(number: str) -> list:
 
 
 def jobs(number: str) -> list[Job]:
-    return study.plan("toy", number)[0](best=lambda candidates: candidates[0])
+    return study.plan("toy", number)[0](best=lambda candidates, **_: candidates[0])
 
 
 @pytest.fixture

@@ -23,15 +23,15 @@ HALVES = ["twins_at", "twins_trades", "at_split", "two_adaptive", "twins_shared"
           "twins_attack_alternating", "twins_trades_wing"]
 
 
-def first(candidates: Sequence[RunSpec]) -> RunSpec:
+def first(candidates: Sequence[RunSpec], **_: object) -> RunSpec:
     return candidates[0]
 
 
-def last(candidates: Sequence[RunSpec]) -> RunSpec:
+def last(candidates: Sequence[RunSpec], **_: object) -> RunSpec:
     return candidates[-1]
 
 
-def unknown(candidates: Sequence[RunSpec]) -> None:
+def unknown(candidates: Sequence[RunSpec], **_: object) -> None:
     """No candidate is finished."""
 
 
@@ -534,7 +534,7 @@ def test_presets_of_followed_runs(preset: str, number: str) -> None:
     """The parameters make jobs: every run on each of its targets with each of its seeds, each followed; the start is the one
     of notebook 01, and accuracy is measured wherever the choice of an epoch may fall, and before and after training."""
     plan, settings = study.plan(preset, number)
-    jobs, known = plan(best=unknown), plan.keywords
+    jobs, known = [job for job in plan(best=unknown) if job.study != "learning_rates"], plan.keywords
     assert settings["preset"] == preset and set(settings) == set(study.SETTINGS)
     cells = cells_of(jobs)
     assert set(cells) == {(data, name, seed) for name, run in known["runs"].items()
@@ -549,6 +549,55 @@ def test_presets_of_followed_runs(preset: str, number: str) -> None:
             assert spec.data.val_images and spec.optim.val_every % spec.follow.every == 0
     at, twins = ([replace(s, method=METHODS["at"]) for (_, n, _), s in cells.items() if n == name] for name in ("at", "twins_at"))
     assert at == twins  # the method is the one difference
+
+
+@pytest.mark.parametrize("preset", study.PRESETS)
+def test_presets_of_the_experiment_on_learning_rates(preset: str) -> None:
+    """Every method at every rate with every seed on each data set, all else equal but for what the methods are; the step of at_lr
+    is 1 + lambda times as large; runs of more epochs wait for where TWINS-AT is furthest ahead of AT, with the first seed."""
+    plan, _ = study.plan(preset, "02")
+    steps, targets = plan.keywords["steps"], plan.keywords["targets"]
+    jobs = [job for job in plan(best=unknown) if job.study == "learning_rates"]
+    assert len({job.spec for job in jobs if dict(job.labels)["part"] == "grid"}) == sum(
+        dict(job.labels)["part"] == "grid" for job in jobs)
+    cells = {(dict(j.labels)["part"], j.spec.data.name, j.spec.method.name, float(dict(j.labels)["rate"]), j.spec.seed): j
+             for j in jobs}
+    grid = {cell: job for cell, job in cells.items() if cell[0] == "grid"}
+    assert set(grid) == {("grid", d, m, r, s) for d in targets for m in steps["methods"] for r in steps["rates"]
+                         for s in steps["seeds"]}
+    for (_, data, name, rate, seed), job in grid.items():
+        at = grid["grid", data, "at", rate, seed].spec
+        weight = grid["grid", data, "twins_at", rate, seed].spec.method.twins_weight
+        lr = rate * (1 + weight) if name == "at_lr" else rate
+        assert job.settled and job.spec.optim.lr == pytest.approx(lr) and {e.kind for e in job.evals} == {"clean", "pgd"}
+        assert replace(job.spec, method=at.method, optim=replace(job.spec.optim, lr=rate)) == at
+        assert job.spec.optim.epochs == job.spec.optim.val_every == steps["epochs"][data] and not job.spec.follow
+    longer = [job for cell, job in cells.items() if cell[0] == "long"]
+    assert len(longer) == len(targets) * len(steps["methods"]) * len(steps["seeds"]) and not any(job.settled for job in longer)
+    for job in longer:
+        assert {s.method.name for s in job.candidates} == {"at", "twins_at"} and {s.seed for s in job.candidates} == {0}
+        assert job.spec.optim.epochs == steps["longer"] * steps["epochs"][job.spec.data.name]
+    asked = []
+    chosen = [job for job in plan(best=lambda c, over=None, **_: asked.append((c, over)) or c[-1])
+              if dict(job.labels).get("part") == "long"]
+    assert {float(dict(job.labels)["rate"]) for job in chosen} == {steps["rates"][-1]} and all(job.settled for job in chosen)
+    for ours, theirs in asked:
+        assert [s.optim.lr for s in ours] == [s.optim.lr for s in theirs] == steps["rates"]
+        assert {s.method.name for s in ours} == {"twins_at"} and {s.method.name for s in theirs} == {"at"}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"methods": ["at"]}, "twins_at"), ({"epochs": {"nowhere": 3}}, "nowhere"), ({"epochs": {}}, "toy_target"),
+    ({"steps": 1}, "steps"), ({"seeds": [7]}, None)])
+def test_wrong_experiments_are_refused(change: dict, message: str | None) -> None:
+    """Methods without the two that are compared, epochs for another data set or for none, unknown keys; other seeds are fine."""
+    plan, _ = study.plan("toy", "02")
+    steps = plan.keywords["steps"] | change
+    if message is None:
+        assert {job.spec.seed for job in plan(best=unknown, steps=steps) if job.study == "learning_rates"} == {7}
+        return
+    with pytest.raises(ValueError, match=message):
+        plan(best=unknown, steps=steps)
 
 
 @pytest.mark.parametrize(("preset", "number"), [p for p in FOLLOWED if p[1] == "03"], ids=str)

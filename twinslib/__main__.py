@@ -4,6 +4,7 @@
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
     python -m twinslib sweep --preset medium --budget 9m           stop cleanly after nine minutes; the next call goes on
     python -m twinslib sweep --preset paper --dry-run              print the runs, hours and memory, compute nothing
+    python -m twinslib sweep --preset small --claims               first what verdicts wait for, verdict by verdict
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
 """
@@ -22,7 +23,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import build, characteristics, claims, plan, rules, study, table
+from . import build, characteristics, claims, need, plan, rules, study, table
 from .checkpoint import atomic_write
 from .errors import choose
 from .runs import NOT_RUN, SOURCE_DIVERGED, Best, Job, Report, Store, Task, precision_in_words, sweep
@@ -84,18 +85,20 @@ def run_sweep(args: argparse.Namespace) -> int:
     for option, value in (("--threads", args.threads), ("--tflops", args.tflops)):
         if value is not None and not value > 0:
             raise ValueError(f"expected {option} above 0, got {value}")
-    plans = []
+    plans = {}
     for number in dict.fromkeys(args.only or study.notebooks()):
-        found, settings = study.plan(args.preset, number)
-        plans.append(found)
+        plans[number], settings = study.plan(args.preset, number)
 
     def planned(best: Best) -> list[Job]:
-        jobs = [job for one in plans for job in one(best=best)]
+        jobs = [job for one in plans.values() for job in one(best=best)]
         return sorted(jobs, key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
 
     store = Store(args.preset, device=args.device)
     if args.dry_run:
         jobs = planned(best=store.best)
+        if args.claims:
+            print(need.describe(need.needs(store, plans), *plan.rate(store, plan.tasks_of(jobs))))
+            return 0
         if words := precision_in_words(jobs, store.device):
             print(words)
         print(plan.describe(store, jobs, flops=args.tflops * 1e12 if args.tflops else None))
@@ -107,7 +110,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     clock = time.monotonic()
     above_bar = logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
     with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
-        report = sweep(store, planned, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+        how, what = (need.sweep, plans) if args.claims else (sweep, planned)
+        report = how(store, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
     jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
         table.write(store, jobs, name)
@@ -125,8 +129,12 @@ def run_claims(args: argparse.Namespace) -> int:
     for name in args.id:
         choose(name, [c.id for c in rules.claims()], "claim")
     store = Store(args.preset, device="cpu")
-    for number in dict.fromkeys(c.notebook for c in chosen):
-        jobs = study.plan(args.preset, number)[0](best=store.best)
+    plans = {number: study.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
+    if not args.id and args.preset in rules.SCALES:
+        every = plan.tasks_of([job for jobs_of in plans.values() for job in jobs_of(best=store.best)])
+        need.write(store, need.needs(store, plans), plan.rate(store, every)[0])
+    for number, jobs_of in plans.items():
+        jobs = jobs_of(best=store.best)
         verdicts = [claims.judge(c, store, jobs) for c in chosen if c.notebook == number]
         claims.write(store, verdicts)
         if args.why:
@@ -182,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     p = commands.add_parser("sweep", help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
+    p.add_argument("--claims", action="store_true", help="first what verdicts wait for; with --dry-run the hours until each")
     p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
     p.add_argument("--dry-run", action="store_true", help="print runs, hours and memory; compute nothing")
     p.add_argument("--device", type=device, help="cpu or cuda; default: cuda where there is one")

@@ -30,6 +30,7 @@ from .report import dataset_label, eps_label, method_label, to_markdown, unique
 from .rules import Claim
 from .runs import NOT_RUN, Job, Store, Task, read_json, write_json
 
+WAITING = "waiting.json"  # what the verdicts wait for
 KINDS = {name: module for module in (transfer_claims, course_claims, smoothing_claims, aft_claims, step_claims)
          for name in module.MEASURES}
 
@@ -86,7 +87,8 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
         verdict = most
         found = dataclasses.replace(found, said=f"{found.said}; runs that began under an earlier rule give no more")
     near = ", ".join(unique(dataset_label(e.dataset) for e in found.flagged))
-    why = found.lack or found.said + (f"; near chance and left out: {near}" if near else "")
+    why = found.lack + left(store, claim) if found.lack else found.said
+    why += f"; near chance and left out: {near}" if near and not found.lack else ""
     return Verdict(verdict=verdict, why=why, effects=found.effects, flagged=found.flagged, detail=found.detail,
                    regime=regime(claim, store, counted, jobs, found), remark=found.remark if verdict in CREDIT else "",
                    runs=tuple(sorted({job.spec.hash for job in counted})), **common)
@@ -106,6 +108,13 @@ def counts(claim: Claim, store: Store, job: Job) -> str:
         raise ValueError(f"expected the rule of {claim.id} as it was when run {job.spec.hash} began ({stamp}), got an edited "
                          f"one ({rule.stamp}); restore it, or raise its version, say why under `changes`, and run again")
     return rule.accepted.get(stamp, "")
+
+
+def left(store: Store, claim: Claim) -> str:
+    """How many runs a claim waits for, and the hours that they take, as it was when that was last looked at (`need.write`)."""
+    path = store.root / WAITING
+    found = read_json(path).get(claim.id) if path.exists() else None
+    return f"; {found['runs']} runs are left, about {found['hours']:g} h ({found['on']})" if found else ""
 
 
 def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str, str], compare.Standing]:

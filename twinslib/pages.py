@@ -6,6 +6,7 @@ from pathlib import Path
 from . import (
     aft_cells,
     aft_tables,
+    at_rates,
     claims,
     compare,
     course,
@@ -48,11 +49,14 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
 
 
 def rates(store: Store, jobs: Sequence[Job]) -> str:
-    """Notebook 02: verdicts, effective learning rates and their ratios, gradients of the wings, drift, leaving the start."""
-    found = course.finished(store, jobs)
+    """Notebook 02: verdicts, accuracy against the learning rate, effective rates and their ratios, gradients of the wings, drift,
+    leaving the start."""
+    found, steps = course.finished(store, jobs), at_rates.frame(store, jobs)
     parts = [
         f"# Effective learning rate, preset {store.preset}",
         "## Claims", report.to_markdown(claims.to_table(claims.judge_all(store, jobs, "02"))),
+        "## Accuracy against the learning rate", "Clean / robust in percent, means over the seeds in brackets.",
+        at_rates.reading(steps), report.to_markdown(at_rates.table(steps)),
         "## Rates", "Medians over convolutions of means over recorded steps; means over seeds with 95 % intervals (Student).",
         report.to_markdown(rate_tables.rate_table(found)),
         "## Ratios", "Geometric means over seeds with 95 % intervals (Student, of the logarithms).",

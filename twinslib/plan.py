@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from . import arithmetic, data, models
+from . import arithmetic, data, models, provenance
 from .config import DataSpec, ModelSpec, RunSpec
 from .objectives import OBJECTIVES
 from .runs import NOT_RUN, Job, Store, Task
@@ -102,12 +102,13 @@ def memory_bytes(spec: RunSpec, device: torch.device | str) -> int:
 
 
 def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
-    """Multiply-adds per second of what this store has already computed on a device of this kind, or None."""
+    """Multiply-adds per second of what this store has already computed on a device of this kind, a CPU with the same instruction
+    set, or None."""
     done, spent = 0.0, 0.0
-    device = torch.cuda.get_device_name(store.device) if store.device.type == "cuda" else "cpu"
+    here = provenance.machine(store.device)
     for task in tasks:
         entry = store.provenance(task)
-        if entry and entry["device"] == device:
+        if entry and all(entry.get(name) == value for name, value in here.items()):
             done, spent = done + macs(task), spent + entry["seconds"]
     return done / spent if spent > 5 else None
 
@@ -141,7 +142,7 @@ def rate(store: Store, tasks: Sequence[Task]) -> tuple[float, str]:
     """(multiply-adds per second, where the number comes from): those of `tasks` that are done, else a probe."""
     found = measured_rate(store, tasks)
     if found:
-        return found, "measured on the finished runs of this store"
+        return found, "measured on runs of this store that such a machine has finished"
     return probed_rate(tasks[-1].spec, store.device), f"probed for two seconds on this {store.device.type}"
 
 

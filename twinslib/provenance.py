@@ -56,14 +56,20 @@ def instruction_set() -> dict[str, str]:
     return {"torch": torch.backends.cpu.get_cpu_capability(), "onednn_at_most": arithmetic.onednn_bound() or "none"}
 
 
+def machine(device: torch.device | str) -> dict[str, object]:
+    """What decides how fast a device is, as `record` has it."""
+    if torch.device(device).type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    return {"device": "cpu", "cpu": cpu_model(), "instruction_set": instruction_set()}
+
+
 def record(started: str, seconds: float, device: torch.device | str, **extra: object) -> dict:
     """One provenance entry: times, commit, versions, hardware, precision flags, `extra` (spec hash, weights hash, …)."""
     cuda = torch.device(device).type == "cuda"
     return {
         "started": started, "ended": now(), "seconds": round(seconds, 2), **commit(), "python": platform.python_version(),
-        "versions": {p: version(p) for p in PACKAGES}, "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "instruction_set": instruction_set(),
+        "versions": {p: version(p) for p in PACKAGES}, "cpu": cpu_model(), "instruction_set": instruction_set(),
+        **machine(device), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(), "float32": arithmetic.state(),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "peak_gpu_memory_mib": torch.cuda.max_memory_allocated(device) // 2**20 if cuda else 0, **extra,

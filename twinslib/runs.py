@@ -224,23 +224,25 @@ class Store:
         lost = self.lost_to(spec)
         return NOT_RUN if lost is None else DIVERGED if lost == spec else SOURCE_DIVERGED
 
-    def best(self, candidates: Sequence[RunSpec], by: str = "mean") -> RunSpec | None:
+    def best(self, candidates: Sequence[RunSpec], by: str = "mean", over: Sequence[RunSpec] = ()) -> RunSpec | None:
         """Of runs that differ in hyper-parameters the one with the best last validation measurement: the mean of clean and
         robust accuracy (the first of equals). None while one of them is missing; one that diverged is never chosen, so None
         too if all did.
 
         Args:
             by: "robust" for robust accuracy alone.
+            over: rivals, one for each candidate; the best is then the one furthest ahead of its rival.
         Raises:
             ValueError: a finished candidate has no validation measurement.
         """
         scores = {}
-        for spec in candidates:
-            record = self.run(spec)
-            if record is not None:
-                scores[spec] = validation_score(record["epochs"], spec, by)
-            elif self._absent(spec) == NOT_RUN:
+        for spec, *rival in zip(candidates, over, strict=True) if over else ((spec,) for spec in candidates):
+            records = [(s, self.run(s)) for s in (spec, *rival)]
+            if any(record is None and self._absent(s) == NOT_RUN for s, record in records):
                 return None
+            if all(record is not None for _, record in records):
+                own, *other = (validation_score(record["epochs"], s, by) for s, record in records)
+                scores[spec] = own - sum(other)
         return max(scores, key=scores.__getitem__, default=None)
 
     def check(self, tasks: Sequence[Task]) -> None:
@@ -685,6 +687,12 @@ class Report:
     left: list[Task] = dataclasses.field(default_factory=list)
     diverged: list[tuple[Task, str]] = dataclasses.field(default_factory=list)
     waiting: int = 0
+
+    def add(self, later: "Report") -> None:
+        """Go on with what a later sweep of the same store did; what is left is what that one left."""
+        for name in ("done", "failed", "diverged"):
+            getattr(self, name).extend(getattr(later, name))
+        self.left, self.waiting = later.left, later.waiting
 
 
 def _shipped(planned: Sequence[Job]) -> set[str]:

@@ -1,0 +1,115 @@
+"""What verdicts wait for: the least that a rule asks for, in the ledger's order, and the hours until each."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from twinslib import claims, need, plan, rules, runs, study
+from twinslib.effects import NOT_TESTED
+from twinslib.runs import Job, Report, Store
+
+SMALL = Path(__file__).parent.parent / "results" / "small"
+NUMBERS = ("01", "02", "04", "06")
+
+
+@pytest.fixture(scope="module")
+def store() -> Store:
+    return Store("small", device="cpu", root=SMALL)
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict:
+    return {number: study.plan("small", number)[0] for number in NUMBERS}
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Store:
+    return Store("small", device="cpu", root=tmp_path)
+
+
+def test_least_that_a_rule_asks_for(empty: Store, plans: dict) -> None:
+    """From nothing: every pair of the rule on so many data sets with so many seeds, at each rate, with the candidates that a choice
+    takes; controls are not waited for."""
+    found = {n.claim.id: n for n in need.needs(empty, plans)}
+    assert list(found) == [c.id for c in rules.claims() if c.id in found]  # the ledger's order
+    assert {"C2", "C3", "C4", "C8", "C9", "C5", "E1", "E2", "E3"} <= set(found) and "C1" not in found
+    for name, one in found.items():
+        rule = one.claim.rule
+        if rule.smooth or name.startswith("AFT"):
+            continue
+        cells = Counter((j.spec.method.name, j.spec.data.name, dict(j.labels).get("rate")) for j in one.runs)
+        assert set(cells.values()) == {rule.min_seeds}
+        assert {method for method, *_ in cells} == {method for pair in rule.pairs for method in pair}
+        assert len({data for _, data, _ in cells}) == max(rule.min_datasets, 3 if rule.measure == "gain" else 1)
+        assert {rate for *_, rate in cells} == ({f"{r:g}" for r in rule.rates} or {None})
+        tuned = {j.spec for j in one.jobs} - {j.spec for j in one.runs}
+        assert tuned == {spec for job in one.runs for spec in job.candidates} and {t.spec for t in one.tasks} >= tuned
+
+
+def test_of_what_is_finished(store: Store, plans: dict) -> None:
+    """Judged claims wait for nothing, the others for runs that are not there and would count."""
+    ledger = json.loads((SMALL / "claims.json").read_text())
+    for one in need.needs(store, plans):
+        assert ledger[one.claim.id]["verdict"] == NOT_TESTED and one.tasks
+        jobs = plans[one.claim.notebook](best=store.best)
+        assert set(one.runs) <= set(jobs) and set(one.tasks) >= {t for t in store.missing(one.runs)}
+        assert all(store.missing([job]) or not job.settled for job in one.runs)
+
+
+def test_toy_waits_for_nothing(tmp_path: Path) -> None:
+    toy = Store("toy", device="cpu", root=tmp_path)
+    found = need.needs(toy, {"01": study.plan("toy", "01")[0]})
+    assert found == [] and need.describe(found, 1.0, "given") == "no verdict waits for planned runs"
+
+
+def test_hours_add_up_without_counting_twice(empty: Store, plans: dict) -> None:
+    """Cumulative; E2 and E3 share the runs of TWINS-AT with E1."""
+    found = [n for n in need.needs(empty, plans) if n.claim.id in ("E1", "E2", "E3")]
+    alone = [need.hours([n], 1e9)[0] for n in found]
+    after = need.hours(found, 1e9)
+    assert alone[0] == after[0] < after[1] < after[2] < sum(alone)
+    assert after[-1] == pytest.approx(sum(map(plan.macs, {t for n in found for t in n.tasks})) / 1e9 / 3600)
+    text = need.describe(found, 1e9, "given")
+    assert text.splitlines()[0] == f"{found[0]}: in {after[0]:.1f} h" and text.endswith("(given)")
+
+
+def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim by claim, then all else; it ends where something is left or it is stopped, and reports the sum."""
+    calls: list[list[Job]] = []
+
+    def sweep(store, jobs, *, budget, stop, left=(), **_) -> Report:
+        calls.append(list(jobs(best=store.best)))
+        return Report(done=[len(calls)], left=list(left))
+
+    monkeypatch.setattr(runs, "sweep", sweep)
+    some = {"01": plans["01"]}
+    wanted = need.needs(empty, some)
+    report = need.sweep(empty, some)
+    assert len(calls) == len(wanted) + 1 and report.done == list(range(1, len(calls) + 1))
+    for jobs, one in zip(calls, wanted, strict=False):
+        assert {need.key(job) for job in jobs} == {need.key(job) for job in one.jobs}
+    assert set(calls[-1]) == set(plans["01"](best=empty.best))
+    calls.clear()
+    assert need.sweep(empty, some, left=["a task"]).left == ["a task"] and len(calls) == 1
+    calls.clear()
+    need.sweep(empty, some, stop=lambda: True)
+    assert len(calls) == 1
+
+
+def test_ledger_says_what_is_left(empty: Store, plans: dict) -> None:
+    """The number of runs and the hours on this machine, in claims that are not tested for want of runs."""
+    need.write(empty, need.needs(empty, {"02": plans["02"]}), 1e12)
+    claim = next(c for c in rules.claims() if c.id == "E1")
+    verdict = claims.judge(claim, empty, plans["02"](best=empty.best))
+    assert verdict.verdict == NOT_TESTED and "; 12 runs are left, about 0." in verdict.why and "threads)" in verdict.why
+
+
+def test_committed_hours_are_of_what_is_left(store: Store) -> None:
+    """The ledger's numbers of runs and tasks are those that the committed results leave."""
+    every = {number: study.plan("small", number)[0] for number in study.notebooks()}
+    stored = json.loads((SMALL / claims.WAITING).read_text())
+    assert {n.claim.id: (len(n.runs), len(n.tasks)) for n in need.needs(store, every)} == {
+        name: (line["runs"], line["tasks"]) for name, line in stored.items()}
+    assert all(line["hours"] > 0 and line["on"] for line in stored.values())

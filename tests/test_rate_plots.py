@@ -399,8 +399,8 @@ def test_same_frames_same_bytes(tmp_path):
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
-HEADINGS = ["# Effective learning rate, preset small", "## Claims", "## Rates", "## Ratios", "## Wings", "## Drift",
-            "## Leaving the start"]
+HEADINGS = ["# Effective learning rate, preset small", "## Claims", "## Accuracy against the learning rate", "## Rates", "## Ratios",
+            "## Wings", "## Drift", "## Leaving the start"]
 
 
 @pytest.fixture
@@ -435,4 +435,5 @@ def test_page(store):
 def test_page_with_nothing_finished(store):
     """The page has all its headings before any run is done."""
     text = pages.rates(store, [Job("rates", made().spec, ())])
+    assert "No run is finished yet." in text
     assert [line for line in text.splitlines() if line.startswith("#")] == HEADINGS and rate_tables.NOTHING in text

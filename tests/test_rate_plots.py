@@ -399,8 +399,9 @@ def test_same_frames_same_bytes(tmp_path):
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
-HEADINGS = ["# Effective learning rate, preset small", "## Claims", "## Accuracy against the learning rate", "## Rates", "## Ratios",
-            "## Wings", "## Drift", "## Leaving the start"]
+HEADINGS = [
+    "# Effective learning rate, preset small", "## Claims", "## Accuracy against the learning rate", "## Rates", "## Ratios",
+    "## Wings", "## Drift", "## Leaving the start"]
 
 
 @pytest.fixture

@@ -78,7 +78,8 @@ def key(job: Job) -> tuple[str, str, int]:
 
 def main_runs(number: str, jobs: Sequence[Job]) -> tuple[set, list[Job]]:
     """Keys of what the main numbers of a notebook stand on, and those of `jobs` that are it; from 04 on all of the first seed."""
-    methods = study.overrides("small", "03", study.parameters(study.notebook("03")))["runs"]
+    runs = study.overrides("small", "03", study.parameters(study.notebook("03")))["runs"]
+    methods = [name for name, run in runs.items() if "before" not in run]  # those wait for the runs of a new plan
     noisy = ["mixed/noise0.25", "mixed/noise0.5", "mixed/noise1.0"]
     cells = ("clean/clean", "mixed/clean", *noisy)
     batch_group_layer = [f"{cell}/{norm}" for norm in ("batch", "group", "layer") for cell in cells]

@@ -431,7 +431,7 @@ def follow_arguments(**changes: object) -> dict:
 
 
 def cells_of(jobs: Sequence[Job]) -> dict[tuple[str, str, int], RunSpec]:
-    return {(j.spec.data.name, j.spec.method.name, j.spec.seed): j.spec for j in jobs if not j.ship}
+    return {(j.spec.data.name, j.spec.method.name, j.spec.seed): j.spec for j in jobs if not j.ship and j.settled}
 
 
 def test_order_of_followed_runs() -> None:
@@ -446,6 +446,16 @@ def test_order_of_followed_runs() -> None:
     assert all(j.evals == j.certs == () and j.settled for j in (first, *jobs))
     assert {j.study for j in (first, *jobs)} == {"followed"}
     assert {j.study for j in study.followed(**follow_arguments(study="rates"))} == {"rates"}
+
+
+def test_runs_of_an_earlier_plan_are_kept() -> None:
+    """Their specs are known, so that finished ones belong somewhere, and nothing waits for them or computes them."""
+    runs = follow_arguments()["runs"]
+    changed = runs | {"at_random": {**runs["at_random"], "optim": {"lr": 0.7}, "before": [runs["at_random"]]}}
+    jobs = study.followed(**follow_arguments(runs=changed))
+    kept = [j.spec for j in jobs if not j.settled]
+    assert kept == [j.spec for j in study.followed(**follow_arguments()) if j.spec.method.name == "at_random"]
+    assert {j.spec.optim.lr for j in jobs if j.settled and j.spec.method.name == "at_random"} == {0.7}
 
 
 def test_the_start_of_followed_runs_is_shared() -> None:
@@ -539,7 +549,7 @@ def test_presets_of_followed_runs(preset: str, number: str) -> None:
     cells = cells_of(jobs)
     assert set(cells) == {(data, name, seed) for name, run in known["runs"].items()
                           for data in run.get("targets", known["targets"]) for seed in run.get("seeds", known["seeds"])}
-    assert len({j.spec.hash for j in jobs}) == len(jobs) == len(cells) + sum(j.ship for j in jobs)
+    assert len({j.spec.hash for j in jobs}) == len(jobs) == len(cells) + sum(j.ship or not j.settled for j in jobs)
     first = study.plan(preset, "01")[0](best=last)
     starts = {j.spec.source or j.spec.weights for j in first if j.spec.method.name == "at" and not j.ship}
     assert {s.source or s.weights for s in cells.values()} - {None} == starts
@@ -602,8 +612,8 @@ def test_wrong_experiments_are_refused(change: dict, message: str | None) -> Non
 
 @pytest.mark.parametrize(("preset", "number"), [p for p in FOLLOWED if p[1] == "03"], ids=str)
 def test_schedules_of_followed_runs(preset: str, number: str) -> None:
-    """Methods named after a schedule have it and share all else with AT; the two plateaus differ in their length alone: the
-    rate is high for longer in one, and low for as many epochs in both."""
+    """Methods named after a schedule have it and share all else with AT; the two plateaus differ in their length alone: the rate
+    is high for longer in one, and both train for as long."""
     cells = cells_of(study.plan(preset, number)[0](best=unknown))
     (data, _, seed), at = next((cell, spec) for cell, spec in cells.items() if cell[1] == "at")
     for name in ("cosine", "cyclic", "slow_fast"):
@@ -612,12 +622,12 @@ def test_schedules_of_followed_runs(preset: str, number: str) -> None:
         same = replace(other.optim, schedule="piecewise", milestones=at.optim.milestones)
         assert replace(other, method=at.method, optim=same) == at
     short, long = (cells[data, f"at_{name}_plateau", seed] for name in ("short", "long"))
-    (high_short, low_short), (high_long, low_long) = ((m * s.optim.epochs, (1 - m) * s.optim.epochs)
-                                                      for s in (short, long) for m in s.optim.milestones[:1])
-    assert len(short.optim.milestones) == len(long.optim.milestones) == 1
-    assert low_short == pytest.approx(low_long) and round(high_short) < round(high_long)
-    assert all(x == pytest.approx(round(x)) for x in (high_short, low_short, high_long))
-    same = replace(long.optim, epochs=short.optim.epochs, milestones=short.optim.milestones)
+    high_short, high_long = (s.optim.milestones[0] * s.optim.epochs for s in (short, long))
+    assert len(short.optim.milestones) == len(long.optim.milestones) == 1 and round(high_short) < round(high_long)
+    assert all(x == pytest.approx(round(x)) for x in (high_short, high_long))
+    cut = round(high_short) + long.optim.epochs - round(high_long)  # where the short one has had as many epochs after its drop
+    assert cut % short.follow.every == 0 and cut % short.optim.val_every == 0
+    same = replace(long.optim, milestones=short.optim.milestones)
     assert replace(long, method=short.method, optim=same) == short
 
 

@@ -98,12 +98,13 @@ def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pyte
     assert len(calls) == 1
 
 
-def test_ledger_says_what_is_left(empty: Store, plans: dict) -> None:
+def test_ledger_says_what_is_left(empty: Store, plans: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of runs and the hours on this machine, in claims that are not tested for want of runs."""
-    need.write(empty, need.needs(empty, {"02": plans["02"]}), 1e12)
+    monkeypatch.setattr(plan, "rate", lambda store, tasks: (1e12, "given"))
+    need.write(empty, need.needs(empty, {"02": plans["02"]}), [])
     claim = next(c for c in rules.claims() if c.id == "E1")
     verdict = claims.judge(claim, empty, plans["02"](best=empty.best))
-    assert verdict.verdict == NOT_TESTED and "; 12 runs are left, about 0." in verdict.why and "threads)" in verdict.why
+    assert verdict.verdict == NOT_TESTED and "; 12 runs are left, about 0." in verdict.why and ", threads: 1)" in verdict.why
 
 
 def test_committed_hours_are_of_what_is_left(store: Store) -> None:

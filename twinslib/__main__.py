@@ -131,8 +131,7 @@ def run_claims(args: argparse.Namespace) -> int:
     store = Store(args.preset, device="cpu")
     plans = {number: study.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
     if not args.id and args.preset in rules.SCALES:
-        every = plan.tasks_of([job for jobs_of in plans.values() for job in jobs_of(best=store.best)])
-        need.write(store, need.needs(store, plans), plan.rate(store, every)[0])
+        need.write(store, need.needs(store, plans), [job for jobs_of in plans.values() for job in jobs_of(best=store.best)])
     for number, jobs_of in plans.items():
         jobs = jobs_of(best=store.best)
         verdicts = [claims.judge(c, store, jobs) for c in chosen if c.notebook == number]

@@ -126,12 +126,17 @@ def describe(found: Sequence[Need], speed: float, origin: str) -> str:
     return "\n".join([*lines, f"({origin})"] if lines else ["no verdict waits for planned runs"])
 
 
-def write(store: Store, found: Sequence[Need], speed: float) -> None:
-    """Keep for the ledger (`claims.left`) what each verdict waits for by itself, with the hours on this machine."""
-    of = provenance.machine(store.device)
-    where = of.get("cpu") or of["device"]
-    if "cpu" in of:
-        where += f" with {of['instruction_set']['torch']}, {torch.get_num_threads()} threads"
+def write(store: Store, found: Sequence[Need], jobs: Sequence[Job]) -> None:
+    """Keep for the ledger (`claims.left`) what each verdict waits for by itself, with the hours on this machine.
+
+    Args:
+        jobs: whose finished runs say how fast it is.
+    """
+    of, every = provenance.machine(store.device), plan.tasks_of(jobs)
+    speed, _ = plan.rate(store, every)
+    threads = sorted({entry["threads"] for _, entry in plan.done_here(store, every)} or {torch.get_num_threads()})
+    where = of["device"] if "cpu" not in of else (f"{of['cpu']} with {of['instruction_set']['torch']}, "
+                                                 f"threads: {', '.join(map(str, threads))}")
     write_json(store.root / claims.WAITING, {need.claim.id: {
         "runs": len(need.runs), "tasks": len(need.tasks), "hours": float(f"{hours([need], speed)[0]:.2g}"), "on": where}
         for need in found})

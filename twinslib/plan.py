@@ -101,16 +101,18 @@ def memory_bytes(spec: RunSpec, device: torch.device | str) -> int:
     return int(stored + 4 * 4 * parameters + activations / 4 * width * batch)
 
 
-def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
-    """Multiply-adds per second of what this store has already computed on a device of this kind, a CPU with the same instruction
-    set, or None."""
-    done, spent = 0.0, 0.0
+def done_here(store: Store, tasks: Sequence[Task]) -> list[tuple[Task, dict]]:
+    """Those of `tasks` that a device of this kind has finished, a CPU with the same instruction set, each with its provenance."""
     here = provenance.machine(store.device)
-    for task in tasks:
-        entry = store.provenance(task)
-        if entry and all(entry.get(name) == value for name, value in here.items()):
-            done, spent = done + macs(task), spent + entry["seconds"]
-    return done / spent if spent > 5 else None
+    entries = ((task, store.provenance(task)) for task in tasks)
+    return [(task, entry) for task, entry in entries if entry and all(entry.get(k) == v for k, v in here.items())]
+
+
+def measured_rate(store: Store, tasks: Sequence[Task]) -> float | None:
+    """Multiply-adds per second of what this store has already computed on a device of this kind, or None."""
+    found = done_here(store, tasks)
+    spent = sum(entry["seconds"] for _, entry in found)
+    return sum(macs(task) for task, _ in found) / spent if spent > 5 else None
 
 
 def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> float:

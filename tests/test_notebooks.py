@@ -68,14 +68,14 @@ def test_executed_in_order(path):
 
 @notebooks
 def test_thin(path):
-    """No function, class or magic, at most 120 lines of code, under 1 MB: what is more belongs in the library."""
+    """No function, class or magic, at most 120 lines of code, under 1.25 MB: what is more belongs in the library."""
     lines = 0
     for cell in code_cells(path):
         tree = ast.parse(source(cell))  # a magic is a syntax error
         assert not any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in ast.walk(tree))
         lines += sum(1 for line in source(cell).splitlines() if line.strip() and not line.strip().startswith("#"))
     assert lines <= 120
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 1_250_000
 
 
 @notebooks

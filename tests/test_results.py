@@ -58,14 +58,15 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", sorted({preset for preset, _ in COMMITTED}))
 def test_provenance_is_that_of_the_results(preset: str) -> None:
-    """Each finished training was done as its provenance says: same weights, same precision, all epochs."""
+    """Each finished training was done as its provenance says: same weights, the precision that was asked for or float32
+    where the hardware lacks it, all epochs."""
     store = Store(preset, device="cpu", root=RESULTS / preset)
     for stem in stems(store, "runs", "json"):
         record, entries = (json.loads((store.root / folder / f"{stem}.json").read_text()) for folder in ("runs", "provenance"))
         train, precision = entries["train"], record["spec"]["optim"].get("precision", "float32")
         again = train.get("unfinished")  # its weights are being made again, for another evaluation
         assert entries["run"] == stem
-        assert again or (train["weights"], train["precision"]) == (record["weights"], precision)
+        assert again or (train["weights"] == record["weights"] and train["precision"] in (precision, "float32"))
         assert [row["epoch"] for row in record["epochs"]] == list(range(1, record["spec"]["optim"].get("epochs", 60) + 1))
 
 

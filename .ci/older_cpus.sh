@@ -28,7 +28,7 @@ for pair in "${older[@]}"; do
       OLDER_CPUS=no TWINS_PYTHON=$python ./run_tests.sh
     else
       "$python" -m twinslib sweep --preset toy --only 06
-      "$python" -m pytest -q -n "$(nproc)" tests/test_{arithmetic,norms,train,sequential,results}.py
+      "$python" -m pytest -q -n "$(env -u OMP_NUM_THREADS nproc)" tests/test_{arithmetic,norms,train,sequential,results}.py
     fi
   )
   rm -rf "$scratch"

@@ -247,9 +247,9 @@ BAD = [
     (dict(eps=np.array([0.1])), TypeError, "eps to be a number"),
     (dict(step_size=True), TypeError, "step_size to be a number"),
     (dict(step_size=torch.tensor([0.1, 0.1])), TypeError, "step_size to be a number"),
-    (dict(steps=True), ValueError, "steps to be an integer"),
-    (dict(steps=np.float64(3)), ValueError, "steps to be an integer"),
-    (dict(steps="3"), ValueError, "steps to be an integer"),
+    (dict(steps=True), TypeError, "steps to be an integer"),
+    (dict(steps=np.float64(3)), TypeError, "steps to be an integer"),
+    (dict(steps="3"), TypeError, "steps to be an integer"),
     (dict(steps=np.int64(-1)), ValueError, "steps to be an integer of at least 0"),
     (dict(generator=0), TypeError, r"torch.Generator\(\)"),
 ]

@@ -6,8 +6,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from twinslib import errors
 from twinslib.sequential import (
     Plan,
     bound_radius,
@@ -288,3 +290,17 @@ def test_what_is_no_number_is_refused(make, message):
     """By name, before anything is computed with it."""
     with pytest.raises(TypeError, match=message):
         make()
+
+
+@pytest.mark.parametrize("value", [np.float32(0.1), torch.tensor(0.1), torch.tensor(0.1, requires_grad=True), np.array(0.1), 0.1])
+def test_short_floats_are_read_as_written(value) -> None:
+    """0.1 in single precision is 0.1, so that a plan or an attack is the same whoever gives the number."""
+    assert errors.real(value, "x") == 0.1
+
+
+@pytest.mark.parametrize("value", [3, np.uint8(3), np.int64(3), torch.tensor(3), np.array(3)])
+def test_integers_of_any_kind(value) -> None:
+    """As an int, with a bound where there is one."""
+    assert errors.integer(value, "x", 3) == 3 and type(errors.integer(value, "x")) is int
+    with pytest.raises(ValueError, match="x to be an integer of at least 4, got"):
+        errors.integer(value, "x", 4)

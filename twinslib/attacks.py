@@ -6,7 +6,6 @@ gradients are never touched; `eval_mode` keeps running statistics untouched as w
 """
 import logging
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import choose
+from .errors import choose, integer, real
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
     """
     eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start,
                                              generator)
-    restarts = whole(restarts, "restarts", 1)
+    restarts = integer(restarts, "restarts", 1)
     if restarts > 1 and not random_start:
         raise ValueError(f"expected restarts=1 without random_start, got {restarts}; the restarts would be equal")
     if loss == "kl" and not random_start:
@@ -240,23 +239,6 @@ def _unit(v: Tensor) -> Tensor:
     return v / _norm(v)
 
 
-def real(value: object, name: str) -> float:
-    """`value` as a float of Python: a number, a NumPy scalar or a tensor without dimensions."""
-    plain = value.item() if getattr(value, "ndim", None) == 0 else value
-    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
-    return float(plain)
-
-
-def whole(value: object, name: str, least: float = -math.inf) -> int:
-    """`value` as an int of Python: an integer as `real` takes numbers, of at least `least`."""
-    plain = value.item() if getattr(value, "ndim", None) == 0 else value
-    if isinstance(plain, bool) or not isinstance(plain, numbers.Integral) or plain < least:
-        bound = "" if least == -math.inf else f" of at least {least}"
-        raise ValueError(f"expected {name} to be an integer{bound}, got {value!r}")
-    return int(plain)
-
-
 def check_radius(eps: float, threat: str) -> float:
     """eps as a float; refused are an unknown threat and a radius not in pixel units (linf) or not a length (l2)."""
     choose(threat, THREATS, "threat")
@@ -296,7 +278,7 @@ def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_si
     """Refuse what does not fit; (eps, step_size, steps) as plain numbers."""
     eps = check_radius(eps, threat)
     choose(loss, LOSSES, "loss")
-    step_size, steps = check_step_size(step_size, threat), whole(steps, "steps", 0)
+    step_size, steps = check_step_size(step_size, threat), integer(steps, "steps", 0)
     _check_batch(x, y)
     if random_start and eps > 0 and steps > 0:
         if generator is None:

@@ -1,7 +1,10 @@
-"""How an error says what a name should have been; knows nothing of the rest of the package."""
+"""How an error says what a name or a number should have been; knows nothing of the rest of the package."""
 
 import difflib
+import operator
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
@@ -32,6 +35,37 @@ def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[
     missing = [key for key in needed if key not in values]
     if missing:
         raise ValueError(f"expected {', '.join(missing)} in {where}, got only {', '.join(values) or 'nothing'}")
+
+
+def real(value: object, name: str) -> float:
+    """`value`, a number of Python, NumPy or torch, as a float; short floats as they are written, so float32(0.1) is 0.1.
+
+    Raises:
+        TypeError: text, a truth value, an array, nothing.
+    """
+    number = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if number.ndim or number.dtype.kind not in "iuf":
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+    return float(str(number[()])) if number.dtype.itemsize < 8 else float(number)
+
+
+def integer(value: object, name: str, least: int | None = None) -> int:
+    """`value`, an integer of Python, NumPy or torch, as an int.
+
+    Raises:
+        TypeError: anything else, also 100.0 and True.
+        ValueError: less than `least`.
+    """
+    bound = "" if least is None else f" of at least {least}"
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected {name} to be an integer{bound}, got {value!r}; write one without a point") from None
+    if least is not None and number < least:
+        raise ValueError(f"expected {name} to be an integer{bound}, got {value!r}")
+    return number
 
 
 class Diverged(ValueError):

@@ -31,9 +31,8 @@ from .attacks import (
     pgd,
     pgd_robust_mask,
     random_point,
-    whole,
 )
-from .errors import Diverged, choose
+from .errors import Diverged, choose, integer
 from .strength import PARTS, STANDARD
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def check_attacks(attacks: Sequence[str], classes: int, what: str = "the network
 
 def block_seed(seed: int, purpose: str, block: int) -> int:
     """Seed of one block, in 0..2^63 - 1; the streams of different seeds, purposes and blocks are unrelated."""
-    digest = hashlib.sha256(f"{whole(seed, 'seed')}/{purpose}/{block}".encode()).digest()
+    digest = hashlib.sha256(f"{integer(seed, 'seed')}/{purpose}/{block}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -193,7 +192,7 @@ def autoattack(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
     eps = check_radius(eps, threat)
     attacks = (attacks,) if isinstance(attacks, str) else tuple(map(str, attacks))
     images, labels = _tensors(forward, images, labels)
-    batch_size = whole(batch_size, "batch_size", 1)
+    batch_size = integer(batch_size, "batch_size", 1)
     if not attacks or len(set(attacks)) < len(attacks):
         raise ValueError(f"expected at least one attack and none twice, got {attacks!r}")
     for name in attacks:
@@ -311,7 +310,7 @@ def _blocks(forward: Forward, images: Tensor, labels: Tensor, batch_size: int,
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or len(labels) == 0:
         raise TypeError(f"expected int64 labels of shape ({len(images)},), at least one, got {tuple(labels.shape)} in "
                         f"{labels.dtype}")
-    batch_size, first = whole(batch_size, "batch_size", 1), whole(first, "block", 0)
+    batch_size, first = integer(batch_size, "batch_size", 1), integer(first, "block", 0)
     for i, start in enumerate(range(0, len(images), batch_size)):
         x = images[start:start + batch_size].float().div_(255).contiguous()
         yield first + i, x, labels[start:start + batch_size]

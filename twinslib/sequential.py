@@ -5,7 +5,6 @@ them, so that no radius is rounded up.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from .errors import choose
+from .errors import choose, integer, real
 
 METHODS = ("certify", "sequential", "predict")
 SLACK = 1e-12  # off each lower bound
@@ -262,32 +261,6 @@ def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
 def spend(alpha: float, looks: int) -> tuple[float, ...]:
     """alpha over the looks: one half for the last, the rest in equal parts; all for a single one."""
     return (alpha,) if looks == 1 else (alpha / 2 / (looks - 1),) * (looks - 1) + (alpha / 2,)
-
-
-def real(value: object, name: str) -> float:
-    """`value`, a number of Python, NumPy or torch, as a float; short floats as they are written, so float32(0.1) is 0.1.
-
-    Raises:
-        TypeError: text, a truth value, an array, nothing.
-    """
-    number = np.asarray(value)
-    if number.ndim or number.dtype.kind not in "iuf":
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
-    return float(str(number[()])) if number.dtype.itemsize < 8 else float(number)
-
-
-def integer(value: object, name: str) -> int:
-    """`value`, an integer of Python, NumPy or torch, as an int.
-
-    Raises:
-        TypeError: anything else, also 100.0 and True.
-    """
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"expected {name} to be an integer, got {value!r}; write one without a point") from None
 
 
 def _each(kind: Callable[[object, str], Number]) -> Callable[[object, str], tuple[Number, ...]]:

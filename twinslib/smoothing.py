@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from .arithmetic import full_float32
 from .attacks import Forward
 from .checkpoint import tensor_hash
-from .errors import Diverged
+from .errors import Diverged, integer, real
 from .fingerprint import fingerprint
-from .sequential import Plan, integer, real
+from .sequential import Plan
 from .smoothing_inputs import as_tensors, check_arguments, checksums
 from .votes import Votes, blank_votes, continued_votes, load_votes
 

@@ -75,8 +75,10 @@ def test_hours_add_up_without_counting_twice(empty: Store, plans: dict) -> None:
     assert text.splitlines()[0] == f"{found[0]}: in {after[0]:.1f} h" and text.endswith("(given)")
 
 
-def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claim by claim, then all else; it ends where something is left or it is stopped, and reports the sum."""
+def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Claim by claim, then all else; it ends where something is left or it is stopped, says how long, and reports the sum."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(plan, "rate", lambda store, tasks: (1e12, "given"))
     calls: list[list[Job]] = []
 
     def sweep(store, jobs, *, budget, stop, left=(), **_) -> Report:
@@ -91,6 +93,7 @@ def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pyte
     for jobs, one in zip(calls, wanted, strict=False):
         assert {need.key(job) for job in jobs} == {need.key(job) for job in one.jobs}
     assert set(calls[-1]) == set(plans["01"](best=empty.best))
+    assert caplog.messages == [*need.describe(wanted, 1e12, "given").splitlines(), *(f"now {one.claim.id}" for one in wanted)]
     calls.clear()
     assert need.sweep(empty, some, left=["a task"]).left == ["a task"] and len(calls) == 1
     calls.clear()

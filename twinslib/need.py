@@ -57,8 +57,11 @@ def needs(store: Store, plans: Mapping[str, Plan]) -> list[Need]:
 
 def sweep(store: Store, plans: Mapping[str, Plan], *, budget: float | None = None, stop: Callable[[], bool] = lambda: False,
           **options: object) -> Report:
-    """`runs.sweep`, but first of what each verdict waits for, verdict by verdict, and then of all else."""
+    """`runs.sweep`, but first of what each verdict waits for, verdict by verdict, and then of all else; says how long."""
     start, report = time.monotonic(), Report()
+    every = [job for jobs_of in plans.values() for job in jobs_of(best=store.best)]
+    for line in describe(needs(store, plans), *plan.rate(store, plan.tasks_of(every))).splitlines():
+        log.info(line)
 
     def go(jobs_of: Plan) -> bool:
         """True if there is time for more."""
@@ -69,7 +72,7 @@ def sweep(store: Store, plans: Mapping[str, Plan], *, budget: float | None = Non
 
     for claim in rules.claims():
         if claim.notebook in plans and (need := of_claim(claim, store, plans[claim.notebook](best=store.best))).tasks:
-            log.info("%s", need)
+            log.info("now %s", need.claim.id)
             keys = {key(job) for job in need.jobs}
             if not go(lambda best, of=plans[claim.notebook], keys=keys: [job for job in of(best=best) if key(job) in keys]):
                 break

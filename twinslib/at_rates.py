@@ -123,13 +123,13 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
                     ax.set_title(dataset_label(dataset))
             line[0].set_ylabel(f"{found.loc[found['metric'] == metric, 'attack'].iloc[0]} (%)")
         fig.align_ylabels(axes[:, 0])
-        seeds = averaged["count"]
-        fig.supxlabel(f"base learning rate; means of {' to '.join(map(str, sorted({seeds.min(), seeds.max()})))} seeds")
+        seeds = sorted({averaged["count"].min(), averaged["count"].max()})
+        fig.supxlabel("base learning rate" + ("" if seeds == [1] else f"; means of {' to '.join(map(str, seeds))} seeds"))
         there = unique(averaged["method"])
         handles = [Line2D([], [], label=marked(m, lost.loc[lost["method"] == m, "seed"], left=True), **FOLLOWED[m])
                    for m in there]
         handles.append(Line2D([], [], color="#555555", label="ring: best rate", **RING))
         if (averaged["part"] != "grid").any():
             handles.append(Line2D([], [], color="#555555", label="hollow: more epochs", **{"marker": "o"} | HOLLOW))
-        fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, handlelength=3.6)
+        fig.legend(handles=handles, loc="outside upper center", ncols=3 if len(datasets) > 1 else 2, fontsize=8, handlelength=3.6)
     return fig

@@ -230,7 +230,7 @@ BAD = [
     (dict(step_size=2), ValueError, "write 2/255"),
     (dict(step_size=0), ValueError, "step_size above 0"),
     (dict(steps=-1), ValueError, "steps"),
-    (dict(steps=2.5), ValueError, "steps"),
+    (dict(steps=2.5), TypeError, "steps"),
     (dict(threat="linff"), ValueError, "did you mean 'linf'"),
     (dict(loss="cee"), ValueError, "did you mean 'ce'"),
     (dict(generator=None), ValueError, "random_start=False"),
@@ -271,9 +271,9 @@ def test_bad_arguments_fail_before_any_work(attack, change, error, message):
 @pytest.mark.parametrize("change", [dict(restarts=0), dict(restarts=True), dict(restarts=np.float32(2)),
                                     dict(restarts=2, random_start=False)])
 def test_bad_restarts(change):
-    """No restart, and several restarts from one point, are refused."""
+    """No restart, what is no number of them, and several restarts from one point, are refused."""
     x, y = batch()
-    with pytest.raises(ValueError, match="restarts"):
+    with pytest.raises((ValueError, TypeError), match="restarts"):
         pgd_robust_mask(conv_net(), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded(), **change)
 
 

@@ -1,6 +1,7 @@
 """How an error says what a name or a number should have been; knows nothing of the rest of the package."""
 
 import difflib
+import numbers
 import operator
 from collections.abc import Iterable, Sequence
 
@@ -43,6 +44,8 @@ def real(value: object, name: str) -> float:
     Raises:
         TypeError: text, a truth value, an array, nothing.
     """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.generic):
+        return float(value)
     number = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if number.ndim or number.dtype.kind not in "iuf":
         raise TypeError(f"expected {name} to be a number, got {value!r}")

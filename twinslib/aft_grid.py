@@ -38,8 +38,8 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         main: method -> changes of its run: start (none: random weights), model, optim, attack, switches of the method, follow
             (for the first seed), targets, seeds.
         schedules: the same for AFT with another schedule.
-        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these on the
-            validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
+        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these by
+            robust accuracy, which the claims compare, on the validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
             they start from a network, that of "aft_random" where from random weights.
         fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
             seed, the rate of `main`), and on which targets (all where not named).
@@ -124,7 +124,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         if len(candidates) == 1:
             return candidates[0].optim.lr, ()
         jobs.extend(Job(TUNING, c, ()) for c in candidates)
-        chosen = best(candidates)
+        chosen = best(candidates, by="robust")
         return (chosen or candidates[0]).optim.lr, () if chosen else tuple(candidates)
 
     def add(part: str, name: str, run: dict, target: str, seed: int, **changes) -> None:

@@ -28,7 +28,8 @@ for pair in "${older[@]}"; do
       OLDER_CPUS=no TWINS_PYTHON=$python ./run_tests.sh
     else
       "$python" -m twinslib sweep --preset toy --only 06
-      "$python" -m pytest -q -n "$(env -u OMP_NUM_THREADS nproc)" tests/test_{arithmetic,norms,train,sequential,results}.py
+      "$python" -m pytest -q -n "$(env -u OMP_NUM_THREADS nproc)" tests/nets/test_{arithmetic,norms}.py tests/train/test_loop.py \
+        tests/base/test_sequential.py tests/test_results.py
     fi
   )
   rm -rf "$scratch"

@@ -27,16 +27,16 @@ import torch
 
 from benchmarks import command, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
-from twinslib import arithmetic
-from twinslib.certified import average_radius, certified_accuracy
-from twinslib.checkpoint import load_into, load_weights, tensor_hash
-from twinslib.fold import FoldedCopy
-from twinslib.models import ARCHS, make_model
-from twinslib.norms import NORMS
-from twinslib.packed import load_packed
-from twinslib.sequential import Plan, certify_plan, sequential_plan
-from twinslib.smoothing import collect_votes
-from twinslib.votes import Votes, join_votes
+from twinslib.base.certified import average_radius, certified_accuracy
+from twinslib.base.sequential import Plan, certify_plan, sequential_plan
+from twinslib.certify.smoothing import collect_votes
+from twinslib.data.packed import load_packed
+from twinslib.nets import arithmetic
+from twinslib.nets.checkpoint import load_into, load_weights, tensor_hash
+from twinslib.nets.fold import FoldedCopy
+from twinslib.nets.models import make_model
+from twinslib.specs.choices import ARCHS, NORMS
+from twinslib.store.votes import Votes, join_votes
 
 RESULTS = command.RESULTS / "certify"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from twinslib import provenance
-from twinslib.checkpoint import atomic_write
+from twinslib.base.files import atomic_write
+from twinslib.compute import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

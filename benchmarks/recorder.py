@@ -23,12 +23,14 @@ from dataclasses import replace
 import torch
 
 from benchmarks import command, twins_step
-from twinslib.arithmetic import chosen
-from twinslib.config import AttackSpec, RunSpec, method
-from twinslib.dynamics import Recorder
-from twinslib.models import ARCHS, memory_format
-from twinslib.norms import twinsify
-from twinslib.train import Step
+from twinslib.nets.arithmetic import chosen
+from twinslib.nets.models import memory_format
+from twinslib.nets.norms import twinsify
+from twinslib.specs.choices import ARCHS
+from twinslib.specs.method import method
+from twinslib.specs.run import AttackSpec, RunSpec
+from twinslib.train.dynamics import Recorder
+from twinslib.train.step import Step
 
 RESULTS = command.RESULTS / "recorder"
 METHODS = ("at", "twins_at")

@@ -26,11 +26,13 @@ import torch
 
 from benchmarks import command
 from benchmarks.textbook import TextbookStep, two_wings
-from twinslib.arithmetic import chosen, has_bfloat16
-from twinslib.config import DataSpec, ModelSpec, OptimSpec, RunSpec, method
-from twinslib.models import ARCHS, make_model
-from twinslib.norms import twinsify
-from twinslib.train import Step, generator
+from twinslib.nets.arithmetic import chosen, has_bfloat16
+from twinslib.nets.models import make_model
+from twinslib.nets.norms import twinsify
+from twinslib.specs.choices import ARCHS
+from twinslib.specs.method import method
+from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.train.step import Step, generator
 
 CLASSES = 10
 RATIOS = {  # name -> (slower, faster)

@@ -5,21 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from twinslib.aft_cells import Network
-from twinslib.aft_grid import STUDY
-from twinslib.config import (
-    AttackSpec,
-    DataSpec,
-    EvalSpec,
-    ModelSpec,
-    OptimSpec,
-    RunSpec,
-    WeightsSpec,
-    canonical_json,
-    method,
-)
-from twinslib.packed import write_npz
-from twinslib.runs import Job, Store, write_json
+from twinslib.base.files import write_json, write_npz
+from twinslib.evidence.networks import Network
+from twinslib.specs.measure import EvalSpec
+from twinslib.specs.method import method
+from twinslib.specs.reading import canonical_json
+from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec
+from twinslib.store.jobs import Job
+from twinslib.store.store import Store
+from twinslib.studies.finetuning import STUDY
 
 N = 1000
 EPS = 8 / 255

@@ -10,8 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from twinslib import embedding, plots, report, runs, study
-from twinslib.runs import Store
+from twinslib.base import markdown
+from twinslib.show import embedding, figures
+from twinslib.store import store as store_module
+from twinslib.store.store import Store
+from twinslib.studies import presets
 
 
 def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -25,17 +28,17 @@ def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
 
     def display(*values: object) -> None:
         for value in values:
-            table = report.to_markdown(value) if isinstance(value, pd.DataFrame) else None
+            table = markdown.to_markdown(value) if isinstance(value, pd.DataFrame) else None
             shown.append(table or getattr(value, "data", None) or str(value))
 
     with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed, \
             pd.option_context("display.max_colwidth", None):
-        patch.setattr(plots, "save", figure)
-        patch.setattr(runs, "Store", lambda preset: store)
+        patch.setattr(figures, "save", figure)
+        patch.setattr(store_module, "Store", lambda preset: store)
         patch.setattr("IPython.display.Image", lambda *a, **k: "")
         patch.setattr(embedding, "course_projections", lambda course, seed: [])
-        notebook = study.notebook(number)
-        names = study.parameters(notebook) | {"preset": store.preset, "compute": False, "display": display}
+        notebook = presets.notebook(number)
+        names = presets.parameters(notebook) | {"preset": store.preset, "compute": False, "display": display}
         for cell in json.loads(notebook.read_text())["cells"]:
             if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
                 continue

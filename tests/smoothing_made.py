@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from twinslib.certified import ABSTAIN, Certified
-from twinslib.config import CertifySpec, DataSpec, ModelSpec, OptimSpec, RunSpec, method
-from twinslib.rules import cell
-from twinslib.smoothing_cells import Measured
-from twinslib.votes import Shares
+from twinslib.base.certified import ABSTAIN, Certified
+from twinslib.evidence.cells import Measured
+from twinslib.specs.measure import CertifySpec
+from twinslib.specs.method import method
+from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.store.votes import Shares
+from twinslib.studies.rules import cell
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 N = 100

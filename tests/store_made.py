@@ -5,12 +5,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from twinslib import runs, study
-from twinslib.config import CertifySpec, EvalSpec, RunSpec, canonical_json
-from twinslib.objectives import OBJECTIVES
-from twinslib.packed import write_npz
-from twinslib.runs import Job, Store, write_json
-from twinslib.votes import Votes
+from twinslib.base.files import write_json, write_npz
+from twinslib.specs.measure import CertifySpec, EvalSpec
+from twinslib.specs.reading import canonical_json
+from twinslib.specs.run import RunSpec
+from twinslib.store import store as store_store
+from twinslib.store.jobs import Job
+from twinslib.store.store import Store
+from twinslib.store.votes import Votes
+from twinslib.studies import plan as studies_plan
+from twinslib.studies import presets, rules
 
 LAYERS = ("conv1", "layer1.conv", "layer2.conv", "fc")
 ENTRY = {"seconds": 60.0, "processor_seconds": 50.0, "device": "cpu", "commit": "0" * 40, "changed": False,
@@ -19,7 +23,7 @@ ENTRY = {"seconds": 60.0, "processor_seconds": 50.0, "device": "cpu", "commit": 
 
 def plan(number: str) -> tuple[Callable, dict]:
     """The toy jobs of a notebook, as a function of what is chosen, and its parameters."""
-    return study.plan("toy", number)[0], study.parameters(study.notebook(number))
+    return studies_plan.plan("toy", number)[0], presets.parameters(presets.notebook(number))
 
 
 def fill(store: Store, jobs: Sequence[Job]) -> None:
@@ -49,7 +53,7 @@ def random(spec: RunSpec, *words: object) -> np.random.Generator:
 
 def train(store: Store, spec: RunSpec) -> None:
     o, rows, rng = spec.optim, [], random(spec)
-    attacked = OBJECTIVES[spec.method.objective].attacks
+    attacked = spec.method.attacks
     for epoch in range(1, o.epochs + 1):
         row = {"epoch": epoch, "lr": o.lr, "train_loss": 2.0 - 0.1 * epoch, "train_acc": 0.4, "forward_images": 1000,
                "backward_images": 1000}
@@ -59,9 +63,9 @@ def train(store: Store, spec: RunSpec) -> None:
         rows.append(row)
     images = spec.data.train_images or 500
     write_json(store.root / "runs" / f"{spec.hash}.json",
-               {"spec": json.loads(canonical_json(spec)), "split": runs.split_name(spec.data), "epochs": rows, "classes": 10,
+               {"spec": json.loads(canonical_json(spec)), "split": store_store.split_name(spec.data), "epochs": rows, "classes": 10,
                 "train_images": images, "val_images": spec.data.val_images, "weights": "0" * 64})
-    stamps = runs.rules.stamps()
+    stamps = rules.stamps()
     write_json(store.root / "provenance" / f"{spec.hash}.json", {"run": spec.hash, "train": ENTRY | {"rules": stamps}})
     weights = store.root / "weights" / f"{spec.hash}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)

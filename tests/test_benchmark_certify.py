@@ -9,12 +9,12 @@ from scipy import stats
 
 from benchmarks import certify
 from benchmarks.textbook_certify import TextbookCertifier
-from twinslib.arithmetic import chosen
-from twinslib.certified import ABSTAIN
-from twinslib.checkpoint import save_weights
-from twinslib.models import make_model
-from twinslib.sequential import certify_plan
-from twinslib.smoothing import collect_votes
+from twinslib.base.certified import ABSTAIN
+from twinslib.base.sequential import certify_plan
+from twinslib.certify.smoothing import collect_votes
+from twinslib.nets.arithmetic import chosen
+from twinslib.nets.checkpoint import save_weights
+from twinslib.nets.models import make_model
 
 SMALL = ("--arch tiny_resnet --images 3 --groups 2 --n 320 --n0 16 --alpha 0.05 --radii 0 0.1 --stretch 400 --batch 64 "
          "--threads 1").split()

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from benchmarks import command, recorder, textbook, twins_step
-from twinslib import arithmetic
-from twinslib.config import AttackSpec, method
-from twinslib.norms import TwinNorm, twinsify
-from twinslib.report import method_label
-from twinslib.train import Step, generator
+from twinslib.nets import arithmetic
+from twinslib.nets.norms import TwinNorm, twinsify
+from twinslib.specs.labels import method_label
+from twinslib.specs.method import method
+from twinslib.specs.run import AttackSpec
+from twinslib.train.step import Step, generator
 
 ARCH, BATCH, WEIGHT = "tiny_resnet", 8, 0.4
 

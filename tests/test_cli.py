@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from twinslib import __main__ as cli
-from twinslib import paths, plan, runs
+from twinslib.base import paths
+from twinslib.compute import cost, queue, worker
 
 ROOT = Path(__file__).parent.parent
 ATTACK = {"eps": 0.1, "step_size": 0.05, "steps": 1}
@@ -47,7 +48,7 @@ def micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "01_micro.ipynb").write_text(json.dumps(
         {"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}]}))
     monkeypatch.setattr(paths, "notebooks_dir", lambda: folder)
-    monkeypatch.setattr(plan, "probed_rate", lambda spec, device: 1e10)
+    monkeypatch.setattr(cost, "probed_rate", lambda spec, device: 1e10)
     return folder
 
 
@@ -133,7 +134,7 @@ def test_bad_call_in_a_process_of_its_own() -> None:
 def test_stopped_and_resumed(micro: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spent budget leaves a checkpoint and says what is left; calling again and again finishes; then all is done."""
     clock = itertools.count()  # a second from one look at the clock to the next: the budget ends after the first step
-    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter,
+    monkeypatch.setattr(queue, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter,
                                                      process_time=time.process_time))
     store = paths.results_dir() / "toy"
     assert call("sweep", "--preset", "toy", "--budget", "0.1s") == 0
@@ -248,8 +249,8 @@ def test_divergence_is_no_failure(micro: Path, capsys: pytest.CaptureFixture, ya
 
 def test_failures_give_status_1(micro: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that raises is named with its reason, those that stand on it are counted, the others are done: status 1."""
-    real = runs.fit
-    monkeypatch.setattr(runs, "fit", lambda spec, *rest, **options: real(spec, *rest, **options) if spec.method.name == "at"
+    real = worker.fit
+    monkeypatch.setattr(worker, "fit", lambda spec, *rest, **options: real(spec, *rest, **options) if spec.method.name == "at"
                         else 1 / 0)
     assert call("sweep", "--preset", "toy") == 1
     out = capsys.readouterr().out

@@ -17,8 +17,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from setuptools import find_packages
 
-from twinslib.provenance import PACKAGES
+from twinslib.compute.provenance import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -118,7 +119,7 @@ def test_whole_package_is_installed():
     """Each folder of the package that holds code is listed for installation."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT).as_posix().replace("/", ".") for file in (ROOT / "twinslib").rglob("*.py")}
-    assert folders == set(setuptools["packages"])
+    assert folders == set(find_packages(str(ROOT), **setuptools["packages"]["find"]))
 
 
 def test_files_of_the_package_are_installed():
@@ -207,16 +208,16 @@ def test_own_environment_is_checked(checkout, python, message):
 
 
 def test_readme_layout_is_true():
-    """Everything in the README's picture exists, and every module of the package is in it."""
+    """Everything in the README's picture exists, and every room of the package is in it."""
     picture = re.search(r"## Layout\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     folder, listed = "", set()
     for line in picture.splitlines():
-        name = line.split()[0]
-        folder = folder if line.startswith(" ") else name if name.endswith("/") else ""
-        listed.add(folder + name if line.startswith(" ") else name)
+        names = re.split(r"  +", line.strip())[0].split(", ")
+        folder = folder if line.startswith(" ") else names[0] if names[0].endswith("/") else ""
+        listed |= {folder + name if line.startswith(" ") else name for name in names}
     assert [name for name in listed if not (ROOT / name).exists()] == []
-    modules = {f"twinslib/{p.name}" for p in (ROOT / "twinslib").glob("*.py")} - {"twinslib/__init__.py"}
-    assert modules == {name for name in listed if name.startswith("twinslib/") and name.endswith(".py")}
+    rooms = {f"twinslib/{p.name}/" for p in (ROOT / "twinslib").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert rooms == {name for name in listed if name.startswith("twinslib/") and name != "twinslib/"}
 
 
 def test_readme_python_runs():

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from twinslib import claims, need, plan, rules, runs, study
-from twinslib.effects import NOT_TESTED
-from twinslib.runs import Job, Report, Store
+from twinslib import need
+from twinslib.claims import ledger as claims_ledger
+from twinslib.claims.effects import NOT_TESTED
+from twinslib.compute import cost, queue
+from twinslib.compute.queue import Report
+from twinslib.compute.worker import Worker
+from twinslib.store.jobs import Job
+from twinslib.store.store import Store
+from twinslib.studies import plan as studies_plan
+from twinslib.studies import presets, rules
 
 SMALL = Path(__file__).parent.parent / "results" / "small"
 NUMBERS = ("01", "02", "04", "06")
@@ -16,17 +23,17 @@ NUMBERS = ("01", "02", "04", "06")
 
 @pytest.fixture(scope="module")
 def store() -> Store:
-    return Store("small", device="cpu", root=SMALL)
+    return Store("small", root=SMALL)
 
 
 @pytest.fixture(scope="module")
 def plans() -> dict:
-    return {number: study.plan("small", number)[0] for number in NUMBERS}
+    return {number: studies_plan.plan("small", number)[0] for number in NUMBERS}
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Store:
-    return Store("small", device="cpu", root=tmp_path)
+    return Store("small", root=tmp_path)
 
 
 def test_least_that_a_rule_asks_for(empty: Store, plans: dict) -> None:
@@ -59,8 +66,8 @@ def test_of_what_is_finished(store: Store, plans: dict) -> None:
 
 
 def test_toy_waits_for_nothing(tmp_path: Path) -> None:
-    toy = Store("toy", device="cpu", root=tmp_path)
-    found = need.needs(toy, {"01": study.plan("toy", "01")[0]})
+    toy = Store("toy", root=tmp_path)
+    found = need.needs(toy, {"01": studies_plan.plan("toy", "01")[0]})
     assert found == [] and need.describe(found, 1.0, "given") == "no verdict waits for planned runs"
 
 
@@ -70,7 +77,7 @@ def test_hours_add_up_without_counting_twice(empty: Store, plans: dict) -> None:
     alone = [need.hours([n], 1e9)[0] for n in found]
     after = need.hours(found, 1e9)
     assert alone[0] == after[0] < after[1] < after[2] < sum(alone)
-    assert after[-1] == pytest.approx(sum(map(plan.macs, {t for n in found for t in n.tasks})) / 1e9 / 3600)
+    assert after[-1] == pytest.approx(sum(map(cost.macs, {t for n in found for t in n.tasks})) / 1e9 / 3600)
     text = need.describe(found, 1e9, "given")
     assert text.splitlines()[0] == f"{found[0]}: in {after[0]:.1f} h" and text.endswith("(given)")
 
@@ -78,42 +85,42 @@ def test_hours_add_up_without_counting_twice(empty: Store, plans: dict) -> None:
 def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     """Claim by claim, then all else; it ends where something is left or it is stopped, says how long, and reports the sum."""
     caplog.set_level("INFO")
-    monkeypatch.setattr(plan, "rate", lambda store, tasks: (1e12, "given"))
+    monkeypatch.setattr(cost, "rate", lambda store, tasks: (1e12, "given"))
     calls: list[list[Job]] = []
 
-    def sweep(store, jobs, *, budget, stop, left=(), **_) -> Report:
-        calls.append(list(jobs(best=store.best)))
+    def sweep(worker, jobs, *, budget, stop, left=(), **_) -> Report:
+        calls.append(list(jobs(best=worker.store.best)))
         return Report(done=[len(calls)], left=list(left))
 
-    monkeypatch.setattr(runs, "sweep", sweep)
+    monkeypatch.setattr(queue, "sweep", sweep)
     some = {"01": plans["01"]}
     wanted = need.needs(empty, some)
-    report = need.sweep(empty, some)
+    report = need.sweep(Worker(empty, "cpu"), some)
     assert len(calls) == len(wanted) + 1 and report.done == list(range(1, len(calls) + 1))
     for jobs, one in zip(calls, wanted, strict=False):
         assert {need.key(job) for job in jobs} == {need.key(job) for job in one.jobs}
     assert set(calls[-1]) == set(plans["01"](best=empty.best))
     assert caplog.messages == [*need.describe(wanted, 1e12, "given").splitlines(), *(f"now {one.claim.id}" for one in wanted)]
     calls.clear()
-    assert need.sweep(empty, some, left=["a task"]).left == ["a task"] and len(calls) == 1
+    assert need.sweep(Worker(empty, "cpu"), some, left=["a task"]).left == ["a task"] and len(calls) == 1
     calls.clear()
-    need.sweep(empty, some, stop=lambda: True)
+    need.sweep(Worker(empty, "cpu"), some, stop=lambda: True)
     assert len(calls) == 1
 
 
 def test_ledger_says_what_is_left(empty: Store, plans: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of runs and the hours on this machine, in claims that are not tested for want of runs."""
-    monkeypatch.setattr(plan, "rate", lambda store, tasks: (1e12, "given"))
-    need.write(empty, need.needs(empty, {"02": plans["02"]}), [])
+    monkeypatch.setattr(cost, "rate", lambda store, tasks: (1e12, "given"))
+    need.write(Worker(empty, "cpu"), need.needs(empty, {"02": plans["02"]}), [])
     claim = next(c for c in rules.claims() if c.id == "E1")
-    verdict = claims.judge(claim, empty, plans["02"](best=empty.best))
+    verdict = claims_ledger.judge(claim, empty, plans["02"](best=empty.best))
     assert verdict.verdict == NOT_TESTED and "; 12 runs are left, about 0." in verdict.why and ", threads: 1)" in verdict.why
 
 
 def test_committed_hours_are_of_what_is_left(store: Store) -> None:
     """The ledger's numbers of runs and tasks are those that the committed results leave."""
-    every = {number: study.plan("small", number)[0] for number in study.notebooks()}
-    stored = json.loads((SMALL / claims.WAITING).read_text())
+    every = {number: studies_plan.plan("small", number)[0] for number in presets.notebooks()}
+    stored = json.loads((SMALL / claims_ledger.WAITING).read_text())
     assert {n.claim.id: (len(n.runs), len(n.tasks)) for n in need.needs(store, every)} == {
         name: (line["runs"], line["tasks"]) for name, line in stored.items()}
     assert all(line["hours"] > 0 and line["on"] for line in stored.values())

@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 
-from twinslib import paths, study
+from twinslib.base import paths
+from twinslib.studies import plan, presets
 
 NOTEBOOKS = sorted(paths.notebooks_dir().glob("*.ipynb"))
 PARAMS = sorted((paths.notebooks_dir() / "params").glob("*/*"))
@@ -43,7 +44,7 @@ def test_names():
     """Notebooks are named NN_name.ipynb with numbers of their own, and each number has a study."""
     assert NOTEBOOKS and all(re.fullmatch(r"\d\d_[a-z0-9_]+", p.stem) for p in NOTEBOOKS)
     assert len({p.stem[:2] for p in NOTEBOOKS}) == len(NOTEBOOKS)
-    assert {p.stem[:2] for p in NOTEBOOKS} <= set(study.STUDIES)
+    assert {p.stem[:2] for p in NOTEBOOKS} <= set(plan.STUDIES)
 
 
 @notebooks
@@ -53,7 +54,7 @@ def test_parameters_cell(path):
     for node in ast.parse(source(cell)).body:
         assert isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Name), ast.unparse(node)
         assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id, ast.unparse(node)
-    assert study.parameters(path)["preset"] == "toy"
+    assert presets.parameters(path)["preset"] == "toy"
 
 
 @notebooks
@@ -92,17 +93,17 @@ def test_clean_metadata(path):
 
 
 @notebooks
-@pytest.mark.parametrize("preset", [p for p in study.PRESETS if p != "toy"])
+@pytest.mark.parametrize("preset", [p for p in presets.PRESETS if p != "toy"])
 def test_parameter_files(path, preset):
     """Every notebook has overrides for every larger preset: names it knows, values typed like its defaults."""
-    defaults = study.parameters(path)
-    values = study.overrides(preset, path.stem[:2], defaults)
-    study.check_parameters(values, defaults, preset)
+    defaults = presets.parameters(path)
+    values = presets.overrides(preset, path.stem[:2], defaults)
+    presets.check_parameters(values, defaults, preset)
     assert values["preset"] == preset
 
 
 def test_no_stray_parameter_files():
     """Each parameter file belongs to a preset and a notebook, and is a mapping."""
-    known = {(preset, f"{p.stem[:2]}.yaml") for p in NOTEBOOKS for preset in study.PRESETS if preset != "toy"}
+    known = {(preset, f"{p.stem[:2]}.yaml") for p in NOTEBOOKS for preset in presets.PRESETS if preset != "toy"}
     assert {(p.parent.name, p.name) for p in PARAMS} <= known
     assert all(isinstance(yaml.safe_load(p.read_text()), dict) for p in PARAMS)

@@ -12,9 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from twinslib import claims, pages, smoothing_cells, study, table
-from twinslib.checkpoint import load_weights, tensor_hash
-from twinslib.runs import Job, Store
+from twinslib.claims import ledger
+from twinslib.evidence import rows as evidence_rows
+from twinslib.nets.checkpoint import load_weights, tensor_hash
+from twinslib.show import pages
+from twinslib.store.jobs import Job
+from twinslib.store.store import Store
+from twinslib.studies import plan, presets
+from twinslib.studies.smoothing import cell_of
 
 RESULTS = Path(__file__).parent.parent / "results"
 COMMITTED = sorted((p.parent.parent.name, p.stem) for p in RESULTS.glob("*/tables/[0-9][0-9].md") if p.parts[-3] != "toy")
@@ -23,8 +28,8 @@ committed = pytest.mark.parametrize(("preset", "number"), COMMITTED, ids=lambda 
 
 def load(preset: str, number: str) -> tuple[Store, Sequence[Job]]:
     """The committed store and the notebook's jobs, with what its finished candidates decide."""
-    store = Store(preset, device="cpu", root=RESULTS / preset)
-    return store, study.plan(preset, number)[0](best=store.best)
+    store = Store(preset, root=RESULTS / preset)
+    return store, plan.plan(preset, number)[0](best=store.best)
 
 
 def stems(store: Store, folder: str, ending: str) -> set[str]:
@@ -42,7 +47,7 @@ def test_small_is_committed(number: str) -> None:
 @pytest.mark.parametrize("preset", sorted({preset for preset, _ in COMMITTED}))
 def test_nothing_belongs_nowhere(preset: str) -> None:
     """Every run is one of the plans' or a candidate of theirs; masks, provenance, splits and weights belong to such runs."""
-    store = Store(preset, device="cpu", root=RESULTS / preset)
+    store = Store(preset, root=RESULTS / preset)
     jobs = [job for p, number in COMMITTED if p == preset for job in load(p, number)[1]]
     planned = {job.spec.hash for job in jobs}
     records = {stem: json.loads((store.root / "runs" / f"{stem}.json").read_text()) for stem in stems(store, "runs", "json")}
@@ -60,7 +65,7 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
 def test_provenance_is_that_of_the_results(preset: str) -> None:
     """Each finished training was done as its provenance says: same weights, the precision that was asked for or float32
     where the hardware lacks it, all epochs."""
-    store = Store(preset, device="cpu", root=RESULTS / preset)
+    store = Store(preset, root=RESULTS / preset)
     for stem in stems(store, "runs", "json"):
         record, entries = (json.loads((store.root / folder / f"{stem}.json").read_text()) for folder in ("runs", "provenance"))
         train, precision = entries["train"], record["spec"]["optim"].get("precision", "float32")
@@ -72,14 +77,14 @@ def test_provenance_is_that_of_the_results(preset: str) -> None:
 
 def key(job: Job) -> tuple[str, str, int]:
     """(data set, method, seed); for networks that are certified their cell in place of the method."""
-    name = str(smoothing_cells.cell_of(job) or job.spec.method.name)
+    name = str(cell_of(job) or job.spec.method.name)
     part = dict(job.labels).get("part")  # of adversarial fine-tuning
     return job.spec.data.name, name if part in (None, "main") else f"{part} {name}", job.spec.seed
 
 
 def main_runs(number: str, jobs: Sequence[Job]) -> tuple[set, list[Job]]:
     """Keys of what the main numbers of a notebook stand on, and those of `jobs` that are it; from 04 on all of the first seed."""
-    runs = study.overrides("small", "03", study.parameters(study.notebook("03")))["runs"]
+    runs = presets.overrides("small", "03", presets.parameters(presets.notebook("03")))["runs"]
     methods = [name for name, run in runs.items() if "before" not in run]  # those wait for the runs of a new plan
     noisy = ["mixed/noise0.25", "mixed/noise0.5", "mixed/noise1.0"]
     cells = ("clean/clean", "mixed/clean", *noisy)
@@ -112,7 +117,7 @@ def test_main_runs_are_complete(preset: str, number: str) -> None:
 def test_numbers_do_not_contradict_each_other(preset: str, number: str) -> None:
     """What must hold for robust numbers to be believed holds for all that is finished."""
     store, jobs = load(preset, number)
-    assert all(table.sanity(store, jobs).values()), table.sanity(store, jobs)
+    assert all(evidence_rows.sanity(store, jobs).values()), evidence_rows.sanity(store, jobs)
 
 
 @committed
@@ -121,7 +126,7 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
     store, jobs = load(preset, number)
     for name in sorted({job.study for job in jobs}):
         mine = [job for job in jobs if job.study == name]
-        frames = {"epochs": table.epochs(store, mine)} | ({"rows": table.rows(store, mine)} if any(j.evals for j in mine) else {})
+        frames = {"epochs": evidence_rows.epochs(store, mine)} | ({"rows": evidence_rows.rows(store, mine)} if any(j.evals for j in mine) else {})
         for kind, frame in frames.items():
             buffer = io.StringIO()
             frame.to_csv(buffer, index=False)
@@ -134,7 +139,7 @@ def test_tables_and_verdicts_are_rebuilt(preset: str, number: str, tmp_path: Pat
     """The page of tables and the ledger of verdicts follow from the store."""
     store, jobs = load(preset, number)
     assert pages.page(store, number, jobs) == (store.root / "tables" / f"{number}.md").read_text()
-    claims.write(Store(preset, device="cpu", root=tmp_path), claims.judge_all(store, jobs, number))
+    ledger.write(Store(preset, root=tmp_path), ledger.judge_all(store, jobs, number))
     stored = json.loads((store.root / "claims.json").read_text())
     rebuilt = json.loads((tmp_path / "claims.json").read_text())
     assert rebuilt and {name: stored.get(name) for name in rebuilt} == rebuilt
@@ -165,4 +170,4 @@ def test_every_number_names_its_attack_and_images(preset: str, number: str) -> N
 def test_readme_prints_the_ledger() -> None:
     """The verdicts in the README are those of the small preset, put there by the command."""
     text = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
-    assert claims.put_into(text, Store("small", device="cpu", root=RESULTS / "small")) == text
+    assert ledger.put_into(text, Store("small", root=RESULTS / "small")) == text

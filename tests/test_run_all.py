@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from twinslib import paths, render, study
+from twinslib.base import paths
+from twinslib.show import render
+from twinslib.studies import plan, presets
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,7 +101,7 @@ DEFAULTS = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "s
 ], ids=str)
 def test_legal_parameters(values):
     """The defaults' types pass, int for float, None for numbers and text; inner keys of its own are not the runner's matter."""
-    study.check_parameters(values, DEFAULTS, "here")
+    presets.check_parameters(values, DEFAULTS, "here")
 
 
 @pytest.mark.parametrize(("values", "error", "message"), [
@@ -117,7 +119,7 @@ def test_legal_parameters(values):
 def test_illegal_parameters(values, error, message):
     """Unknown names and other types are refused by name."""
     with pytest.raises(error, match=message):
-        study.check_parameters(values, DEFAULTS, "here")
+        presets.check_parameters(values, DEFAULTS, "here")
 
 
 @pytest.mark.parametrize(("yaml", "numbers", "message"), [
@@ -184,7 +186,7 @@ def test_run_all_dry_run():
     """A real call in the active environment: --dry-run lists the toy runs, tuned and to be tuned, and computes nothing."""
     done = run_all("toy", "01", "--dry-run", TWINS_PYTHON=sys.executable, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    jobs = study.plan("toy", study.notebook("01").stem[:2])[0](best=lambda candidates, **_: None)
+    jobs = plan.plan("toy", presets.notebook("01").stem[:2])[0](best=lambda candidates, **_: None)
     _, *lines, total = done.stdout.splitlines()
     assert {line.split()[0] for line in lines} == {job.spec.hash for job in jobs}
     waiting = {job.spec.hash for job in jobs if not job.settled}

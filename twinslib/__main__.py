@@ -23,10 +23,19 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import build, characteristics, claims, need, plan, rules, study, table
-from .checkpoint import atomic_write
-from .errors import choose
-from .runs import NOT_RUN, SOURCE_DIVERGED, Best, Job, Report, Store, Task, precision_in_words, sweep
+from . import need
+from .base.errors import choose
+from .base.files import atomic_write
+from .claims import characteristics, ledger
+from .compute import cost
+from .compute.queue import Report, precision_in_words, sweep
+from .compute.worker import Worker
+from .data import build
+from .evidence import rows
+from .store.jobs import Best, Job, Task
+from .store.store import NOT_RUN, SOURCE_DIVERGED, Store
+from .studies import plan, presets, rules
+from .studies import plan as studies_plan
 
 
 def seconds(text: str) -> float:
@@ -86,36 +95,36 @@ def run_sweep(args: argparse.Namespace) -> int:
         if value is not None and not value > 0:
             raise ValueError(f"expected {option} above 0, got {value}")
     plans = {}
-    for number in dict.fromkeys(args.only or study.notebooks()):
-        plans[number], settings = study.plan(args.preset, number)
+    for number in dict.fromkeys(args.only or presets.notebooks()):
+        plans[number], settings = studies_plan.plan(args.preset, number)
 
     def planned(best: Best) -> list[Job]:
         jobs = [job for one in plans.values() for job in one(best=best)]
         return sorted(jobs, key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
 
-    store = Store(args.preset, device=args.device)
+    worker = Worker(store := Store(args.preset), args.device)
     if args.dry_run:
         jobs = planned(best=store.best)
         if args.claims:
-            print(need.describe(need.needs(store, plans), *plan.rate(store, plan.tasks_of(jobs))))
+            print(need.describe(need.needs(store, plans), *cost.rate(worker, cost.tasks_of(jobs))))
             return 0
-        if words := precision_in_words(jobs, store.device):
+        if words := precision_in_words(jobs, worker.device):
             print(words)
-        print(plan.describe(store, jobs, flops=args.tflops * 1e12 if args.tflops else None))
+        print(cost.describe(worker, jobs, flops=args.tflops * 1e12 if args.tflops else None))
         return 0
     planned(best=store.best)  # wrong parameters are refused before anything is written
     threads = args.threads or settings["threads"]
-    if threads and store.device.type == "cpu":
+    if threads and worker.device.type == "cpu":
         torch.set_num_threads(threads)
     clock = time.monotonic()
     above_bar = logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
     with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
         how, what = (need.sweep, plans) if args.claims else (sweep, planned)
-        report = how(store, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+        report = how(worker, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
     jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
-        table.write(store, jobs, name)
-    print(summary(report, store, jobs, time.monotonic() - clock))
+        rows.write(store, jobs, name)
+    print(summary(report, worker, jobs, time.monotonic() - clock))
     return 1 if report.failed else (3 if stopped else 0)
 
 
@@ -128,34 +137,34 @@ def run_claims(args: argparse.Namespace) -> int:
     chosen = [c for c in rules.claims() if not args.id or c.id in args.id]
     for name in args.id:
         choose(name, [c.id for c in rules.claims()], "claim")
-    store = Store(args.preset, device="cpu")
-    plans = {number: study.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
+    store = Store(args.preset)
+    plans = {number: plan.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
     if not args.id and args.preset in rules.SCALES:
-        need.write(store, need.needs(store, plans), [job for jobs_of in plans.values() for job in jobs_of(best=store.best)])
+        need.write(Worker(store, "cpu"), need.needs(store, plans), [job for jobs_of in plans.values() for job in jobs_of(best=store.best)])
     for number, jobs_of in plans.items():
         jobs = jobs_of(best=store.best)
-        verdicts = [claims.judge(c, store, jobs) for c in chosen if c.notebook == number]
-        claims.write(store, verdicts)
+        verdicts = [ledger.judge(c, store, jobs) for c in chosen if c.notebook == number]
+        ledger.write(store, verdicts)
         if args.why:
-            print(*("\n".join(claims.explain(v, store, jobs)) for v in verdicts), sep="\n\n", end="\n\n")
+            print(*("\n".join(ledger.explain(v, store, jobs)) for v in verdicts), sep="\n\n", end="\n\n")
             continue
-        for line in claims.to_table(verdicts).to_dict("records"):
+        for line in ledger.to_table(verdicts).to_dict("records"):
             print(f"{line.pop('claim')}  {line.pop('sentence')}", *(f"    {k}: {v}" for k, v in line.items()), "", sep="\n")
     if args.into:
-        text = claims.put_into(args.into.read_text(encoding="utf-8"), store)
+        text = ledger.put_into(args.into.read_text(encoding="utf-8"), store)
         atomic_write(args.into, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return 0
 
 
-def summary(report: Report, store: Store, jobs: Sequence[Job], took: float) -> str:
+def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) -> str:
     """What a sweep did and what it leaves, for the terminal."""
-    gone, stuck = diverged(store, jobs)
+    gone, stuck = diverged(worker.store, jobs)
     lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"
              + (f"; diverged: {len(gone)}" if gone else "")]
     lines += [f"failed: {task}: {why}" for task, why in report.failed]
     lines += gone + stuck
     if report.left:
-        hours = plan.remaining_hours(store, report.left, jobs)
+        hours = cost.remaining_hours(worker, report.left, jobs)
         lines += [f"left: {task}" for task in report.left[:5]]
         lines += [f"left: … and {len(report.left) - 5} more"] if len(report.left) > 5 else []
         lines.append(f"left in all: about {hours:.1f} h on this device; call again to go on")
@@ -187,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     build.add_parser(commands)
     p = commands.add_parser("sweep", help="compute the missing runs of a preset")
-    p.add_argument("--preset", required=True, help=", ".join(study.PRESETS))
+    p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
     p.add_argument("--claims", action="store_true", help="first what verdicts wait for; with --dry-run the hours until each")
     p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
@@ -197,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.set_defaults(func=run_sweep)
     p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")
-    p.add_argument("--preset", help=", ".join(study.PRESETS))
+    p.add_argument("--preset", help=", ".join(presets.PRESETS))
     p.add_argument("--why", action="store_true", help="print rule, runs, intervals and calculation behind each verdict")
     p.add_argument("--simulate", action="store_true", help="store for the ledger what every rule says on simulated runs; nothing "
                    "is judged")

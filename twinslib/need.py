@@ -8,11 +8,19 @@ from typing import NamedTuple
 
 import torch
 
-from . import claims, compare, plan, provenance, rules, runs, transfer_claims
-from .effects import NOT_TESTED
-from .report import dataset_label, method_label, unique
-from .rules import Claim
-from .runs import NOT_RUN, Job, Plan, Report, Store, Task, write_json
+from .base.files import write_json
+from .claims import ledger
+from .claims import transfer as transfer_claims
+from .claims.effects import NOT_TESTED
+from .compute import cost, provenance, queue
+from .compute.queue import Report
+from .compute.worker import Worker
+from .evidence import pairs
+from .specs.labels import dataset_label, method_label, unique
+from .store.jobs import Job, Plan, Task
+from .store.store import NOT_RUN, Store
+from .studies import rules
+from .studies.rules import Claim
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str, str, int, tuple]
@@ -55,18 +63,18 @@ def needs(store: Store, plans: Mapping[str, Plan]) -> list[Need]:
             and (need := of_claim(claim, store, made[claim.notebook])).tasks]
 
 
-def sweep(store: Store, plans: Mapping[str, Plan], *, budget: float | None = None, stop: Callable[[], bool] = lambda: False,
+def sweep(worker: Worker, plans: Mapping[str, Plan], *, budget: float | None = None, stop: Callable[[], bool] = lambda: False,
           **options: object) -> Report:
-    """`runs.sweep`, but first of what each verdict waits for, verdict by verdict, and then of all else; says how long."""
-    start, report = time.monotonic(), Report()
+    """`queue.sweep`, but first of what each verdict waits for, verdict by verdict, and then of all else; says how long."""
+    store, start, report = worker.store, time.monotonic(), Report()
     every = [job for jobs_of in plans.values() for job in jobs_of(best=store.best)]
-    for line in describe(needs(store, plans), *plan.rate(store, plan.tasks_of(every))).splitlines():
+    for line in describe(needs(store, plans), *cost.rate(worker, cost.tasks_of(every))).splitlines():
         log.info(line)
 
     def go(jobs_of: Plan) -> bool:
         """True if there is time for more."""
         rest = None if budget is None else max(0.0, budget - (time.monotonic() - start))
-        part = runs.sweep(store, jobs_of, budget=rest, stop=stop, **options)
+        part = queue.sweep(worker, jobs_of, budget=rest, stop=stop, **options)
         report.add(part)
         return not part.left and not stop() and (budget is None or time.monotonic() - start < budget)
 
@@ -85,9 +93,9 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
     """The least that a rule asks for: of the data sets and seeds that its finished and planned runs can complete, those of which
     least is left. Nothing for a claim that is judged already, or that no planned run can decide."""
     judges = claim.rule.measure != "shown" and store.preset in rules.SCALES
-    if not judges or claims.judge(claim, store, jobs).verdict != NOT_TESTED:
+    if not judges or ledger.judge(claim, store, jobs).verdict != NOT_TESTED:
         return Need(claim, (), ())
-    rule, kind = claim.rule, claims.KINDS[claim.rule.measure]
+    rule, kind = claim.rule, ledger.KINDS[claim.rule.measure]
     beside = {name for pair in rule.controls for name in pair} - {name for pair in rule.pairs for name in pair}
     cells: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
@@ -98,13 +106,13 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
     compared = {(job.spec.method.name, job.labels) for mine in cells.values() for job in mine}
     left = {cell: _left(store, jobs, mine) for cell, mine in cells.items()
             if {(job.spec.method.name, job.labels) for job in mine} == compared
-            and all(not _ended(store, job) or claims.counts(claim, store, job) for job in mine)}
+            and all(not _ended(store, job) or ledger.counts(claim, store, job) for job in mine)}
     chosen = {}
     for data in unique(data for data, _ in cells):
         seeds = sorted((cell for cell in left if cell[0] == data), key=lambda cell: (_work(left[cell]), cell))
         if len(seeds) >= rule.min_seeds:
             chosen[data] = seeds[:rule.min_seeds]
-    least = max(rule.min_datasets, compare.LEAST_DATASETS if kind is transfer_claims and rule.measure == "gain" else 1)
+    least = max(rule.min_datasets, pairs.LEAST_DATASETS if kind is transfer_claims and rule.measure == "gain" else 1)
     if len(chosen) < least:
         return Need(claim, (), ())
     order = sorted(chosen, key=lambda data: sum(_work(left[cell]) for cell in chosen[data]))[:least]
@@ -118,7 +126,7 @@ def hours(found: Sequence[Need], speed: float) -> list[float]:
     done: dict[Task, float] = {}
     out = []
     for need in found:
-        done |= {task: plan.macs(task) for task in need.tasks if task not in done}
+        done |= {task: cost.macs(task) for task in need.tasks if task not in done}
         out.append(sum(done.values()) / speed / 3600)
     return out
 
@@ -129,18 +137,18 @@ def describe(found: Sequence[Need], speed: float, origin: str) -> str:
     return "\n".join([*lines, f"({origin})"] if lines else ["no verdict waits for planned runs"])
 
 
-def write(store: Store, found: Sequence[Need], jobs: Sequence[Job]) -> None:
+def write(worker: Worker, found: Sequence[Need], jobs: Sequence[Job]) -> None:
     """Keep for the ledger (`claims.left`) what each verdict waits for by itself, with the hours on this machine.
 
     Args:
         jobs: whose finished runs say how fast it is.
     """
-    of, every = provenance.machine(store.device), plan.tasks_of(jobs)
-    speed, _ = plan.rate(store, every)
-    threads = sorted({entry["threads"] for _, entry in plan.done_here(store, every)} or {torch.get_num_threads()})
+    of, every = provenance.machine(worker.device), cost.tasks_of(jobs)
+    speed, _ = cost.rate(worker, every)
+    threads = sorted({entry["threads"] for _, entry in cost.done_here(worker, every)} or {torch.get_num_threads()})
     where = of["device"] if "cpu" not in of else (f"{of['cpu']} with {of['instruction_set']['torch']}, "
                                                  f"threads: {', '.join(map(str, threads))}")
-    write_json(store.root / claims.WAITING, {need.claim.id: {
+    write_json(worker.store.root / ledger.WAITING, {need.claim.id: {
         "runs": len(need.runs), "tasks": len(need.tasks), "hours": float(f"{hours([need], speed)[0]:.2g}"), "on": where}
         for need in found})
 
@@ -161,4 +169,4 @@ def _left(store: Store, jobs: Sequence[Job], wanted: Sequence[Job]) -> list[Task
 
 
 def _work(tasks: Sequence[Task]) -> float:
-    return sum(map(plan.macs, tasks))
+    return sum(map(cost.macs, tasks))

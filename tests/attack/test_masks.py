@@ -1,0 +1,634 @@
+"""Masks per test image: AutoAttack against closed forms and the package itself, blocks, global state, checks."""
+
+import sys
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twinslib.attack import autoattack as attack_autoattack
+from twinslib.attack.autoattack import autoattack, autoattack_masks, checks
+from twinslib.attack.masks import block_seed, clean_mask, pgd_losses, pgd_mask
+from twinslib.attack.pgd import eval_mode, pgd
+from twinslib.base.errors import Diverged
+from twinslib.nets import arithmetic
+from twinslib.specs import strength
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
+FAST = ("apgd-ce", "apgd-t")
+STANDARD = strength.STANDARD
+
+
+def linear_net(classes=10, side=6, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, classes))
+        nn.init.normal_(net[1].weight)
+        net[1].bias.data = -0.5 * net[1].weight.data.sum(1)
+    return net.eval()
+
+
+def conv_net(classes=10, seed=0):
+    """A small network with batch norm; centred, so that random images spread over the classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16),
+                            nn.ReLU(), nn.Flatten(), nn.Linear(64, classes))
+        with torch.no_grad():
+            for _ in range(30):
+                logits = net(torch.rand(64, 3, 6, 6))
+        net[-1].bias.data -= logits.mean(0)
+    return net.eval()
+
+
+def pictures(net, n, side=6, low=0, high=256, device="cpu"):
+    """Random uint8 images, labelled as the network sees them."""
+    images = torch.randint(low, high, (n, 3, side, side), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(1))
+    labels = net(images / 255).argmax(1)
+    return images.to(device), labels.to(device)
+
+
+def distances(net, images, threat):
+    """Distance of each image from the nearest decision boundary of a linear network, pixel bounds left aside."""
+    weight, logits = net[1].weight.detach().double(), net.double()(images.double() / 255).detach()
+    net.float()
+    top = logits.argmax(1)
+    gaps = weight[top][:, None] - weight[None]
+    dual = gaps.abs().sum(2) if threat == "linf" else gaps.norm(dim=2)
+    own = F.one_hot(top, logits.shape[1]).bool()
+    return ((logits.gather(1, top[:, None]) - logits) / dual).masked_fill(own, torch.inf).amin(1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("threat", "attacks"), [("linf", STANDARD), ("l2", FAST)])
+def test_autoattack_equals_the_closed_form(threat, attacks, device):
+    """Linear network, images away from the pixel bounds: robust exactly where the boundary is farther than eps."""
+    net = linear_net()
+    images, labels = pictures(net, 20, low=77, high=179, device=device)
+    distance = distances(net, images.cpu(), threat)
+    eps = float(distance.median()) * 1.02
+    decided = (distance / eps - 1).abs() > 0.01
+    masks = autoattack_masks(net.to(device), images, labels, eps=eps, threat=threat, attacks=attacks, batch_size=20)
+    final = masks["+".join(attacks)]
+    assert decided.sum() >= 18 and 5 < int(final.sum()) < 15
+    assert torch.equal(final[decided], (distance > eps)[decided])
+    pgd = pgd_mask(net, images, labels, eps=eps, step_size=eps / 4, steps=40, threat=threat, batch_size=20)
+    assert not (final & ~pgd)[decided].any()
+
+
+def test_stages_equal_one_call_of_the_package():
+    """Attacks run one by one on what is left give the mask of one call of the package with both, image by image."""
+    import pyautoattack
+
+    net = conv_net().requires_grad_(False)
+    images, labels = pictures(net, 12)
+    labels[0] = (labels[0] + 1) % 10
+    masks = autoattack_masks(net, images, labels, eps=4 / 255, attacks=FAST, batch_size=12, seed=5, block=3)
+    with torch.random.fork_rng(devices=[]):
+        adversary = pyautoattack.AutoAttack(net, eps=4 / 255, seed=block_seed(5, "autoattack", 3), version="standard")
+        adversary.attacks_to_run = list(FAST)
+        _, predicted = adversary.run_standard_evaluation(images / 255, labels, batch_size=12)
+    counts = [int(mask.sum()) for mask in masks.values()]
+    assert list(masks) == ["apgd-ce", "apgd-ce+apgd-t"]
+    assert torch.equal(masks["apgd-ce+apgd-t"], predicted == labels)
+    assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < 11
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_settings_are_those_of_the_standard_version(threat):
+    """Every number of the four attacks equals the package's own standard set-up (a custom list starts from others)."""
+    import pyautoattack
+
+    net = linear_net()
+    norm = {"linf": "Linf", "l2": "L2"}[threat]
+    standard = pyautoattack.AutoAttack(net, eps=0.1, norm=norm, seed=1, version="standard")
+    assert tuple(standard.attacks_to_run) == STANDARD
+    for name in STANDARD:
+        ours = attack_autoattack._adversary(net, name, 0.1, threat, "cpu", 1)
+        part = {"apgd-ce": "apgd", "apgd-t": "apgd_targeted", "fab-t": "fab", "square": "square"}[name]
+        expected, got = vars(getattr(standard, part)), vars(getattr(ours, part))
+        assert {k: v for k, v in got.items() if k != "logger"} == {k: v for k, v in expected.items() if k != "logger"}
+        assert ours.attacks_to_run == [name]
+
+
+def test_pgd_never_beats_autoattack():
+    """Convolutional network: AutoAttack leaves at most as many images as PGD, PGD at most the clean ones."""
+    net = conv_net()
+    images, labels = pictures(net, 24)
+    eps = 4 / 255
+    pgd = pgd_mask(net, images, labels, eps=eps, step_size=1 / 255, steps=20, restarts=2, batch_size=40)
+    best = autoattack_masks(net, images, labels, eps=eps, attacks=FAST, batch_size=40)["apgd-ce+apgd-t"]
+    assert 0 < best.sum() <= pgd.sum() < 24
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("measure", ["clean", "pgd", "autoattack"])
+def test_blocks_equal_the_whole_run(measure, device):
+    """Blocks computed one at a time, last first, give the masks of one call; another seed gives other starts."""
+    net = conv_net()
+    images, labels = pictures(net, 22, device=device)
+    labels[1] = (labels[1] + 1) % 10
+    net.to(device)
+
+    def masks(a, b, block, seed=0):
+        x, y = images[a:b], labels[a:b]
+        if measure == "clean":
+            return clean_mask(net, x, y, batch_size=8)
+        call = dict(eps=3 / 255, batch_size=8, seed=seed, block=block)
+        if measure == "pgd":
+            return pgd_mask(net, x, y, step_size=1 / 255, steps=3, restarts=2, **call)
+        return autoattack_masks(net, x, y, attacks=("apgd-ce",), **call)["apgd-ce"]
+
+    whole = masks(0, 22, 0)
+    parts = {k: masks(8 * k, 8 * k + 8, k) for k in (2, 0, 1)}
+    assert torch.equal(torch.cat([parts[k] for k in range(3)]), whole)
+    assert whole.dtype == torch.bool and whole.device.type == "cpu" and whole.shape == (22,)
+    assert not whole[1] and 0 < whole.sum() < 22
+
+
+@pytest.mark.parametrize(("threat", "eps"), [("linf", 4 / 255), ("l2", 0.3)])
+def test_losses_after_pgd_by_hand(threat, eps):
+    """Every image, also one that is wrong at once, is attacked to the end from the start of its block, and loss and prediction
+    are those of the last iterate."""
+    net = conv_net()
+    images, labels = pictures(net, 20)
+    labels[:3] = (labels[:3] + 1) % 10
+    attack = dict(eps=eps, step_size=eps / 3, steps=4, threat=threat)
+    mask, losses = pgd_losses(net, images, labels, **attack, seed=5, batch_size=8)
+    assert mask.shape == losses.shape == (20,) and (mask.dtype, losses.dtype) == (torch.bool, torch.float32)
+    assert mask.device.type == losses.device.type == "cpu" and not losses.requires_grad
+    for number, start in enumerate((0, 8, 16)):
+        part = slice(start, start + 8)
+        generator = torch.Generator().manual_seed(block_seed(5, "pgd", number))
+        x_adv = pgd(net, images[part] / 255, labels[part], **attack, generator=generator)
+        probabilities = net(x_adv).double().softmax(1)
+        assert torch.equal(mask[part], probabilities.argmax(1) == labels[part])
+        own = probabilities[torch.arange(len(x_adv)), labels[part]]
+        torch.testing.assert_close(losses[part].double(), -own.log(), rtol=1e-4, atol=1e-5)
+    clean = F.cross_entropy(net(images / 255), labels, reduction="none")
+    assert (losses > clean).sum() >= 18 and losses[:3].min() > clean[:3].min() and 0 < mask.sum() < 17
+    other = pgd_losses(net, images, labels, **attack, seed=6, batch_size=8)[1]
+    assert not torch.equal(other, losses)
+
+
+def test_losses_without_an_attack():
+    """With eps 0 they are the losses of the clean images, and the mask is the clean one."""
+    net = conv_net()
+    images, labels = pictures(net, 10)
+    labels[::3] = (labels[::3] + 1) % 10
+    mask, losses = pgd_losses(net, images, labels, eps=0, step_size=0.1, steps=3, batch_size=4)
+    assert torch.equal(mask, clean_mask(net, images, labels, batch_size=4)) and mask.sum() == 6
+    torch.testing.assert_close(losses, F.cross_entropy(net(images / 255), labels, reduction="none"))
+
+
+def test_starts_depend_on_seed_and_block():
+    """The start is drawn from (seed, block) and does not depend on the network or on earlier blocks."""
+    net = conv_net()
+    images, labels = pictures(net, 4)
+
+    def start(seed, block, spoil=0.0):
+        seen = []
+
+        def forward(x):
+            seen.append(x.detach().clone())
+            return net(x) + spoil
+
+        pgd_mask(forward, images, labels, eps=0.1, step_size=0.1, steps=1, batch_size=4, seed=seed, block=block)
+        return next(x for x in seen if len(x) == 4 and not torch.equal(x, images / 255))
+
+    assert torch.equal(start(0, 0), start(0, 0, spoil=1.0))
+    assert not torch.equal(start(0, 0), start(1, 0)) and not torch.equal(start(0, 0), start(0, 1))
+    seeds = {block_seed(s, p, b) for s in range(20) for p in ("pgd", "autoattack") for b in range(20)}
+    assert len(seeds) == 800 and all(0 <= s < 2 ** 63 for s in seeds)
+
+
+def test_global_state_is_given_back():
+    """Global random state, trace function, gradient flags and parameter gradients are as before, statistics too."""
+    net = conv_net()
+    images, labels = pictures(net, 6)
+    statistics = {k: v.clone() for k, v in net.state_dict().items()}
+
+    def trace(frame, event, argument):
+        return None
+
+    before, trace_before = torch.get_rng_state(), sys.gettrace()
+    cuda_before = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    sys.settrace(trace)
+    try:
+        autoattack_masks(net, images, labels, eps=0.5, attacks=("fab-t",), batch_size=6)
+        after = sys.gettrace()
+    finally:
+        sys.settrace(trace_before)
+    assert after is trace
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(map(torch.equal, cuda_before, torch.cuda.get_rng_state_all() if cuda_before else []))
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert all(torch.equal(v, statistics[k]) for k, v in net.state_dict().items())
+
+
+def test_global_state_is_given_back_after_an_error():
+    """A network that fails half-way leaves random state and gradient flags as they were."""
+    net = linear_net()
+    images, labels = pictures(net, 4)
+    calls = []
+
+    class Failing(nn.Sequential):
+        def forward(self, x):
+            calls.append(1)
+            if len(calls) > 20:
+                raise ArithmeticError
+            return super().forward(x)
+
+    failing, before = Failing(*net).eval(), torch.get_rng_state()
+    with pytest.raises(ArithmeticError):
+        autoattack_masks(failing, images, labels, eps=0.02, attacks=FAST, batch_size=4)
+    assert torch.equal(before, torch.get_rng_state()) and all(p.requires_grad for p in failing.parameters())
+
+
+@pytest.mark.parametrize("kind", ["clean", "pgd", "losses", "autoattack"])
+def test_float32_inside_autocast(kind):
+    """An autocast around the evaluation changes nothing, and the TF32 switches come out as they went in."""
+    net = conv_net()
+    images, labels = pictures(net, 10)
+    seen = set()
+
+    def forward(x):
+        logits = net(x)
+        seen.add((logits.dtype, *arithmetic.state().values()))
+        return logits
+
+    switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with torch.autocast("cpu", torch.bfloat16):
+        if kind == "clean":
+            clean_mask(forward, images, labels, batch_size=5)
+        elif kind == "pgd":
+            pgd_mask(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
+        elif kind == "losses":
+            pgd_losses(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
+        else:
+            autoattack_masks(forward, images, labels, eps=0.01, attacks=("apgd-ce",), batch_size=5)
+    assert {kind for found in seen for kind in found} == {torch.float32, "ieee"}
+    assert switches == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
+
+def test_eps_zero_is_clean_accuracy():
+    """With eps 0 every measure is the clean mask."""
+    net = conv_net()
+    images, labels = pictures(net, 10)
+    labels[::3] = (labels[::3] + 1) % 10
+    clean = clean_mask(net, images, labels, batch_size=4)
+    assert clean.sum() == 6
+    assert torch.equal(clean, pgd_mask(net, images, labels, eps=0, step_size=0.1, steps=3, batch_size=4))
+    assert torch.equal(clean, autoattack_masks(net, images, labels, eps=0, attacks=FAST, batch_size=4)["apgd-ce"])
+
+
+def test_no_image_left_ends_well():
+    """Where the first attack breaks everything, the later stages are all False and nothing fails."""
+    net = linear_net()
+    images, labels = pictures(net, 5)
+    masks = autoattack_masks(net, images, labels, eps=0.5, batch_size=3)
+    assert [int(m.sum()) for m in masks.values()] == [0, 0, 0, 0]
+
+
+def with_(**changes):
+    return changes
+
+
+BAD = [
+    (with_(net=linear_net(3), labels=torch.zeros(4, dtype=torch.int64)), ValueError,
+     "at least 4 classes of the network for apgd-t, got 3; attack with apgd-ce, fab-t, square", "autoattack"),
+    (with_(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes",
+     "clean pgd losses autoattack"),
+    (with_(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", "autoattack"),
+    (with_(attacks=()), ValueError, "at least one attack", "autoattack"),
+    (with_(attacks=("square", "square")), ValueError, "none twice", "autoattack"),
+    (with_(eps=8), ValueError, "write 8/255", "pgd losses autoattack"),
+    (with_(threat="l1"), ValueError, "threat", "pgd losses autoattack"),
+    (with_(net=linear_net().train()), ValueError, "in training mode; use eval_mode", "clean pgd losses autoattack"),
+    (with_(net=linear_net().double()), ValueError, "float32 network, got 1.weight", "clean pgd losses autoattack"),
+    (with_(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", "clean pgd losses autoattack"),
+    (with_(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", "clean pgd losses autoattack"),
+    (with_(labels=torch.full((4,), 10)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
+    (with_(labels=torch.full((4,), -1)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
+    (with_(labels=torch.zeros(3, dtype=torch.int64)), TypeError, "int64 labels of shape", "clean pgd losses autoattack"),
+    (with_(labels=torch.zeros(4)), TypeError, "int64", "clean pgd losses autoattack"),
+    (with_(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (with_(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (with_(batch_size=0), ValueError, "batch_size", "clean pgd losses autoattack"),
+    (with_(batch_size=2.0), TypeError, "batch_size", "clean pgd losses autoattack"),
+    (with_(batch_size=True), TypeError, "batch_size", "clean pgd losses autoattack"),
+    (with_(batch_size=1, labels=torch.tensor([0, 0, 0, 10])), ValueError, r"labels in 0\.\.9", "pgd losses autoattack"),
+    (with_(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", "clean pgd losses autoattack"),
+    (with_(images=np.zeros((4, 3, 6, 6))), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (with_(images=[torch.zeros(3, 6, 6)] * 4), TypeError, "uint8 images|images as a tensor", "clean pgd losses autoattack"),
+    (with_(labels=[0.0] * 4), TypeError, "int64", "clean pgd losses autoattack"),
+    (with_(labels=[[0], [0, 1], [0], [0]]), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (with_(labels=["a"] * 4), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (with_(labels=[True] * 4), TypeError, "int64", "clean pgd losses autoattack"),
+    (with_(labels=None), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (with_(seed=True), TypeError, "seed", "pgd losses autoattack"),
+    (with_(seed=0.0), TypeError, "seed", "pgd losses autoattack"),
+    (with_(block=0.5), TypeError, "block", "pgd autoattack"),
+    (with_(eps="0.1"), TypeError, "eps to be a number", "pgd losses autoattack"),
+    (with_(attacks="apgd-ce+square"), ValueError, "attack to be one of", "autoattack"),
+    (with_(net=lambda x: (linear_net()(x),)), TypeError, "logits alone, got a tuple", "clean pgd losses autoattack"),
+    (with_(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), None)), TypeError, "logits alone, got a Out",
+     "clean pgd losses autoattack"),
+    (with_(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", "pgd losses"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message", "kind"), [
+    (change, error, message, kind) for change, error, message, kinds in BAD for kind in kinds.split()])
+def test_bad_arguments(change, error, message, kind):
+    """Each wrong argument gives one clear message."""
+    images, labels = pictures(linear_net(), 4)
+    call = dict(net=linear_net(), images=images, labels=labels, batch_size=4) | change
+    positional = [call.pop(name) for name in ("net", "images", "labels")]
+    with pytest.raises(error, match=message):
+        if kind == "clean":
+            clean_mask(*positional, **call)
+        elif kind == "pgd":
+            pgd_mask(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
+        elif kind == "losses":
+            pgd_losses(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
+        else:
+            autoattack_masks(*positional, **(dict(eps=0.1, attacks=FAST) | call))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Attacks of few iterations, where it makes no difference how strong they are."""
+    made = attack_autoattack._adversary
+
+    def fewer(*args):
+        adversary = made(*args)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter = 8
+        adversary.square.n_queries = 50
+        return adversary
+
+    monkeypatch.setattr(attack_autoattack, "_adversary", fewer)
+
+
+def test_labels_are_checked_before_the_first_attack():
+    """A label outside the logits in the last block is found before any image is attacked."""
+    seen = []
+    images, labels = pictures(linear_net(), 4)
+    labels[-1] = 10
+    for measure in (pgd_mask, pgd_losses):
+        with pytest.raises(ValueError, match="labels in"):
+            measure(lambda x: seen.append(len(x)) or linear_net()(x), images, labels, eps=0.1, step_size=0.1, steps=1,
+                    batch_size=2)
+    assert seen == [1, 1]
+
+
+def measure(kind, net, images, labels, *, number=float, integer=int):
+    """Masks of one kind, its arguments made by `number` and `integer`."""
+    options, aa = dict(batch_size=integer(4)), dict(attacks=["apgd-ce"], block=integer(1))
+    attack = options | dict(eps=number(0.03125), seed=integer(3))
+    steps = dict(step_size=number(0.0078125), steps=integer(3))
+    return {"clean": lambda: clean_mask(net, images, labels, **options),
+            "pgd": lambda: pgd_mask(net, images, labels, **attack, **steps, restarts=integer(2), block=integer(1)),
+            "losses": lambda: pgd_losses(net, images, labels, **attack, **steps)[1],
+            "autoattack": lambda: autoattack_masks(net, images, labels, **attack, **aa)["apgd-ce"],
+            "checks": lambda: torch.tensor(list(checks(net, images, labels, eps=attack["eps"], seed=attack["seed"],
+                                                       **steps).values()))}[kind]()
+
+
+KINDS = ("clean", "pgd", "losses", "autoattack", "checks")
+
+
+@pytest.mark.parametrize("taken", [
+    lambda x, y: (x.numpy(), y.numpy()), lambda x, y: (x.numpy(), y.tolist()), lambda x, y: (x, y.int()),
+    lambda x, y: (x, tuple(y.tolist())), lambda x, y: (x.numpy()[:, :, ::-1][:, :, ::-1], y.numpy().astype(np.uint8)),
+    lambda x, y: (np.broadcast_to(x.numpy(), x.shape), list(y)), lambda x, y: (x, y.numpy()[::-1][::-1])])
+@pytest.mark.filterwarnings("error")
+def test_arrays_and_lists_are_taken(taken, short):
+    """Images as an array, labels as array, list or tuple, of any integers, read-only and flipped ones too."""
+    net = conv_net()
+    images, labels = pictures(net, 6)
+    labels[0] = (labels[0] + 1) % 10
+    for kind in KINDS:
+        assert torch.equal(measure(kind, net, *taken(images, labels)), measure(kind, net, images, labels)), kind
+
+
+@pytest.mark.parametrize(("number", "integer"), [(np.float32, np.int64), (np.float64, np.uint8), (torch.tensor, torch.tensor),
+                                                 (np.array, np.array)])
+def test_scalars_of_any_kind(number, integer, short):
+    """NumPy scalars and tensors without dimensions give what plain numbers give."""
+    net = conv_net()
+    images, labels = pictures(net, 6)
+    for kind in KINDS:
+        one, other = (measure(kind, net, images, labels, **call) for call in ({}, dict(number=number, integer=integer)))
+        assert torch.equal(one, other), kind
+
+
+def test_one_attack_by_its_name():
+    """A single name need not be put into a tuple; an array of names does too."""
+    net = linear_net()
+    images, labels = pictures(net, 4)
+    for names in ("apgd-ce", ["apgd-ce"], np.array(["apgd-ce"])):
+        assert list(autoattack_masks(net, images, labels, eps=0.01, attacks=names, batch_size=4)) == ["apgd-ce"]
+
+
+# -- few classes ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_few_classes(classes):
+    """Every attack that can run reaches the closed form, those that try all classes on every image; nothing is odd."""
+    net = linear_net(classes)
+    images, labels = pictures(net, 16, low=77, high=179)
+    distance = distances(net, images, "linf")
+    eps = float(distance.median()) * 1.02
+    decided = (distance / eps - 1).abs() > 0.02
+    for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"):
+        if classes >= attack_autoattack.N_CLASSES.get(name, 2):
+            masks, flags = autoattack(net, images, labels, eps=eps, attacks=(name,), batch_size=16)
+            assert flags["no_other_warning"] and flags["norm_kept"] and 0 < masks[name].sum() < 16, (name, flags)
+            complete = name in ("fab", "fab-t", "apgd-t")  # the others look at the runner-up alone
+            assert not ((distance > eps) & ~masks[name])[decided].any()
+            assert not complete or torch.equal(masks[name][decided], (distance > eps)[decided]), name
+        else:
+            with pytest.raises(ValueError, match=f"at least {attack_autoattack.N_CLASSES[name]} classes"):
+                autoattack(net, images, labels, eps=eps, attacks=(name,), batch_size=16)
+
+
+@pytest.mark.parametrize("classes", range(1, 12))
+def test_targets_of_few_classes(classes, monkeypatch):
+    """All wrong classes are targets, nine at most; what cannot run is refused with what can."""
+    seen, made = [], attack_autoattack._adversary
+
+    def spy(*args):
+        seen.append(made(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(attack_autoattack, "_adversary", spy)
+    possible = [name for name in STANDARD if classes >= attack_autoattack.N_CLASSES.get(name, 2)]
+    if classes > 1:
+        net = linear_net(classes)
+        images, labels = pictures(net, 3)
+        autoattack(net, images, labels, eps=0.3, attacks=possible, batch_size=3)
+        assert {n for a in seen for n in (a.fab.n_target_classes, a.apgd_targeted.n_target_classes)} == {min(9, classes - 1)}
+    if len(possible) < 4:
+        with pytest.raises(ValueError, match=f"of birds for .*got {classes}; attack with {', '.join(possible) or 'nothing'}"):
+            attack_autoattack.check_attacks(STANDARD, classes, "birds")
+    else:
+        attack_autoattack.check_attacks(attack_autoattack.ATTACKS, classes)
+
+
+# -- what is not finite -----------------------------------------------------------------------------------------------
+def rooted(net, where=lambda x: torch.ones(len(x), dtype=torch.bool)):
+    """`net` with the root of 0 in its logits for some images: finite, but its gradient is not."""
+    return lambda x: net(x) + torch.where(where(x), 0.0, 1.0).mul(x.flatten(1).sum(1)).mul(1e-6).sqrt()[:, None]
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_a_network_without_gradients_is_refused(threat, short):
+    """Neither PGD nor a part of AutoAttack that uses gradients calls it robust, and the checks say why."""
+    net = conv_net().requires_grad_(False)
+    images, labels = pictures(net, 12)
+    call = dict(eps=0.1, threat=threat, batch_size=12)
+    for measured in (pgd_mask, pgd_losses):
+        with pytest.raises(Diverged, match="finite gradients with respect to the images.*root at 0"):
+            measured(rooted(net), images, labels, step_size=0.03, steps=4, **call)
+    for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"):
+        with pytest.raises(Diverged, match="finite gradients"):
+            autoattack(rooted(net), images, labels, attacks=(name, "square"), **call)
+    found = checks(rooted(net), images, labels, eps=0.1, step_size=0.03, steps=4, threat=threat)
+    assert not found["gradient_nonzero"] and not found["norm_kept"]
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"])
+def test_single_images_without_a_gradient_are_broken(name, threat, caplog, short):
+    """They are not counted as robust, and the others, which no perturbation of this size can break, are."""
+    net = conv_net().requires_grad_(False)
+    images, labels = pictures(net, 12)
+    images[3:5] //= 8  # darker than the others: what the network tells them by
+    labels = net(images / 255).argmax(1)
+    forward = rooted(net, lambda x: x.flatten(1).mean(1) < 0.2)
+    call = dict(eps=1e-5, threat=threat, batch_size=12)
+    mask = (pgd_mask(forward, images, labels, step_size=1e-5, steps=4, **call) if name == "pgd"
+            else autoattack(forward, images, labels, attacks=(name,), **call).masks[name])
+    assert mask.tolist() == [i not in (3, 4) for i in range(12)]
+    assert "2 of 12 images count as broken" in caplog.text
+    flags = checks(forward, images, labels, eps=1e-5, step_size=1e-5, steps=4, threat=threat)
+    assert not flags["gradient_nonzero"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["pgd", *attack_autoattack.ATTACKS])
+def test_logits_that_fail_under_attack_are_broken(name, value, short):
+    """Class 0, which argmax finds in a row of NaN, is no exception; one logit is enough."""
+    net = conv_net().requires_grad_(False)
+    images, _ = pictures(net, 8)
+    labels = torch.zeros(8, dtype=torch.int64)
+    fails = torch.tensor([1.0] + [0] * 9) > 0
+
+    def forward(x):
+        far = torch.cdist(x.flatten(1), images.flatten(1) / 255, p=torch.inf).amin(1) > 1e-6
+        logits = net(x) + torch.tensor([20.0] + [0] * 9)
+        return torch.where(far[:, None] & fails, value, logits)
+
+    call = dict(eps=0.001, batch_size=8)
+    mask = (pgd_mask(forward, images, labels, step_size=0.001, steps=2, **call) if name == "pgd"
+            else autoattack(forward, images, labels, attacks=(name,), **call).masks[name])
+    assert clean_mask(forward, images, labels, batch_size=8).all() and not mask.any()
+
+
+def test_a_frozen_norm_does_not_make_training_mode():
+    """A network put into eval mode for the call is accepted and comes back with its own modes."""
+    net = conv_net().train()
+    net[1].eval()
+    images, labels = pictures(conv_net(), 4)
+    with eval_mode(net):
+        assert clean_mask(net, images, labels, batch_size=4).all()
+    assert net[4].training and not net[1].training
+
+
+class Flipped(torch.autograd.Function):
+    """Identity whose gradient points the wrong way."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def broken_networks():
+    """Each with the one check that must see it."""
+    net, flipped = conv_net().requires_grad_(False), linear_net().requires_grad_(False)
+    noise = torch.Generator().manual_seed(0)
+    return {
+        "repeatable": lambda x: net(x) + 0.1 * torch.randn(len(x), 10, generator=noise),
+        "eval_mode": lambda x: net(x) - net(x).mean(0),
+        "logits": lambda x: net(x).softmax(1),
+        "gradient_nonzero": lambda x: net(x.mul(255).round().div(255)),
+        "stronger_not_weaker": lambda x: flipped(Flipped.apply(x)),
+        "large_eps_breaks": lambda x: net(0.5 + 0.002 * (x - 0.5)),
+    }
+
+
+def test_sound_network_passes_all_checks():
+    """Nothing is flagged for an ordinary network in eval mode, under either threat."""
+    net = conv_net()
+    images, labels = pictures(net, 64)
+    for threat, eps in (("linf", 4 / 255), ("l2", 0.2)):
+        result = checks(net, images, labels, eps=eps, step_size=eps / 4, steps=10, threat=threat)
+        assert all(result.values()), result
+
+
+@pytest.mark.parametrize("name", list(broken_networks()))
+def test_broken_network_fails_its_check(name):
+    """Each fault is seen by the check that is there for it."""
+    forward = broken_networks()[name]
+    images, _ = pictures(conv_net(), 64)
+    labels = forward(images / 255).argmax(1)
+    assert not checks(forward, images, labels, eps=8 / 255, step_size=2 / 255, steps=10)[name]
+
+
+def test_images_scaled_twice_are_seen():
+    """Pixels of 0 and 1 in a uint8 array, as rounding a float image gives, fail the range check."""
+    net = conv_net()
+    images, labels = pictures(net, 16, high=2)
+    assert not checks(net, images, labels, eps=0.1, step_size=0.1, steps=1)["inputs_in_range"]
+
+
+@pytest.mark.parametrize(("fault", "check"), [
+    (lambda logits: logits + 0.1 * torch.randn(logits.shape), "repeatable"),
+    (lambda logits: logits.softmax(1), "logits"),
+])
+def test_warnings_of_the_package_become_checks(fault, check, caplog):
+    """A randomised network and one that returns probabilities are recorded and logged; a later sound one is not."""
+    net = linear_net().requires_grad_(False)
+    images, labels = pictures(net, 6)
+    call = dict(eps=0.002, attacks=("apgd-ce",), batch_size=6)
+    result = autoattack(lambda x: fault(net(x)), images, labels, **call)
+    assert not result.checks[check]
+    autoattack_masks(lambda x: fault(net(x)), images, labels, **call)
+    assert check in caplog.text
+    assert all(autoattack(net, images, labels, **call).checks.values())
+
+
+def test_a_gradient_inside_the_network_is_recorded():
+    """A defence that differentiates at test time is flagged, and does not mark the next network."""
+    net = linear_net().requires_grad_(False)
+    images, labels = pictures(net, 4)
+
+    def dynamic(x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            leaf.sum().backward()
+        return net(x)
+
+    call = dict(eps=0.002, attacks=("apgd-ce",), batch_size=4)
+    assert not autoattack(dynamic, images, labels, **call).checks["no_gradient_in_forward"]
+    assert autoattack(net, images, labels, **call).checks["no_gradient_in_forward"]

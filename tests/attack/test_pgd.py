@@ -1,0 +1,468 @@
+"""PGD by property: legal, strong where the best answer is known, repeatable, and leaving the network as it was."""
+
+import itertools
+import math
+from collections import namedtuple
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twinslib.attack import pgd as attack_pgd
+from twinslib.attack.pgd import eval_mode, pgd, pgd_robust_mask, random_point
+from twinslib.specs import choices
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
+RADII = {"linf": 8 / 255, "l2": 0.5}
+
+
+def seeded(seed=0, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
+
+
+def batch(n=12, side=8, classes=5, low=0.0, high=1.0, device="cpu", dtype=torch.float32):
+    x = (low + (high - low) * torch.rand(n, 3, side, side, generator=seeded(1))).to(device, dtype)
+    return x, torch.randint(classes, (n,), generator=seeded(2)).to(device)
+
+
+def conv_net(classes=5, device="cpu", dtype=torch.float32):
+    """A small smooth network in eval mode whose batch norm has seen data."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 3, stride=2),
+                            nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(72, classes))
+        net(torch.rand(32, 3, 8, 8))
+    return net.eval().requires_grad_(False).to(device, dtype)
+
+
+def sensitive_net(classes=5, device="cpu", dtype=torch.float32):
+    """Two smooth layers that small perturbations can turn: nearly half of random images break at linf 2/255."""
+    first = torch.randn(32, 192, generator=seeded(12)).to(device, dtype) / 4
+    last = torch.randn(classes, 32, generator=seeded(13)).to(device, dtype)
+    return lambda x: torch.tanh((x.flatten(1) - 0.5) @ first.T) @ last.T
+
+
+def linear(classes, side=8, dtype=torch.float32):
+    weight = torch.randn(classes, 3 * side * side, generator=seeded(3), dtype=torch.float64).to(dtype)
+    return lambda x: F.linear(x.flatten(1), weight), weight
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("loss", "random_start"), [("ce", True), ("ce", False), ("kl", True), ("margin", True),
+                                                    ("margin", False)])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_attack_is_legal(threat, loss, random_start, device):
+    """Within eps, within [0, 1], detached, of the same kind as x, and at least as bad as the clean image."""
+    x, y = batch(device=device)
+    net, eps = conv_net(device=device), RADII[threat]
+    x_adv = pgd(net, x, y, eps=eps, step_size=eps / 4, steps=10, threat=threat, loss=loss, random_start=random_start,
+                generator=seeded(4, device))
+    delta = (x_adv - x).flatten(1)
+    size = delta.abs().amax(1) if threat == "linf" else delta.norm(dim=1)
+    assert size.max() <= eps + 1e-6 and size.min() > eps / 2
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (x_adv.dtype, x_adv.device, x_adv.shape, x_adv.requires_grad) == (x.dtype, x.device, x.shape, False)
+
+    def badness(images):
+        if loss == "ce":
+            return F.cross_entropy(net(images), y, reduction="none")
+        if loss == "kl":
+            return F.kl_div(net(images).log_softmax(1), net(x).softmax(1), reduction="none").sum(1)
+        others = torch.where(F.one_hot(y, 5).bool(), -torch.inf, net(images)).amax(1)
+        return others - net(images).gather(1, y[:, None])[:, 0]
+
+    assert (badness(x_adv) > badness(x)).all()
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_attack_is_strong(threat, random_start, loss):
+    """Two-class linear model away from the pixel bounds: the best point is x + eps times the dual of w, reached."""
+    x, y = batch(classes=2, low=0.3, high=0.7, dtype=torch.float64)
+    forward, weight = linear(2, dtype=torch.float64)
+    eps = RADII[threat] / 4
+    w = (weight[1 - y] - weight[y])
+    best = w.sign() if threat == "linf" else w / w.norm(dim=1, keepdim=True)
+    x_adv = pgd(forward, x, y, eps=eps, step_size=eps / 3, steps=100, threat=threat, loss=loss,
+                random_start=random_start, generator=seeded(5))
+    torch.testing.assert_close(x_adv, x + eps * best.view_as(x), rtol=0, atol=1e-9)
+
+
+def test_margin_attack_finds_the_best_class():
+    """On a linear model with many classes the margin reached is never beaten by any target's closed-form best."""
+    x, y = batch(classes=5, low=0.3, high=0.7, dtype=torch.float64)
+    forward, weight = linear(5, dtype=torch.float64)
+    y = forward(x).argmax(1)
+    x_adv = pgd(forward, x, y, eps=0.02, step_size=0.005, steps=30, loss="margin", random_start=False)
+    gaps = (weight[None] - weight[y][:, None]).masked_fill(F.one_hot(y, 5).bool()[..., None], 0)
+    reach = torch.einsum("bkd,bd->bk", gaps, x.flatten(1)) + 0.02 * gaps.abs().sum(2)
+    best = reach.masked_fill(F.one_hot(y, 5).bool(), -torch.inf).amax(1)
+    logits = forward(x_adv)
+    reached = logits.masked_fill(F.one_hot(y, 5).bool(), -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+    assert (reached <= best + 1e-9).all()
+    torch.testing.assert_close(reached.median(), best.median(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_pgd_is_the_textbook_iteration(threat):
+    """The loop start, step, project, clip written out, with the same start; the last iterate is kept."""
+    x, y = batch()
+    net, eps = conv_net(), RADII[threat]
+    step_size = eps / 4
+    if threat == "linf":
+        expected = (x + (2 * torch.rand(x.shape, generator=seeded(6)) - 1) * eps).clamp(0, 1)
+    else:
+        generator = seeded(6)
+        direction = torch.randn(x.shape, generator=generator)
+        radius = eps * torch.rand(len(x), generator=generator)
+        expected = (x + torch.einsum("bchw,b->bchw", direction, radius / direction.flatten(1).norm(dim=1))).clamp(0, 1)
+    for _ in range(7):
+        leaf = expected.clone().requires_grad_()
+        F.cross_entropy(net(leaf), y).backward()
+        if threat == "linf":
+            moved = torch.min(torch.max(expected + step_size * leaf.grad.sign(), x - eps), x + eps)
+        else:
+            length = leaf.grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            moved = x + torch.renorm(expected + step_size * leaf.grad / length - x, 2, 0, eps)
+        expected = moved.clamp(0, 1)
+    x_adv = pgd(net, x, y, eps=eps, step_size=step_size, steps=7, threat=threat, generator=seeded(6))
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_same_generator_same_result(threat):
+    """Equal seeds give equal bits, other seeds other images, and torch's global random state is not used."""
+    x, y = batch()
+    before = torch.get_rng_state()
+    one, two, other = (pgd(conv_net(), x, y, eps=RADII[threat], step_size=0.01, steps=3, threat=threat,
+                           generator=seeded(s)) for s in (7, 7, 8))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("eps", "steps"), [(0.0, 5), (8 / 255, 0)])
+def test_nothing_to_do_is_identity(eps, steps):
+    """eps 0 or no step gives x itself, without a forward pass and without a generator."""
+    x, y = batch()
+
+    def refuse(_):
+        raise AssertionError("the network must not be asked")
+
+    assert torch.equal(pgd(refuse, x, y, eps=eps, step_size=0.01, steps=steps), x)
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_start_fills_the_ball(threat):
+    """20,000 starts: mean 0; linf uniform (mean size eps/2), l2 uniform radius (mean eps/2, largest near eps)."""
+    x = torch.full((20_000, 3, 2, 2), 0.5)
+    delta = (random_point(x, 0.1, threat, seeded(9)) - x).flatten(1)
+    size = delta.abs() if threat == "linf" else delta.norm(dim=1)
+    assert delta.mean().abs() < 1e-3
+    assert size.mean() == pytest.approx(0.05, abs=1e-3) and 0.0999 < size.max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_tiny_and_huge_gradients_move_alike(threat, scale):
+    """The step does not depend on the size of the gradient, from 1e-12 to 1e12."""
+    x, y = batch(classes=2, low=0.3, high=0.7)
+    forward, _ = linear(2)
+    call = dict(eps=0.05, step_size=0.01, steps=3, threat=threat, loss="margin", random_start=False)
+    torch.testing.assert_close(pgd(lambda z: scale * forward(z), x, y, **call), pgd(forward, x, y, **call))
+
+
+def test_kl_moves_away_from_given_logits():
+    """targets_logits replaces the clean softmax, and equal logits give the default result."""
+    x, y = batch()
+    net, call = conv_net(), dict(eps=8 / 255, step_size=2 / 255, steps=5, loss="kl")
+    default = pgd(net, x, y, generator=seeded(), **call)
+    assert torch.equal(default, pgd(net, x, y, generator=seeded(), targets_logits=net(x), **call))
+    assert not torch.equal(default, pgd(net, x, y, generator=seeded(), targets_logits=-net(x), **call))
+
+
+def test_attack_touches_nothing_but_the_images():
+    """Parameter gradients stay None, batch statistics keep their bits, x is not written to, no_grad is no obstacle."""
+    x, y = batch()
+    net = conv_net().requires_grad_(True).train()
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    x_before = x.clone()
+    with eval_mode(net), torch.no_grad():
+        for threat, loss in itertools.product(["linf", "l2"], choices.LOSSES):
+            pgd(net, x, y, eps=0.1, step_size=0.02, steps=3, threat=threat, loss=loss, generator=seeded())
+            pgd_robust_mask(net, x, y, eps=0.1, step_size=0.02, steps=3, threat=threat, loss=loss, generator=seeded())
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert torch.equal(x, x_before) and not x.requires_grad
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_eval_mode_restores_each_module(fails):
+    """A frozen norm inside a training network stays frozen afterwards, also when the body raises."""
+    net = conv_net().train()
+    net[1].eval()
+    modes = [m.training for m in net.modules()]
+    try:
+        with eval_mode(net):
+            assert not any(m.training for m in net.modules())
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert [m.training for m in net.modules()] == modes and not net[1].training and net[4].training
+
+
+def test_training_mode_warns():
+    """A network in training mode is attacked only with a warning that says what to do."""
+    x, y = batch()
+    with pytest.warns(UserWarning, match="use eval_mode"):
+        pgd(conv_net().train(), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded())
+
+
+BAD = [
+    (dict(eps=8), ValueError, r"expected eps in \[0, 1\] \(pixel units\), got 8; write 8/255"),
+    (dict(eps=-0.1), ValueError, "got -0.1"),
+    (dict(eps=float("nan")), ValueError, "got nan"),
+    (dict(eps=-1.0, threat="l2"), ValueError, "at least 0"),
+    (dict(step_size=2), ValueError, "write 2/255"),
+    (dict(step_size=0), ValueError, "step_size above 0"),
+    (dict(steps=-1), ValueError, "steps"),
+    (dict(steps=2.5), TypeError, "steps"),
+    (dict(threat="linff"), ValueError, "did you mean 'linf'"),
+    (dict(loss="cee"), ValueError, "did you mean 'ce'"),
+    (dict(generator=None), ValueError, "random_start=False"),
+    (dict(loss="kl", random_start=False), ValueError, "gradient is zero"),
+    (dict(x=torch.zeros(12, 3, 8, 8, dtype=torch.uint8)), TypeError, "divide uint8"),
+    (dict(x=torch.zeros(3, 8, 8)), TypeError, "shape"),
+    (dict(y=torch.zeros(11, dtype=torch.int64)), TypeError, r"shape \(12,\)"),
+    (dict(y=torch.zeros(12)), TypeError, "int64"),
+    (dict(x=np.zeros((12, 3, 8, 8), np.float32)), TypeError, "x to be a tensor, got a ndarray"),
+    (dict(y=[0] * 12), TypeError, "y to be a tensor, got a list"),
+    (dict(y=torch.zeros(12, dtype=torch.int64, device="meta")), TypeError, "on cpu"),
+    (dict(eps="8/255"), TypeError, "eps to be a number, got '8/255'"),
+    (dict(eps=None), TypeError, "eps to be a number"),
+    (dict(eps=np.array([0.1])), TypeError, "eps to be a number"),
+    (dict(step_size=True), TypeError, "step_size to be a number"),
+    (dict(step_size=torch.tensor([0.1, 0.1])), TypeError, "step_size to be a number"),
+    (dict(steps=True), TypeError, "steps to be an integer"),
+    (dict(steps=np.float64(3)), TypeError, "steps to be an integer"),
+    (dict(steps="3"), TypeError, "steps to be an integer"),
+    (dict(steps=np.int64(-1)), ValueError, "steps to be an integer of at least 0"),
+    (dict(generator=0), TypeError, r"torch.Generator\(\)"),
+]
+
+
+@pytest.mark.parametrize("attack", [pgd, pgd_robust_mask])
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_arguments_fail_before_any_work(attack, change, error, message):
+    """Each wrong argument gives one clear message before the network is asked."""
+    def refuse(_):
+        raise AssertionError("the network must not be asked")
+
+    x, y = batch()
+    call = dict(x=x, y=y, eps=8 / 255, step_size=2 / 255, steps=3, generator=seeded()) | change
+    with pytest.raises(error, match=message):
+        attack(refuse, call.pop("x"), call.pop("y"), **call)
+
+
+@pytest.mark.parametrize("change", [dict(restarts=0), dict(restarts=True), dict(restarts=np.float32(2)),
+                                    dict(restarts=2, random_start=False)])
+def test_bad_restarts(change):
+    """No restart, what is no number of them, and several restarts from one point, are refused."""
+    x, y = batch()
+    with pytest.raises((ValueError, TypeError), match="restarts"):
+        pgd_robust_mask(conv_net(), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded(), **change)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("loss", choices.LOSSES)
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device):
+    """Equal to attacking every image to the end and looking at every iterate, written out without compaction."""
+    x, _ = batch(n=40, device=device, dtype=torch.float64)
+    net = sensitive_net(device=device, dtype=torch.float64)
+    y = net(x).argmax(1)
+    y[::7] = (y[::7] + 1) % 5
+    eps, step_size, steps = RADII[threat] / 8, RADII[threat] / 20, 6
+    generator = seeded(11, device)
+    expected = net(x).argmax(1) == y
+    clean = expected.clone()
+    for _ in range(restarts):
+        x_adv = random_point(x, eps, threat, generator)
+        expected &= net(x_adv).argmax(1) == y
+        for _ in range(steps):
+            gradient = attack_pgd._logits_and_gradient(net, x_adv, y, loss, net(x))[1]
+            x_adv = attack_pgd.ascend(x_adv, gradient, x, eps, step_size, threat)
+            expected &= net(x_adv).argmax(1) == y
+    mask = pgd_robust_mask(net, x, y, eps=eps, step_size=step_size, steps=steps, restarts=restarts, threat=threat,
+                           loss=loss, generator=seeded(11, device))
+    assert torch.equal(mask, expected)
+    assert 0 < int(mask.sum()) < int(clean.sum()) < 40
+
+
+@pytest.mark.parametrize("when", range(5))
+@pytest.mark.parametrize("how_many", [1, 4, 8])
+def test_one_wrong_iterate_is_enough(when, how_many):
+    """Wrong on the clean image, on any iterate or on the last alone: broken for good, and no other image is."""
+    x, _ = batch(n=8)
+    y = torch.zeros(8, dtype=torch.int64)
+    calls = iter(range(100))
+    near = (x + 0.001)[:how_many]
+
+    def scripted(z):
+        marked = torch.cdist(z.flatten(1), near.flatten(1)).amin(1) < 0.1
+        wrong = marked & (next(calls) == when)
+        return torch.stack([z.flatten(1).sum(1) * 0, wrong.float() - 0.5], 1)
+
+    mask = pgd_robust_mask(scripted, x, y, eps=1e-3, step_size=1e-4, steps=3, generator=seeded())
+    assert not mask[:how_many].any() and mask[how_many:].all()
+
+
+def test_broken_images_leave_the_batch():
+    """At most steps + 1 passes a restart and one on the clean images; far fewer images than without compaction."""
+    x, _ = batch(n=64)
+    net, passes = sensitive_net(), []
+    y = net(x).argmax(1)
+
+    def counted(z):
+        passes.append(len(z))
+        return net(z)
+
+    steps, restarts = 20, 2
+    mask = pgd_robust_mask(counted, x, y, eps=6 / 255, step_size=1 / 255, steps=steps, restarts=restarts,
+                           generator=seeded())
+    assert len(passes) <= 1 + restarts * (steps + 1)
+    assert 0 < mask.sum() < 16 and sum(passes) < 0.6 * 64 * (1 + restarts * (steps + 1))
+
+
+def test_more_restarts_never_help_the_network():
+    """The images that stand after three restarts stand after one, and those after one are right on the clean image."""
+    x, _ = batch(n=64)
+    net = sensitive_net()
+    y = net(x).argmax(1)
+    call = dict(eps=2 / 255, step_size=0.5 / 255, steps=4)
+    one, three = (pgd_robust_mask(net, x, y, restarts=r, generator=seeded(), **call) for r in (1, 3))
+    last = net(pgd(net, x, y, generator=seeded(), **call)).argmax(1) == y
+    assert not (three & ~one).any() and not (one & ~last).any()
+
+
+def test_nan_is_not_robust():
+    """A network whose logits turn NaN under attack is not credited with class 0."""
+    x, _ = batch()
+    y = torch.zeros(len(x), dtype=torch.int64)
+
+    def breaks(z):
+        logits = torch.cat([z.flatten(1).sum(1, keepdim=True), torch.zeros(len(z), 2)], 1)
+        return logits if torch.equal(z, x) else logits + torch.nan
+
+    assert not pgd_robust_mask(breaks, x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded()).any()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, torch.tensor, Fraction])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_numbers_of_any_kind(threat, kind):
+    """NumPy scalars, arrays and tensors without dimensions, and fractions are taken as the plain number."""
+    x, y = batch()
+    whole = {np.float32: np.uint8, np.float64: np.int64, Fraction: int}.get(kind, kind)
+    for attack, more in ((pgd, {}), (pgd_robust_mask, {"restarts": 2})):
+        plain = dict(eps=0.125, step_size=0.03125, steps=3, **more)
+        other = {k: (kind if isinstance(v, float) else whole)(v) for k, v in plain.items()}
+        a, b = (attack(conv_net(), x, y, threat=threat, generator=seeded(), **call) for call in (plain, other))
+        assert torch.equal(a, b)
+    assert torch.equal(*(random_point(x, eps, threat, seeded()) for eps in (0.125, kind(0.125))))
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda out: namedtuple("Outputs", "logits aux")(out, out), TypeError, r"logits alone, got a Outputs.*model\(x\)\[0\]"),
+    (lambda out: {"logits": out}, TypeError, "got a dict"), (lambda out: None, TypeError, "got a NoneType"),
+    (lambda out: out.numpy(force=True), TypeError, "got a ndarray"),
+    (lambda out: out[:1], ValueError, r"shape \(12, classes\)"), (lambda out: out[:, :, None], ValueError, "classes"),
+    (lambda out: out.detach(), ValueError, "no_grad or detach"),
+    (lambda out: out.detach() + torch.zeros(1, requires_grad=True), ValueError, "no_grad or detach")])
+def test_networks_that_do_not_return_logits(change, error, message):
+    """Several outputs, none, another shape, or no way back to the images: one clear message."""
+    x, y = batch()
+    for attack in (pgd, pgd_robust_mask):
+        with pytest.raises(error, match=message):
+            attack(lambda z: change(conv_net()(z)), x, conv_net()(x).argmax(1), eps=0.1, step_size=0.1, steps=1,
+                   generator=seeded())
+    with pytest.raises(error, match=message):
+        attack_pgd.input_gradient(lambda z: change(conv_net()(z)), x, y)
+
+
+# -- what is not finite -----------------------------------------------------------------------------------------------
+class Spoiled(torch.autograd.Function):
+    """Identity with another gradient where `where` is true."""
+
+    @staticmethod
+    def forward(ctx, x, where, value):
+        ctx.where, ctx.value = where, value
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.masked_fill(ctx.where, ctx.value), None, None
+
+
+def spoiled(net, x, which, value, *, pixels=slice(None), later=False):
+    """`net` with gradient `value` for images that lie near x[which], there or only away from the clean image; its logits are
+    finite whatever it is given."""
+    def forward(z):
+        distance = torch.cdist(z.nan_to_num(0.5).flatten(1), x[which].flatten(1), p=math.inf)
+        near = distance.amin(1)
+        hit = (near < 0.4) & z.isfinite().flatten(1).all(1) & ((near > 0.012) | (not later))
+        where = torch.zeros_like(z, dtype=torch.bool)
+        where.flatten(1)[:, pixels] = hit[:, None]
+        return net(Spoiled.apply(z, where, value).nan_to_num(0.5))
+    return forward
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("pixels", [slice(None), slice(7, 8)], ids=["image", "pixel"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_an_image_without_a_gradient_is_not_robust(threat, value, pixels, later, caplog):
+    """Not one pixel of it at one iterate may be missing; the other images come out as with a sound network."""
+    x, _ = batch()
+    net = conv_net()
+    y, eps = net(x).argmax(1), {"linf": 0.02, "l2": 0.3}[threat]
+    call = dict(eps=eps, step_size=eps / 2, steps=6, threat=threat, random_start=False)
+    sound = pgd_robust_mask(net, x, y, **call)
+    mask = pgd_robust_mask(spoiled(net, x, slice(0, 5), value, pixels=pixels, later=later), x, y, **call)
+    assert not mask[:5].any() and torch.equal(mask[5:], sound[5:]) and sound[:5].any() and sound[5:].any()
+    assert "of 12 images count as broken: their gradient is not finite" in caplog.text
+
+
+@pytest.mark.parametrize("loss", choices.LOSSES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_training_sees_what_was_not_attacked(threat, value, loss):
+    """The last iterate of such an image is not finite, nor is the loss on it; all other images are attacked as ever."""
+    x, y = batch()
+    net, eps = conv_net(), RADII[threat]
+    call = dict(eps=eps, step_size=eps / 4, steps=3, threat=threat, loss=loss)
+    x_adv = pgd(spoiled(net, x, [2, 7], value), x, y, generator=seeded(), **call)
+    kept = torch.ones(12, dtype=torch.bool)
+    kept[[2, 7]] = False
+    assert torch.equal(attack_pgd.finite(x_adv), kept) and not F.cross_entropy(net(x_adv), y).isfinite()
+    assert torch.equal(x_adv[kept], pgd(net, x, y, generator=seeded(), **call)[kept])
+
+
+def test_finite_by_image():
+    """One value that is not finite, wherever it stands, marks its row; large, small and negative ones do not."""
+    values = torch.tensor([[0.0, -0.0], [3e38, 3e38], [-3e38, 1e-45], [math.nan, 0], [0, math.inf], [-math.inf, math.inf]])
+    for shaped in (values, values.view(6, 1, 2, 1), values.double()):
+        assert attack_pgd.finite(shaped).tolist() == [True] * 3 + [False] * 3
+
+
+def test_input_gradient_shows_masking():
+    """Nonzero for a network, exactly zero behind rounding."""
+    x, y = batch()
+    net = conv_net()
+    assert attack_pgd.input_gradient(net, x, y).flatten(1).any(1).all()
+    assert not attack_pgd.input_gradient(lambda z: net(z.mul(255).round().div(255)), x, y).any()

@@ -1,0 +1,72 @@
+"""Tables from radii: counted by hand, errors against simulation, what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from twinslib.base.certified import ABSTAIN, Certified, abstention_rate, average_radius, certified_accuracy, envelope
+
+
+def rows(label, prediction, radius, **rest):
+    n = len(label)
+    return Certified(np.arange(n), np.array(label), np.array(prediction), np.array(radius, dtype=float), np.zeros(n), **rest)
+
+
+TEN = rows([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5, 0, 0, -1, -1], [0.1, 0.25, 0.25, 0.5, 0.7, 1.0, 0.9, 0.3, 0, 0])
+
+
+def test_accuracy_by_hand():
+    """Right and far enough, of all images; a radius that is hit exactly counts; wrong and abstained images never do."""
+    points = certified_accuracy(TEN, [0, 0.25, 0.26, 0.5, 0.95, 1.01])
+    assert [p.accuracy for p in points] == pytest.approx([0.6, 0.5, 0.3, 0.3, 0.1, 0.0])
+    assert points[0].standard_error == pytest.approx(math.sqrt(0.6 * 0.4 / 10)) and points[0].n == 10
+    reference = stats.binomtest(6, 10).proportion_ci(0.95, "exact")
+    assert (points[0].low, points[0].high) == pytest.approx((reference.low, reference.high))
+    assert certified_accuracy(TEN, [0], level=0.5)[0].low > points[0].low
+
+
+def test_averages_by_hand():
+    """ACR counts wrong and abstained images as 0; the abstention rate counts all labels alike."""
+    counted = [0.1, 0.25, 0.25, 0.5, 0.7, 1, 0, 0, 0, 0]
+    assert average_radius(TEN) == pytest.approx((0.28, np.std(counted, ddof=1) / 10 ** 0.5, 10))
+    assert abstention_rate(TEN)[::2] == pytest.approx((0.2, 10))
+    assert math.isnan(average_radius(rows([1], [1], [0.5])).standard_error)
+
+
+def test_standard_errors_are_those_of_new_images():
+    """Over 3,000 draws of 200 images, the spread of both estimates is what one draw says, within 10 %."""
+    rng, said, got = np.random.default_rng(0), [], []
+    for _ in range(3000):
+        prediction, radius = rng.integers(-1, 2, 200), rng.exponential(0.3, 200)
+        c = rows(np.zeros(200, int), prediction, np.where(prediction == ABSTAIN, 0, radius))
+        point, mean = certified_accuracy(c, [0.2])[0], average_radius(c)
+        got.append((point.accuracy, mean.estimate))
+        said.append((point.standard_error, mean.standard_error))
+    assert np.std(got, axis=0) == pytest.approx(np.mean(said, axis=0), rel=0.1)
+
+
+def test_envelope():
+    """The best curve at each radius, by name; the first of equals."""
+    small = rows([0] * 4, [0, 0, 0, 0], [0.2, 0.2, 0.2, 0.2])
+    large = rows([0] * 4, [0, 0, 1, -1], [0.9, 0.8, 0.9, 0])
+    curves = {"0.12": certified_accuracy(small, [0, 0.1, 0.5, 2]), "0.5": certified_accuracy(large, [0, 0.1, 0.5, 2])}
+    best = [(name, point.radius, point.accuracy) for name, point in envelope(curves)]
+    assert best == [("0.12", 0, 1), ("0.12", 0.1, 1), ("0.5", 0.5, 0.5), ("0.12", 2, 0)]
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: certified_accuracy(rows([], [], []), [0]), "at least one image"),
+    (lambda: average_radius(rows([], [], [])), "at least one image"),
+    (lambda: abstention_rate(rows([], [], [])), "at least one image"),
+    (lambda: certified_accuracy(rows([0], [0], [np.nan]), [0]), "PREDICT gives none"),
+    (lambda: average_radius(rows([-1], [0], [0.5])), "a label for each image"),
+    (lambda: abstention_rate(rows([0], [-1], [0], label_used=True)), "without stop_if_wrong"),
+    (lambda: envelope({}), "at least one curve"),
+    (lambda: envelope({"a": certified_accuracy(TEN, [0, 1]), "b": certified_accuracy(TEN, [0, 2])}), r"got \[0.0, 2.0\] for 'b'"),
+])
+def test_refused(make, message):
+    """One message with what was expected."""
+    with pytest.raises(ValueError, match=message):
+        make()

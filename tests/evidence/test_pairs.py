@@ -1,0 +1,331 @@
+"""Differences between methods from hand-made masks: by seed, over seeds, over data sets, in a table and in words."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twinslib.base.files import write_json, write_npz
+from twinslib.base.stats import crossed_difference, paired_difference
+from twinslib.evidence import pairs
+from twinslib.show import differences
+from twinslib.specs.measure import EvalSpec
+from twinslib.specs.method import METHODS, method
+from twinslib.specs.reading import canonical_json
+from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.store.jobs import Job
+from twinslib.store.store import Store
+from twinslib.studies.transfer import LR_OF
+
+CLEAN = EvalSpec(kind="clean", images=10)
+PGD = EvalSpec(kind="pgd", images=10, eps=8 / 255)
+PART = EvalSpec(kind="autoattack", images=8, eps=8 / 255, attacks=("apgd-ce", "apgd-t"))
+SOURCE = RunSpec(data=DataSpec(name="tinyimagenet32"), model=ModelSpec(arch="tiny_resnet"), method=method("at"),
+                 optim=OptimSpec())
+A = [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
+B = [1, 1, 1, 1, 0, 0, 1, 1, 0, 0]
+PAIR = [("twins_at", "at")]
+
+
+def job(dataset="cifar10", name="at", seed=0, evals=(CLEAN, PGD), settled=True, **data):
+    spec = RunSpec(data=DataSpec(name=dataset, **data), model=ModelSpec(arch="tiny_resnet"), source=SOURCE, seed=seed,
+                   method=dataclasses.replace(METHODS["twins_at"], name=name) if "lambda" in name else method(name),
+                   optim=OptimSpec())
+    return Job("transfer", spec, tuple(evals), settled=settled)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store("test", root=tmp_path)
+
+
+def finish(store, job, masks, split="same"):
+    """Put a finished run with these masks (by evaluation) into the store."""
+    record = {"spec": json.loads(canonical_json(job.spec)), "split": split}
+    write_json(store.root / "runs" / f"{job.spec.hash}.json", record)
+    stages = {f"{e.hash}/{e.attack_name}": np.array(mask, dtype=bool) for e, mask in masks.items()}
+    write_npz(store.root / "masks" / f"{job.spec.hash}.npz", stages)
+
+
+def pair(store, dataset="cifar10", seed=0, a=A, b=B, split="same", evals=(CLEAN, PGD)):
+    """A finished TWINS-AT run with mask a and a finished AT run with mask b."""
+    jobs = [job(dataset, "at", seed, evals), job(dataset, "twins_at", seed, evals)]
+    for j, mask in zip(jobs, (b, a), strict=True):
+        finish(store, j, dict.fromkeys(evals, mask), split=split)
+    return jobs
+
+
+# -- what is compared -------------------------------------------------------------------------------------------------
+def test_comparisons():
+    """Main pairs, then baselines, then controls, then weights; only where both are there, whatever the order of jobs."""
+    names = ["twins_at_lambda3", "twins_at_lambda0.1", "at_split", "joint_uot", "at_natural", "trades_beta3", "twins_trades",
+             "twins_at", "frozen_at", "at", "natural"]
+    assert pairs.comparisons([job(name=name) for name in names]) == [
+        ("twins_at", "at"), ("joint_uot", "at"), ("frozen_at", "at"), ("at_natural", "at"), ("twins_at", "at_split"),
+        ("twins_at", "frozen_at"), ("twins_trades", "trades_beta3"), ("twins_at_lambda3", "twins_at"),
+        ("twins_at_lambda0.1", "twins_at")]
+    assert pairs.comparisons([job(name=name) for name in ("twins_at_lambda3", "at", "trades", "natural")]) == []
+
+
+def test_every_method_is_compared():
+    """No main method, baseline or control of robustness transfer is left without a comparison."""
+    names = {"at", "trades", "twins_at", "twins_trades", *LR_OF}
+    found = pairs.comparisons([job(name=name) for name in METHODS])
+    assert {name for both in found for name in both} == names
+    assert len(set(found)) == len(found)
+
+
+# -- seed by seed -----------------------------------------------------------------------------------------------------
+def test_paired_rows(store):
+    """Method minus baseline on the same images, with the interval of `stats`; the order of jobs does not matter."""
+    jobs = pair(store)
+    out = pairs.paired_rows(store, jobs)
+    expected = paired_difference(np.array(A, bool), np.array(B, bool))
+    assert out["method"].tolist() == ["twins_at"] * 2 and out["attack"].tolist() == ["none", "pgd20"]
+    for found in out.itertuples():
+        assert (found.value, found.low, found.high, found.n) == expected[:4]
+        assert found.value == pytest.approx(0.1)
+    assert pairs.paired_rows(store, jobs[::-1]).equals(out)
+
+
+def test_paired_rows_not_run(store):
+    """A planned comparison that is not finished is a line of NaN, and "not run" in the table."""
+    jobs = [*pair(store), job("cub64", "at"), job("cub64", "twins_at"), job("tinyimagenet32", "natural", evals=[CLEAN])]
+    finish(store, jobs[2], {CLEAN: A, PGD: A})
+    out = pairs.paired_rows(store, jobs)
+    assert out["value"].isna().tolist() == [False, False, True, True]
+    shown = differences.paired_table(out)
+    assert shown["data set"].tolist() == ["CIFAR-10", "CUB-200 (2010)"]
+    assert (shown.iloc[0, 3:] != "not run").all() and (shown.iloc[1, 3:] == "not run").all()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_not_settled_or_has_lost_its_record_is_not_run(store, which):
+    """Masks of a run whose hyper-parameters are not chosen yet, or whose record is gone, are not compared."""
+    jobs = pair(store)
+    guess = [dataclasses.replace(j, settled=i != which) for i, j in enumerate(jobs)]
+    assert pairs.paired_rows(store, guess)["value"].isna().all()
+    assert pairs.differences(store, guess, PAIR)["seeds"].tolist() == [0, 0]
+    (store.root / "runs" / f"{jobs[which].spec.hash}.json").unlink()
+    assert pairs.paired_rows(store, jobs)["value"].isna().all()
+
+
+def test_paired_rows_of_autoattack(store):
+    """The last stage is compared, on the evaluation with the most images that both runs have."""
+    more, most = dataclasses.replace(PART, images=9), dataclasses.replace(PART, images=10)
+    jobs = [job(name=name, evals=evals) for name, evals in (("at", [PART, more]), ("twins_at", [PART, more, most]))]
+    for j, mask in zip(jobs, (B, A), strict=True):
+        finish(store, j, {e: mask[:e.images] for e in j.evals})
+    (found,) = pairs.paired_rows(store, jobs).itertuples()
+    assert (found.attack, found.n, found.value) == ("apgd-ce+apgd-t", 9, 1 / 9)
+
+
+def test_refuses_other_images(store):
+    """Runs on different splits are not the same images, even if as many."""
+    jobs = pair(store)
+    finish(store, jobs[0], {CLEAN: A, PGD: A}, split="another")
+    for compared in (pairs.paired_rows, pairs.differences):
+        with pytest.raises(ValueError, match="on the same images of cifar10, got the splits same and another"):
+            compared(store, jobs, PAIR)
+
+
+def test_refuses_two_studies(store):
+    """Two runs for one data set, method and seed are not silently mixed; the same run twice is one."""
+    with pytest.raises(ValueError, match="expected one run per data set, method and seed, got two for cifar10, at, 0"):
+        pairs.paired_rows(store, [job(), job(train_images=100)])
+    jobs = pair(store)
+    assert pairs.paired_rows(store, jobs * 2).equals(pairs.paired_rows(store, jobs))
+
+
+def test_paired_table():
+    """Points with the interval, one line per comparison, data set and seed, no line of means."""
+    lines = [["cifar10", "twins_at", "at", s, "clean_acc", "linf", 0.0, "none", 100, 0.01, -0.02, v] for s, v in
+             (("0", 0.05), ("1", 0.06))]
+    columns = ["dataset", "method", "baseline", "seed", *pairs.MEASURED, "n", "value", "low", "high"]
+    out = differences.paired_table(pd.DataFrame(lines, columns=columns))
+    assert list(out.columns) == ["difference", "data set", "seed", "clean (100 images)"]
+    assert out.values.tolist() == [["TWINS-AT - AT", "CIFAR-10", "0", "+1.0 [-2.0, +5.0]"],
+                                   ["TWINS-AT - AT", "CIFAR-10", "1", "+1.0 [-2.0, +6.0]"]]
+    assert differences.paired_table(pd.DataFrame(columns=columns)).empty
+
+
+# -- over seeds and data sets -----------------------------------------------------------------------------------------
+def random_masks(generator, gain, images):
+    """A mask, and one with about `gain` more right."""
+    base = generator.random(images) < 0.5
+    return base | (generator.random(images) < gain), base
+
+
+def numbers(line):
+    return line.value, line.low, line.high, line.p_value
+
+
+def lines_of(found, **where):
+    for column, value in where.items():
+        found = found[found[column] == value]
+    return list(found.itertuples())
+
+
+def test_one_seed_and_several(store):
+    """One seed: the paired interval and p-value of `stats`; several: the crossed ones over the same masks, their plain mean."""
+    generator = np.random.default_rng(0)
+    masks = {("cifar10", 0): random_masks(generator, 0.2, 60), ("cub64", 0): random_masks(generator, 0.3, 60),
+             ("cub64", 1): random_masks(generator, 0.1, 60)}
+    evals = [EvalSpec(kind="clean", images=60)]
+    jobs = [j for (dataset, seed), (a, b) in masks.items() for j in pair(store, dataset, seed, a, b, evals=evals)]
+    single, crossed = pairs.differences(store, jobs, PAIR).itertuples()
+    expected = paired_difference(*masks["cifar10", 0])
+    assert (single.n, single.seeds) == (60, 1) and numbers(single) == (*expected[:3], expected.p_value)
+    a, b = (np.stack([masks["cub64", s][i] for s in (0, 1)]) for i in (0, 1))
+    expected = crossed_difference(a, b)
+    assert (crossed.n, crossed.seeds) == (60, 2) and numbers(crossed) == (*expected[:3], expected.p_value)
+    assert crossed.value == pytest.approx((a.sum() - b.sum()) / 120)
+
+
+def test_only_finished_seeds_count(store):
+    """A seed without masks is left out of the interval and of the number of seeds."""
+    jobs = [*pair(store), *pair(store, seed=1, a=B, b=A), job(seed=2), job(name="twins_at", seed=2)]
+    finish(store, jobs[4], {CLEAN: A, PGD: A})
+    for line in pairs.differences(store, jobs, PAIR).itertuples():
+        assert (line.seeds, line.value) == (2, 0.0)
+
+
+def test_seeds_measured_on_different_numbers_of_images(store):
+    """Seeds are compared on the images that all have, the first ones."""
+    more = EvalSpec(kind="clean", images=10)
+    few = dataclasses.replace(more, images=6)
+    jobs = [*pair(store, a=A, b=B, evals=[more]), *pair(store, seed=1, a=A[:6], b=B[:6], evals=[few])]
+    (line,) = pairs.differences(store, jobs, PAIR).itertuples()
+    assert (line.n, line.seeds, line.value) == (6, 2, pytest.approx(2 / 6))  # of the first six images A has two more
+
+
+def shifted(gain, images=400, lost=0):
+    """A mask that has `gain` more right than `shifted(0)`, `lost` images of which it loses."""
+    mask = np.zeros(images, bool)
+    mask[lost:images // 2 + lost + gain] = True
+    return mask
+
+
+def gains(store, sizes, lost=5):
+    """Jobs of finished pairs with these gains, in images of 400: (dataset, evaluation) -> gain, one seed."""
+    jobs = []
+    for dataset in dict.fromkeys(d for d, _ in sizes):
+        evals = [e for d, e in sizes if d == dataset]
+        jobs += [job(dataset, name, evals=evals) for name in ("at", "twins_at")]
+        finish(store, jobs[-2], {e: shifted(0) for e in evals})
+        finish(store, jobs[-1], {e: shifted(sizes[dataset, e], lost=lost) for e in evals})
+    return jobs
+
+
+WIDE = EvalSpec(kind="clean", images=400)
+ATTACKED = EvalSpec(kind="pgd", images=400, eps=8 / 255)
+
+
+def test_mean_over_data_sets(store):
+    """The line "mean": Student's interval by hand, 3 points +- 4.303 * sqrt(3.0625) / sqrt(3); no p-values."""
+    jobs = gains(store, {("cifar10", WIDE): 5, ("cub64", WIDE): 12, ("dogs64", WIDE): 19})
+    *_, mean = pairs.differences(store, jobs, PAIR).itertuples()
+    half = 4.302653 * 0.0175 / math.sqrt(3)
+    assert (mean.dataset, mean.n, mean.seeds) == ("mean", 400, 1)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.03, 0.03 - half, 0.03 + half), abs=1e-7)
+    assert math.isnan(mean.p_value) and math.isnan(mean.p_holm)
+
+
+def test_mean_keeps_the_noise_of_its_parts():
+    """Three data sets that agree by chance are not certain: 2 points +- (root of 3 times 1.2 squared) / 3 below, 1.5 above."""
+    low, high = math.sqrt(3) * 0.012 / 3, math.sqrt(3) * 0.015 / 3
+    assert pairs.mean_interval([(0.02, 0.008, 0.035)] * 3) == pytest.approx((0.02, 0.02 - low, 0.02 + high))
+    apart = pairs.mean_interval([(0.0, -0.001, 0.001), (0.02, 0.019, 0.021), (0.04, 0.039, 0.041)])
+    assert apart == pytest.approx((0.02, 0.02 - 4.302653 * 0.02 / math.sqrt(3), 0.02 + 4.302653 * 0.02 / math.sqrt(3)), abs=1e-7)
+
+
+def test_mean_needs_three_finished_data_sets(store):
+    """No line of means over two data sets, or over three of which one is not finished."""
+    jobs = gains(store, {("cifar10", WIDE): 5, ("dogs64", WIDE): 6})
+    assert pairs.differences(store, jobs, PAIR)["dataset"].tolist() == ["cifar10", "dogs64"]
+    jobs += [job("cub64", name, evals=[WIDE]) for name in ("at", "twins_at")]
+    found = pairs.differences(store, jobs, PAIR)
+    assert found["dataset"].tolist() == ["cifar10", "dogs64", "cub64"] and found["seeds"].tolist() == [1, 1, 0]
+    assert found.iloc[2][["value", "low", "high", "p_value", "p_holm"]].isna().all()
+
+
+def test_holm_over_data_sets(store):
+    """Corrected over the finished data sets of one comparison and measurement, by hand: times 3, 2, 1, monotone, at most 1."""
+    sizes = {"cifar10": 12, "cub64": 14, "dogs64": 2}
+    jobs = gains(store, {(d, e): g for d, g in sizes.items() for e in (WIDE, ATTACKED)})
+    jobs += [job("cifar100", name, evals=[WIDE, ATTACKED]) for name in ("at", "twins_at")]
+    found = pairs.differences(store, jobs, [*PAIR, ("at", "twins_at")])
+    for method_, measured in (("twins_at", "clean_acc"), ("twins_at", "robust_acc"), ("at", "clean_acc")):
+        at = {line.dataset: line for line in lines_of(found, method=method_, metric=measured)}
+        p = {d: paired_difference(shifted(g, lost=5), shifted(0)).p_value for d, g in sizes.items()}
+        assert p["cub64"] < p["cifar10"] < 0.05 < p["dogs64"]
+        assert at["cub64"].p_holm == pytest.approx(3 * p["cub64"])
+        assert at["cifar10"].p_holm == pytest.approx(2 * p["cifar10"])
+        assert at["dogs64"].p_holm == pytest.approx(p["dogs64"]) and math.isnan(at["cifar100"].p_holm)
+
+
+def test_nothing_finished(store):
+    """Planned comparisons without a run are lines of NaN, "not run" in the table; no comparison gives an empty frame."""
+    found = pairs.differences(store, [job(), job(name="twins_at")], PAIR)
+    assert found["value"].isna().all() and found["n"].tolist() == [10, 10]
+    shown = differences.difference_table(found)
+    assert shown.values.tolist() == [["TWINS-AT - AT", "CIFAR-10", "0", "not run", "not run"]]
+    assert differences.reading(found) == ("TWINS-AT against AT on the same test images (no data set): nothing measured yet; "
+                                      "2 comparisons not run.")
+    empty = pairs.differences(store, [job()], PAIR)
+    assert empty.empty and differences.difference_table(empty).empty and differences.reading(empty) == ""
+    assert list(empty.columns) == list(found.columns)
+
+
+# -- table and words --------------------------------------------------------------------------------------------------
+def frame(*lines):
+    """(dataset, method, seeds, value, p_holm) of clean accuracy on 100 images, with limits 1 point off."""
+    columns = ["dataset", "method", "baseline", *pairs.MEASURED, "n", "seeds", "value", "low", "high", "p_value", "p_holm"]
+    return pd.DataFrame([[d, m, "at", "clean_acc", "linf", 0.0, "none", 100, seeds, v, v - 0.01, v + 0.01, p, p]
+                         for d, m, seeds, v, p in lines], columns=columns)
+
+
+def test_difference_table():
+    """One line per comparison and data set, then the mean; a star from 5 % down; seeds as a range where measures differ."""
+    found = frame(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 1, 0.03, 0.051),
+                  ("mean", "twins_at", 1, 0.025, math.nan), ("cifar10", "distill", 2, -0.02, 0.001))
+    attacked = found[:1].assign(metric="robust_acc", eps=8 / 255, attack="pgd20", seeds=2)
+    out = differences.difference_table(pd.concat([found, attacked]))
+    assert list(out.columns) == ["difference", "data set", "seeds", "clean (100 images)", "PGD-20 at 8/255 (100 images)"]
+    assert out.iloc[:, :4].values.tolist() == [
+        ["TWINS-AT - AT", "CIFAR-10", "2 to 3", "+2.0 [+1.0, +3.0] *"],
+        ["TWINS-AT - AT", "CUB-200 (2010)", "1", "+3.0 [+2.0, +4.0]"],
+        ["TWINS-AT - AT", "mean of data sets", "1", "+2.5 [+1.5, +3.5]"],
+        ["distillation - AT", "CIFAR-10", "2", "-2.0 [-3.0, -1.0] *"]]
+    assert out.iloc[0, 4] == "+2.0 [+1.0, +3.0] *" and out.iloc[1, 4] == out.iloc[3, 4] == "not run"
+
+
+def test_mean_stays_empty_where_there_is_none():
+    """A measurement on too few data sets has no mean: the cell is empty, not "not run"."""
+    found = frame(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 3, 0.03, 0.1), ("mean", "twins_at", 3, 0.02, 1))
+    out = differences.difference_table(pd.concat([found, found[:1].assign(eps=8 / 255, attack="pgd20")]))
+    assert out.iloc[:, 4].tolist() == ["+2.0 [+1.0, +3.0] *", "not run", ""]
+
+
+def test_reading():
+    """Counts data sets above 0 and those significant after correction, both ways; ties are not "higher", means do not count."""
+    found = frame(("a", "twins_at", 3, 0.02, 0.01), ("b", "twins_at", 2, 0.01, 0.2), ("c", "twins_at", 3, 0.0, 1.0),
+                  ("d", "twins_at", 3, -0.02, 0.04), ("e", "twins_at", 0, math.nan, math.nan), ("mean", "twins_at", 2, 0.9, 0.0),
+                  ("a", "l2sp", 1, -0.02, 0.3))
+    assert differences.reading(found) == (
+        "TWINS-AT against AT on the same test images (data sets, 2 to 3 seeds): clean is higher in 2 of 4 (significantly in 1, "
+        "significantly lower in 1); 1 comparison not run. L2-SP against AT on the same test images (data sets, 1 seed): clean "
+        "is higher in 0 of 1 (significantly in 0, significantly lower in 0).")
+
+
+def test_reading_of_masks(store):
+    """From masks to words: a clear gain, a clear loss and a difference that its interval does not separate from 0."""
+    jobs = gains(store, {("cifar10", WIDE): 40, ("cub64", WIDE): -40, ("dogs64", WIDE): 1})
+    found = pairs.differences(store, jobs, PAIR)
+    assert "clean is higher in 2 of 3 (significantly in 1, significantly lower in 1)." in differences.reading(found)
+    stars = differences.difference_table(found).set_index("data set").iloc[:, -1].str.endswith("*")
+    assert stars.to_dict() == {"CIFAR-10": True, "CUB-200 (2010)": True, "Stanford Dogs (boxes)": False,
+                               "mean of data sets": False}

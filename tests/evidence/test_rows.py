@@ -1,0 +1,172 @@
+"""Rows from a store that is written by hand; and what a provenance entry says."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twinslib.base.files import write_json, write_npz
+from twinslib.compute import provenance
+from twinslib.evidence import rows as evidence_rows
+from twinslib.specs.measure import EvalSpec
+from twinslib.specs.method import METHODS
+from twinslib.specs.reading import canonical_json
+from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.store.jobs import Job
+from twinslib.store.store import Store
+
+SPEC = RunSpec(data=DataSpec(name="cifar10"), model=ModelSpec(arch="tiny_resnet"), method=METHODS["at"], optim=OptimSpec())
+CLEAN = EvalSpec(kind="clean", images=4)
+PGD = EvalSpec(kind="pgd", images=4, eps=8 / 255)
+WEAK = EvalSpec(kind="pgd", images=4, eps=2 / 255)
+AUTO = EvalSpec(kind="autoattack", images=2, eps=8 / 255, attacks=("apgd-ce", "apgd-t"))
+JOB = Job("transfer", SPEC, (CLEAN, PGD, AUTO))
+MASKS = {CLEAN: {"none": [1, 1, 1, 0]}, PGD: {"pgd20": [1, 0, 0, 0]}, WEAK: {"pgd20": [1, 1, 0, 0]},
+         AUTO: {"apgd-ce": [1, 1], "apgd-ce+apgd-t": [1, 0]}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store("small", root=tmp_path / "store")
+
+
+def finish(store: Store, spec: RunSpec = SPEC, masks: dict = MASKS, checks: dict | None = None) -> None:
+    """Leave what a finished run and its evaluations leave."""
+    write_json(store.root / "runs" / f"{spec.hash}.json",
+               {"spec": json.loads(canonical_json(spec)), "split": "cifar10-0123",
+                "epochs": [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0, "val_clean_acc": 0.5}]})
+    arrays = {f"{e.hash}/{stage}": np.array(mask, bool) for e, stages in masks.items() for stage, mask in stages.items()}
+    write_npz(store.root / "masks" / f"{spec.hash}.npz", arrays, compress=True)
+    write_json(store.root / "provenance" / f"{spec.hash}.json",
+               {f"evaluate {e.hash}": {"checks": checks or {}} for e in masks})
+
+
+def test_rows(store: Store) -> None:
+    """One row per stage of each finished evaluation, in order, with everything that the number stands on."""
+    finish(store)
+    rows = evidence_rows.rows(store, [JOB])
+    assert list(rows.columns) == evidence_rows.COLUMNS
+    assert rows[["metric", "attack", "eps", "value", "n", "images"]].values.tolist() == [
+        ["clean_acc", "none", 0.0, 0.75, 4, "cifar10-0123[:4]"],
+        ["robust_acc", "pgd20", 8 / 255, 0.25, 4, "cifar10-0123[:4]"],
+        ["robust_acc", "apgd-ce", 8 / 255, 1.0, 2, "cifar10-0123[:2]"],
+        ["robust_acc", "apgd-ce+apgd-t", 8 / 255, 0.5, 2, "cifar10-0123[:2]"]]
+    same = {"claim": "transfer", "preset": "small", "dataset": "cifar10", "arch": "tiny_resnet", "norm": "batch",
+            "method": "at", "seed": 0, "threat": "linf", "run": SPEC.hash}
+    assert all((rows[column] == value).all() for column, value in same.items())
+
+
+def test_only_what_is_finished_has_rows(store: Store) -> None:
+    """Missing runs and evaluations, and masks whose run record is gone, are left out of rows and epochs."""
+    other = Job("transfer", replace(SPEC, seed=1), (CLEAN, PGD))
+    assert len(evidence_rows.rows(store, [JOB, other])) == len(evidence_rows.epochs(store, [JOB, other])) == 0
+    finish(store, masks={CLEAN: MASKS[CLEAN]})
+    assert evidence_rows.rows(store, [JOB, other])[["seed", "metric"]].values.tolist() == [[0, "clean_acc"]]
+    (store.root / "runs" / f"{SPEC.hash}.json").unlink()
+    assert len(evidence_rows.rows(store, [JOB])) == len(evidence_rows.epochs(store, [JOB])) == 0
+
+
+def test_masks_of_a_spec_are_its_own(store: Store) -> None:
+    """An evaluation with another setting finds no masks, although the file holds some."""
+    finish(store)
+    assert len(evidence_rows.rows(store, [Job("transfer", SPEC, (replace(PGD, steps=10), replace(CLEAN, images=3)))])) == 0
+
+
+def test_epochs(store: Store) -> None:
+    """One row per epoch with the run's keys; what an epoch did not measure is empty."""
+    finish(store)
+    epochs = evidence_rows.epochs(store, [JOB])
+    assert epochs.columns.tolist() == [*evidence_rows.KEYS, "run", "epoch", "train_loss", "val_clean_acc"]
+    assert epochs.epoch.tolist() == [1, 2] and epochs.val_clean_acc.isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_files_are_the_tables(store: Store, done: bool) -> None:
+    """Both files read back as what was returned, also with nothing finished; the same store gives the same bytes."""
+    if done:
+        finish(store)
+    rows = evidence_rows.write(store, [JOB], "transfer")
+    paths = [store.root / kind / "transfer.csv" for kind in ("rows", "epochs")]
+    pd.testing.assert_frame_equal(pd.read_csv(paths[0]), rows, check_dtype=done)
+    assert pd.read_csv(paths[1]).epoch.tolist() == ([1, 2] if done else [])
+    before = [p.read_bytes() for p in paths]
+    evidence_rows.write(store, [JOB], "transfer")
+    assert [p.read_bytes() for p in paths] == before
+    assert [p.name for p in sorted((store.root / "rows").iterdir())] == ["transfer.csv"]
+
+
+def test_unsettled_jobs_have_no_rows(store: Store) -> None:
+    """A run that only stands in for another is in no table, also where it is finished; the jobs around it are."""
+    finish(store)
+    waiting = replace(JOB, settled=False)
+    assert len(evidence_rows.rows(store, [waiting])) == len(evidence_rows.epochs(store, [waiting])) == 0
+    pd.testing.assert_frame_equal(evidence_rows.rows(store, [waiting, JOB, waiting]), evidence_rows.rows(store, [JOB]))
+    pd.testing.assert_frame_equal(evidence_rows.epochs(store, [waiting, JOB]), evidence_rows.epochs(store, [JOB]))
+    finish(store, checks={"logits": False})
+    assert all(evidence_rows.sanity(store, [waiting]).values()) and not all(evidence_rows.sanity(store, [JOB]).values())
+
+
+def test_studies_are_written_apart(store: Store) -> None:
+    """Each file has the jobs of its study alone; candidates, on which nothing is measured, have epochs and no rows."""
+    finish(store)
+    other = replace(SPEC, optim=replace(SPEC.optim, lr=0.1))
+    finish(store, other, masks={})
+    jobs = [Job("tuning", SPEC, ()), Job("tuning", other, ()), JOB]
+    assert len(evidence_rows.write(store, jobs, "tuning")) == 0 and len(evidence_rows.write(store, jobs, "transfer")) == 4
+    files = sorted(p.relative_to(store.root).as_posix() for kind in ("rows", "epochs") for p in (store.root / kind).iterdir())
+    assert files == ["epochs/transfer.csv", "epochs/tuning.csv", "rows/transfer.csv"]
+    epochs = {name: pd.read_csv(store.root / "epochs" / f"{name}.csv") for name in ("transfer", "tuning")}
+    assert epochs["tuning"].run.tolist() == [SPEC.hash] * 2 + [other.hash] * 2
+    assert epochs["transfer"].run.tolist() == [SPEC.hash] * 2
+    assert set(epochs["tuning"].claim) == {"tuning"}
+
+
+@pytest.mark.parametrize(("masks", "checks", "failing"), [
+    (MASKS, {}, None),
+    (MASKS, {"norm_kept": True}, None),
+    (MASKS, {"norm_kept": True, "logits": False}, "recorded checks"),
+    (MASKS | {PGD: {"pgd20": [1, 0, 0, 1]}}, {}, "no image is right under attack and wrong without"),
+    (MASKS | {PGD: {"pgd20": [1, 1, 1, 0]}}, {}, "accuracy falls"),
+    (MASKS | {AUTO: {"apgd-ce": [1, 1], "apgd-ce+apgd-t": [1, 1]}}, {}, "AutoAttack"),
+    ({CLEAN: MASKS[CLEAN]}, {}, None),
+    ({}, {}, None),
+], ids=["all well", "check passed", "check failed", "wrong but robust", "rising", "weak AutoAttack", "clean only", "none"])
+def test_sanity(store: Store, masks: dict, checks: dict, failing: str | None) -> None:
+    """Each way in which robust numbers contradict each other fails its own line and no other."""
+    finish(store, masks=masks, checks=checks)
+    found = evidence_rows.sanity(store, [Job("transfer", SPEC, (CLEAN, WEAK, PGD, AUTO))])
+    assert len(found) == 4 and all(type(holds) is bool for holds in found.values())
+    assert [name for name, holds in found.items() if not holds] == [name for name in found if failing and failing in name]
+
+
+# -- provenance ------------------------------------------------------------------------------------------------------
+def test_provenance_entry() -> None:
+    """An entry is JSON: times, versions, device, precision and what is added; no host, user or folder."""
+    entry = provenance.record("2026-01-01T00:00:00+00:00", 1.234, "cpu", weights="abc")
+    text = json.dumps(entry)
+    assert entry["started"] < entry["ended"] and entry["seconds"] == 1.23 and entry["weights"] == "abc"
+    assert entry["device"] == "cpu" and entry["threads"] == 1 and entry["peak_memory_mib"] > 10
+    assert set(entry["versions"]) == set(provenance.PACKAGES) and entry["versions"]["torch"][0].isdigit()
+    for private in (os.uname().nodename, str(Path.home()), str(Path(__file__).parents[2])):
+        assert private not in text
+
+
+def test_version_of_a_package_that_is_not_there() -> None:
+    """A package that is not installed is 'absent', not an error."""
+    assert provenance.version("no-such-package-of-ours") == "absent"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")])
+def test_commit_outside_a_repository(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Without git or outside a repository the commit is 'unknown'; inside it is forty hex digits."""
+    def run(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", run)
+    asked = provenance.commit.__wrapped__  # it is asked once in a process
+    assert asked() == {"commit": "unknown", "changed": False}

@@ -1,0 +1,129 @@
+"""Reduced precision where the hardware has it, and full float32 whatever torch's switches say."""
+
+import doctest
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from twinslib.nets import arithmetic
+
+SWITCHES = {  # how others set them: the new interface, the old one, both
+    "nothing": "pass",
+    "all": "b.fp32_precision = 'tf32'",
+    "matmul": "b.cuda.matmul.fp32_precision = 'tf32'",
+    "conv": "b.cudnn.conv.fp32_precision = 'ieee'",
+    "cpu": "b.mkldnn.matmul.fp32_precision = 'bf16'",
+    "cuda": "b.cudnn.fp32_precision = 'tf32'",
+    "old matmul": "b.cuda.matmul.allow_tf32 = True",
+    "old conv": "b.cudnn.allow_tf32 = False",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "both": "torch.set_float32_matmul_precision('high'); b.mkldnn.conv.fp32_precision = 'tf32'",
+}
+PROGRAM = """
+import os, sys, torch
+from twinslib import arithmetic, evaluate, provenance, smoothing
+from twinslib.sequential import certify_plan
+b = torch.backends
+
+def switches():
+    out = [b.fp32_precision, b.cudnn.fp32_precision, *arithmetic.state().values()]
+    for old in (torch.get_float32_matmul_precision, lambda: b.cudnn.allow_tf32, lambda: b.cuda.matmul.allow_tf32):
+        try:
+            out.append(old())
+        except RuntimeError:
+            out.append("mixed")
+    return out
+
+def case(code):
+    seen = set()
+    def forward(x):
+        seen.update(arithmetic.state().values())
+        return x.flatten(1)[:, :3] @ torch.eye(3)
+    exec(code)
+    before = switches()
+    images, labels = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    evaluate.clean_mask(forward, images, labels, batch_size=2)
+    smoothing.collect_votes(forward, images, certify_plan(sigma=0.25, n=64, n0=16, alpha=0.1), model_hash="plane")
+    try:
+        with arithmetic.full_float32("cpu"):
+            raise KeyError
+    except KeyError:
+        pass
+    assert seen == {"ieee"}, seen
+    assert switches() == before, (before, switches())
+    assert set(provenance.record("now", 0.0, "cpu")["float32"]) == set(arithmetic.state())
+
+torch.set_num_threads(1)
+for code in sys.argv[1:]:  # each in a process of its own, since the switches belong to the process
+    if (child := os.fork()) == 0:
+        case(code)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, code
+"""
+
+
+def test_full_float32_whatever_the_switches() -> None:
+    """Accuracy and votes are computed in full float32, and both interfaces say afterwards what they said before."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *SWITCHES.values()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the bounds are those of x86")
+def test_no_bfloat16_on_an_older_instruction_set() -> None:
+    """Where torch is kept to an instruction set without it, bfloat16 means float32."""
+    program = "from twinslib import arithmetic; print(arithmetic.chosen('bfloat16', 'cpu'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"})
+    assert done.stdout.strip() == "float32", done.stderr
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_bfloat16_on_a_gpu(capability: tuple[int, int], expected: str, monkeypatch) -> None:
+    """From compute capability 8.0 on; float32 stays float32 everywhere."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert arithmetic.chosen("bfloat16", "cuda:0") == expected
+    assert arithmetic.chosen("float32", "cuda:0") == "float32"
+
+
+@pytest.mark.parametrize(("native", "amx", "capability", "cap", "expected"), [
+    (True, False, "AVX512", "", True), (False, True, "AVX512", "ALL", True), (False, False, "AVX512", "", False),
+    (True, True, "AVX2", "", False), (True, True, "AVX512", "AVX512_CORE", False),
+    (True, False, "AVX512", "AVX512_CORE_BF16", True)])
+def test_bfloat16_on_x86(native: bool, amx: bool, capability: str, cap: str, expected: bool, monkeypatch) -> None:
+    """AVX512-BF16 or AMX, unless an older set is imposed; AVX-512 alone emulates it."""
+    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert arithmetic.has_bfloat16("cpu") == expected
+
+
+@pytest.mark.parametrize(("avx2", "bound", "expected"), [(True, "", True), (True, "AVX2", True), (True, "sse41", False),
+                                                         (False, "", False)])
+def test_avx(avx2: bool, bound: str, expected: bool, monkeypatch) -> None:
+    """Not on a processor without it, nor where oneDNN may not use it; other processors than x86 are not asked."""
+    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", bound)
+    assert arithmetic.has_avx() == expected
+    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "aarch64")
+    assert arithmetic.has_avx()
+
+
+def test_examples() -> None:
+    """The examples in the docstrings are true."""
+    assert doctest.testmod(arithmetic).attempted >= 6 and doctest.testmod(arithmetic).failed == 0
+
+
+def test_words() -> None:
+    """Said only where a spec asks for bfloat16."""
+    assert arithmetic.in_words({"float32"}, "cpu") == ""
+    assert f"computed in {arithmetic.chosen('bfloat16', 'cpu')}" in arithmetic.in_words({"float32", "bfloat16"}, "cpu")
+    with pytest.raises(ValueError, match="expected precision to be one of float32, bfloat16"):
+        arithmetic.chosen("bf16", "cpu")

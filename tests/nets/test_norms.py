@@ -1,0 +1,761 @@
+"""Two-branch batch norm: wings, conversion there and back, and what must never change."""
+
+import contextlib
+import copy
+import io
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.checkpoint import checkpoint
+
+from twinslib.nets.norms import TwinNorm, freeze_statistics, norm_layer, to_plain, twin_norms, twinsify, wings
+from twinslib.nets.split import ALL_FROZEN
+from twinslib.specs.choices import NORMS
+from twinslib.train.noise import mismatch, reestimated
+
+TORCHVISION = (
+    "resnet18",
+    "densenet121",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "shufflenet_v2_x0_5",
+    "mnasnet0_5",
+    "googlenet",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+)
+TIMM = (
+    "timm:resnet10t",
+    "timm:mobilenetv3_small_050",
+    "timm:densenet121",
+)  # the last two with norm and act in one
+
+
+class OwnNetwork(nn.Module):
+    """A user's network: one norm used twice, a 1d norm in the head, odd names."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8, eps=1e-3, momentum=None)
+        self.same = self.norm
+        self.head = nn.ModuleDict({"bn": nn.BatchNorm1d(8, affine=False), "out": nn.Linear(8, classes)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.same(self.again(x)))
+        return self.head["out"](self.head["bn"](x.mean((2, 3))))
+
+
+def build(name: str) -> nn.Module:
+    """A network by name with statistics and affine weights that are not the initial ones."""
+    torch.manual_seed(0)
+    if name == "own":
+        model = OwnNetwork()
+    elif name.startswith("timm:"):
+        model = pytest.importorskip("timm").create_model(name[5:], num_classes=5)
+    else:
+        extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        model = torchvision.models.get_model(name, weights=None, num_classes=5, **extra)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.9, 1.1)
+                nn.init.normal_(module.bias, 0, 0.1)
+    return model
+
+
+def small() -> nn.Module:
+    """A cheap network with two batch norms."""
+    torch.manual_seed(0)
+    stem, body = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 6, 3)
+    return nn.Sequential(stem, nn.BatchNorm2d(4), nn.ReLU(), body, nn.BatchNorm2d(6), nn.Flatten())
+
+
+def overridden(model: nn.Module) -> nn.Module:
+    old = model[1].forward
+    model[1].forward = lambda x: old(x) + 1
+    return model
+
+
+def disturb(model: nn.Module) -> None:
+    """Make the two wings of a network differ in everything they own."""
+    generator = torch.Generator().manual_seed(1)
+    for _, twin in twin_norms(model):
+        twin.adaptive.running_mean.add_(torch.rand(twin.adaptive.running_mean.shape, generator=generator))
+        for parameter in twin.frozen.parameters():
+            parameter.data.add_(0.1 * torch.rand(parameter.shape, generator=generator))
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all buffers of the frozen wings."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if ".frozen." in f".{name}"}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", [*TORCHVISION, "own", *TIMM])
+def test_twinsify_there_and_back(name):
+    """The network is unchanged, twinned computes the same, a split equals both wings, and each wing exports exactly."""
+    model = build(name).eval()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        logits = model(x)
+        twin = twinsify(model)
+        assert equal(model.state_dict(), before) and next(twin_norms(model), None) is None
+        assert torch.equal(twin(x), logits)
+        disturb(twin)
+        with wings(twin, "adaptive"):
+            adaptive = twin(x)
+        with wings(twin, "frozen"):
+            frozen = twin(x)
+        assert not torch.allclose(adaptive, frozen, atol=1e-4)
+        with wings(twin, 1):
+            assert torch.allclose(twin(x), torch.cat((frozen[:1], adaptive[1:])), rtol=1e-3, atol=1e-4)
+        for wing, want in (("adaptive", adaptive), ("frozen", frozen)):
+            plain = to_plain(twin, wing)
+            assert torch.equal(plain(x), want)
+            assert plain.state_dict().keys() == before.keys()
+            assert {n: type(m) for n, m in plain.named_modules()} == {
+                n: type(m) for n, m in model.named_modules()
+            }
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own", "timm:resnet10t"])
+def test_frozen_stays_frozen(name):
+    """Statistics of the frozen wing are bit-identical after train() anywhere, optimiser steps and half batches."""
+    twin = twinsify(build(name))
+    kept = statistics(twin)
+    affine = {n: p.detach().clone() for n, p in twin.named_parameters() if ".frozen." in n}
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    adaptive = next(twin_norms(twin))[1].adaptive.running_mean.clone()
+    for n in (2, "frozen", 0, 3):
+        twin.eval()
+        twin.train()
+        for module in twin.modules():
+            module.train()
+            module.training = True  # set directly, past every train()
+        with wings(twin, n):
+            twin(torch.rand(5, 3, 64, 64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert kept and equal(statistics(twin), kept)
+    assert all(not torch.equal(p, affine[n]) for n, p in twin.named_parameters() if n in affine)
+    assert not torch.equal(next(twin_norms(twin))[1].adaptive.running_mean, adaptive)
+
+
+def test_frozen_wing_keeps_the_mode_of_other_parts():
+    """Only the norm of the frozen wing stays in eval mode; a part of a subclass, such as a drop layer, trains."""
+
+    class NormWithDrop(nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.drop = nn.Dropout(0.5)
+
+    twin = twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), NormWithDrop(4)))[1].train()
+    assert twin.frozen.drop.training and not twin.frozen.training
+    assert not twin.eval().frozen.drop.training
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=st.integers(1, 9), data=st.data(), train=st.booleans())
+def test_split_equals_two_wings(batch, data, train):
+    """Any batch size and any split: output, gradients and statistics equal two separate passes, to 1e-12 in float64."""
+    n = data.draw(st.integers(0, batch))
+    torch.manual_seed(batch)
+    one = TwinNorm(nn.BatchNorm2d(3).double(), next(twin_norms(twinsify(small())))[1].wings)
+    disturb(one)
+    one.train(train)
+    two = copy.deepcopy(one)
+    x = torch.randn(batch, 3, 4, 5, dtype=torch.float64)
+    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with wings(one, n):
+        out = one(x1)
+    parts = [part for part in ((two.frozen, x2[:n]), (two.adaptive, x2[n:])) if len(part[1])]
+    want = torch.cat([norm(part) for norm, part in parts])
+    weight = torch.randn_like(out)
+    (out * weight).sum().backward()
+    (want * weight).sum().backward()
+    assert torch.allclose(out, want, atol=1e-12) and torch.allclose(x1.grad, x2.grad, atol=1e-12)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-12)
+    for a, b in zip(one.buffers(), two.buffers(), strict=True):
+        assert torch.allclose(a.double(), b.double(), atol=1e-12)
+
+
+@pytest.mark.parametrize("batch, n", [(1, 0), (4, 3)])
+def test_single_value_per_channel(batch, n):
+    """One adaptive image at 1 x 1 in training: normalised with running statistics, which stay as they are."""
+    twin = twinsify(nn.Sequential(nn.BatchNorm2d(3)))
+    disturb(twin)
+    before = copy.deepcopy(twin.state_dict())
+    x = torch.randn(batch, 3, 1, 1)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        to_plain(twin).train()(x[:1])
+    with wings(twin.train(), n):
+        out = twin(x)
+    assert equal(twin.state_dict(), before) and twin[0].adaptive.training
+    assert torch.equal(out[n:], to_plain(twin).eval()(x[n:]))
+
+
+def test_wings_nest_and_restore():
+    """Outside every context all images are adaptive; nested contexts, also failing ones, give back what was."""
+    twin = twinsify(small())
+    state = next(twin_norms(twin))[1].wings
+    with wings(twin, 3):
+        with wings(twin, "frozen"):
+            assert state.n_frozen == ALL_FROZEN
+        with pytest.raises(RuntimeError), wings(twin, None):
+            assert state.n_frozen == 0
+            raise RuntimeError
+        assert state.n_frozen == 3
+    assert state.n_frozen == 0
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_keep_their_own_wings(clone):
+    """A copy has one state for all its layers, apart from the original's, and it starts all adaptive."""
+    twin = twinsify(small()).eval()
+    disturb(twin)
+    x = torch.rand(4, 3, 8, 8)
+    other = clone(twin)
+    with wings(other, 2):
+        assert torch.equal(other(x)[2:], twin(x)[2:]) and not torch.equal(other(x)[:2], twin(x)[:2])
+    with wings(twin, 2):
+        inside = copy.deepcopy(twin)
+    assert torch.equal(inside(x), other(x))
+    assert len({id(layer.wings) for _, layer in twin_norms(other)}) == 1
+
+
+def test_share_affine():
+    """Shared affine: the same Parameter objects, also in a copy; one gradient from both wings; otherwise separate."""
+    for model in (twinsify(small(), share_affine=True), copy.deepcopy(twinsify(small(), share_affine=True))):
+        for _, twin in twin_norms(model):
+            assert twin.adaptive.weight is twin.frozen.weight and twin.adaptive.bias is twin.frozen.bias
+            assert twin.adaptive.running_mean is not twin.frozen.running_mean
+        assert len(list(model.parameters())) == len(list(small().parameters()))
+        with wings(model, 2):
+            model(torch.rand(4, 3, 8, 8)).sum().backward()
+        assert next(twin_norms(model))[1].adaptive.bias.grad.abs().sum() > 0
+    separate = next(twin_norms(twinsify(small())))[1]
+    assert separate.adaptive.weight is not separate.frozen.weight
+    assert torch.equal(separate.adaptive.weight, separate.frozen.weight)
+
+
+def test_second_adaptive_is_ordinary():
+    """The control with two adaptive wings updates both statistics, each from its own images."""
+    twin = twinsify(small(), second="adaptive").train()
+    plain = small().train()
+    x = torch.rand(6, 3, 8, 8)
+    with wings(twin, 4):
+        twin(x)
+    plain(x[:4])
+    assert torch.allclose(twin[1].frozen.running_mean, plain[1].running_mean)
+    assert not torch.allclose(twin[1].adaptive.running_mean, plain[1].running_mean)
+
+
+def test_second_adaptive_normalises_with_its_own_batch():
+    """In training each part of the batch meets the statistics of that part alone; in eval mode each branch its own."""
+    twin = twinsify(small(), second="adaptive").train()
+    x = torch.rand(6, 3, 8, 8)
+    with wings(twin, 4):
+        out = twin(x)
+    plain = [small().train(), small().train()]
+    want = torch.cat((plain[0](x[:4]), plain[1](x[4:])))
+    assert torch.allclose(out, want, atol=1e-6) and not torch.allclose(small().train()(x), want, atol=1e-3)
+    with torch.no_grad():
+        for wing, network in zip(("frozen", "adaptive"), plain, strict=True):
+            assert torch.allclose(to_plain(twin, wing).eval()(x), network.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own"])
+def test_freeze_statistics(name):
+    """Each batch norm, of any kind, normalises with its running statistics and keeps them; all else trains, drop layers too,
+    until train() is called."""
+    model, x = build(name).train(), torch.rand(3, 3, 64, 64)
+    drops = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    assert freeze_statistics(model) is model and model.training and all(drop.training for drop in drops)
+    for drop in drops:
+        drop.p = 0.0  # random otherwise
+    plain = copy.deepcopy(model).eval()
+    out, want = model(x), plain(x)
+    assert torch.equal(out, want)
+    out.square().sum().backward()
+    want.square().sum().backward()
+    for p, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p.grad, expected.grad)
+    assert equal(dict(model.named_buffers()), before)
+    model.train()(x)
+    assert not equal(dict(model.named_buffers()), before)
+
+
+def test_freeze_statistics_needs_batch_norm():
+    """A network without statistics is refused by name."""
+    with pytest.raises(
+        ValueError, match="network with batch norm, got Sequential without; there is nothing to freeze"
+    ):
+        freeze_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)))
+
+
+def test_modes_are_kept():
+    """Conversion keeps each layer's mode, apart from the frozen norms."""
+    model = small().train()
+    model[1].eval()
+    twin = twinsify(model)
+    assert twin[4].adaptive.training and not twin[1].adaptive.training
+    assert not twin[4].frozen.training
+    assert to_plain(twin, "frozen")[4].training
+
+
+def test_root_and_shared_layers():
+    """A bare batch norm becomes a TwinNorm; a norm used under two names stays one layer under both."""
+    assert isinstance(twinsify(nn.BatchNorm2d(3)), TwinNorm)
+    assert isinstance(to_plain(twinsify(nn.BatchNorm2d(3))), nn.BatchNorm2d)
+    twin = twinsify(OwnNetwork())
+    assert twin.norm is twin.same and isinstance(twin.head["bn"], TwinNorm)
+    plain = to_plain(twin)
+    assert plain.norm is plain.same and type(plain.norm) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_format_and_bfloat16(memory_format):
+    """A split batch keeps its memory format, and runs in bfloat16 autocast with float32 statistics."""
+    twin = twinsify(small()).train()
+    x = torch.rand(5, 3, 8, 8).to(memory_format=memory_format)
+    with wings(twin, 2), torch.autocast("cpu", torch.bfloat16):
+        out = twin[1](twin[0](x))
+        twin(x).float().sum().backward()
+    assert out.is_contiguous(memory_format=memory_format) and out.dtype == torch.bfloat16
+    assert twin[1].adaptive.running_mean.dtype == torch.float32
+    assert torch.isfinite(twin[0].weight.grad).all()
+
+
+def test_sync_batchnorm_is_converted():
+    """SyncBatchNorm, which does not run without a process group, is doubled like any other."""
+    twin = twinsify(nn.SyncBatchNorm.convert_sync_batchnorm(small())).eval()
+    assert type(twin[1].frozen) is nn.SyncBatchNorm
+    with wings(twin, 1), torch.no_grad():
+        assert torch.equal(twin(torch.zeros(2, 3, 8, 8)), small().eval()(torch.zeros(2, 3, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))),
+            "network with BatchNorm2d, got Seq",
+        ),
+        (lambda: twinsify(twinsify(small())), "twinned already"),
+        (lambda: twinsify(nn.BatchNorm2d(3, track_running_stats=False)), "False in the network itself"),
+        (lambda: twinsify(small(), second="fixed"), "one of adaptive, frozen, got 'fixed'"),
+        (lambda: to_plain(twinsify(small()), "both"), "one of adaptive, frozen, got 'both'"),
+        (lambda: to_plain(small(), "frozen"), "got an ordinary one"),
+        (lambda: to_plain(overridden(twinsify(small()))), "a method of its own"),
+        (lambda: wings(small(), 2).__enter__(), "with wings for n_frozen 2, got an ordinary one"),
+        (lambda: wings(twinsify(small()), -1).__enter__(), "got -1"),
+        *(
+            (
+                lambda n=n: wings(twinsify(small()), n).__enter__(),
+                "a number of images, .*got " + re.escape(repr(n)),
+            )
+            for n in (True, False, np.True_, 1.0, np.float64(2), [2])
+        ),
+        (lambda: wings(twinsify(small()), "half").__enter__(), "got 'half'"),
+        (lambda: norm_layer("instance"), "one of batch, group, layer, got 'instance'"),
+        (lambda: norm_layer("bach"), "did you mean 'batch'"),
+    ],
+)
+def test_errors(call, message):
+    """Bad calls say what was expected and what came."""
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_more_frozen_images_than_images():
+    """A split beyond the batch is refused by the layer, and the context still closes."""
+    twin = twinsify(small())
+    with pytest.raises(ValueError, match=r"0\.\.3 \(the batch\), got 4"), wings(twin, 4):
+        twin(torch.rand(3, 3, 8, 8))
+    assert next(twin_norms(twin))[1].wings.n_frozen == 0
+
+
+def test_ordinary_network_accepts_all_adaptive():
+    """Code for both kinds of networks can always say `adaptive`."""
+    for n in (0, None, "adaptive"):
+        with wings(small(), n):
+            pass
+
+
+@pytest.mark.parametrize("channels, groups", [(16, 16), (32, 32), (64, 32), (48, 24), (7, 7), (37, 1)])
+def test_norm_layers(channels, groups):
+    """Groups divide the channels and are at most 32; layer norm is one group."""
+    assert norm_layer("group")(channels).num_groups == groups
+    assert norm_layer("layer")(channels).num_groups == 1
+    assert type(norm_layer("batch")(channels)) is nn.BatchNorm2d
+    for norm in NORMS:
+        assert norm_layer(norm)(channels)(torch.rand(2, channels, 3, 3)).shape == (2, channels, 3, 3)
+
+
+class Joined(nn.Module):
+    """Two twinned networks, one of them called with chunks, with several frames an image, or not at all in order."""
+
+    def __init__(self, *parts: nn.Module, cut=lambda x: [x]) -> None:
+        super().__init__()
+        self.parts, self.cut = nn.ModuleList(parts), cut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outs = [torch.cat([part(piece) for piece in self.cut(x)]) for part in self.parts]
+        return sum(out.view(len(x), -1) for out in outs)
+
+
+def test_every_state_is_set():
+    """Networks made of several twinned ones, or with a copied part, are split everywhere; each state gets back what it had."""
+    one, two, three = (twinsify(small()) for _ in range(3))
+    three[4] = copy.deepcopy(three[4])
+    for model in (Joined(one, two), three):
+        for _, twin in twin_norms(model):
+            nn.init.constant_(twin.frozen.bias, 3.0)
+        states = {twin.wings for _, twin in twin_norms(model)}
+        assert len(states) == 2
+        x = torch.rand(4, 3, 8, 8)
+        with wings(model.eval(), "frozen"):
+            frozen = model(x)
+        with wings(model[1] if model is three else one, 1):
+            before = [state.n_frozen for state in states]
+            with wings(model, 3):
+                assert {state.n_frozen for state in states} == {3}
+                assert torch.allclose(model(x), torch.cat((frozen[:3], model(x)[3:])), atol=1e-5)
+            assert [state.n_frozen for state in states] == before and sorted(before) == [0, 1]
+        assert {state.n_frozen for state in states} == {0}
+
+
+CUTS = {
+    "chunks": lambda x: x.chunk(2),
+    "one by one": lambda x: x.split(1),
+    "crops": lambda x: [torch.cat((x, x.flip(3)))],
+    "frames": lambda x: [torch.stack((x, x.flip(3)), 1).flatten(0, 1)],
+}
+
+
+@pytest.mark.parametrize(
+    "call", [lambda model, x: model(x), lambda model, x: model(x=x), lambda model, x: nn.Sequential(model)(x)]
+)
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_cut_batches_are_refused(cut, call):
+    """A network that cuts or folds its batch inside has no first images at its norms: refused when part of the batch is for one
+    wing, and right when all of it is; the context is left as it was."""
+    model, x = twinsify(Joined(small(), cut=cut)), torch.rand(8, 3, 8, 8)
+    for n in (4, 1, 8):
+        with (
+            pytest.raises(
+                ValueError, match="expected 8 rows at each batch norm, one per image of the batch, got"
+            ),
+            wings(model, n),
+        ):
+            call(model, x)
+    for n in (0, "frozen"):
+        with wings(model, n):
+            call(model, x)
+    assert "_compiled_call_impl" not in vars(model)
+
+
+def test_batches_are_counted_at_the_entry():
+    """Several calls in one context may differ in size, a network inside another one has its own batch, and the images may be
+    anywhere among the inputs; parts called on their own must agree with each other."""
+
+    class Entry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+
+        def forward(self, scale: float, batch: dict, flip: bool = False) -> torch.Tensor:
+            return self.net(scale * batch["x"])
+
+    model, x = twinsify(Entry()), torch.rand(8, 3, 8, 8)
+    with wings(model, 3):
+        for size in (8, 3, 5):
+            assert len(model(1.0, {"n": 1, "x": x[:size]}, flip=True)) == size
+    with wings(model.net, 3):
+        assert len(model(1.0, {"x": x})) == 8
+    with wings(model, 3):
+        model.net(x)
+        model(1.0, {"x": x[:5]})
+        with pytest.raises(ValueError, match="expected 8 rows .* got 4"):
+            model.net[1](torch.rand(4, 4, 6, 6))
+    with pytest.raises(ValueError, match="a tensor of images among the inputs inside"), wings(model, 3):
+        model(1.0, {})
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_passes_split_as_they_did(reentrant, inside):
+    """Gradients with activation checkpoints, whose parts run again in the backward pass, inside the context, outside, or in
+    another one, equal those without, also for passes with several splits."""
+
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for part in (nn.Sequential(*list(self)[:3]), nn.Sequential(*list(self)[3:])):
+                x = checkpoint(part, x, use_reentrant=reentrant) if self.on else part(x)
+            return x
+
+    gradients = []
+    for on in (True, False):
+        model = twinsify(Checkpointed(*small()).eval())
+        Checkpointed.on = on
+        disturb(model)
+        x, weight = (
+            torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+            torch.arange(96.0),
+        )
+        model(x).sum().backward()  # no context so far
+        outs = []
+        for n in (2, 5, "frozen", "adaptive"):
+            with wings(model, n):
+                outs.append((model(x) * weight.view(1, -1)).square().sum())
+                if inside:
+                    outs.pop().backward()
+        if outs:
+            with wings(model, 1):
+                sum(outs).backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6 * b.abs().max())
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_unknown_splits_are_refused(outer):
+    """A pass outside of contexts, and a checkpoint within a checkpoint, whose split is not known when it is computed again, are
+    refused in a network that has been split."""
+    model = twinsify(small()).train()
+    x = torch.rand(4, 3, 8, 8, requires_grad=True)
+    with wings(model, 2):
+        model(x)
+        nested = checkpoint(lambda x: checkpoint(model, x, use_reentrant=True), x, use_reentrant=True)
+    plain = checkpoint(model, x, use_reentrant=outer)
+    for out in (plain, nested):
+        with pytest.raises(ValueError, match=r"forward pass inside wings\(\)"):
+            out.sum().backward()
+
+
+def test_replicas_are_refused():
+    """DataParallel over several devices, whose replicas see a part of the batch, is refused by name, also with replicas
+    from before the context; on one device it is right."""
+    model, x = twinsify(small()), torch.rand(8, 3, 8, 8)
+    replica = model[1]._replicate_for_data_parallel()
+    replica.adaptive, replica.frozen = model[1].adaptive, model[1].frozen
+    for n in (0, "frozen"):
+        with wings(model, n):
+            model[1]._replicate_for_data_parallel()
+            assert len(replica(torch.rand(4, 4, 6, 6))) == 4
+    with wings(model, 4):
+        for call in (model[1]._replicate_for_data_parallel, lambda: replica(torch.rand(4, 4, 6, 6))):
+            with pytest.raises(ValueError, match="got DataParallel, which gives each device a part"):
+                call()
+    whole = nn.DataParallel(model.eval())
+    disturb(model)
+    with wings(model, 3):
+        want = model(x)
+    with wings(whole, 3):
+        assert torch.equal(whole(x), want)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_processes_split_their_own_batch(process_group):
+    """Under DistributedDataParallel loss, gradients and statistics are those of the network with the process's own batch."""
+    models = [twinsify(small()), twinsify(small())]
+    for model in models:
+        disturb(model)
+    for model in (nn.parallel.DistributedDataParallel(models[0]), models[1]):
+        with wings(model, 3):
+            model(torch.linspace(-1, 1, 1536).view(8, 3, 8, 8)).square().sum().backward()
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5)
+    assert equal(dict(models[0].named_buffers()), dict(models[1].named_buffers()))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m)), lambda m: AveragedModel(m).module],
+)
+@pytest.mark.parametrize("n", [3, "frozen"])
+def test_no_split_is_left_in_copies_and_files(clone, n):
+    """What is copied or saved inside a context is all adaptive, has one state, and nothing of the context in it."""
+    twin = twinsify(small()).eval()
+    disturb(twin)
+    x = torch.rand(4, 3, 8, 8)
+    want, names = twin(x), set(vars(twin))
+    with wings(twin, n):
+        other = clone(twin)
+        assert torch.equal(other(x), want) and not torch.equal(twin(x), want)
+    assert set(vars(other)) == set(vars(twin)) == names and torch.equal(other(x), want)
+    assert len({layer.wings for _, layer in twin_norms(other)}) == 1
+    assert other.state_dict().keys() == twin.state_dict().keys()
+    with wings(other, n):
+        assert not torch.equal(other(x), want)
+    shallow = None
+    with wings(twin, n):
+        shallow = copy.copy(twin)
+    assert torch.equal(shallow(x), want) and set(vars(shallow)) == names
+
+
+def test_compiled_networks_are_split():
+    """A compiled network splits as the network itself does, and is compiled still after the context."""
+    twin, x = twinsify(small()).eval(), torch.rand(4, 3, 8, 8)
+    disturb(twin)
+    with wings(twin, 3):
+        want = twin(x)
+    twin.compile(backend="eager")
+    compiled = twin._compiled_call_impl
+    with wings(twin, 3):
+        assert torch.equal(twin(x), want)
+    assert twin._compiled_call_impl is compiled and not torch.equal(twin(x), want)
+
+
+RESETS = {
+    "update_bn": lambda m: update_bn([torch.rand(4, 3, 8, 8)], m),
+    "averaged": lambda m: update_bn([torch.rand(4, 3, 8, 8)], AveragedModel(m)),
+    "reset": lambda m: m.apply(lambda layer: getattr(layer, "reset_running_stats", int)()),
+    "parameters": lambda m: m.apply(lambda layer: getattr(layer, "reset_parameters", int)()),
+    "synchronised": lambda m: RESETS["reset"](nn.SyncBatchNorm.convert_sync_batchnorm(m)),
+    "replaced": lambda m: (setattr(m[1], "frozen", to_plain(m, "frozen")[1]), RESETS["reset"](m)),
+    "estimated": lambda m: reestimated(m, torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 0.1, seed=0),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+@pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_frozen_statistics_survive_resets(reset, clone):
+    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing,
+    and a second adaptive one, are ordinary layers."""
+    twin = clone(twinsify(small()))
+    disturb(twin)
+    for _, layer in twin_norms(twin):
+        layer.frozen.running_mean.add_(1.0)
+        layer.adaptive.running_mean.add_(1.0)
+    kept = statistics(twin)
+    made = reset(twin)
+    assert equal(statistics(twin), kept)
+    if isinstance(made, nn.Module):
+        assert equal(statistics(made), kept)
+    for network in (to_plain(twin, "frozen"), to_plain(twin), twinsify(small(), second="adaptive")):
+        RESETS["reset"](network)
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert norms and not any(m.running_mean.any() or "reset_running_stats" in vars(m) for m in norms)
+
+
+def test_hooks_of_a_layer_stay_with_its_wings():
+    """Hooks on a batch norm of a twinned network are on the exported layer too, around those that were there before."""
+    model, calls = nn.Sequential(nn.BatchNorm2d(3)).eval(), []
+    for name in ("inner", "outer"):
+        model = twinsify(model) if name == "outer" else model
+        model[0].register_forward_pre_hook(lambda m, inputs, name=name: calls.append(f"{name} in"))
+        model[0].register_forward_hook(
+            lambda m, inputs, out, name=name: calls.append(f"{name} out") or out + 1
+        )
+    x = torch.rand(2, 3, 4, 4)
+    for wing in ("adaptive", "frozen"):
+        calls.clear()
+        with wings(model, wing):
+            want, order = model(x), list(calls)
+        calls.clear()
+        assert torch.equal(to_plain(model, wing)(x), want)
+        assert calls == order == ["outer in", "inner in", "inner out", "outer out"]
+
+
+def test_copies_hold_nothing_of_the_network():
+    """Functions put on a module, or on its hooks, that hold a part of the network by closure, default or name hold that of the
+    copy; tensors with a history are copied."""
+    model = overridden(small()).train()
+    model[3].forward = lambda x, old=model[3].forward, *, times=2: old(x) * times
+    model[4].register_forward_hook(lambda m, inputs, out: out * model[0].weight.sum())
+    model[0].seen = model[0].weight * 2
+    kept = copy.deepcopy(model.state_dict())
+    x = torch.rand(4, 3, 8, 8)
+    for made in (to_plain(model).eval(), twinsify(model).eval()):
+        made(x)
+        assert equal(model.state_dict(), kept)
+        before = made(x)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        assert torch.equal(made(x), before)
+        model.load_state_dict(kept)
+
+
+class PlainTwin(nn.Module):
+    """The two wings as they are defined, without anything around them."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.adaptive, self.frozen, self.n = norm, copy.deepcopy(norm), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, rest = x.split((self.n, len(x) - self.n))
+        return torch.cat((self.frozen.eval()(first), self.adaptive(rest)))
+
+
+def test_training_is_bit_identical():
+    """Weights and statistics after steps of ordinary training are, to the bit, those of two plain batch norms and a split."""
+    models = []
+    for make in (
+        lambda m: twinsify(m),
+        lambda m: nn.Sequential(*(PlainTwin(p) if isinstance(p, nn.BatchNorm2d) else p for p in m)),
+    ):
+        model = make(small()).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        for step in range(3):
+            x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            for layer in model:
+                layer.n = 3
+            with wings(model, 3) if next(twin_norms(model), None) else contextlib.nullcontext():
+                loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        models.append(model.state_dict())
+    assert equal(*models)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
+def test_numbers_of_numpy(kind):
+    """Whole numbers of any library count images."""
+    twin = twinsify(small())
+    with wings(twin, kind(3)):
+        assert next(twin_norms(twin))[1].wings.n_frozen == 3
+
+
+def test_mismatch_of_a_twinned_network():
+    """Only layers that images pass are measured; all of them are."""
+    found = mismatch(twinsify(small()), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 0.1)
+    assert list(found) == ["1.adaptive", "4.adaptive"]

@@ -1,0 +1,275 @@
+"""Tables and sentences of adversarial fine-tuning: values by hand on made-up networks, an empty store, and one tiny training."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.aft_made import N, epochs, finish, network, spec
+from twinslib.base import stats
+from twinslib.compute.queue import sweep
+from twinslib.compute.worker import Worker
+from twinslib.evidence.networks import Network, finished, frame
+from twinslib.show import aft_tables, pages
+from twinslib.specs.measure import EvalSpec
+from twinslib.store.jobs import Job
+from twinslib.store.store import NOT_RUN, Store
+from twinslib.studies import finetuning, plan
+
+DATA = "cifar10"
+L2 = {"threat": "l2", "eps": 0.5}
+
+
+def grid() -> list[Network]:
+    """Seed 0: our start, AFT with AutoAttack, AT at its best and last, Fast-AT, a schedule, a fraction, a width, the other
+    threat; of AFT also seed 1."""
+    given = {"start": "natural", "before": 300.0, "seconds_before": 30.0}
+    return [
+        network("aft", 0.9, 0.02, at="start", epoch=0, spent=0.0, seconds=0.0, **given),
+        network("aft", 0.8, 0.5, auto=(0.4, 100), **given),
+        network("aft", 0.7, 0.4, seed=1, spent=8000.0, **given),
+        network("at_scratch", 0.75, 0.45, at="best", epoch=90, spent=54_000.0, seconds=600.0, auto=(0.42, 100)),
+        network("at_scratch", 0.75, 0.35, epoch=100, spent=60_000.0, seconds=900.0, auto=(0.3, 100)),
+        network("fast_at", 0.85, 0.1, spent=2000.0, attack={"steps": 1}),
+        network("aft_constant", 0.8, 0.45, part="schedule", optim={"schedule": "constant"}, **given),
+        fraction("aft", 0.6, 0.3, **given),
+        fraction("aft_random", 0.5, 0.31),
+        network("aft", 0.81, 0.52, part="width", width=16, **given),
+        network("aft_l2", 0.85, 0.6, **given, **L2),
+    ]
+
+
+def fraction(name: str, clean: float, robust: float, **options: object) -> Network:
+    """A network trained on 40 images."""
+    n = network(name, clean, robust, part="fraction", **options)
+    run = dataclasses.replace(n.spec, data=dataclasses.replace(n.spec.data, train_images=40))
+    return dataclasses.replace(n, job=dataclasses.replace(n.job, spec=run), train_images=40)
+
+
+def line(table: pd.DataFrame, *first: str) -> pd.Series:
+    """The one line whose first cells are these."""
+    (found,) = [r for _, r in table.iterrows() if tuple(r.iloc[:len(first)]) == first]
+    return found
+
+
+# -- accuracy and cost ------------------------------------------------------------------------------------------------------
+def test_accuracy_by_hand() -> None:
+    """One seed has exact intervals, two have Student's, and AutoAttack of one seed among two says which; passes are means."""
+    table = aft_tables.accuracy_table(frame(grid()), DATA)
+    assert table["method"].tolist() == ["start network: natural", "AFT", "AT, random start", "AT, random start", "Fast-AT"]
+    pgd, auto = "PGD-20 at 8/255 (1,000 images)", "AutoAttack at 8/255 (100 images)"
+    start, ours, best = (table.iloc[i] for i in range(3))
+    assert start[pgd] == "2.0 [1.2, 3.1]" and start[auto] == NOT_RUN and start["passes, start included"] == "3.0"
+    value, low, high, _ = stats.student_interval([0.5, 0.4])
+    assert (value, low) == (0.45, pytest.approx(0.45 - 12.706 * 0.05, abs=1e-3)) and high > 1
+    assert ours[pgd] == "45.0 [0.0, 100.0]" and ours[auto] == "40.0 [30.3, 50.3], seed 0"  # cut to what an accuracy can be
+    assert ours[["seeds", "epoch", "passes, start given", "passes, start included"]].tolist() == ["0, 1", "10", "70.0", "73.0"]
+    assert ours[["hours, start given", "hours, start included"]].tolist() == ["0.0167", "0.025"]
+    assert best[["network", "epoch", "passes, start included"]].tolist() == ["best epoch", "90", "540.0"]
+
+
+def test_planned_lines_and_unknown_costs() -> None:
+    """What is planned and not finished is "not run"; what a network of others cost is unknown; the other threat is left out."""
+    public = network("aft_public", 0.8, 0.4, start="public", before=None, seconds_before=None)
+    jobs = [n.job for n in [*grid(), public, network("free_at", 0.5, 0.1, at="best")]]
+    table = aft_tables.accuracy_table(frame([public]), DATA, jobs)
+    assert line(table, "AFT, public start")["passes, start included"] == "start not ours"
+    assert set(line(table, "Free-AT", "best epoch").iloc[2:]) == {NOT_RUN} and len(table) == 7
+    assert line(table, "start network: natural")["seeds"] == NOT_RUN and not table["method"].str.contains("L2").any()
+
+
+def test_accuracy_reading() -> None:
+    """Differences on the same images against the best and the last epoch of AT, then the others; says what is unclear."""
+    text = aft_tables.accuracy_reading(grid()[:6], DATA)
+    assert text.startswith("CIFAR-10, AFT minus another in points")
+    assert "AT, random start (best epoch): clean +5.0 [" in text and "AT, random start (last epoch): clean" in text
+    assert "AutoAttack at 8/255 -2.0 [" in text and "(unclear; 100 images, seeds: 1)" in text  # 40 against 42 of 100
+    assert "Fast-AT (last epoch): clean -5.0 [" in text and "(lower; 1,000 images, seeds: 1)" in text
+    assert text.endswith("Not run: TRADES, random start; Free-AT; AFT, random start.")
+
+
+def test_cost_by_hand() -> None:
+    """Passes and seconds over those of AFT, same seed; the claimed factor is reached with the start given, or in neither."""
+    ratios = aft_tables.ratios(frame(grid()), DATA).set_index(["method", "at"])
+    assert ratios.loc[("at_scratch", "best")].tolist() == [0, 54_000 / 6000, 54_000 / 6300, 600 / 60, 600 / 90, 10, 7.5]
+    table = aft_tables.cost_table(frame(grid()), DATA)
+    assert line(table, "AT, random start", "best epoch").iloc[2:].tolist() == [
+        "0", "9.00", "8.57", "10.00", "6.67", "10.00", "7.50"]
+    assert set(line(table, "Free-AT").iloc[1:]) == {NOT_RUN}
+    assert "best epoch takes this many times the passes of AFT: 9.00 with the start given (reaches the claimed 8)" in (
+        aft_tables.cost_reading(frame(grid()), DATA))
+    cheap = [dataclasses.replace(n, spent=47_999.0) if n.at == "best" else n for n in grid()]
+    text = aft_tables.cost_reading(frame(cheap), DATA)
+    assert ("8.00 with the start given (does not reach the claimed 8), on the clock 10.00, in processor time 10.00; 7.62 with "
+            "the start included") in text
+
+
+def test_cost_over_seeds() -> None:
+    """Geometric mean with Student's interval of the logarithms; every seed has to reach the claim; unknown stays unknown."""
+    found = [n for seed, spent in enumerate((70.0, 100.0)) for n in (
+        network("aft", 0.8, 0.5, seed=seed, spent=10.0, start="public", before=None),
+        network("at_scratch", 0.7, 0.4, seed=seed, spent=spent, at="best"))]
+    cells = line(aft_tables.cost_table(frame(found), DATA), "AT, random start", "best epoch")
+    low, high = np.exp(stats.student_interval(np.log([7, 10]))[1:3])
+    assert cells["passes / AFT, start given"] == f"{70 ** 0.5:.2f} [{low:.2f}, {high:.2f}]" and cells["seeds"] == "0, 1"
+    assert cells["passes / AFT, start included"] == "start not ours"
+    assert "8.37 [" in (text := aft_tables.cost_reading(frame(found), DATA)) and "reaches" not in text.split("does not reach")[0]
+
+
+# -- starts, schedules, data, width, threat ---------------------------------------------------------------------------------
+def test_starts() -> None:
+    """Before and after with the gain on the same images; a public network's published accuracy stands beside, with its source."""
+    public = {"start": "public", "before": None}
+    found = [*grid(), network("aft_public", 0.9, 0.0, at="start", **public), network("aft_public", 0.8, 0.4, **public)]
+    ours, theirs = (row for _, row in aft_tables.starts_table(found, DATA).iterrows())
+    assert ours[["network", "published clean", "PGD before", "test images"]].tolist() == [
+        "thin_resnet10", "", "2.0 [1.2, 3.1]", "first 1,000 of our order"]
+    assert ours["gain, PGD (points)"].startswith("+48.0 [") and theirs["gain, PGD (points)"].startswith("+40.0 [")
+    assert theirs["published clean"] == "91.73 (all 10,000 test images, github.com/akamaster/pytorch_resnet_cifar10)"
+    assert theirs["clean before"] == "90.0 [88.0, 91.8]" and theirs["gain, clean (points)"].startswith("-10.0 [")
+
+
+def test_schedules(tmp_path) -> None:
+    """Each schedule with the validation accuracy of its candidates, the rate chosen, and its difference to AFT."""
+    store, jobs = Store("small", root=tmp_path), []
+    clean, pgd = (EvalSpec(kind=k, images=N, eps=e) for k, e in (("clean", 0.0), ("pgd", 8 / 255)))
+    for name, part, shares, scores in (("aft", "main", (0.8, 0.5), (0.4, 0.5)),
+                                       ("aft_constant", "schedule", (0.8, 0.4), (0.3, 0.2))):
+        runs = [spec(name, start="natural", optim={"lr": lr}) for lr in (0.02, 0.1)]
+        for run, score in zip(runs, scores, strict=True):
+            finish(store, run, epochs(10, 600, [score] * 10), {
+                e: np.arange(N) < N * s for e, s in zip((clean, pgd), shares, strict=True)})
+        jobs += [Job("aft_tuning", run, ()) for run in runs]
+        jobs.append(Job("aft", store.best(runs), (clean, pgd), labels=(("part", part), ("start", "natural"))))
+    finish(store, jobs[0].spec.source, epochs(3, 100))
+    found = finished(store, jobs)
+    table = aft_tables.schedule_table(store, jobs, frame(found), DATA)
+    assert table.iloc[0][["schedule", "validation, lr 0.02", "validation, lr 0.1", "lr chosen"]].tolist() == [
+        "AFT", "50.0 / 40.0", "60.0 / 50.0", "0.1"]
+    other = line(table, "AFT, constant rate")
+    assert other["lr chosen"] == "0.02" and other["PGD minus AFT (points)"].startswith("-10.0 [")
+    assert other["clean minus AFT (points)"].startswith("+0.0 [")
+    assert "AFT, constant rate +10.0 [" in aft_tables.schedule_reading(found, DATA)
+    waiting = [dataclasses.replace(j, settled=False) if j.study == "aft" else j for j in jobs]
+    table = aft_tables.schedule_table(store, waiting, frame([]), DATA)
+    assert set(table["lr chosen"]) == {NOT_RUN} and table["PGD minus AFT (points)"].tolist() == ["", NOT_RUN]
+
+
+def test_less_data_and_other_widths() -> None:
+    """The part's values, then that of the main part with the same seed; differences name the images of the start network."""
+    jobs = [n.job for n in grid()] + [fraction("at_scratch", 0.5, 0.1).job]
+    table = aft_tables.data_width_table(frame(grid()), DATA, jobs)
+    assert table[["varied", "value", "method", "seeds"]].values.tolist() == [
+        ["training images", "40", "AFT", "0"], ["training images", "100", "AFT", "0"],
+        ["training images", "40", "AFT, random start", "0"], ["training images", "40", "AT, random start", NOT_RUN],
+        ["training images", "100", "AT, random start", "0"],
+        ["width", "of the main part", "AFT", "0"], ["width", "16", "AFT", "0"]]
+    assert [c for c in table if "AutoAttack" in c] == []  # of the main part alone
+    assert table["clean (1,000 images)"].str[:4].tolist() == ["60.0", "80.0", "50.0", NOT_RUN[:4], "75.0", "80.0", "81.0"]
+    text = aft_tables.data_width_reading(grid(), DATA)
+    assert "40 training images -1.0 [" in text and "unclear" not in text and "channels of the first stage: not run" in text
+    assert text.endswith("The start network of AFT saw 100 training images, however few AFT had.")
+
+
+def test_threats() -> None:
+    """Each network under the threat it was trained against."""
+    table = aft_tables.threat_table(frame(grid()), DATA)
+    assert table["method"].tolist() == ["AFT", "AT, random start", "AFT, random start", "AFT, L2"]
+    ours, other = line(table, "AFT"), line(table, "AFT, L2")
+    assert ours["trained against"] == "8/255" and ours["PGD under its threat"].endswith("(PGD-20)")
+    assert other[["trained against", "epochs"]].tolist() == ["0.5 (L2)", "10"]
+    assert other["PGD under its threat"].startswith("60.0 [")
+    assert set(line(table, "AFT, random start").iloc[1:]) == {NOT_RUN}
+
+
+# -- courses ----------------------------------------------------------------------------------------------------------------
+def test_collapse(tmp_path) -> None:
+    """Single-step and Free runs alone: whether and when robustness was lost, and the best epoch."""
+    store = Store("small", root=tmp_path)
+    labels = (("part", "main"), ("start", "random"))
+    runs = [spec("fast_at", seed=seed, attack={"steps": 1}) for seed in range(5)] + [spec("free_at"), spec("at_scratch")]
+    finish(store, runs[0], epochs(5, 200, [0.2, 0.3, 0.1, 0.25, 0.2]))
+    finish(store, runs[1], epochs(5, 200, [0.2, 0.3, 0.28, 0.25, 0.31]))
+    finish(store, runs[2], epochs(5, 200, [0.28, 0.17, 0.09, 0.0, 0.0]))
+    finish(store, runs[3], epochs(5, 200, [0.0, 0.02, 0.01, 0.0, 0.0]))
+    finish(store, runs[6], epochs(5, 200, [0.3, 0.0, 0.1, 0.1, 0.1]))
+    text = aft_tables.collapse_reading(store, [Job("aft", run, (), labels=labels) for run in runs])
+    assert text == ("Fast-AT, seed 0: catastrophic overfitting in epoch 3 (robust accuracy on validation images 10.0 %), best "
+                    "epoch 2 of 10 (30.0 %); Fast-AT, seed 1: no catastrophic overfitting, best epoch 5 of 10 (31.0 %); Fast-AT, "
+                    "seed 2: slow loss of robustness in epoch 3 (robust accuracy on validation images 9.0 %), best epoch 1 of 10 "
+                    "(28.0 %); Fast-AT, seed 3: never robust, best epoch 2 of 10 (2.0 %); Fast-AT, seed 4: not run; Free-AT, "
+                    "seed 0: not run.")
+    assert aft_tables.collapse_reading(store, []) == "Single-step and Free training: not planned."
+
+
+def test_overfitting() -> None:
+    """Best minus last epoch of AT on the same images."""
+    text = aft_tables.overfit_reading(grid(), DATA)
+    assert "best epoch (90) minus last in points: clean +0.0 [" in text and "PGD-20 at 8/255 +10.0 [" in text
+    assert "AutoAttack at 8/255 +12.0 [" in text
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "options", "each"), [
+    ("natural", {}, 1), ("at_scratch", {}, 6), ("aft_twins", {"start": "natural"}, 6), ("trades_scratch", {}, 7),
+    ("trades_scratch", {"attack": {"loss": "kl"}}, 7.5), ("fast_at", {"attack": {"steps": 1}}, 2), ("free_at", {}, 8),
+    ("aft_free", {}, 4), ("aft_eps_warmup", {"attack": {"eps_warmup": 0.5}}, 6), ("at_scratch", {"attack": {"steps": 0}}, 1),
+    ("at_awp", {}, None), ("l2sp", {"start": "natural"}, 6), ("distill", {"start": "natural"}, None)])
+def test_passes_of_an_epoch(name: str, options: dict, each: float | None) -> None:
+    """Counted by hand: five steps and one pass for the weights, Free one for each replay."""
+    assert aft_tables.passes_per_epoch(spec(name, **options)) == each
+
+
+def test_sanity_notices() -> None:
+    """Right under attack and wrong without, AutoAttack weaker than PGD by more than 1 %, and passes that were not counted."""
+    good = network("aft", 0.8, 0.5, auto=(1.0, 100), spent=6000.0)  # the first 500 are right under PGD
+    assert all(aft_tables.sanity([good]).values()) and all(aft_tables.sanity([]).values())
+    assert list(aft_tables.sanity([network("aft", 0.4, 0.5)]).values()) == [False, True, True]
+    weak = dataclasses.replace(good, masks={e: m[::-1] if e.kind == "pgd" else np.ones_like(m) for e, m in good.masks.items()})
+    assert list(aft_tables.sanity([weak]).values()) == [True, False, True]
+    assert list(aft_tables.sanity([dataclasses.replace(good, spent=6001.0)]).values()) == [True, True, False]
+    assert all(aft_tables.sanity([dataclasses.replace(good, spent=6001.0, train_images=0)]).values())
+
+
+def test_rows_and_caption(tmp_path) -> None:
+    """The frame as text; what intervals stand for."""
+    store = Store("small", root=tmp_path)
+    aft_tables.write_rows(store, frame(grid()))
+    pd.testing.assert_frame_equal(pd.read_csv(store.root / "rows" / "aft_networks.csv", keep_default_na=False), frame(grid()))
+    assert aft_tables.caption(frame(grid())).startswith("Means over the seeds 0, 1. Intervals: 95 % (Student) over the seeds")
+    assert "1,000 for clean, PGD-20; 100 for AutoAttack" in aft_tables.caption(frame(grid()))
+    assert aft_tables.caption(frame([])) == aft_tables.NOTHING
+
+
+# -- a whole notebook -------------------------------------------------------------------------------------------------------
+def test_page_of_an_empty_store(tmp_path) -> None:
+    """Before any run the page is whole and says what is missing."""
+    for preset in ("toy", "small"):
+        jobs = plan.plan(preset, "06")[0](best=lambda candidates, **_: candidates[0])
+        text = pages.adversarial_finetuning(Store(preset, root=tmp_path), jobs)
+        assert text.startswith("# Adversarial fine-tuning") and "not tested at this scale" in text and "nan" not in text
+        assert text.count(NOT_RUN) > 50 and pages.PAGES["06"] is pages.adversarial_finetuning
+
+
+def test_page_of_a_tiny_training(tmp_path) -> None:
+    """Trained for an epoch or two, every method passes as many images as counted by hand, and the page is whole."""
+    main = {"aft": {"start": "natural"}, "at_scratch": {"optim": {"epochs": 2, "lr": 0.003, "keep_best": True}},
+            "fast_at": {"attack": {"steps": 1, "step_size": 0.02}, "optim": {"lr": 0.003}},
+            "free_at": {"switches": {"replays": 3}, "optim": {"lr": 0.003}}, "aft_twins": {"start": "natural"},
+            "trades_scratch": {"attack": {"loss": "kl"}, "optim": {"lr": 0.003}}}
+    jobs = finetuning.finetuning(
+        arch="tiny_resnet", norm="batch", starts={"natural": {}}, main=main, schedules={"aft_eps_warmup": {
+            "start": "natural", "attack": {"eps_warmup": 0.5}}}, lrs=[0.05], fractions={"images": [20], "runs": ["aft"]},
+        targets={"toy_target": {"data": {"image_size": 16, "train_images": 30, "val_images": 10}}}, seeds=[0],
+        widths={"widths": [8], "runs": ["aft"]}, optim={"epochs": 1, "batch_size": 20}, attack={"steps": 2, "step_size": 0.01},
+        evaluations=[{"kind": k, "images": 20, "eps": e, "steps": 2, "at": ["start", "best", "last"]}
+                     for k, e in (("clean", 0.0), ("pgd", 8 / 255))], best=lambda candidates, **_: candidates[0])
+    store = Store("toy", root=tmp_path)
+    assert not sweep(Worker(store, "cpu"), jobs).failed
+    found = finished(store, jobs)
+    assert {n.spec.method.name for n in found} == {*main, "aft_eps_warmup", "natural"} and all(aft_tables.sanity(found).values())
+    assert {(n.spec.method.name, n.spent) for n in found if n.part == "main" and n.at == "last"} == {
+        ("aft", 90), ("at_scratch", 180), ("fast_at", 60), ("free_at", 90), ("aft_twins", 90), ("trades_scratch", 135)}
+    text = pages.adversarial_finetuning(store, jobs)
+    assert "nan" not in text and "- passes are those counted by hand" in text and ": no\n" not in text

@@ -1,0 +1,81 @@
+"""The experiment on learning rates as it is shown: frame, table, sentences and figure of made-up runs."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twinslib.base.files import write_json, write_npz
+from twinslib.show import by_rate, figures
+from twinslib.specs.reading import canonical_json
+from twinslib.store.store import NOT_RUN, Store
+from twinslib.studies import plan as studies_plan
+
+RATES, METHODS, SETS = (0.003, 0.03, 0.3), ("at", "at_lr", "at_split", "twins_at"), ("cifar10", "caltech64")
+ATTACKS = {"clean": "clean", "robust": "PGD-20 at 8/255"}
+
+
+def made(without=lambda row: False) -> pd.DataFrame:
+    """Three seeds; AT is best at 0.03, TWINS-AT two points above it at 0.003 and one below at 0.3; one run of more epochs."""
+    rows = []
+    for dataset, method, rate, seed, metric in itertools.product(SETS, METHODS, RATES, range(3), by_rate.METRICS):
+        value = {0.003: 0.30, 0.03: 0.50, 0.3: 0.40}[rate] + 0.01 * seed - 0.2 * (metric == "robust")
+        value += {0.003: 0.02, 0.03: 0.0, 0.3: -0.01}[rate] * (method == "twins_at")
+        rows.append([dataset, "grid", method, rate, seed, metric, ATTACKS[metric], 6, 1000, value, ""])
+    rows += [["cifar10", "long", "at", 0.003, 0, m, ATTACKS[m], 24, 1000, 0.33, ""]
+             for m in by_rate.METRICS]
+    frame = pd.DataFrame(rows, columns=[*by_rate.KEYS, "metric", "attack", "epochs", "n", "value", "absent"])
+    gone = frame.apply(without, axis=1)
+    frame.loc[gone, "value"], frame.loc[gone, "absent"] = np.nan, NOT_RUN
+    return frame
+
+
+def test_frame_of_a_store(tmp_path) -> None:
+    """A run of the grid that is finished has its accuracies, one that diverged says so, the others are not run."""
+    store, plan = Store("toy", root=tmp_path), studies_plan.plan("toy", "02")[0]
+    jobs = [job for job in plan(best=store.best) if job.study == "learning_rates"]
+    job, other = jobs[0], jobs[1]
+    write_json(tmp_path / "runs" / f"{job.spec.hash}.json", {"spec": json.loads(canonical_json(job.spec)), "epochs": []})
+    masks = {f"{e.hash}/{e.attack_name}": np.arange(e.images) < 0.25 * e.images for e in job.evals}
+    write_npz(tmp_path / "masks" / f"{job.spec.hash}.npz", masks)
+    write_json(tmp_path / "diverged" / f"{other.spec.hash}.json",
+               {"spec": json.loads(canonical_json(other.spec)), "epochs": [], "diverged": "NaN"})
+    found = by_rate.frame(store, plan(best=store.best))
+    assert len(found) == 2 * len(jobs)  # clean and robust; no course among them
+    lines = found.groupby(by_rate.KEYS)["absent"].first()
+    assert found.loc[found["value"].notna(), "value"].tolist() == [0.25, 0.25]
+    assert sorted(lines.value_counts().items()) == [("", 1), ("diverged", 1), (NOT_RUN, len(jobs) - 2)]
+    words = by_rate.reading(found)
+    assert words.startswith(f"{2} of {len(jobs)} runs are finished.") and words.endswith("seed 0.") and "Diverged: " in words
+
+
+def test_table() -> None:
+    """Clean / robust means in percent with the seeds behind them; what is missing says so, what is not planned is empty."""
+    table = by_rate.table(made(without=lambda r: r.method == "at_lr" and r.rate == 0.3 and r.dataset == "cifar10"))
+    assert list(table.columns) == ["data set", "epochs", "method", *(f"rate {r:g}" for r in RATES)]
+    cell = table.set_index(["data set", "epochs", "method"])
+    assert list(cell.loc[("CIFAR-10", 6, "TWINS-AT")]) == ["33.0 / 13.0 (3)", "51.0 / 31.0 (3)", "40.0 / 20.0 (3)"]
+    assert list(cell.loc[("CIFAR-10", 6, "AT, lr × (1 + λ)")])[2] == NOT_RUN
+    assert list(cell.loc[("CIFAR-10", 24, "AT")]) == ["33.0 / 33.0 (1)", "", ""]
+
+
+def test_reading() -> None:
+    """Each method's best rate, and TWINS-AT minus AT at the least and the greatest rate."""
+    words = by_rate.reading(made())
+    assert "CIFAR-10, clean: best are AT 51.0 at 0.03" in words and "TWINS-AT minus AT +2.0 at 0.003 and -1.0 at 0.3." in words
+    assert "Caltech-101, PGD-20 at 8/255" in words and "finished" not in words
+    some = by_rate.reading(made(without=lambda r: r.method == "twins_at"))
+    assert "minus" not in some and some.startswith("55 of 73 runs are finished.")
+    assert by_rate.reading(made(without=lambda r: True)) == "0 of 73 runs are finished."
+
+
+@pytest.mark.parametrize("without", [
+    lambda r: False, lambda r: r.dataset == "cifar10", lambda r: r.method == "twins_at", lambda r: r.rate > 0.01 or r.seed > 0,
+    lambda r: True], ids=["whole", "one set", "a method", "one point", "nothing"])
+def test_figure(without, tmp_path) -> None:
+    """Whatever is finished is drawn, from nothing to everything, in one row or two, the same bytes twice."""
+    for metrics in (by_rate.METRICS, ("robust",)):
+        first, second = (figures.save(by_rate.accuracy_by_rate(made(without), metrics), tmp_path / name)[0] for name in "ab")
+        assert first.read_bytes() == second.read_bytes()

@@ -1,0 +1,334 @@
+"""Tables and sentences of the notebooks against calculations by hand; the page that holds them all."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twinslib.base import markdown
+from twinslib.base.files import write_json, write_npz
+from twinslib.evidence import accuracy as evidence_accuracy
+from twinslib.evidence import public
+from twinslib.evidence import rows as evidence_rows
+from twinslib.show import origins, pages, tables
+from twinslib.specs import labels
+from twinslib.specs.measure import EvalSpec
+from twinslib.specs.method import method
+from twinslib.specs.reading import canonical_json
+from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec
+from twinslib.store.jobs import Job, Task
+from twinslib.store.store import Store
+
+CLEAN = EvalSpec(kind="clean", images=10)
+PGD = EvalSpec(kind="pgd", images=10, eps=8 / 255)
+PART = EvalSpec(kind="autoattack", images=8, eps=8 / 255, attacks=("apgd-ce", "apgd-t"))
+SOURCE = RunSpec(data=DataSpec(name="tinyimagenet32"), model=ModelSpec(arch="tiny_resnet"), method=method("at"),
+                 optim=OptimSpec())
+
+
+def row(dataset="cifar10", name="at", seed=0, attack="none", eps=0.0, value=0.5, n=10, run=None):
+    metric = "clean_acc" if attack == "none" else "robust_acc"
+    return ["transfer", "small", dataset, "tiny_resnet", "batch", name, seed, metric, "linf", eps, value, n,
+            run or f"{dataset}-{name}-{seed}", attack, f"{dataset}-0000[:{n}]"]
+
+
+def frame(*rows):
+    return pd.DataFrame(rows, columns=evidence_rows.COLUMNS)
+
+
+def job(dataset="cifar10", name="at", seed=0, evals=(CLEAN, PGD), arch="tiny_resnet", weights=None, **data):
+    start = {"source": SOURCE} if arch == SOURCE.model.arch else {"weights": weights}
+    spec = RunSpec(data=DataSpec(name=dataset, **data), model=ModelSpec(arch=arch), method=method(name),
+                   optim=OptimSpec(), seed=seed, **start)
+    return Job("transfer", spec, tuple(evals))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store("test", root=tmp_path)
+
+
+def finish(store, job, masks, split="same"):
+    """Put a finished run with these masks (by evaluation) into the store."""
+    record = {"spec": json.loads(canonical_json(job.spec)), "split": split, "train_images": 9500}
+    write_json(store.root / "runs" / f"{job.spec.hash}.json", record)
+    stages = {f"{e.hash}/{e.attack_name}": np.array(mask, dtype=bool) for e, mask in masks.items()}
+    write_npz(store.root / "masks" / f"{job.spec.hash}.npz", stages)
+
+
+@pytest.mark.parametrize("attack, label", [
+    ("none", "clean"), ("pgd20", "PGD-20"), ("pgd10x5", "PGD-10, 5 restarts"), ("apgd-ce", "APGD-CE"),
+    ("apgd-ce+apgd-t", "APGD-CE + APGD-T"), ("apgd-ce+apgd-t+fab-t+square", "AutoAttack"),
+    ("fab-t+square", "FAB-T + Square"),
+])
+def test_attack_labels(attack, label):
+    """Only the whole standard suite is called AutoAttack."""
+    assert labels.attack_label(attack) == label
+
+
+def test_number_formats():
+    """Percent with interval, signed points without a negative zero, eps as k/255 (maximum norm) or plain (L2)."""
+    assert labels.percent(0.6234, 0.5921, 0.6529) == "62.3 [59.2, 65.3]"
+    assert labels.points(0.0123, -0.0004, 0.029) == "+1.2 [+0.0, +2.9]"
+    assert labels.points(-0.0123, -0.03, -0.001) == "-1.2 [-3.0, -0.1]"
+    assert [labels.eps_label(e / 255) for e in (2, 8, 0.5)] == ["2/255", "8/255", "0.5/255"]
+    assert labels.eps_label(0.5, "l2") == "0.5 (L2)"
+
+
+def test_accuracy_table_by_hand():
+    """Cells are percent with exact intervals (textbook values for 5, 0, 10 of 10), headers name attack, eps and n."""
+    rows = frame(row(value=0.5), row(attack="pgd20", eps=8 / 255, value=0.0), row(name="twins_at", value=1.0))
+    out = tables.accuracy_table(rows)
+    assert list(out.columns) == ["data set", "method", "seed", "clean (10 images)", "PGD-20 at 8/255 (10 images)"]
+    assert out.values.tolist() == [["CIFAR-10", "AT", "0", "50.0 [18.7, 81.3]", "0.0 [0.0, 30.8]"],
+                                   ["CIFAR-10", "TWINS-AT", "0", "100.0 [69.2, 100.0]", "not run"]]
+
+
+def test_accuracy_table_shows_what_was_asked_for():
+    """Lines follow the given data sets and methods, also where no row is yet; columns run clean, PGD by eps, parts."""
+    rows = frame(row(attack="apgd-ce", eps=8 / 255), row(attack="pgd20", eps=8 / 255), row(attack="pgd20", eps=2 / 255),
+                 row())
+    out = tables.accuracy_table(rows, datasets=["cub64", "cifar10"], methods=["trades", "at"])
+    assert out["data set"].tolist() == ["CUB-200 (2010)"] * 2 + ["CIFAR-10"] * 2
+    assert out["method"].tolist() == ["TRADES", "AT"] * 2
+    assert [c.split(" (")[0] for c in out.columns[3:]] == ["clean", "PGD-20 at 2/255", "PGD-20 at 8/255",
+                                                            "APGD-CE at 8/255"]
+    assert (out.iloc[:3, 3:] == "not run").all(axis=None) and (out.iloc[3, 3:] != "not run").all()
+
+
+def test_inner_stages_are_left_out():
+    """Of each AutoAttack evaluation only the last stage shows; one attack measured twice shows where n is larger."""
+    standard = "apgd-ce+apgd-t+fab-t+square"
+    stages = [standard.rsplit("+", k)[0] for k in (3, 2, 1)] + [standard]
+    rows = frame(row(), *(row(attack=a, eps=8 / 255, value=0.3, n=10) for a in stages),
+                 *(row(attack=a, eps=8 / 255, value=0.4, n=20) for a in stages[:2]))
+    out = tables.accuracy_table(rows)
+    assert list(out.columns[4:]) == ["APGD-CE + APGD-T at 8/255 (20 images)", "AutoAttack at 8/255 (10 images)"]
+    assert out.iloc[0, 4].startswith("40.0 [") and out.iloc[0, 5].startswith("30.0 [")
+
+
+def test_different_numbers_of_images():
+    """Where data sets differ in n, the header gives the range and each cell its own n."""
+    out = tables.accuracy_table(frame(row(n=10), row("cub64", n=2000)))
+    assert list(out.columns[3:]) == ["clean (10 to 2,000 images)"]
+    assert out.iloc[:, 3].tolist() == ["50.0 [18.7, 81.3], n = 10", "50.0 [47.8, 52.2], n = 2,000"]
+
+
+def test_seeds():
+    """Several seeds: a line each over images, and the mean with Student's interval (60 +- 4.303 * 10 / sqrt 3)."""
+    out = tables.accuracy_table(frame(*(row(seed=s, value=v) for s, v in enumerate([0.5, 0.6, 0.7]))))
+    assert out["seed"].tolist() == ["0", "1", "2", "mean of 3"]
+    assert out.iloc[-1, -1] == "60.0 [35.2, 84.8]"
+    assert out.iloc[0, -1] == "50.0 [18.7, 81.3]"
+
+
+def test_same_table_from_file(tmp_path):
+    """Rows written to CSV and read again give the same table."""
+    rows = frame(row(value=1 / 3, n=9), row(attack="pgd20", eps=8 / 255, value=2 / 7, n=7))
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert tables.accuracy_table(pd.read_csv(tmp_path / "rows.csv")).equals(tables.accuracy_table(rows))
+
+
+def test_no_rows_at_all():
+    """Nothing run yet: tables are empty or say so, none fails."""
+    assert tables.accuracy_table(frame()).empty
+    assert tables.caption(frame()) == "No measurement is finished yet."
+    assert evidence_accuracy.estimates(frame()).empty
+
+
+@pytest.mark.parametrize("rows, message", [
+    (frame(row()).drop(columns=["attack"]), "expected rows with the columns .* none called attack"),
+    (frame(row(run="a"), row(run="b", attack="pgd20")),
+     "expected one run per data set, method and seed, got 2 for cifar10, at, 0"),
+])
+def test_refused_rows(rows, message):
+    """Rows of another format and mixed studies are refused."""
+    with pytest.raises(ValueError, match=message):
+        tables.accuracy_table(rows)
+
+
+def test_caption():
+    """The caption counts images per attack and says what the intervals are, for one seed and for several."""
+    rows = frame(row(n=1000), row(attack="pgd20", eps=8 / 255, n=1000), row(attack="apgd-ce", eps=8 / 255, n=300))
+    assert tables.caption(rows) == ("Seed 0 only. Intervals: exact 95 % (Clopper-Pearson) over the test images "
+                                    "(1,000 for clean, PGD-20; 300 for APGD-CE).")
+    assert tables.caption(frame(row(), row(seed=1))).startswith("Means over the seeds 0, 1. Intervals: 95 % (Student)")
+
+
+# -- numbers of others -----------------------------------------------------------------------------------------
+def test_reference_table(store):
+    """Ours beside the public numbers, one line per method and source; what differs comes from spec, record and rows."""
+    jobs = [job("caltech64", "trades"), job("caltech64", "twins_at")]
+    for j in jobs:
+        finish(store, j, {})
+    rows = frame(row("caltech64", "trades"), row("caltech64", "trades", attack="pgd20", eps=8 / 255, value=0.3),
+                 row("caltech64", "trades", attack="apgd-ce", eps=4 / 255), row("caltech64", "twins_at"))
+    out = public.reference_table(rows, store, jobs)
+    assert out["method"].tolist() == ["TRADES", "TRADES"]
+    first, second = out.to_dict("records")
+    assert (first["clean, ours"], first["clean, reference"]) == ("50.0 [18.7, 81.3]", "66.78")
+    assert (first["PGD, ours"][:4], first["PGD, reference"]) == ("30.0", "47.76")
+    assert (first["AutoAttack, ours"], first["AutoAttack, reference"]) == ("not run", "42.17")  # ours is at 4/255
+    assert (second["PGD, reference"], second["AutoAttack, reference"]) == ("47.07 (sd 0.37)", "")
+    for piece in ("Caltech-101 (there Caltech-256)", "9,500 training images", "tiny_resnet (there resnet50)",
+                  "32 pixels (there 224)", "start Tiny-ImageNet, AT 8/255 (there ImageNet, AT 4/255)",
+                  "clean on 10 images (there whole test set)",
+                  "PGD-20 at 8/255 on 10 images (there PGD-10, whole test set)"):
+        assert piece in first["what differs"].split("; "), piece
+
+
+def test_reference_table_leaves_out_what_agrees(store):
+    """What is the same is not listed, a set without counterpart has no line."""
+    for file, differs in (("resnet50_linf_eps4.0.safetensors", ""), ("x.pt", "start x.pt (there ImageNet, AT 4/255); "),
+                          (None, "start random weights (there ImageNet, AT 4/255); ")):
+        same = job(arch="resnet50", image_size=224, weights=file and WeightsSpec(file=file, classes=1000))
+        finish(store, same, {})
+        rows = frame(row(), row("toy_target"), row("their_own_set"))
+        (line,) = public.reference_table(rows, store, [same, job("toy_target")]).to_dict("records")
+        assert line["what differs"] == f"9,500 training images; {differs}clean on 10 images (there number not stated)"
+    assert public.reference_table(frame(row("toy_target")), store, [job("toy_target")]).empty
+
+
+# -- what was chosen, and where it comes from -------------------------------------------------------------------------
+def candidates(store, results, name="at", field="lr"):
+    """Jobs of study "tuning" for values of `field`; results: value -> (clean, robust) validation accuracy, None if not run, or
+    why it diverged."""
+    jobs = []
+    for value, result in results.items():
+        changed = {"optim": OptimSpec(lr=value)} if field == "lr" else {"method": method(name, **{field: value})}
+        jobs.append(Job("tuning", dataclasses.replace(job(name=name).spec, **changed), ()))
+        path = f"{jobs[-1].spec.hash}.json"
+        if isinstance(result, str):
+            write_json(store.root / "provenance" / path, {"train": {"diverged": result}})
+        elif result:
+            last = dict(zip(("val_clean_acc", "val_robust_acc"), result, strict=True))
+            epochs = [{"epoch": 1, "val_clean_acc": 0.99, "val_robust_acc": 0.99}, {"epoch": 2, **last}, {"epoch": 3}]
+            write_json(store.root / "runs" / path, {"spec": json.loads(canonical_json(jobs[-1].spec)), "val_images": 500,
+                                                    "epochs": epochs})
+    return jobs
+
+
+def test_tuning_table(store):
+    """Every candidate with its last validation accuracies; chosen is the best mean of both, not the best of one."""
+    jobs = candidates(store, {0.01: (0.8, 0.1), 0.03: (0.5, 0.42), 0.1: (0.45, 0.43)})
+    out = origins.tuning_table(store, [*jobs, job(), job(seed=1)])
+    assert list(out.columns[:2]) == ["data set", "method"] and (out.iloc[:, :2] == ["CIFAR-10", "AT"]).all(axis=None)
+    assert out.iloc[:, 2:].values.tolist() == [["lr 0.01", "80.0", "10.0", 500, ""], ["lr 0.03", "50.0", "42.0", 500, "yes"],
+                                               ["lr 0.1", "45.0", "43.0", 500, ""]]
+
+
+@pytest.mark.parametrize(("results", "chosen"), [
+    ({0.01: (0.8, 0.4), 0.03: (0.5, 0.3), 0.1: (0.4, 0.3)}, ["yes, at an end of its grid", "", ""]),
+    ({0.01: (0.5, 0.3), 0.03: (0.4, 0.3), 0.1: (0.8, 0.4)}, ["", "", "yes, at an end of its grid"]),
+    ({0.01: (0.5, 0.3), 0.03: (0.8, 0.4)}, ["", "yes"]),
+    ({0.01: (0.8, 0.4), 0.03: (0.5, 0.3), 0.1: None}, ["", "", ""]),
+    ({0.01: (0.4, 0.2), 0.03: (0.5, 0.3), 0.1: "loss is nan"}, ["", "yes", ""]),
+], ids=["lower end", "upper end", "two values have no middle", "one missing", "one diverged"])
+def test_choice(store, results, chosen):
+    """An end of a grid of three is marked; nothing is chosen before all are done; a run that diverged loses and is called so."""
+    out = origins.tuning_table(store, candidates(store, results))
+    assert out["chosen"].tolist() == chosen
+    for value, shown in zip(results.values(), out["clean, validation"], strict=True):
+        assert shown == (f"{100 * value[0]:.1f}" if isinstance(value, tuple) else "diverged" if value else "not run")
+
+
+def test_tuning_table_names_switches(store):
+    """A switch of a method is named like a learning rate; without tuning the table is empty."""
+    jobs = candidates(store, {0.3: None, 1.0: None}, name="distill", field="distill_weight")
+    assert origins.tuning_table(store, jobs)["candidate"].tolist() == ["distill_weight 0.3", "distill_weight 1"]
+    assert origins.tuning_table(store, [job()]).empty
+
+
+def test_provenance_table(store):
+    """Seconds are summed per kind, each task once; changed trees are marked; unfinished tasks are counted."""
+    jobs = [Job("transfer", SOURCE, (CLEAN,)), job(), job(name="trades")]
+    entry = {"seconds": 1800.0, "device": "cpu", "commit": "a" * 40, "changed": False, "versions": {"torch": "2.15.0"}}
+    for j in jobs[:2]:
+        record = {Task(j.spec).kind: entry, Task(j.spec, CLEAN).kind: entry | {"seconds": 90.0, "changed": True}}
+        write_json(store.root / "provenance" / f"{j.spec.hash}.json", record)
+    out = origins.provenance_table(store, jobs).set_index("work")
+    assert out["tasks done"].to_dict() == {"training from random weights": "1 of 1", "fine-tuning": "1 of 2",
+                                           "evaluation, clean": "2 of 3", "evaluation, PGD": "0 of 2", "all": "4 of 8"}
+    assert out["hours"].to_dict() == {"training from random weights": "0.5", "fine-tuning": "0.5",
+                                      "evaluation, clean": "0.05", "evaluation, PGD": "0", "all": "1.05"}
+    assert out.loc["evaluation, clean", "commit"] == "aaaaaaa with changes"
+    assert out.loc["all", "commit"] == "aaaaaaa, aaaaaaa with changes"
+    assert out.loc["evaluation, PGD", ["device", "commit", "torch"]].tolist() == ["not run"] * 3
+    assert out.loc["all", "torch"] == "2.15.0"
+
+
+def test_markdown():
+    """A header, a rule and one line per row, all of one width; bars in the text are escaped, nothing is lost."""
+    text = markdown.to_markdown(pd.DataFrame({"a|b": ["x", "long text"], "n": [1, None]}))
+    lines = text.splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert lines[0].startswith("| a\\|b ") and set(lines[1]) == {"|", "-"}
+    assert [c.strip() for c in lines[2].strip("|").split("|")] == ["x", "1.0"]
+    assert [c.strip() for c in lines[3].strip("|").split("|")] == ["long text", ""]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+HEADINGS = ["# Robustness transfer, preset test", "## Claims", "## Accuracy", "## Differences", "## Differences seed by seed",
+            "## Hyper-parameters chosen on validation images", "## Next to public numbers"]
+
+
+def sections(text):
+    """The page by heading."""
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("#")]
+    return {lines[a]: "\n".join(lines[a + 1:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)}
+
+
+def test_page(store):
+    """All headings in order, below each the numbers of the store; source networks are neither compared nor listed."""
+    jobs = [Job("transfer", SOURCE, (CLEAN,), ship=True), *candidates(store, {0.01: (0.8, 0.4), 0.03: (0.5, 0.3)})]
+    finish(store, jobs[0], {CLEAN: [1] * 10})
+    for dataset, right in (("cifar10", 5), ("cub64", 7), ("dogs64", 4)):
+        for name, more in (("at", 0), ("twins_at", 1)):
+            jobs.append(job(dataset, name))
+            finish(store, jobs[-1], {e: [i < right + more for i in range(10)] for e in (CLEAN, PGD)})
+    jobs.append(job("cifar10", "trades"))
+    text = pages.transfer(store, jobs)
+    found = sections(text)
+    assert list(found) == HEADINGS and text.endswith("|\n") and "\n\n\n" not in text
+    claimed, accuracy, differences, by_seed, chosen, public_numbers = list(found.values())[1:]
+    header, _, *lines = claimed.strip().splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "claim", "sentence", "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show",
+        "robust at", "n", "rule", "stated by", "reproduce"]
+    assert [line.split("|")[1].strip() for line in lines] == ["C1", "C2", "C3", "C4", "C8", "C9"]
+    assert "50.0 [18.7, 81.3]" in accuracy and "(10 images)" in accuracy and "Tiny-ImageNet" not in accuracy
+    assert "TWINS-AT against AT" in differences and "mean of data sets" in differences
+    assert by_seed.count("TWINS-AT - AT") == 3 and "mean" not in by_seed
+    assert "lr 0.01" in chosen and "| yes " in chosen
+    assert "+2.18 clean, +1.21 robust" in public_numbers and "what differs" in public_numbers
+    assert pages.transfer(store, jobs) == text
+
+
+@pytest.mark.parametrize("names", [[], ["at"], ["at", "twins_at", "trades", "twins_trades"]])
+def test_page_with_nothing_finished(store, names):
+    """The page has all its headings before any run is done, also where nothing is to be compared."""
+    found = sections(pages.transfer(store, [job(name=name) for name in names]))
+    assert list(found) == HEADINGS
+    assert "No measurement is finished yet." in found["## Accuracy"]
+    assert ("TWINS-AT against AT" in found["## Differences"]) == ("twins_at" in names)
+
+
+def test_both_precisions_are_named(store):
+    """Runs of two precisions are counted apart, what is not finished is not counted; nothing finished: not run."""
+    jobs = [job(seed=seed) for seed in range(4)]
+    assert origins.computed_in(store, jobs) == "not run"
+    for j, precision in zip(jobs, ("bfloat16", "float32", "bfloat16"), strict=False):
+        write_json(store.root / "provenance" / f"{j.spec.hash}.json", {"train": {"precision": precision}})
+    assert origins.computed_in(store, jobs) == "trained in bfloat16 (2) and float32 (1)"
+
+
+def test_page_is_a_file(store):
+    """The page lies under the number of its notebook, replaces the one before, and says in which precision runs were computed."""
+    for _ in range(2):
+        path = pages.write(store, "01", [job(name="at")])
+    assert path == store.root / "tables" / "01.md" and [p.name for p in path.parent.iterdir()] == ["01.md"]
+    title, precision, *_ = path.read_text(encoding="utf-8").split("\n\n")
+    assert title.startswith("# Robustness transfer") and precision.startswith("Runs not run;")

@@ -1,0 +1,195 @@
+"""Schedules against tables, without a model."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twinslib.specs.schedules import (
+    SCHEDULES,
+    climb,
+    constant,
+    cosine,
+    cyclic,
+    factor,
+    fast_decay,
+    one_cycle,
+    piecewise,
+    slow_fast,
+    slow_fast_exp,
+    slow_start,
+)
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(1, 1), (30, 1), (31, 0.1), (50, 0.1), (51, 0.01), (60, 0.01)])
+@pytest.mark.parametrize("per_epoch", [1, 7, 24, 391])
+def test_the_official_schedule(epoch: int, expected: float, per_epoch: int) -> None:
+    """The default milestones are the TWINS scripts' epochs 30 and 50 of 60, to the iteration, for any epoch length."""
+    first, last = (epoch - 1) * per_epoch, epoch * per_epoch - 1
+    for step in (first, last):
+        assert factor("piecewise", step, 60 * per_epoch, (0.5, 5 / 6)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("total", "milestones", "changes"), [
+    (10, (0.5,), [5]),
+    (12, (0.5, 5 / 6), [6, 10]),
+    (7, (0.5, 5 / 6), [4, 6]),
+    (3, (1 / 3, 2 / 3), [1, 2]),
+    (100, (0.3, 0.6, 0.9), [30, 60, 90]),
+    (5, (), []),
+])
+def test_piecewise_in_iterations(total: int, milestones: tuple[float, ...], changes: list[int]) -> None:
+    """The rate falls by ten at the first iteration whose progress has reached a milestone, and nowhere else."""
+    factors = [factor("piecewise", step, total, milestones) for step in range(total)]
+    assert [i for i in range(1, total) if factors[i] != factors[i - 1]] == changes
+    assert factors[-1] == pytest.approx(0.1 ** len(changes))
+
+
+@pytest.mark.parametrize(("name", "progress", "expected"), [
+    ("constant", 0.0, 1.0), ("constant", 0.999, 1.0),
+    ("cosine", 0.0, 1.0), ("cosine", 1 / 3, 0.75), ("cosine", 0.5, 0.5), ("cosine", 1.0, 0.0),
+    ("piecewise", 0.0, 1.0), ("piecewise", 0.499, 1.0), ("piecewise", 0.5, 0.1), ("piecewise", 5 / 6, 0.01),
+])
+def test_values(name: str, progress: float, expected: float) -> None:
+    """Values of each schedule at known points."""
+    assert SCHEDULES[name](progress) == pytest.approx(expected, abs=1e-12)
+
+
+def test_cosine_ends() -> None:
+    """The first step has the full rate, the last nearly none: half a cosine over steps, falling throughout."""
+    factors = [factor("cosine", step, 200, ()) for step in range(200)]
+    assert factors[0] == 1.0
+    assert factors[-1] == pytest.approx((math.pi / 400) ** 2, rel=1e-3)
+    assert all(a > b for a, b in zip(factors, factors[1:], strict=False))
+
+
+@pytest.mark.parametrize(("total", "warmup", "expected"), [
+    (100, 0.1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0]),
+    (10, 0.25, [0.4, 0.8, 1.0, 1.0]),
+    (10, 0.0, [1.0, 1.0]),
+    (10, 0.05, [1.0, 1.0]),
+])
+def test_warmup_climbs_linearly(total: int, warmup: float, expected: list[float]) -> None:
+    """The climb starts above zero, is linear in steps, and reaches 1 at its share of the run; 0 is none."""
+    assert [factor("constant", step, total, (), warmup) for step in range(len(expected))] == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 10**5), st.data())
+def test_factor_is_a_share_and_depends_on_its_arguments_only(name: str, total: int, data: st.DataObject) -> None:
+    """Every factor lies in (0, 1], 0 at the first step of a climb from 0 alone, and is the same whatever was asked before: a
+    resumed run sees the same rates."""
+    warmup = data.draw(st.floats(0, 0.99))
+    step = data.draw(st.integers(0, total - 1))
+    value = factor(name, step, total, (0.5, 5 / 6), warmup)
+    assert 0 < value <= 1 or (value, name, step) == (0, "cyclic", 0)
+    for other in (0, total - 1, step // 2):
+        factor(name, other, total, (0.5, 5 / 6), warmup)
+    assert factor(name, step, total, (0.5, 5 / 6), warmup) == value
+
+
+# -- ways out of robust overfitting ----------------------------------------------------------------------------------
+STAGES = [0.2, 0.4, 0.6, 0.8, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 24, 391])
+def test_slow_start_fast_decay_of_ten_epochs(per_epoch: int) -> None:
+    """Ten epochs are the ten stages: constant within each, five up to the peak by equal steps, then halved."""
+    factors = [factor("slow_fast", step, 10 * per_epoch, ()) for step in range(10 * per_epoch)]
+    assert factors == pytest.approx(np.repeat(STAGES, per_epoch), rel=1e-12)
+
+
+@pytest.mark.parametrize(("total", "lengths"), [
+    (60, [6] * 10), (10 * 391 + 5, [392, 391] * 5), (12, [2, 1, 1, 1, 1, 2, 1, 1, 1, 1]), (3, [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]),
+    (1, [1] + [0] * 9),
+])
+def test_slow_start_fast_decay_of_other_lengths(total: int, lengths: list[int]) -> None:
+    """Stages are tenths of the run, to the step; a run of fewer than ten steps skips some."""
+    assert [factor("slow_fast", step, total, ()) for step in range(total)] == pytest.approx(np.repeat(STAGES, lengths))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 10**6), st.data())
+def test_stages_are_exact(total: int, data: st.DataObject) -> None:
+    """The stage is the whole part of ten times the progress, right at the border between two as well."""
+    step = data.draw(st.integers(0, total - 1) | st.integers(0, 9).map(lambda k: -(-k * total // 10)).filter(lambda s: s < total))
+    assert factor("slow_fast", step, total, ()) == pytest.approx(STAGES[10 * step // total])
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 391])
+def test_the_cyclic_schedule_of_rice(per_epoch: int) -> None:
+    """Linear from 0 to the peak at epoch 80 of 200, then to 0 at 200 (Rice et al. 2020), counted in steps."""
+    for epoch in (0, 1, 40, 79, 80, 81, 140, 199):
+        for i in {0, per_epoch // 2, per_epoch - 1}:
+            expected = np.interp(epoch + i / per_epoch, [0, 80, 200], [0, 1, 0])
+            assert factor("cyclic", epoch * per_epoch + i, 200 * per_epoch, (0.4,)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("milestones", "peak"), [((), 40), ((0.4,), 40), ((0.25,), 25), ((0.5, 0.9), 50)])
+def test_cyclic_peaks_at_the_first_milestone(milestones: tuple[float, ...], peak: int) -> None:
+    """0 at the start, 1 at the milestone and nowhere else, nearly 0 at the end; two fifths of the run by default."""
+    factors = [factor("cyclic", step, 100, milestones) for step in range(100)]
+    assert factors[0] == 0 and factors[peak] == 1 and factors.index(max(factors)) == peak
+    assert factors[-1] == pytest.approx(1 / (100 - peak))
+    assert np.diff(factors, 2) == pytest.approx([-1 / peak - 1 / (100 - peak) if i == peak - 1 else 0 for i in range(98)])
+
+
+def test_every_schedule_takes_the_same_arguments() -> None:
+    """A schedule is a function of (progress, milestones), named as it is called in specs."""
+    assert SCHEDULES == {"constant": constant, "piecewise": piecewise, "cosine": cosine, "cyclic": cyclic,
+                         "slow_fast": slow_fast, "slow_fast_exp": slow_fast_exp, "fast_decay": fast_decay,
+                         "slow_start": slow_start, "one_cycle": one_cycle}
+    assert all(list(inspect.signature(f).parameters) == ["progress", "milestones"] for f in SCHEDULES.values())
+
+
+# -- fine-tuning in few epochs ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("per_epoch", [1, 36, 391])
+@pytest.mark.parametrize(("name", "stages"), [
+    ("slow_fast_exp", [0.25, 0.5, 0.75, 1, math.exp(-1), math.exp(-2), math.exp(-3), math.exp(-4), math.exp(-5), math.exp(-6)]),
+    ("fast_decay", [1, 1, 1, 1, 1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
+    ("slow_start", [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]),
+])
+def test_other_shapes_of_ten_epochs(name: str, stages: list[float], per_epoch: int) -> None:
+    """The second public shape, and slow start, fast decay without one of its halves, epoch by epoch."""
+    factors = [factor(name, step, 10 * per_epoch, ()) for step in range(10 * per_epoch)]
+    assert factors == pytest.approx(np.repeat(stages, per_epoch), rel=1e-12)
+
+
+def test_slow_start_fast_decay_of_its_public_code() -> None:
+    """At base rate 0.01 the ten rates of the public code: 0.01 to 0.05, then halved; the spec names the peak, 5 x 0.01."""
+    rates = [0.05 * factor("slow_fast", epoch, 10, ()) for epoch in range(10)]
+    assert rates == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625], rel=1e-12)
+
+
+@pytest.mark.parametrize(("progress", "expected"), [
+    (0.0, 1 / 25), (0.15, (1 + 1 / 25) / 2), (0.3, 1.0), (0.65, (1 + 1 / 250_000) / 2), (1.0, 1 / 250_000),
+])
+def test_one_cycle_by_hand(progress: float, expected: float) -> None:
+    """Start, halfway up, peak, halfway down, end."""
+    assert one_cycle(progress) == pytest.approx(expected) == one_cycle(progress, (0.3,))
+
+
+@pytest.mark.parametrize("up", [20, 30])
+def test_one_cycle_is_that_of_pytorch(up: int) -> None:
+    """Step by step the rates of OneCycleLR with its default divisors, whose first step is our start and whose last our end."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    public = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, pct_start=(up + 1) / 101)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(100):
+        optimizer.step()
+        public.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert [one_cycle(i / 100, (up / 100,)) for i in range(101)] == pytest.approx(rates, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("total", "share", "expected"), [
+    (10, 0.5, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]), (4, 1.0, [0.25, 0.5, 0.75, 1]), (3, 0.0, [1, 1, 1]),
+    (10, 0.25, [0.4, 0.8, 1, 1]),
+])
+def test_climb_of_eps(total: int, share: float, expected: list[float]) -> None:
+    """Above 0 from the first step, linear, 1 from the end of its share of the run."""
+    assert [climb(step, total, share) for step in range(len(expected))] == pytest.approx(expected)

@@ -1,0 +1,124 @@
+"""Names of attacks are read and written in one place, and their order is one of strength."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinslib.claims import finetuning
+from twinslib.evidence import accuracy, public
+from twinslib.show import aft_plots, figures, forest, tables
+from twinslib.specs import labels
+from twinslib.specs.measure import EvalSpec
+from twinslib.specs.strength import PARTS, STANDARD, Attack, parse, strength
+
+PGD = st.builds(Attack, st.just("pgd"), st.integers(1, 1000), st.integers(1, 50))
+SUITE = st.builds(Attack, st.just("autoattack"), parts=st.lists(st.sampled_from(PARTS), min_size=1, unique=True).map(tuple))
+ATTACK = st.one_of(st.just(Attack("none")), PGD, SUITE)
+AA = "+".join(STANDARD)
+LADDER = ["none", "pgd5", "pgd5x2", "pgd10", "pgd20", "pgd7x3", "pgd100", "pgd50x10", "square", "apgd-ce", "fab-t", "apgd-t",
+          "apgd-ce+square", "apgd-ce+apgd-t", "apgd-ce+apgd-t+fab-t", AA, f"{AA}+apgd-dlr"]
+
+
+@given(ATTACK)
+def test_names_are_read_as_written(attack):
+    """What is written is read back, also from the spec of an evaluation."""
+    assert parse(str(attack)) == attack
+    spec = {"none": {"kind": "clean"}, "pgd": {"kind": "pgd", "steps": attack.steps, "restarts": attack.restarts, "eps": 0.1},
+            "autoattack": {"kind": "autoattack", "attacks": attack.parts, "eps": 0.1}}[attack.kind]
+    assert EvalSpec(images=1, **spec).attack_name == str(attack)
+
+
+@given(st.lists(ATTACK, max_size=6), st.randoms())
+def test_the_order_is_total(attacks, random):
+    """However they come, sorting gives one order; other attacks than none are above it, and AutoAttack above PGD."""
+    names = [str(a) for a in attacks]
+    there = sorted(names, key=strength)
+    random.shuffle(names)
+    assert sorted(names, key=strength) == there
+    kinds = [("none", "pgd", "autoattack").index(parse(name).kind) for name in there]
+    assert kinds == sorted(kinds)
+
+
+@given(PGD, st.integers(1, 100), st.integers(1, 5))
+def test_more_steps_and_restarts_are_stronger(attack, steps, restarts):
+    """More of one with no less of the other."""
+    more = [Attack("pgd", attack.steps + steps, attack.restarts), Attack("pgd", attack.steps, attack.restarts + restarts)]
+    assert all(strength(str(m)) > strength(str(attack)) for m in more)
+
+
+@given(SUITE, st.sampled_from(PARTS))
+def test_a_part_more_is_stronger(attack, part):
+    """Also where it completes the standard suite; the order of the parts makes no difference of strength."""
+    if part in attack.parts:
+        assert parse("+".join(reversed(attack.parts))).strength == attack.strength
+    else:
+        assert strength(f"{attack}+{part}") > strength(str(attack))
+
+
+def test_ladder():
+    """From the weakest to the strongest, whatever the names look like."""
+    assert sorted(LADDER, key=strength) == LADDER
+
+
+@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd10x0", "pgd-20", "AutoAttack", "apgd-ce+", "square+square",
+                                  "none+square"])
+def test_unknown_names_are_refused(name):
+    """With examples of right ones."""
+    with pytest.raises(ValueError, match="such as none, pgd20"):
+        parse(name)
+
+
+def test_needs_no_torch():
+    """The order can be asked for without loading a framework."""
+    code = "import sys; from twinslib import strength; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- everything that asks for the strongest gives the same answer -----------------------------------------------------
+def line(attack, **changes):
+    return {"dataset": "cifar10", "method": "at", "baseline": "trades", "seed": "0", "threat": "linf", "eps": 8 / 255,
+            "attack": attack, "value": 0.5, "low": 0.4, "high": 0.6, "n": 1000, "seeds": 1, "part": "main", "at": "last",
+            "train_images": 0, "width": 0, "images": "test[:1000]", "run": "a"} | changes
+
+
+class FakeNetwork:
+    def __init__(self, *evals):
+        self.masks = dict.fromkeys(evals)
+
+
+def strongest(names):
+    """By each place that chooses."""
+    rows = pd.DataFrame([line(name) for name in names])
+    evals = [EvalSpec(kind="pgd", steps=parse(n).steps, restarts=parse(n).restarts, eps=0.1, images=9)
+             if parse(n).kind == "pgd" else EvalSpec(kind="autoattack", attacks=parse(n).parts, eps=0.1, images=9)
+             for n in names]
+    yield finetuning.attacks([FakeNetwork(*evals)])[-1]
+    yield aft_plots.shared_attack(rows)[0]
+    yield figures._strongest(rows)["attack"].item()
+    yield list(tables.spread(rows.assign(line="a"), ["a"], [("a",)], ("line",), lambda r: r.attack).iloc[0])[-1]
+    theirs = pd.DataFrame([line("pgd10", sd=float("nan"), images="all")])
+    yield {labels.header(n, "linf", 8 / 255): n for n in names}[public._beside(rows, theirs)[2][0].split(" on ")[0]]
+    if all(parse(n).kind == "pgd" for n in names):
+        yield forest._measurement(rows, None)[0]
+
+
+@pytest.mark.parametrize("names", [
+    ["pgd5x2", "pgd100"], ["pgd100", "pgd20x2", "pgd5x10"], ["pgd9", "pgd10"], ["pgd100", "square"], ["apgd-ce+square", AA],
+    ["apgd-ce+apgd-t", "apgd-dlr+square"], ["fab", "apgd-ce", "square"]])
+def test_one_strongest(names):
+    """The last of the order, and not the longest name."""
+    best = max(names, key=strength)
+    assert [*strongest(names), *strongest(names[::-1])] == [best] * len([*strongest(names)]) * 2
+
+
+def test_only_inner_stages_are_left_out():
+    """Of one evaluation only the last stage is final; a part that ran alone is a measurement of its own."""
+    rows = pd.DataFrame([line(name, run=run) for run, name in [
+        ("a", "none"), ("a", "apgd-ce"), ("a", "apgd-ce+apgd-t"), ("a", "square"), ("b", "apgd-ce"), ("b", "pgd20")]])
+    kept = accuracy.final(rows)
+    assert list(zip(kept["run"], kept["attack"], strict=True)) == [
+        ("a", "none"), ("a", "apgd-ce+apgd-t"), ("a", "square"), ("b", "apgd-ce"), ("b", "pgd20")]

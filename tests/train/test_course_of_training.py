@@ -1,0 +1,351 @@
+"""Free and Fast adversarial training against the textbook, passes against counts by hand, best weights, eps warm-up, features."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.train.test_loop import device_set, network, spec, winged
+from twinslib.attack import masks
+from twinslib.attack import pgd as attack_pgd
+from twinslib.attack.pgd import pgd
+from twinslib.base.collapse import NEVER, collapsed
+from twinslib.evidence import course
+from twinslib.nets.fold import FoldedCopy
+from twinslib.specs.method import method
+from twinslib.specs.run import AttackSpec, FollowSpec, RunSpec
+from twinslib.specs.schedules import climb
+from twinslib.train import loop
+from twinslib.train.loop import fit
+from twinslib.train.passes import Passes
+from twinslib.train.step import OutOfTime, Step, generator
+
+EPS = 16 / 255
+
+
+def free(m: int = 3) -> RunSpec:
+    return replace(spec("at", optim={"batch_size": 8, "val_every": 1}, replays=m), attack=AttackSpec(eps=EPS))
+
+
+def keeping_best(run: RunSpec) -> RunSpec:
+    """`run` with validation images, whose best epoch is kept."""
+    return replace(run, data=replace(run.data, val_images=10), optim=replace(run.optim, keep_best=True))
+
+
+def batches(n: int, *sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    g = torch.Generator().manual_seed(n)
+    return [(torch.rand(size, 3, 16, 16, generator=g), torch.randint(0, 10, (size,), generator=g)) for size in sizes]
+
+
+# -- against the textbook ----------------------------------------------------------------------------------------------
+def test_free_equals_the_textbook() -> None:
+    """Weights and perturbation after every step are those of Free-m written out (Shafahi et al. 2019, Algorithm 1): m updates
+    per batch in training mode, one backward pass for weights and images, a perturbation that outlives its batch; the last
+    batch is smaller, a later one is whole again."""
+    run, lr, m = free(), 0.05, 3
+    ours, hand = network(), network()
+    step = Step(ours, run, "cpu")
+    optimizer = torch.optim.SGD(hand.train().parameters(), lr=lr, momentum=0.9, weight_decay=run.optim.weight_decay)
+    delta, count = torch.zeros(8, 3, 16, 16), 0
+    for x, y in batches(1, 8, 8, 5, 8):
+        for _ in range(m):
+            step(x, y, count, lr)
+            count += 1
+            x_adv = (x + delta[:len(x)]).clamp(0, 1).requires_grad_()
+            optimizer.zero_grad()
+            F.cross_entropy(hand(x_adv), y).backward()
+            moved = (x_adv.detach() - x + EPS * x_adv.grad.sign()).clamp(-EPS, EPS)
+            delta[:len(x)] = (x + moved).clamp(0, 1) - x
+            optimizer.step()
+            torch.testing.assert_close(step.free.delta, delta, rtol=0, atol=1e-6)
+            for a, b in zip(ours.state_dict().values(), hand.state_dict().values(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert delta.abs().max() <= EPS + 1e-6 and delta.abs().max() > EPS / 2
+
+
+def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop gives each batch m times in a row, with the crop that the perturbation was made for; in an epoch every image has
+    its turn, and in the next another crop."""
+    passed, call = [], Step.__call__
+
+    def watched(self, x, y, count, lr, strength=1.0):
+        passed.append((x.clone(), y.clone()))
+        return call(self, x, y, count, lr, strength)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    run, data = free(3), device_set()
+    fit(replace(run, data=replace(run.data, augment="crop")), network(), data, device="cpu")
+    batches_ = -(-len(data.train_y) // 8)
+    assert len(passed) == 2 * 3 * batches_  # two epochs
+    groups = [passed[i:i + 3] for i in range(0, len(passed), 3)]
+    assert all(torch.equal(x, g[0][0]) and torch.equal(y, g[0][1]) for g in groups for x, y in g)
+    assert not any(torch.equal(a[0][0], b[0][0]) for a, b in itertools.combinations(groups, 2) if len(a[0][0]) == len(b[0][0]))
+    for epoch in (groups[:batches_], groups[batches_:]):
+        labels = torch.cat([g[0][1] for g in epoch])
+        assert torch.equal(labels.sort().values, data.train_y.sort().values)
+
+
+def test_free_with_a_growing_radius() -> None:
+    """With a strength below 1 the perturbation stays in the smaller ball."""
+    step, (x, y) = Step(network(), free(2), "cpu"), batches(3, 8)[0]
+    for count in range(3):
+        step(x, y, count, 0.05, 0.25)
+        assert 0 < step.free.delta.abs().max() <= EPS / 4 + 1e-6
+
+
+@pytest.mark.parametrize("threat", ["linf", "l2"])
+def test_free_stays_in_the_ball_and_in_the_image(threat: str) -> None:
+    """Whatever came before, what passes lies in [0, 1], and what it leaves for the next batch in the ball."""
+    run = replace(free(2), attack=AttackSpec(eps=0.5 if threat == "l2" else EPS, threat=threat))
+    step = Step(network(), run, "cpu")
+    for count, (x, y) in enumerate(b for b in batches(2, 8, 8, 3) for _ in range(2)):
+        inside = step.free.images(x).detach()
+        assert 0 <= inside.min() and inside.max() <= 1
+        step(x, y, count, 0.01)
+        norms = step.free.delta[:len(x)].flatten(1).norm(dim=1) if threat == "l2" else step.free.delta.abs()
+        assert norms.max() <= run.attack.eps + 1e-6
+
+
+def test_fast_equals_the_textbook() -> None:
+    """One step of Fast adversarial training (Wong, Rice and Kolter 2020) written out: uniform start, one step along the sign,
+    longer than eps, back into the ball and the image, then an ordinary training step on what results. As everywhere here the
+    attack meets the network in eval mode, which the public code does not do."""
+    attack = AttackSpec(eps=EPS, step_size=1.25 * EPS, steps=1)
+    run, lr = replace(spec("at"), attack=attack), 0.05
+    ours, hand = network(), network()
+    step = Step(ours, run, "cpu")
+    optimizer = torch.optim.SGD(hand.parameters(), lr=lr, momentum=0.9, weight_decay=run.optim.weight_decay)
+    for count, (x, y) in enumerate(batches(3, 8, 8, 5)):
+        step(x, y, count, lr)
+        g = generator("cpu", run.seed, "attack", count)
+        start = (x + (torch.rand(x.shape, generator=g) * 2 - 1) * EPS).clamp(0, 1).requires_grad_()
+        hand.eval()
+        gradient, = torch.autograd.grad(F.cross_entropy(hand(start), y, reduction="sum"), start)
+        x_adv = torch.minimum(torch.maximum(start.detach() + 1.25 * EPS * gradient.sign(), x - EPS), x + EPS).clamp(0, 1)
+        hand.train()
+        optimizer.zero_grad()
+        F.cross_entropy(hand(x_adv), y).backward()
+        optimizer.step()
+        for a, b in zip(ours.state_dict().values(), hand.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "switches", "forward", "backward"), [
+    ("natural", {}, 1, 1), ("at", {}, 3, 3), ("trades", {}, 4, 4),  # attacks of two steps
+    ("twins_at", {}, 3, 3), ("twins_trades", {}, 4, 4), ("at_split", {}, 3, 3), ("at_awp", {}, 4, 4),
+    ("twins_attack_alternating", {}, 3, 3), ("free_at", {"replays": 3}, 3, 3), ("distill", {}, 4, 3), ("joint", {}, 5, 5),
+    ("linear_probe", {}, 1, 1), ("frozen_at", {}, 3, 3),
+])
+def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, backward: int) -> None:
+    """Images forward and backward in each epoch, per training image, with a last batch that is smaller; validation and what a
+    recorder asks for are not counted."""
+    run = spec(name, optim={"val_every": 1}, **switches)
+    if name != "linear_probe" and name != "at_awp":
+        run = replace(run, follow=FollowSpec(record_every=1, test_images=5, steps=2))
+    model = winged(run, network())
+    history = fit(run, model, device_set(), device="cpu", start=network(), source=device_set())
+    assert [(r["forward_images"], r["backward_images"]) for r in history.epochs] == [(20 * forward, 20 * backward)] * 2
+
+
+def test_passes_of_a_toy_run_by_hand() -> None:
+    """Two epochs on 20 images: natural training 2 x 20 images forward, PGD-2 2 x 20 x (2 + 1), TRADES with its own attack, which
+    asks once for the clean answer, 2 x 20 x (1 + 2 + 2)."""
+    runs = spec("natural"), spec("at"), replace(spec("trades"), attack=AttackSpec(steps=2, loss="kl"))
+    rows = [fit(run, network(), device_set(), device="cpu").epochs for run in runs]
+    assert [sum(r["forward_images"] for r in epochs) for epochs in rows] == [40, 120, 200]
+    assert [sum(r["backward_images"] for r in epochs) for epochs in rows] == [40, 120, 160]
+
+
+def test_what_is_paused_or_has_no_gradient_is_not_counted() -> None:
+    """Backward counts when a gradient comes through, once for each call; `take` begins again at 0."""
+    passes, layer = Passes(), torch.nn.Linear(2, 2)
+    counted = passes.through(layer)
+    with torch.no_grad():
+        counted(torch.rand(5, 2))
+    out = counted(torch.rand(3, 2))
+    with passes.paused():
+        out.sum().backward(retain_graph=True)
+        counted(torch.rand(7, 2))
+    out.sum().backward()
+    assert passes.take() == (8, 3) and passes.take() == (0, 0)
+
+
+# -- resume, best weights, collapse --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("run", [
+    keeping_best(free(3)),
+    keeping_best(replace(spec("at", optim={"val_every": 1}), attack=AttackSpec(steps=1, eps_warmup=0.7))),
+    replace(spec("at"), follow=FollowSpec(features=6, feature_epochs=(0, 1, 2), steps=2)),
+], ids=["free", "eps warm-up", "features"])
+def test_resumed_after_every_step(run: RunSpec, tmp_path) -> None:
+    """Stopped after each step, in the middle of replays too, a run ends with the same weights, best weights, rows (passes
+    too) and features as an undisturbed one."""
+    whole, data = network(), device_set()
+    undisturbed = fit(run, whole, data, device="cpu")
+    for _ in range(100):
+        model = network()
+        try:
+            history = fit(run, model, data, device="cpu", checkpoint=tmp_path / "c", stop=lambda: True)
+            break
+        except OutOfTime:
+            pass
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
+    assert history.epochs == undisturbed.epochs and history.best.keys() == undisturbed.best.keys()
+    assert all(torch.equal(history.best[k], v) for k, v in undisturbed.best.items())
+    assert history.course.keys() == undisturbed.course.keys()
+    assert all(np.array_equal(history.course[k], v) for k, v in undisturbed.course.items())
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
+    """Of four epochs whose robust validation accuracies are 0.2, 0.4, 0.4, 0.3 the second's weights are kept, the first of
+    equals, as `course.best_epoch` says; the network itself ends at the last."""
+    values, states = iter([0.2, 0.4, 0.4, 0.3]), []
+    row = loop._epoch_row
+
+    def measured(run, model, *rest):
+        states.append(copy.deepcopy(model.state_dict()))
+        return row(run, model, *rest) | {"val_robust_acc": next(values)}
+
+    monkeypatch.setattr(loop, "_epoch_row", measured)
+    model = network()
+    history = fit(keeping_best(spec("at", optim={"epochs": 4, "val_every": 1})), model, device_set(), device="cpu")
+    assert course.best_epoch(history.epochs) == 2
+    assert all(torch.equal(history.best[k], v) for k, v in states[1].items())
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in states[3].items())
+    assert not any(torch.equal(history.best[k], states[3][k]) for k in history.best if k.endswith("conv1.weight"))
+
+
+@pytest.mark.parametrize(("robust", "kind", "epoch"), [
+    ([0.2, 0.3, 0.32, 0.3, 0.31], None, None), ([0.32, 0.3, 0.28, 0.27], None, None), ([0.2, 0.3, 0.151], None, None),
+    ([], None, None), ([None, None], None, None), ([0.4, 0.3, 0.25, 0.21], None, None),
+    ([0.2, 0.3, 0.15], "at once", 3), ([0.2, 0.3, 0.0, 0.3], "at once", 3), ([None, 0.3, None, 0.1], "at once", 4),
+    ([0.15, 0.07], "at once", 2), ([0.14, 0.0], "at once", 2), ([0.28, 0.145, 0.0], "at once", 3),
+    ([0.28, 0.17, 0.09, 0.0], "slowly", 3), ([0.4, 0.3, 0.21, 0.16], "slowly", 4),
+    ([0.0, 0.0, 0.0], NEVER, 1), ([0.01, 0.05, 0.007], NEVER, 2), ([0.1, 0.104, 0.08], NEVER, 2), ([0.0], NEVER, 1),
+])
+def test_collapse(robust: list, kind: str | None, epoch: int | None) -> None:
+    """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it; less, which
+    is robust overfitting, is not meant; what never rises above chance had no robustness."""
+    rows = [{"epoch": i + 1} | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust)]
+    found = collapsed(rows)
+    assert (found and found.kind, found and found.epoch) == (kind, epoch)
+
+
+@pytest.mark.parametrize(("robust", "images", "classes", "kind"), [
+    ([0.02, 0.01], 200, 200, None), ([0.03, 0.015, 0.015], 200, 200, None), ([0.1, 0.05], 200, 200, None),
+    ([0.1, 0.05], 2000, 200, "at once"), ([0.03, 0.0], 1000, 200, "at once"), ([0.005, 0.01, 0.01], 200, 200, NEVER),
+    ([], 0, 10, None), ([0.14, 0.0], 100, 10, NEVER), ([0.55, 0.5], 200, 2, NEVER), ([0.9, 0.3], 200, 2, "at once"),
+])
+def test_collapse_against_noise(robust: list[float], images: int, classes: int, kind: str | None) -> None:
+    """A fall of a few images is no fall, and a best that chance explains is none."""
+    found = collapsed([{"epoch": i, "val_robust_acc": value} for i, value in enumerate(robust)], images=images, classes=classes)
+    assert (found and found.kind) == kind
+
+
+def test_noise_is_no_collapse() -> None:
+    """Runs whose true robust accuracy stays, each epoch measured on other images, are nearly never said to collapse."""
+    g = np.random.default_rng(0)
+    measured = g.binomial(300, 0.25, (500, 30)) / 300
+    assert sum(collapsed([{"epoch": i, "val_robust_acc": v} for i, v in enumerate(run)], images=300) is not None
+               for run in measured) <= 5
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ([0.4, 0.1, 0.1], "lost its robustness in epoch 2, as in catastrophic overfitting: on validation images it fell from 40.0 to "
+                      "10.0 %"),
+    ([0.6, 0.4, 0.25], "lost its robustness slowly, by epoch 3: on validation images it fell from 60.0 to 25.0 %"),
+    ([0.0, 0.1, 0.05], "was never robust: at most 10.0 % on validation images"),
+    ([0.0, 0.5, 0.45], None),
+])
+def test_collapse_is_logged(values: list[float], said: str | None, monkeypatch, caplog) -> None:
+    """The epoch in which it happens says so once, the last that there never was anything."""
+    given, row = iter(values), loop._epoch_row
+    monkeypatch.setattr(loop, "_epoch_row", lambda *a: row(*a) | {"val_robust_acc": next(given)})
+    data = device_set()
+    data = replace(data, val_x=data.val_x.repeat(10, 1, 1, 1), val_y=data.val_y.repeat(10))
+    with caplog.at_level("INFO"):
+        fit(spec("at", optim={"epochs": 3, "val_every": 3}), network(), data, device="cpu")
+    assert [r.getMessage() for r in caplog.records if "robust" in r.getMessage() and "epoch 1/3" not in r.getMessage()
+            and "/3," not in r.getMessage()] == ([f"method at, seed 0, toy_target: {said}"] if said else [])
+
+
+@pytest.mark.parametrize(("name", "attack", "step"), [
+    ("at", AttackSpec(steps=1), 4 / 255), ("at", AttackSpec(step_size=10 / 255, steps=1), 4 / 255),
+    ("trades", AttackSpec(steps=1, loss="kl", step_size=0.5 / 255), 4 / 255), ("free_at", AttackSpec(eps=EPS), 8 / 255),
+    ("twins_at", AttackSpec(steps=1, step_size=4 / 255, eps_warmup=1.0), 4 / 255),
+    ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.25), ("at", AttackSpec(eps=0.0), 2 / 255),
+])
+def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: float, monkeypatch) -> None:
+    """On validation images and where a run is followed: threat and eps of training, steps of eps / 2, whatever training's own
+    step, loss and number of steps are."""
+    seen = []
+
+    def watched(kind: str):
+        measure = getattr(masks, kind)
+        return lambda *args, **kwargs: (seen.append((kind, len(args[2]), kwargs)), measure(*args, **kwargs))[1]
+
+    for kind in ("pgd_mask", "pgd_losses"):
+        monkeypatch.setattr(masks, kind, watched(kind))
+    run = replace(spec(name, optim={"epochs": 1, "val_steps": 3}), attack=attack,
+                  follow=FollowSpec(train_images=4, test_images=5, steps=2))
+    fit(run, winged(run, network()), device_set(), device="cpu")
+    assert {(kind, n) for kind, n, _ in seen} == {("pgd_mask", 10), ("pgd_mask", 5), ("pgd_losses", 4)}
+    for _, n, call in seen:
+        assert (call["threat"], call["eps"], call["steps"]) == (attack.threat, attack.eps, 3 if n == 10 else 2)
+        assert call["step_size"] == pytest.approx(step, rel=1e-12) and call.get("loss", "ce") == "ce"
+
+
+# -- eps warm-up and features ----------------------------------------------------------------------------------------------
+def test_eps_climbs(monkeypatch) -> None:
+    """Both eps and step size are the climb's share of the spec's at each step, in the step's own attack."""
+    seen = []
+
+    def watched(*args, **kwargs):
+        seen.append((kwargs["eps"], kwargs["step_size"]))
+        return pgd(*args, **kwargs)
+
+    monkeypatch.setattr(attack_pgd, "pgd", watched)
+    run = replace(spec("at", optim={"val_every": 0}), attack=AttackSpec(eps=EPS, step_size=EPS / 2, steps=2, eps_warmup=0.5))
+    fit(run, network(), device_set(), device="cpu")
+    shares = [climb(step, 6, 0.5) for step in range(6)]
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+    assert seen == [(pytest.approx(EPS * s), pytest.approx(EPS / 2 * s)) for s in shares]
+
+
+def test_features_are_what_goes_into_the_head() -> None:
+    """Features of the start and of the last network, with the head of each, give its logits, clean and attacked; attacked
+    images differ from clean ones."""
+    run = replace(spec("at"), follow=FollowSpec(features=6, feature_epochs=(0, 2), steps=3))
+    start, model, data = network(), network(), device_set()
+    arrays = fit(run, model, data, device="cpu").course
+    assert arrays["feature_epoch"].tolist() == [0, 2] and arrays["feature_label"].tolist() == data.test_y[:6].tolist()
+    x, y = data.test_x[:6].float() / 255, data.test_y[:6]
+    for i, net in enumerate((start, model)):
+        g = torch.Generator().manual_seed(run.seed)
+        x_adv = pgd(FoldedCopy(net), x, y, **run.attack.measured(3), generator=g)
+        for kind, images in (("clean", x), ("attacked", x_adv)):
+            features = torch.from_numpy(arrays[f"features_{kind}"][i]).float()
+            assert features.shape == (6, 32)
+            torch.testing.assert_close(net.network.fc(features), net.eval()(images), rtol=1e-2, atol=1e-2)
+    assert not np.array_equal(arrays["features_clean"], arrays["features_attacked"])
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: FollowSpec(features=5), "expected features and feature_epochs, both or neither"),
+    (lambda: FollowSpec(feature_epochs=(1,)), "expected features and feature_epochs, both or neither"),
+    (lambda: AttackSpec(eps_warmup=1.5), "expected eps_warmup in \\[0, 1\\], a share of the run, got 1.5"),
+    (lambda: method("trades", replays=2), "expected replays 1 but for plain adversarial training, got 2"),
+    (lambda: method("at", replays=0), "expected replays > 0, got 0"),
+    (lambda: keeping_best(spec("natural")), "expected an objective with adversarial images, val_images and val_every"),
+    (lambda: spec("at", optim={"keep_best": True}), "expected an objective with adversarial images, val_images and val_every"),
+    (lambda: replace(spec("natural"), keep_head=True), "expected a source run or weights with keep_head, got 'neither'"),
+    (lambda: replace(spec("distill"), keep_head=True), "expected a source on the same classes"),
+])
+def test_refused(make, message: str) -> None:
+    """What makes no sense is refused with the reason."""
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,286 @@
+"""Following a run: it changes nothing, measures what is there, survives interruption, and decides nothing by test images."""
+
+import contextlib
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.train.test_loop import network, spec, winged
+from twinslib.attack import masks
+from twinslib.attack.pgd import pgd
+from twinslib.data.augment import augment
+from twinslib.data.sets import DeviceSet
+from twinslib.evidence import course
+from twinslib.nets.fold import FoldedCopy
+from twinslib.nets.norms import to_plain
+from twinslib.specs.method import METHODS
+from twinslib.specs.run import AttackSpec, FollowSpec, NoiseSpec, RunSpec
+from twinslib.train.follow import Follower
+from twinslib.train.loop import History, fit
+from twinslib.train.step import OutOfTime
+
+FOLLOW = FollowSpec(record_every=2, train_images=9, test_images=11, steps=2)
+IMAGES = {"train_clean", "train_robust", "train_loss", "test_clean", "test_robust"}
+
+
+def image_set(n: int = 20, side: int = 16, poisoned: bool = False) -> DeviceSet:
+    """Random images; validation and test images are different ones. Poisoned: random other test images and labels."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, (n + 30, 3, side, side), generator=g, dtype=torch.uint8)
+    y = torch.randint(0, 10, (n + 30,), generator=g)
+    if poisoned:
+        x[n + 15:] = torch.randint(0, 256, (15, 3, side, side), generator=g, dtype=torch.uint8)
+        y[n + 15:] = (y[n + 15:] + torch.randint(1, 10, (15,), generator=g)) % 10
+    return DeviceSet(x[:n], y[:n], x[n:n + 15], y[n:n + 15], x[n + 15:], y[n + 15:], tuple("0123456789"))
+
+
+def followed(name: str, follow: FollowSpec | None = FOLLOW, **optim) -> RunSpec:
+    """A short run; what is recorded of the weights is left out where it is not defined."""
+    s = spec(name, optim={"val_every": 1, "val_steps": 2} | optim)
+    s = replace(s, noise=NoiseSpec(sigmas=(0.25, 0.5)) if "noise" in name else None)
+    recordable = not (s.method.awp_gamma or s.method.trains == "head")
+    return replace(s, follow=follow if recordable or follow is None else replace(follow, record_every=0))
+
+
+def trained(s: RunSpec, data: DeviceSet | None = None, **options) -> tuple[History, torch.nn.Module]:
+    """(history, network) of the run from the same start; the global random state stays where it is."""
+    start, model, source = network(1), winged(s, network()), image_set() if s.method.source_weight else None
+    state = torch.get_rng_state()
+    history = fit(s, model, data or image_set(), device="cpu", start=start, source=source, **options)
+    assert torch.equal(state, torch.get_rng_state())
+    return history, model
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """Same names in the same order, same types and values."""
+    return list(a) == list(b) and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+
+
+# -- nothing changes -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", METHODS)
+def test_following_changes_nothing(name: str) -> None:
+    """For every method, weights, statistics and per-epoch rows are bit-identical with and without a recorder and
+    measurements."""
+    s = followed(name)
+    on, model = trained(s)
+    assert on.course and (set(on.course) >= {"angle", "losses", "drift_mean"}) == (s.follow.record_every > 0)
+    off, plain = trained(replace(s, follow=None))
+    assert equal(model, plain) and on.epochs == off.epochs and off.course == {}
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["at", "twins_trades", "at_awp"])
+def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path) -> None:
+    """Each line equals what the adaptive wing of a copy that was trained to that epoch gives on the first images: exactly by
+    the library's own evaluation, and to rounding by plain passes in eval mode."""
+    s, data = followed(name), image_set()
+    found = trained(s)[0].course
+    assert found["epoch"].tolist() == [0, 1, 2]
+    for i in range(3):
+        model, left = winged(s, network()), iter([False, False, True] if i == 1 else [False] * 9)  # three steps an epoch
+        if i:
+            with contextlib.suppress(OutOfTime):
+                fit(replace(s, follow=None), model, data, device="cpu", stop=lambda left=left: next(left))
+        net, plain = FoldedCopy(model), to_plain(model).eval()
+        attack = s.attack.measured(2)
+        for part, n in (("train", 9), ("test", 11)):
+            x, y = getattr(data, f"{part}_x")[:n], getattr(data, f"{part}_y")[:n]
+            logits = plain(x / 255)
+            assert found[f"{part}_clean"][i].tolist() == (logits.argmax(1) == y).tolist()
+            if part == "test":
+                mask = masks.pgd_mask(net, x, y, **attack, seed=s.seed, batch_size=250)
+                assert found["test_robust"][i].tolist() == mask.tolist()
+            else:
+                mask, losses = masks.pgd_losses(net, x, y, **attack, seed=s.seed, batch_size=250)
+                assert np.array_equal(found["train_robust"][i], mask) and np.array_equal(found["train_loss"][i], losses)
+                generator = torch.Generator().manual_seed(masks.block_seed(s.seed, "pgd", 0))
+                x_adv = pgd(plain.requires_grad_(False), x / 255, y, **attack, generator=generator)
+                want = F.cross_entropy(plain(x_adv), y, reduction="none")
+                assert found["train_loss"][i] == pytest.approx(want.numpy(), rel=0.02, abs=0.01)
+    assert len({a.tobytes() for a in found["train_loss"]}) == 3  # it does move
+
+
+def test_attack_of_the_measurements() -> None:
+    """Threat and eps are those of the training attack, the number of steps is the follower's own, each eps / 2 long."""
+    s = followed("at")
+    s = replace(s, attack=AttackSpec(threat="l2", eps=0.7, step_size=0.3, steps=1), follow=replace(FOLLOW, steps=4))
+    data, model = image_set(), winged(s, network())
+    follower = Follower(s, model, data)
+    follower.measure(model, 0)
+    mask, losses = masks.pgd_losses(FoldedCopy(model), data.train_x[:9], data.train_y[:9], eps=0.7, step_size=0.7 / 2, steps=4,
+                                       threat="l2", seed=s.seed, batch_size=250)
+    assert np.array_equal(follower.arrays()["train_loss"][0], losses)
+
+
+def test_training_images_are_measured_at_their_centre() -> None:
+    """Where training crops, the training images are cut to the same size, in the middle; test images come cut already."""
+    s = followed("at")
+    s = replace(s, data=replace(s.data, image_size=16, augment="resized_crop_flip", crop=11))
+    data = image_set()
+    data = replace(data, test_x=data.test_x[..., 2:13, 2:13], val_x=data.val_x[..., 2:13, 2:13])
+    history, model = trained(s, data)
+    centre = augment(data.train_x[:9], "center_crop", size=11).mul(255).round().to(torch.uint8)
+    assert centre.shape == (9, 3, 11, 11) and torch.equal(centre, data.train_x[:9, :, 2:13, 2:13])
+    net, attack = FoldedCopy(model), dict(s.attack.measured(2), batch_size=250)
+    _, losses = masks.pgd_losses(net, centre, data.train_y[:9], **attack)
+    assert np.array_equal(history.course["train_loss"][-1], losses)
+    mask = masks.pgd_mask(net, data.test_x[:11], data.test_y[:11], **attack)
+    assert np.array_equal(history.course["test_robust"][-1], mask)
+
+
+@pytest.mark.parametrize(("every", "dense", "epochs", "measured"), [
+    (1, 0, 3, [0, 1, 2, 3]), (2, 0, 5, [0, 2, 4, 5]), (6, 5, 12, [0, 1, 2, 3, 4, 5, 6, 12]), (9, 0, 4, [0, 4]),
+    (3, 1, 7, [0, 1, 3, 6, 7]),
+])
+def test_due(every: int, dense: int, epochs: int, measured: list[int]) -> None:
+    """Before training, up to `dense` after each epoch, then after every `every`-th, and after the last."""
+    s = followed("at", FollowSpec(train_images=1, every=every, dense=dense), epochs=epochs)
+    follower = Follower(s, network(), image_set())
+    assert [e for e in range(epochs + 1) if follower.due(e)] == measured
+
+
+def test_only_due_epochs_are_measured() -> None:
+    """Masks are kept where they are due; the drift of statistics, which costs nothing, after every epoch."""
+    found = trained(followed("at", FollowSpec(record_every=5, test_images=4, every=2, steps=1), epochs=3))[0].course
+    assert found["epoch"].tolist() == [0, 2, 3] and found["test_robust"].shape == (3, 4)
+    assert sorted(set(found["drift_epoch"])) == [1, 2, 3] and found["steps"].tolist() == [0, 5]
+
+
+@pytest.mark.parametrize(("follow", "names"), [
+    (FollowSpec(), set()),
+    (FollowSpec(train_images=4), {"epoch", "train_clean", "train_robust", "train_loss"}),
+    (FollowSpec(test_images=4), {"epoch", "test_clean", "test_robust"}),
+    (FollowSpec(record_every=4), {"layers", "steps", "lr", "losses", "w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle",
+                                  "drift_epoch", "drift_layer", "drift_mean", "drift_log_var"}),
+], ids=["nothing", "training images", "test images", "weights"])
+def test_names_of_what_is_followed(follow: FollowSpec, names: set[str]) -> None:
+    """What is not asked for is not there; masks are boolean, losses float32, and every array can be kept as it is."""
+    found = trained(followed("at", replace(follow, steps=1)))[0].course
+    assert set(found) == names
+    assert all(found[k].dtype == bool and found[k].shape == (3, 4) for k in names & (IMAGES - {"train_loss"}))
+    assert "train_loss" not in names or (found["train_loss"].dtype == np.float32 and found["train_loss"].shape == (3, 4))
+    assert all(a.dtype != object for a in found.values())
+
+
+def test_natural_training_has_no_robust_test_accuracy() -> None:
+    """A run without an attack is measured on clean test images alone."""
+    assert set(trained(followed("natural", FollowSpec(test_images=4)))[0].course) == {"epoch", "test_clean"}
+
+
+@pytest.mark.parametrize(("follow", "message"), [
+    (FollowSpec(train_images=21), "expected at most 20 train_images of toy_target to follow, got 21; lower it under follow"),
+    (FollowSpec(test_images=16), "expected at most 15 test_images of toy_target to follow, got 16"),
+])
+def test_too_many_images_are_refused(follow: FollowSpec, message: str, tmp_path) -> None:
+    """More images than there are stop the run before its first step, and nothing is written; as many as there are do not."""
+    s, model = followed("at", follow), network()
+    before, steps = copy.deepcopy(model), []
+    with pytest.raises(ValueError, match=message):
+        fit(s, model, image_set(), device="cpu", checkpoint=tmp_path / "c", on_step=lambda done, total: steps.append(done))
+    assert equal(model, before) and not steps and not (tmp_path / "c").exists()
+    Follower(replace(s, follow=FollowSpec(train_images=20, test_images=15)), model, image_set())
+
+
+# -- interruptions ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stops", [{1}, {3}, {4}, {2, 5}, {1, 2, 3, 4, 5}], ids=str)
+@pytest.mark.parametrize("name", ["twins_trades", "at_awp"])
+def test_stopped_and_resumed(name: str, stops: set[int], tmp_path) -> None:
+    """Stopped in the middle of an epoch, at its end or after every step, a run ends with the same arrays, rows and weights."""
+    s = followed(name)
+    history, model = trained(s)
+    done, stretches = [0], 0
+    while True:
+        try:
+            again, other = trained(s, checkpoint=tmp_path / "c", stop=lambda: done[0] in stops,
+                                   on_step=lambda step, total: done.__setitem__(0, step))
+            break
+        except OutOfTime:
+            stretches += 1
+    assert stretches == len(stops) and same(again.course, history.course)
+    assert again.epochs == history.epochs and equal(other, model)
+
+
+@pytest.mark.parametrize("killed", [2, 3, 5])
+def test_killed_and_resumed(killed: int, tmp_path) -> None:
+    """Killed without a word, a run goes on from the end of the last whole epoch, or from the start, to the same arrays."""
+    s = followed("twins_at")
+    history, model = trained(s)
+
+    def die(step: int, total: int) -> None:
+        if step == killed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(s, checkpoint=tmp_path / "c", on_step=die)
+    steps = []
+    again, other = trained(s, checkpoint=tmp_path / "c", on_step=lambda step, total: steps.append(step))
+    assert steps[0] == (1 if killed < 3 else 4)
+    assert same(again.course, history.course) and again.epochs == history.epochs and equal(other, model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_resumed_on_a_gpu(tmp_path) -> None:
+    """Lines of before and after an interruption, from the disk and from the device, go together."""
+    s, data = followed("twins_at"), image_set()
+    data = replace(data, **{k: v.cuda() for k, v in vars(data).items() if isinstance(v, torch.Tensor)})
+    calls = iter([False, False, True, *[False] * 9])
+    with pytest.raises(OutOfTime):
+        fit(s, winged(s, network()).cuda(), data, device="cuda", checkpoint=tmp_path / "c", stop=lambda: next(calls))
+    found = fit(s, winged(s, network()).cuda(), data, device="cuda", checkpoint=tmp_path / "c").course
+    assert found["steps"].tolist() == [0, 2, 4] and found["losses"].shape == (3, 2) and found["epoch"].tolist() == [0, 1, 2]
+
+
+def test_state_goes_over_to_another_follower() -> None:
+    """What a follower has kept is its whole state: another one that gets it goes on alike."""
+    s, data, model = followed("at"), image_set(), network()
+    one = Follower(s, model, data)
+    one.measure(model, 0)
+    other = Follower(s, model, data)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for follower in (one, other):
+        follower.measure(network(5), 1)
+    assert same(one.arrays(), other.arrays()) and len(one.arrays()["epoch"]) == 2
+    assert one.arrays()["drift_mean"].max() > 0
+
+
+# -- the choice of an epoch ------------------------------------------------------------------------------------------
+def test_test_images_decide_nothing() -> None:
+    """With other test images and labels weights, rows and the chosen epochs stay as they are, while the test curves change;
+    with other validation labels the rows do change."""
+    s = followed("at", FollowSpec(train_images=9, test_images=15, steps=2), epochs=4, lr=0.1)
+    (honest, model), (poisoned, other) = trained(s), trained(s, image_set(poisoned=True))
+    assert equal(model, other) and honest.epochs == poisoned.epochs
+    assert all("val_robust_acc" in row for row in honest.epochs)
+    assert not any("test" in key for row in honest.epochs for key in row)
+    assert all(np.array_equal(honest.course[k], poisoned.course[k]) for k in honest.course if k.startswith("train"))
+    for key in ("test_clean", "test_robust"):
+        assert not np.array_equal(honest.course[key], poisoned.course[key])
+    for choose in (course.best_epoch, lambda rows: course.early_stop(rows, 1), lambda rows: course.early_stop(rows, 2)):
+        assert choose(honest.epochs) == choose(poisoned.epochs)
+    data = image_set()
+    relabelled, third = trained(s, replace(data, val_y=(data.val_y + 1) % 10))
+    assert equal(model, third) and relabelled.epochs != honest.epochs
+
+
+def test_the_choice_is_made_on_validation_images() -> None:
+    """The best epoch of a real run is where robust validation accuracy is highest, though test accuracy is higher elsewhere."""
+    s = followed("at", FollowSpec(test_images=15, steps=2), epochs=5, lr=0.1)
+    history, _ = trained(s)
+    robust = [row["val_robust_acc"] for row in history.epochs]
+    chosen = course.best_epoch(history.epochs)
+    assert len(set(robust)) > 1 and chosen == 1 + robust.index(max(robust))
+    arrays = copy.deepcopy(history.course)
+    arrays["test_robust"][:] = True
+    arrays["test_robust"][chosen] = False  # the worst epoch by test images
+    made = course.Course(s, arrays, history.epochs, 20)
+    assert not course.robust_at(made, course.best_epoch(made.epochs)).any()
+    assert course.gap_values(made).tolist() == [-0.8] * 15  # of the last five one is the chosen

@@ -1,0 +1,191 @@
+"""Losses against formulas written out, and how the wings share a batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from twinslib.specs.choices import OBJECTIVES
+from twinslib.specs.method import METHODS, MethodSpec, method
+from twinslib.train.objectives import kl_sum, split_wings, wing_losses
+
+
+def wing_loss(*arguments):
+    """What is minimised: the sum over the halves."""
+    return wing_losses(*arguments).sum()
+
+
+TRADES = METHODS["twins_trades"]
+
+
+def logits(n: int, classes: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Float64 logits of clean and adversarial images, leaves that need a gradient."""
+    g = torch.Generator().manual_seed(seed)
+    return {kind: torch.randn(n, classes, generator=g, dtype=torch.float64).mul_(3).requires_grad_()
+            for kind in ("clean", "adversarial")}
+
+
+def labels(n: int, classes: int = 5) -> torch.Tensor:
+    return torch.randint(classes, (n,), generator=torch.Generator().manual_seed(9))
+
+
+def ce(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy, written out."""
+    return -(z - z.logsumexp(1, keepdim=True))[range(len(y)), y].mean()
+
+
+def kl(z: torch.Tensor, z_adv: torch.Tensor) -> torch.Tensor:
+    """Sum of p log(p / q), written out."""
+    p, q = z.softmax(1), z_adv.softmax(1)
+    return (p * (p / q).log()).sum()
+
+
+def test_kl_sum_is_the_formula() -> None:
+    """KL(p(x) || p(x')) in this direction, summed over images, and zero for equal logits."""
+    z = logits(7)
+    torch.testing.assert_close(kl_sum(z["clean"], z["adversarial"]), kl(z["clean"], z["adversarial"]))
+    assert kl_sum(z["clean"], z["clean"]).abs() < 1e-12
+    assert not torch.isclose(kl_sum(z["clean"], z["adversarial"]), kl_sum(z["adversarial"], z["clean"]))
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e4])
+def test_kl_sum_stays_finite(scale: float) -> None:
+    """Logits so far apart that probabilities are zero give finite values and gradients."""
+    z = {k: (v.detach() * scale).requires_grad_() for k, v in logits(4).items()}
+    value = kl_sum(z["clean"], z["adversarial"])
+    value.backward()
+    assert torch.isfinite(value) and all(torch.isfinite(v.grad).all() for v in z.values())
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("natural", lambda z, y: ce(z["clean"], y)),
+    ("at", lambda z, y: ce(z["adversarial"], y)),
+    ("trades", lambda z, y: ce(z["clean"], y) + 6 * kl(z["clean"], z["adversarial"]) / len(y)),
+])
+def test_single_network_losses(name: str, expected) -> None:
+    """Natural, AT and TRADES with beta 6, mean over the batch, against the formulas."""
+    z, y = logits(8), labels(8)
+    torch.testing.assert_close(wing_loss(METHODS[name], z, y), expected(z, y))
+
+
+@pytest.mark.parametrize("divisor", ["batch", "wing"])
+def test_kl_divisor_makes_no_difference_to_one_network(divisor: str) -> None:
+    """With one network the wing is the whole batch, so TRADES is the same under both divisors."""
+    z, y = logits(8), labels(8)
+    torch.testing.assert_close(wing_loss(method("trades", kl_divisor=divisor), z, y), wing_loss(METHODS["trades"], z, y))
+
+
+@pytest.mark.parametrize(("divisor", "effective"), [("batch", 3.0), ("wing", 6.0)])
+def test_effective_beta_of_twins_trades(divisor: str, effective: float) -> None:
+    """The official divisor gives each wing half of trades_beta; "wing" gives each the whole."""
+    n, y = 8, labels(8)
+    z = logits(n)
+    halves = [({k: v[part] for k, v in z.items()}, y[part]) for part in (slice(0, 4), slice(4, 8))]
+    expected = sum(ce(h["clean"], t) + effective * kl(h["clean"], h["adversarial"]) / 4 for h, t in halves)
+    torch.testing.assert_close(wing_loss(replace(TRADES, kl_divisor=divisor), z, y), expected)
+
+
+@pytest.mark.parametrize("name", ["twins_at", "twins_trades"])
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0, 2.0])
+def test_wings_are_summed_as_officially_and_normalised_on_request(name: str, weight: float) -> None:
+    """lambda x frozen + adaptive; normalize_loss divides that sum by 1 + lambda and changes nothing else."""
+    n, half, y = 10, 5, labels(10)
+    z = logits(n)
+
+    def wing(part: slice) -> torch.Tensor:
+        adv = z["adversarial"][part]
+        if name == "twins_at":
+            return ce(adv, y[part])
+        return ce(z["clean"][part], y[part]) + 6 * kl(z["clean"][part], adv) / n
+
+    expected = weight * wing(slice(0, half)) + wing(slice(half, n))
+    official = wing_loss(method(name, twins_weight=weight), z, y)
+    torch.testing.assert_close(official, expected)
+    normalised = wing_loss(method(name, twins_weight=weight, normalize_loss=True), z, y)
+    torch.testing.assert_close(normalised, expected / (1 + weight))
+
+
+@pytest.mark.parametrize("name", ["trades", "twins_trades"])
+def test_trades_gradient_flows_through_both_sides(name: str) -> None:
+    """The KL term moves clean and adversarial logits; with the clean side detached its gradient would be CE alone."""
+    z, y = logits(6), labels(6)
+    wing_loss(METHODS[name], z, y).backward()
+    alone = logits(6)
+    wing_loss(method(name, trades_beta=0.0), alone, y).backward()
+    assert (z["adversarial"].grad.abs().sum(1) > 0).all() and not alone["adversarial"].grad.any()
+    assert ((z["clean"].grad - alone["clean"].grad).abs().sum(1) > 1e-6).all()
+
+
+def test_at_ignores_clean_logits() -> None:
+    """AT needs one pass: adversarial logits alone are enough."""
+    z, y = logits(6), labels(6)
+    assert wing_loss(METHODS["at"], {"adversarial": z["adversarial"]}, y) == wing_loss(METHODS["at"], z, y)
+
+
+@pytest.mark.parametrize(("n", "weight", "normalize", "n_frozen", "parts"), [
+    (8, 0.4, False, 4, [((0, 4), 0.4), ((4, 8), 1.0)]),
+    (9, 0.4, False, 4, [((0, 4), 0.4), ((4, 9), 1.0)]),
+    (8, 1.0, True, 4, [((0, 4), 0.5), ((4, 8), 0.5)]),
+    (9, 3.0, True, 4, [((0, 4), 0.75), ((4, 9), 0.25)]),
+    (2, 1.0, False, 1, [((0, 1), 1.0), ((1, 2), 1.0)]),
+    (3, 0.0, False, 1, [((0, 1), 0.0), ((1, 3), 1.0)]),
+    (1, 0.4, False, 0, [((0, 1), 1.0)]),
+])
+def test_split_wings(n: int, weight: float, normalize: bool, n_frozen: int, parts: list) -> None:
+    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out."""
+    spec = method("twins_at", twins_weight=weight, normalize_loss=normalize)
+    assert split_wings(spec, n) == (n_frozen, [(slice(*ends), pytest.approx(w)) for ends, w in parts])
+
+
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 8, 9])
+@pytest.mark.parametrize("wings", ["two_adaptive", "split"])
+def test_controls_weigh_the_halves_as_twins_does(wings: str, n: int, weight: float) -> None:
+    """Slices, weights and so the loss are those of TWINS; a network with one branch sends no image to a second one."""
+    twins, control = (method("twins_at", wings=w, twins_weight=weight) for w in ("twins", wings))
+    n_second, parts = split_wings(control, n)
+    assert parts == split_wings(twins, n)[1] and n_second == (n // 2 if wings == "two_adaptive" else 0)
+    assert wing_loss(control, logits(n), labels(n)) == wing_loss(twins, logits(n), labels(n))
+
+
+@pytest.mark.parametrize("wings", ["single", "frozen"])
+def test_whole_batches_stay_whole(wings: str) -> None:
+    """One network, also one with frozen statistics, has one part of weight 1, and lambda changes nothing."""
+    assert split_wings(method("at", wings=wings, twins_weight=0.4), 9) == (0, [(slice(0, 9), 1.0)])
+
+
+def test_split_loss_of_equal_halves_is_a_multiple_of_the_mean() -> None:
+    """The halves' means, weighted 1 and 1, are twice the mean over the batch; normalised they are the mean itself."""
+    z, y = logits(8), labels(8)
+    whole = wing_loss(METHODS["at"], z, y)
+    torch.testing.assert_close(wing_loss(METHODS["at_split"], z, y), 2 * whole)
+    torch.testing.assert_close(wing_loss(method("at_split", normalize_loss=True), z, y), whole)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 128])
+@pytest.mark.parametrize("name", METHODS)
+def test_wings_cover_the_batch_once(name: str, n: int) -> None:
+    """Every image is in exactly one wing and no wing is empty, so no loss is a mean over nothing."""
+    n_frozen, parts = split_wings(METHODS[name], n)
+    covered = [i for part, _ in parts for i in range(n)[part]]
+    assert covered == list(range(n)) and all(part.stop > part.start for part, _ in parts)
+    assert n_frozen == (n // 2 if METHODS[name].wings in ("twins", "two_adaptive") else 0)
+    assert torch.isfinite(wing_loss(METHODS[name], logits(n), labels(n)))
+
+
+def test_single_network_is_never_split_or_weighted() -> None:
+    """Switches of the wings do nothing to a method with one network."""
+    spec = MethodSpec(name="at", twins_weight=0.4, normalize_loss=True)
+    assert split_wings(spec, 9) == (0, [(slice(0, 9), 1.0)])
+
+
+@pytest.mark.parametrize(("name", "inputs", "attacks"), [
+    ("natural", ("clean",), False),
+    ("at", ("adversarial",), True),
+    ("trades", ("adversarial", "clean"), True),
+])
+def test_passes(name: str, inputs: tuple[str, ...], attacks: bool) -> None:
+    """Which passes a method makes, in their order, and whether it needs an attack."""
+    spec = next(m for m in METHODS.values() if m.objective == name)
+    assert spec.inputs == inputs and spec.attacks is attacks
+    assert OBJECTIVES.keys() == {"natural", "at", "trades"} == {m.objective for m in METHODS.values()}

@@ -1,0 +1,1 @@
+"""Attacks, and which test images they leave right."""

@@ -1,0 +1,1 @@
+"""Certification by randomized smoothing."""

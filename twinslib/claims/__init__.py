@@ -1,0 +1,1 @@
+"""Rules applied to evidence: verdicts and the ledger."""

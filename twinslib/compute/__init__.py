@@ -1,0 +1,1 @@
+"""From specs to files: networks, tasks, the queue, and what it will cost."""

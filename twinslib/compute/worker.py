@@ -1,0 +1,198 @@
+"""Doing one task: training, evaluating or certifying a run, with provenance, so that a kill at any instant loses nothing."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..attack import autoattack, masks
+from ..base.errors import Diverged
+from ..base.files import read_json, write_json, write_npz
+from ..certify import smoothing
+from ..nets import arithmetic
+from ..nets.checkpoint import load_weights, save_weights, tensor_hash
+from ..nets.fold import FoldedCopy
+from ..specs.measure import CertifySpec, EvalSpec
+from ..specs.reading import canonical_json, to_dict
+from ..specs.run import RunSpec
+from ..store.jobs import Task
+from ..store.store import DIVERGED, Store, split_name
+from ..store.votes import load_votes
+from ..studies import rules
+from ..train import noise
+from ..train.loop import fit
+from ..train.step import OutOfTime
+from . import provenance
+from .networks import Networks
+
+log = logging.getLogger(__name__)
+CHECKED = 50  # images on which an evaluation's checks are tried before it starts
+
+
+class Worker:
+    """Does the tasks of a store on one device, CUDA where there is one and none is named."""
+
+    def __init__(self, store: Store, device: str | torch.device | None = None) -> None:
+        self.store, self.networks = store, Networks(store, device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.networks.device
+
+    def do(self, task: Task, *, ship: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
+        """Do one task whose needs are met; results appear by atomic rename. Its provenance counts the seconds of earlier
+        stretches that were stopped (those of a killed process are lost).
+
+        Raises:
+            Diverged: after it has been recorded as the result.
+        """
+        path = self.store.root / "provenance" / f"{task.spec.hash}.json"
+        record = read_json(path) if path.exists() else {"run": task.spec.hash}
+        kind = "train again" if task.evaluation is None and self.store.run(task.spec) else task.kind  # only its weights are lost
+        before = record.get(kind, {})
+        spent = before["seconds"] if before.get("unfinished") else 0.0
+        worked = before.get("processor_seconds", 0.0) if before.get("unfinished") else 0.0
+        started, clock, processor, extra = provenance.now(), time.perf_counter(), time.process_time(), {"unfinished": True}
+        stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
+        if not before:  # so that they also outlive a kill
+            write_json(path, record | {kind: {"seconds": 0.0, "unfinished": True, "rules": stamps}})
+        try:
+            if task.evaluation is None:
+                extra = self.train(task.spec, ship, stop, on_step)
+            elif task.evaluation.kind == "certify":
+                extra = self.certify(task.spec, task.evaluation, stop, on_step)
+            else:
+                extra = self.evaluate(task.spec, task.evaluation, stop, on_step)
+        except Diverged as error:
+            self._record_divergence(task, error)
+            extra = {"outcome": DIVERGED}
+            raise
+        finally:
+            seconds = spent + time.perf_counter() - clock
+            worked += time.process_time() - processor
+            record[kind] = provenance.record(started, seconds, self.networks.device, rules=stamps, processor_seconds=round(worked, 3),
+                                             **extra)
+            write_json(path, record)
+
+    def _record_divergence(self, task: Task, error: Diverged) -> None:
+        spec, e = task.spec, task.evaluation
+        record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), "epochs": error.epochs}
+        if e is not None:
+            record = {"spec": record["spec"], "measurement": json.loads(canonical_json(e)), "diverged": str(error)}
+        write_json(self.store.diverged_path(spec, e), record)
+        self.store.work_path(f"{spec.hash}.ckpt" if e is None else f"{spec.hash}-{e.hash}.npz").unlink(missing_ok=True)
+        if e is not None:
+            shutil.rmtree(self.store.work_path(f"{spec.hash}-{e.hash}"), ignore_errors=True)  # its blocks
+
+    def train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
+        model, data = self.networks.start(spec), self.networks.data(spec.data)
+        foreign_start = {"start": self.networks.measure_start(spec, model)} if spec.weights else {}
+        start = self.networks.origin(spec) if spec.method.needs_origin else None
+        source = self.networks.source_images(spec, start) if spec.method.source_weight else None
+        checkpoint = self.store.work_path(f"{spec.hash}.ckpt")
+        history = fit(spec, model, data, device=self.networks.device, start=start, source=source, checkpoint=checkpoint, stop=stop,
+                      on_step=on_step)
+        folder = self.store.root / "weights" if ship else self.store.root / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / f"{spec.hash}.safetensors"
+        made = {"spec": canonical_json(spec), "precision": history.precision}
+        if history.best:
+            last = {name: value.clone() for name, value in model.state_dict().items()}
+            model.load_state_dict(history.best)
+            save_weights(self.store.work_path(f"{spec.hash}-best.safetensors"), model, made)
+            model.load_state_dict(last)
+        save_weights(weights, model, made, half=ship)
+        if ship:
+            write_json(weights.with_suffix(".json"), {"spec": to_dict(spec), "classes": list(data.class_names)})
+        record = {"spec": json.loads(canonical_json(spec)), "split": split_name(spec.data), "epochs": history.epochs,
+                  "classes": data.num_classes, "train_images": len(data.train_y), "val_images": len(data.val_y),
+                  "weights": tensor_hash(load_weights(weights)[0]), **foreign_start}
+        if source is not None:
+            chosen = sorted(set(source.train_y.tolist()))
+            record |= {"source_images": len(source.train_y), "source_classes": [source.class_names[i] for i in chosen]}
+        known = self.store.run(spec)  # a finished run stays as it is: numbers and choices stand on it
+        if known and known["weights"] != record["weights"]:
+            log.warning("run %s (%s): its weights, trained again, are not those recorded (another processor, thread count or "
+                        "version); what is measured from now on stands on the new ones", spec.hash, spec.method.name)
+        if history.course and not known:
+            path = self.store.root / "courses" / f"{spec.hash}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(path, history.course, compress=True)
+        if not known:
+            write_json(self.store.root / "runs" / f"{spec.hash}.json", record)
+        checkpoint.unlink(missing_ok=True)
+        return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": history.precision}
+
+    def evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
+        data = self.networks.data(spec.data)
+        model = FoldedCopy(self.networks.trained(spec, e.at))
+        folder = self.store.work_path(f"{spec.hash}-{e.hash}")
+        folder.mkdir(exist_ok=True)
+        blocks = [(a, min(a + e.batch_size, e.images)) for a in range(0, e.images, e.batch_size)]
+        checks = {} if e.kind == "clean" else autoattack.checks(
+            model, data.test_x[:CHECKED], data.test_y[:CHECKED], eps=e.eps, step_size=e.step, steps=e.steps,
+            threat=e.threat, seed=e.seed)
+        for name in (name for name, holds in checks.items() if not holds):
+            log.warning("check failed on the first %d images: %s", CHECKED, name)
+        parts, computed = [], False
+        for k, (a, b) in enumerate(blocks):
+            path = folder / f"{k}.npz"
+            if not path.exists():
+                if computed and stop():
+                    raise OutOfTime(f"stopped at block {k} of {len(blocks)}")
+                masks = evaluate_block(e, model, data.test_x[a:b], data.test_y[a:b], k)
+                arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
+                write_npz(path, arrays, compress=True)
+                computed = True
+            with np.load(path, allow_pickle=False) as stored:
+                parts.append({name: stored[name] for name in stored.files})
+            on_step(k + 1, len(blocks))
+        stages = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        path = self.store.root / "masks" / f"{spec.hash}.npz"
+        merged = {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as stored:
+                merged = {name: stored[name] for name in stored.files}
+        merged |= {f"{e.hash}/{name}": mask for name, mask in stages.items()}
+        merged[f"{e.hash}/spec"] = np.array(canonical_json(e))
+        write_npz(path, dict(sorted(merged.items())), compress=True)
+        for k in range(len(blocks)):
+            (folder / f"{k}.npz").unlink(missing_ok=True)
+        folder.rmdir()
+        return {"batch_size": e.batch_size, "precision": "float32", "images": e.images, "checks": checks}
+
+    def certify(self, spec: RunSpec, c: CertifySpec, stop, on_step) -> dict:
+        data, model = self.networks.data(spec.data), self.networks.trained(spec).eval()
+        if c.restat_images:
+            model = noise.reestimated(model, data.train_x[:c.restat_images], c.sigma, seed=c.seed)
+        file = self.store.work_path(f"{spec.hash}-{c.hash}.npz")  # what was begun goes on in its own precision
+        precision = load_votes(file).precision if file.exists() else arithmetic.chosen(c.precision, self.networks.device)
+        network = FoldedCopy(model, dtype=arithmetic.dtype(precision))
+        on_step(0, 1)
+        votes = smoothing.collect_votes(
+            network, data.test_x[:c.images], c.plan, labels=data.test_y[:c.images], seed=c.seed, precision=precision,
+            model_hash=tensor_hash(model.state_dict())[:16], file=file, stop=stop)
+        if not votes.finished.all():
+            raise OutOfTime(f"stopped with {int(votes.finished.sum())} of {c.images} images certified")
+        (self.store.root / "votes").mkdir(exist_ok=True)
+        os.replace(file, self.store.votes_path(spec, c))
+        on_step(1, 1)
+        return {"precision": precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}
+
+
+def evaluate_block(e: EvalSpec, model, images: torch.Tensor, labels: torch.Tensor, block: int) -> dict[str, torch.Tensor]:
+    """Masks by stage for one block of test images."""
+    if e.kind == "clean":
+        return {"none": masks.clean_mask(model, images, labels, batch_size=e.batch_size)}
+    if e.kind == "pgd":
+        mask = masks.pgd_mask(model, images, labels, eps=e.eps, step_size=e.step, steps=e.steps,
+                                 restarts=e.restarts, threat=e.threat, batch_size=e.batch_size, seed=e.seed,
+                                 block=block)
+        return {e.attack_name: mask}
+    return autoattack.autoattack_masks(model, images, labels, eps=e.eps, threat=e.threat, attacks=e.attacks,
+                                     batch_size=e.batch_size, seed=e.seed, block=block)

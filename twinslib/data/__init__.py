@@ -1,0 +1,1 @@
+"""From archives to images on the device."""

@@ -1,0 +1,1 @@
+"""All that is finished as rows, and the effects in it."""

@@ -1,0 +1,79 @@
+"""Accuracies with their intervals, from stored rows."""
+
+import math
+
+import pandas as pd
+
+from ..base import stats
+from ..specs.strength import parse
+
+
+def is_pgd(rows: pd.DataFrame) -> pd.Series:
+    return _kinds(rows) == "pgd"
+
+
+def is_autoattack(rows: pd.DataFrame) -> pd.Series:
+    """True for rows of AutoAttack or a part of it."""
+    return _kinds(rows) == "autoattack"
+
+
+def _kinds(rows: pd.DataFrame) -> pd.Series:
+    return rows["attack"].map(lambda name: parse(name).kind)
+
+
+def final(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without the inner stages of AutoAttack, and each attack only where it saw the most images."""
+    rows = rows.reset_index(drop=True)
+    stages = list(zip(*(rows[c] for c in ("run", "threat", "eps", "images", "attack")), strict=True))
+    inner = {(*where, attack.rpartition("+")[0]) for *where, attack in stages}  # of a+b+c the stage a+b
+    kept = rows.loc[[stage not in inner for stage in stages]]
+    key = ["run", "threat", "eps", "attack"]
+    return kept[kept["n"] == kept.groupby(key)["n"].transform("max")].drop_duplicates(key)
+
+
+def estimates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies with 95 % intervals, as fractions.
+
+    Args:
+        rows: as `table.rows` makes them.
+    Returns:
+        One line per (dataset, method, seed, threat, eps, attack): value with the exact interval over its n test images
+        (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval
+        over the seeds, whose n is the images of one seed. What diverged has no value and no part in means; its column
+        absent says so, and is empty otherwise.
+    Raises:
+        ValueError: columns are missing, or two runs claim one data set, method and seed.
+    """
+    needed = ["dataset", "method", "seed", "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
+    absent = [c for c in needed if c not in rows.columns]
+    if absent:
+        raise ValueError(f"expected rows with the columns {', '.join(needed)}, got none called {', '.join(absent)}")
+    runs = rows.groupby(["dataset", "method", "seed"])["run"].nunique()
+    if (runs > 1).any():
+        raise ValueError(f"expected one run per data set, method and seed, got {runs.max()} for "
+                         f"{', '.join(map(str, runs.idxmax()))}; pass the rows of one study, arch and norm")
+    what = ["dataset", "method", "metric", "threat", "eps", "attack"]
+    out = []
+    for row in final(rows).itertuples():
+        gone = math.isnan(row.value)
+        exact = [math.nan] * 3 if gone else stats.clopper_pearson(round(row.value * row.n), int(row.n))[:3]
+        out.append([*(getattr(row, c) for c in what), str(row.seed), int(row.n), *exact, row.images if gone else ""])
+    single = pd.DataFrame(out, columns=[*what, "seed", "n", "value", "low", "high", "absent"])
+    means = [[*key, f"mean of {len(group)}", int(group["n"].min()), *stats.student_interval(group["value"])[:3], ""]
+             for key, group in single.dropna(subset="value").groupby(what, sort=False) if len(group) > 1]
+    return pd.DataFrame([*single.values.tolist(), *means], columns=single.columns)
+
+
+def one_line(estimated: pd.DataFrame) -> pd.DataFrame:
+    """Of `estimates`, the mean over seeds where there are several seeds, else the one seed; without a value only where all
+    diverged."""
+    key = ["dataset", "method", "threat", "eps", "attack"]
+    order = estimated.assign(rank=2 * estimated["seed"].str.startswith("mean") + estimated["value"].notna())
+    best = order["rank"] == order.groupby(key)["rank"].transform("max")
+    return estimated[best & ~order[[*key, "rank"]].duplicated()]
+
+
+def lost(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(data set, method) -> what stands for it, of the methods in `rows` (or `estimates`) of which nothing has a value."""
+    words = {key: group for key, group in rows.groupby(["dataset", "method"], sort=False) if group["value"].isna().all()}
+    return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in words.items()}

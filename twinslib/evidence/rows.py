@@ -1,0 +1,86 @@
+"""Tidy rows from the store: rows/<study>.csv with one line per number, epochs/<study>.csv with one per epoch.
+
+Columns of rows: claim, preset, dataset, arch, norm, method, seed, metric, threat, eps, value, n, run, and which attack and
+which images the number stands on. Accuracies are fractions. Of what diverged value is empty, and images says so.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..base.files import atomic_write
+from ..specs.measure import NETWORKS
+from ..store.jobs import Job, Task
+from ..store.store import NOT_RUN, Store
+
+KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
+COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
+
+
+def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per finished measurement of `jobs` on the network of the last epoch, and per one that cannot be as a run diverged,
+    in their order."""
+    out = []
+    for job in jobs:
+        spec = job.spec
+        record = store.run(spec) if job.settled else None
+        for e in (e for e in job.evals if e.at == "last"):
+            stages, metric = store.masks(spec, e) if record else None, "clean_acc" if e.kind == "clean" else "robust_acc"
+            if stages is None and (word := store.absent(job, e)) != NOT_RUN:
+                out.append([*_keys(store, job), metric, e.threat, e.eps, math.nan, e.images, spec.hash, e.attack_name, word])
+            for stage, mask in (stages or {}).items():
+                images = f"{record['split']}[:{len(mask)}]"
+                out.append([*_keys(store, job), metric, e.threat, e.eps, float(mask.mean()), len(mask), spec.hash, stage, images])
+    return pd.DataFrame(out, columns=COLUMNS)
+
+
+def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per epoch of the training runs of `jobs` that are finished or have diverged, which end before the last."""
+    out = []
+    for job in jobs:
+        for row in store.epochs(job.spec) if job.settled else ():
+            out.append(dict(zip(KEYS, _keys(store, job), strict=True)) | {"run": job.spec.hash, **row})
+    return pd.DataFrame(out) if out else pd.DataFrame(columns=[*KEYS, "run", "epoch"])
+
+
+def _keys(store: Store, job: Job) -> list:
+    spec = job.spec
+    return [job.study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name, spec.seed]
+
+
+def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
+    """Write both files for the jobs of `study`, each by atomic rename, and return the rows; runs that nothing was to be
+    measured on have epochs only."""
+    jobs = [job for job in jobs if job.study == study]
+    frame = rows(store, jobs)
+    measured = [("rows", frame)] if any(job.evals for job in jobs) else []
+    for kind, table in (*measured, ("epochs", epochs(store, jobs))):
+        path = store.root / kind / f"{study}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, lambda tmp, table=table: table.to_csv(tmp, index=False))
+    return frame
+
+
+def sanity(store: Store, jobs: Sequence[Job]) -> dict[str, bool]:
+    """What must hold for robust numbers to be believed, over all finished measurements of `jobs`."""
+    kept, bounded, falling, weaker = True, True, True, True
+    for job, network in itertools.product((job for job in jobs if job.settled), NETWORKS):
+        finished = [(e, m) for e in job.evals if e.at == network and (m := store.masks(job.spec, e))]
+        clean = next((m["none"] for e, m in finished if e.kind == "clean"), None)
+        pgd = sorted(((e.eps, m[e.attack_name]) for e, m in finished if e.kind == "pgd" and e.threat == "linf"),
+                     key=lambda pair: pair[0])
+        for e, stages in finished:
+            record = store.provenance(Task(job.spec, e)) or {}
+            kept &= all(record.get("checks", {}).values())
+            if clean is not None and e.kind != "clean":
+                bounded &= all(not (m[:len(clean)] & ~clean[:len(m)]).any() for m in stages.values())
+            if e.kind == "autoattack" and e.threat == "linf":
+                same = [m for eps, m in pgd if eps == e.eps and len(m) >= e.images]
+                weaker &= all(list(stages.values())[-1].sum() <= m[:e.images].sum() + e.images // 100 for m in same)
+        falling &= all(a[1].mean() >= b[1].mean() for a, b in zip(pgd, pgd[1:], strict=False))
+    return {"recorded checks of every attack passed (range, mode, logits, gradient, norm kept)": bool(kept),
+            "no image is right under attack and wrong without": bool(bounded),
+            "accuracy falls with the radius": bool(falling),
+            "AutoAttack (or its part) leaves no more images than PGD, to within 1 % of them": bool(weaker)}

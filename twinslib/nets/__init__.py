@@ -1,0 +1,1 @@
+"""Networks: by name, with two wings, folded, and from files of others."""

@@ -1,0 +1,110 @@
+"""The last layer of a network: finding it, replacing it, and the features that go into it."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from .models import _refuse_output, _seeded
+
+
+def find_head(model: nn.Module, image_size: int) -> str:
+    """The name of the last linear layer, found by running a random image: the layer whose output is the model's output.
+
+    Raises:
+        ValueError: no linear layer gives the output.
+        TypeError: the output is more than logits.
+    """
+    calls: list[tuple[str, torch.Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    parameter = next(model.parameters())
+    image = torch.rand((2, 3, image_size, image_size), generator=torch.Generator().manual_seed(0))
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            logits = model(image.to(parameter.device, parameter.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    if not isinstance(logits, torch.Tensor):
+        _refuse_output(logits, model)
+    for name, out in reversed(calls):
+        if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
+            return name
+    raise ValueError(
+        f"expected a network that ends in a linear layer, got {type(model).__name__} in which none of "
+        f"{len(hooks)} linear layers gives the output; put a linear head on it first"
+    )
+
+
+def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: int) -> nn.Module:
+    """A copy of a network with a fresh linear head for `num_classes`; everything else is equal.
+
+    The head is found by what it does, not by its name (see `find_head`), so this works for any network that ends in a
+    linear layer. It gets PyTorch's default initialisation from `seed`; no global random state is touched.
+
+    Args:
+        image_size: side in pixels of an image the network accepts.
+    Raises:
+        ValueError: no linear head, or less than one class.
+    """
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
+    name = find_head(model, image_size)
+    model = copy.deepcopy(model)
+    old = model.get_submodule(name)
+    new = _seeded(seed, lambda: nn.Linear(old.in_features, num_classes, bias=old.bias is not None))
+    new.to(old.weight.device, old.weight.dtype).train(old.training)
+    if not name:
+        return new
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+    return model
+
+
+class Features:
+    """What goes into the head of a network: passes inside `watching()` are remembered until `take()`.
+
+    The network carries a hook inside the context only, so that copies made outside have none.
+    """
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        self._head = model.get_submodule(head)
+        self._seen: list[torch.Tensor] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        handle = self._head.register_forward_pre_hook(lambda _, inputs: self._seen.append(inputs[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._seen.clear()
+
+    def take(self) -> torch.Tensor:
+        """Features (N, d) of all images that passed since the last call, in their order."""
+        seen, self._seen[:] = list(self._seen), []
+        return seen[0] if len(seen) == 1 else torch.cat(seen)
+
+
+def with_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
+    """A second network on the same parameters and buffers, with `head` in the place of the layer called `name`.
+
+    Training one trains the other; modes and hooks are their own.
+    """
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers(), *head.parameters())}
+    view = copy.deepcopy(model, memo)
+    if not name:
+        return head
+    parent, _, child = name.rpartition(".")
+    setattr(view.get_submodule(parent), child, head)
+    return view

@@ -1,0 +1,251 @@
+"""Networks by name: images in [0, 1] in, logits out, with normalisation as the first layer.
+
+Attacks and noise therefore always live in [0, 1] pixels of the image as it is stored, whatever the network does inside
+(normalising, upsampling). `ARCHS` lists the names; a network from elsewhere joins by `Classifier(network)`.
+"""
+
+import copy
+import typing
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock
+
+from ..base.errors import choose
+from ..specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_normalisation, check_width
+from . import arithmetic
+from .norms import norm_layer
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel in float32, for images of shape (B, C, H, W)."""
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+        super().__init__()
+        check_normalisation(mean, std)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Logits for images in [0, 1]: normalise, upsample if asked to, then `network`.
+
+    Args:
+        network: any module from normalised images (B, 3, S, S) to logits (B, num_classes).
+        upsample: None, or the side in pixels to which images are upsampled by nearest neighbour inside the network, so
+            that attacks act on the small image (the official TWINS code: 32 to 224).
+        mean, std: per channel, for pixels in [0, 1]; ImageNet's by default.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        upsample: int | None = None,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.upsample = upsample
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4 or x.shape[1] != self.normalize.mean.shape[1] or not x.is_floating_point():
+            raise ValueError(
+                f"expected float images of shape (B, {self.normalize.mean.shape[1]}, S, S) in [0, 1], "
+                f"got {x.dtype} of shape {tuple(x.shape)}"
+            )
+        logits = self.network(upsample_nearest(self.normalize(x), self.upsample))
+        return logits if isinstance(logits, torch.Tensor) else _refuse_output(logits, self.network)
+
+
+def _refuse_output(output: object, network: nn.Module) -> typing.NoReturn:
+    raise TypeError(f"expected logits of shape (B, classes), got {type(output).__name__} from {type(network).__name__}; "
+                    "turn its other outputs off (aux_logits=False in torchvision), or wrap it so that it gives logits alone")
+
+
+def upsample_nearest(x: torch.Tensor, side: int | None) -> torch.Tensor:
+    """Images (B, C, S, S) at `side` pixels by nearest neighbour; unchanged for None."""
+    return x if side is None else F.interpolate(x, size=(side, side), mode="nearest")
+
+
+class SmallResNet(nn.Module):
+    """A ResNet of basic blocks for small images: 3 x 3 stem, no max-pool, mean over both spatial axes.
+
+    The mean is written out because the backward of adaptive pooling is not deterministic on every device. Weights start
+    as torchvision's ResNets do.
+
+    Args:
+        blocks: blocks per stage; each stage after the first halves the side and doubles the channels.
+        width: channels of the first stage.
+        stem_stride: 1, or 2 for a quarter of the cost.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        norm: Callable[[int], nn.Module],
+        *,
+        blocks: tuple[int, ...],
+        width: int,
+        stem_stride: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=stem_stride, padding=1, bias=False)
+        self.bn1 = norm(width)
+        stages, channels = [], width
+        for stage, count in enumerate(blocks):
+            out = width * 2**stage
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                shortcut = None
+                if stride != 1 or channels != out:
+                    shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), norm(out))
+                stages.append(BasicBlock(channels, out, stride, shortcut, norm_layer=norm))
+                channels = out
+        self.blocks = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+class Cifar10ResNet(nn.Module):
+    """The ResNet for CIFAR-10 of He et al. (2016), section 4.2: three stages of 16, 32 and 64 channels, shortcuts without
+    parameters (every second pixel, zero channels on both sides). Tensor names are those of the networks published by
+    akamaster/pytorch_resnet_cifar10, whose weights load into it.
+
+    Args:
+        blocks: basic blocks per stage, n of its 6n + 2 layers.
+    """
+
+    def __init__(self, num_classes: int, norm: Callable[[int], nn.Module], *, blocks: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm(16)
+        channels = 16
+        for stage, out in enumerate((16, 32, 64)):
+            layer = []
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                shortcut = PaddedShortcut(out - channels) if channels != out else None
+                layer.append(BasicBlock(channels, out, stride, shortcut, norm_layer=norm))
+                channels = out
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
+        self.linear = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+class PaddedShortcut(nn.Module):
+    """Every second pixel, with `channels` zero channels added, half of them on each side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = self.channels // 2
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, self.channels - side))
+
+
+def build(arch: str, num_classes: int, norm: Callable[[int], nn.Module], width: int | None = None) -> nn.Module:
+    """The network called `arch` alone, without normalisation, its weights drawn from torch's global generator.
+
+    Args:
+        norm: makes a norm layer for so many channels.
+        width: channels of the first stage, where it is free; None: the arch's own.
+    """
+    kind, options = ARCHS[arch].kind, dict(ARCHS[arch].options)
+    if kind == "torchvision":
+        return torchvision.models.get_model(options["name"], weights=None, num_classes=num_classes, norm_layer=norm)
+    network = {"small": SmallResNet, "cifar": Cifar10ResNet}[kind]
+    return network(num_classes, norm, **options | ({} if width is None else {"width": width}))
+
+
+def make_model(
+    arch: str,
+    num_classes: int,
+    *,
+    norm: str = "batch",
+    upsample: int | None = None,
+    width: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    seed: int,
+) -> Classifier:
+    """A new network in training mode; equal arguments give equal weights, and no global random state is touched.
+
+    Args:
+        arch: a name in `ARCHS`.
+        norm: "batch", "group" or "layer".
+        upsample, mean, std: see `Classifier`.
+        width: channels of the first stage, for networks of `SmallResNet`; None: the arch's own.
+        seed: of the initial weights.
+    Raises:
+        ValueError: unknown arch or norm, a width for a network that has none, or less than one class.
+    """
+    choose(arch, ARCHS, "arch")
+    layer = norm_layer(norm)
+    check_width(arch, width)
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
+    network = _seeded(seed, lambda: build(arch, num_classes, layer, width))
+    return Classifier(network, upsample=upsample, mean=mean, std=std)
+
+
+def memory_format(model: nn.Module, device: torch.device | str) -> torch.memory_format:
+    """The order of axes in which a network runs fastest: channels last, but on a CPU contiguous for
+
+    - group norm of several groups, whose kernels are several times slower in channels last;
+    - convolutions to fewer than eight channels, where the backward pass in channels last may write past its memory (oneDNN on
+      processors without AVX-512);
+    - processors without AVX, whose convolutions in channels last are slower.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.channels_last
+    grouped = any(isinstance(module, nn.GroupNorm) and module.num_groups > 1 for module in model.modules())
+    narrow = any(isinstance(module, nn.Conv2d) and module.out_channels < 8 for module in model.modules())
+    return torch.contiguous_format if grouped or narrow or not arithmetic.has_avx() else torch.channels_last
+
+
+def count_cost(model: nn.Module, image_size: int) -> tuple[int, int, int]:
+    """(multiply-adds of one image forward, parameters, bytes of float32 activations one image keeps for backward).
+
+    Counted on the meta device, so nothing is computed. The bytes are the outputs of all layers, an estimate from above.
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    elements: list[int] = []
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda _, __, out: elements.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            )
+    image = torch.empty((1, 3, image_size, image_size), device="meta", dtype=next(model.parameters()).dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), 4 * sum(elements)
+
+
+def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build on the CPU with the CPU's global generator at `seed`, and put the generator back."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the generators of other devices
+        return build()

@@ -1,0 +1,105 @@
+"""How methods, data sets, attacks and numbers are written for readers."""
+
+import re
+from collections.abc import Iterable
+
+from ..store.store import DIVERGED
+from .strength import STANDARD, parse
+
+METHODS = {
+    "natural": "natural", "at": "AT", "trades": "TRADES", "twins_at": "TWINS-AT", "twins_trades": "TWINS-TRADES",
+    "distill": "distillation", "feature_distill": "feature distillation", "l2sp": "L2-SP", "joint": "joint, all classes",
+    "joint_uot": "joint, classes by UOT", "frozen_at": "AT, frozen statistics", "at_natural": "AT, natural start",
+    "at_random": "AT, random start", "at_lr": "AT, lr × (1 + λ)", "at_split": "AT, split batch",
+    "two_adaptive": "two adaptive branches", "twins_shared": "TWINS-AT, shared affine",
+    "twins_attack_frozen": "TWINS-AT, frozen wing attacked", "twins_attack_alternating": "TWINS-AT, wings attacked in turn",
+    "trades_beta3": "TRADES, β 3", "twins_trades_wing": "TWINS-TRADES, KL mean per wing",
+    "noise": "noise", "mixed_noise": "mixed noise", "natural_frozen": "natural, frozen statistics",
+    "linear_probe": "linear probe",
+    "at_awp": "AT, AWP", "at_cosine": "AT, cosine", "at_cyclic": "AT, cyclic", "at_slow_fast": "AT, slow start, fast decay",
+    "at_scratch": "AT, random start", "trades_scratch": "TRADES, random start", "free_at": "Free-AT", "fast_at": "Fast-AT",
+    "aft": "AFT", "aft_random": "AFT, random start", "aft_free": "AFT, Free", "aft_twins": "AFT, two wings",
+    "aft_public": "AFT, public start", "aft_l2": "AFT, L2", "aft_l2_random": "AFT, random start, L2",
+    "aft_constant": "AFT, constant rate", "aft_piecewise": "AFT, piecewise", "aft_cosine": "AFT, cosine",
+    "aft_one_cycle": "AFT, one cycle", "aft_fast_decay": "AFT, no slow start", "aft_slow_start": "AFT, no decay",
+    "aft_slow_fast_exp": "AFT, second shape", "aft_eps_warmup": "AFT, ε warm-up",
+    "at_short_plateau": "AT, random start, short plateau", "at_long_plateau": "AT, random start, long plateau",
+}  # fmt: skip
+MEAN = "mean"  # stands for all data sets in frames of differences, but for those near chance
+MEAN_OF_ALL = "mean of all"  # with those
+DATASETS = {  # name of the packed set: (label, its counterpart in the public reference numbers)
+    "cifar10": ("CIFAR-10", "CIFAR-10"),
+    "cifar100": ("CIFAR-100", "CIFAR-100"),
+    "caltech64": ("Caltech-101", "Caltech-256"),
+    "caltech256": ("Caltech-256", "Caltech-256"),
+    "cub64": ("CUB-200 (2010)", "CUB-200-2011"),
+    "cub200": ("CUB-200-2011", "CUB-200-2011"),
+    "dogs64": ("Stanford Dogs (boxes)", "Stanford Dogs"),
+    "dogs": ("Stanford Dogs", "Stanford Dogs"),
+    "tinyimagenet32": ("Tiny-ImageNet", None),
+    "toy_source": ("toy source", None),
+    "toy_target": ("toy target", None),
+}
+AUTOATTACK = "+".join(STANDARD)
+
+
+def dataset_label(name: str) -> str:
+    if name == MEAN_OF_ALL:
+        return "mean of data sets, also near chance"
+    return "mean of data sets" if name == MEAN else DATASETS[name][0] if name in DATASETS else name
+
+
+def method_label(name: str) -> str:
+    weight = re.fullmatch(r"twins_at_lambda(.+)", name)
+    return f"TWINS-AT, λ {weight[1]}" if weight else METHODS.get(name, name)
+
+
+def eps_label(eps: float, threat: str = "linf") -> str:
+    """8/255 for a radius in the maximum norm, 0.5 (L2) for one in the Euclidean norm."""
+    return f"{eps * 255:.3g}/255" if threat == "linf" else f"{eps:.3g} (L2)"
+
+
+def attack_label(attack: str) -> str:
+    """Readable name of an attack as rows name it; only the whole standard suite is called AutoAttack."""
+    if attack in ("none", AUTOATTACK):
+        return "clean" if attack == "none" else "AutoAttack"
+    found = parse(attack)
+    if found.kind == "pgd":
+        return f"PGD-{found.steps}" + (f", {found.restarts} restarts" if found.restarts > 1 else "")
+    return " + ".join("Square" if part == "square" else part.upper() for part in found.parts)
+
+
+def percent(value: float, low: float, high: float) -> str:
+    """62.3 [59.2, 65.3] from fractions."""
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def points(value: float, low: float, high: float) -> str:
+    """+1.2 [-0.5, +2.9] from differences of fractions."""
+    value, low, high = (round(100 * x, 1) + 0.0 for x in (value, low, high))  # + 0.0: no negative zero
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def marked(method: str, gone: Iterable[int], left: bool) -> str:
+    """Label of a method of which the runs of the seeds `gone` diverged, and whether others are left."""
+    seeds = ", ".join(map(str, sorted(set(gone))))
+    return method_label(method) + (f" ({DIVERGED}{f': seed {seeds}' if left else ''})" if seeds else "")
+
+
+def lost_text(names: Iterable[str]) -> str:
+    """Diverged: AT, seed 0; TRADES, seed 1. Nothing where there is none."""
+    names = unique(names)
+    return f"Diverged: {'; '.join(names)}." if names else ""
+
+
+def joined(*sentences: str, otherwise: str = "") -> str:
+    """Those that say something, else `otherwise`."""
+    return " ".join(s for s in sentences if s) or otherwise
+
+
+def unique(values) -> list:
+    return list(dict.fromkeys(values))
+
+
+def header(attack: str, threat: str, eps: float) -> str:
+    return "clean" if attack == "none" else f"{attack_label(attack)} at {eps_label(eps, threat)}"

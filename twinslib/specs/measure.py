@@ -1,0 +1,115 @@
+"""What is measured on a finished network: accuracy under attack, certified accuracy."""
+
+import functools
+from dataclasses import dataclass
+
+from ..base.errors import choose
+from ..base.sequential import Plan, certify_plan, sequential_plan
+from .choices import PRECISIONS, check_radius, check_step_size
+from .reading import _require, spec_hash
+from .strength import PARTS, STANDARD, Attack
+
+NETWORKS = ("last", "best", "start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """One measurement on the first `images` test images of a run's split (nested subsets of one fixed order).
+
+    kind clean needs nothing else; pgd uses step_size, steps, restarts; autoattack runs `attacks` of the standard suite.
+    """
+
+    kind: str
+    images: int
+    threat: str = "linf"
+    eps: float = 0.0
+    step_size: float | None = None  # None: 2.5 eps / steps
+    steps: int = 20
+    restarts: int = 1
+    attacks: tuple[str, ...] = STANDARD
+    batch_size: int = 250
+    seed: int = 0
+    at: str = "last"  # which network: of the last epoch, of the best on validation images, or the start
+
+    def __post_init__(self) -> None:
+        choose(self.at, NETWORKS, "at of an evaluation")
+        choose(self.kind, ("clean", "pgd", "autoattack"), "evaluation kind")
+        check_radius(self.eps, self.threat)
+        if self.step_size is not None:
+            check_step_size(self.step_size, self.threat)
+        for name in self.attacks:
+            choose(name, PARTS, "attack")
+        _require(0 < len(self.attacks) == len(set(self.attacks)), "at least one attack, none twice", self.attacks)
+        for name in ("images", "steps", "restarts", "batch_size"):
+            _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
+        _require(self.kind == "clean" or self.eps > 0, "eps > 0 for an attack", self.eps)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        return spec_hash(self)
+
+    @property
+    def step(self) -> float:
+        """PGD step in [0, 1] pixels; 2.5 eps / steps where it is left open."""
+        return self.step_size if self.step_size is not None else 2.5 * self.eps / self.steps
+
+    @property
+    def attack_name(self) -> str:
+        if self.kind == "pgd":
+            return str(Attack("pgd", self.steps, self.restarts))
+        return str(Attack("none") if self.kind == "clean" else Attack("autoattack", parts=self.attacks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifySpec:
+    """One certification by randomized smoothing of the first `images` test images of a run's split.
+
+    Args:
+        sigma: of the noise, in [0, 1] pixels.
+        n, n0, alpha: most draws, draws that choose the class, probability of a false certificate.
+        radii: with radii the group-sequential test stops when they are settled (`sequential.sequential_plan`); without, each
+            image gets n draws (Cohen et al. 2019).
+        stop_if_wrong: no draws for images whose chosen class is wrong; the abstention rate is then unknown.
+        restat_images: before certifying, statistics of batch norms are re-estimated on so many unlabelled training images with
+            noise of this sigma; 0: those of training.
+        precision: of the certified network; bfloat16: where the hardware has it (`arithmetic.chosen`).
+    """
+
+    sigma: float
+    images: int
+    n: int = 100_000
+    n0: int = 100
+    alpha: float = 0.001
+    radii: tuple[float, ...] = ()
+    stop_if_wrong: bool = False
+    restat_images: int = 0
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choose(self.precision, PRECISIONS, "precision")
+        _require(self.images > 0, "images > 0", self.images)
+        _require(self.restat_images >= 0, "restat_images >= 0", self.restat_images)
+        self.plan  # noqa: B018  what it refuses is refused before any work
+
+    @property
+    def plan(self) -> Plan:
+        """The draws and what they prove."""
+        common = {"sigma": self.sigma, "n": self.n, "n0": self.n0, "alpha": self.alpha}
+        if not self.radii:
+            _require(not self.stop_if_wrong, "radii with stop_if_wrong", list(self.radii))
+            return certify_plan(**common)
+        return sequential_plan(**common, radii=self.radii, stop_if_wrong=self.stop_if_wrong)
+
+    @property
+    def kind(self) -> str:
+        return "certify"
+
+    @property
+    def at(self) -> str:
+        """Which network: always the last."""
+        return "last"
+
+    @functools.cached_property
+    def hash(self) -> str:
+        return spec_hash(self)

@@ -1,0 +1,1 @@
+"""What is finished, and what is left to do."""

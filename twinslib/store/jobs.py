@@ -1,0 +1,59 @@
+"""What there is to do: training runs, what is measured on them, and the tasks that both make."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..specs.measure import CertifySpec, EvalSpec
+from ..specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run and what is measured on it; its sources are runs of their own.
+
+    Args:
+        ship: its weights are kept with the results, for other runs to start from (as those of any run's source are).
+        labels: what tells it from others of its study, where method and data set do not.
+        settled: False while runs that choose its hyper-parameters are missing; `spec` then only stands in for it.
+        candidates: those runs, where it is not settled.
+    """
+
+    study: str
+    spec: RunSpec
+    evals: tuple[EvalSpec, ...]
+    ship: bool = False
+    settled: bool = True
+    certs: tuple[CertifySpec, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    candidates: tuple[RunSpec, ...] = ()
+
+    @property
+    def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:
+        """All that is measured on the finished network."""
+        return (*self.evals, *self.certs)
+
+
+Best = Callable[..., RunSpec | None]  # the best of some candidates (`Store.best`), None if one is missing or all diverged
+Plan = Callable[..., Sequence[Job]]  # called with best=
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work in the queue: train a run, or (with `evaluation`) measure it."""
+
+    spec: RunSpec
+    evaluation: EvalSpec | CertifySpec | None = None
+
+    @property
+    def kind(self) -> str:
+        e = self.evaluation
+        return "train" if e is None else f"{'certify' if e.kind == 'certify' else 'evaluate'} {e.hash}"
+
+    def __str__(self) -> str:
+        what = f"method {self.spec.method.name}, seed {self.spec.seed}, {self.spec.data.name} [{self.spec.hash}]"
+        if self.evaluation is None:
+            return f"train {what}"
+        e = self.evaluation
+        if e.kind == "certify":
+            return f"certify {what}: sigma {e.sigma:g}, at most {e.n:,} draws, {e.images} images"
+        return f"evaluate {what}: {e.kind} {e.attack_name} eps {e.eps * 255:.3g}/255 on {e.images} images"

@@ -1,0 +1,1 @@
+"""Which runs answer a claim, and the rules fixed before them."""

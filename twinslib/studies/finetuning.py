@@ -1,0 +1,163 @@
+"""Runs for the claims on adversarial fine-tuning (arXiv 2012.13628): AFT, rivals, schedules, less data, other widths."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from ..base.errors import check_keys, choose
+from ..specs.measure import EvalSpec
+from ..specs.method import method
+from ..specs.reading import from_dict
+from ..specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, start_model
+from ..store.jobs import Best, Job
+
+STUDY, TUNING = "aft", "aft_tuning"
+RANDOM = "aft_random"  # the same epochs from random weights
+PARTS = ("main", "schedule", "fraction", "width")
+RUN_KEYS = ("start", "model", "optim", "attack", "switches", "follow", "targets", "seeds")
+
+
+def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[str, dict], main: dict[str, dict],
+               schedules: dict[str, dict], lrs: Sequence[float], fractions: dict, widths: dict, seeds: Sequence[int], optim: dict,
+               attack: dict, evaluations: Sequence[dict], best: Best) -> list[Job]:
+    """Adversarial fine-tuning and what it is compared with.
+
+    Args:
+        starts: what runs start from, by name: {optim} of a natural training of ours on the target's images; or {weights, model,
+            targets} of a network from elsewhere. Either may have the mean and std that images are normalised with.
+        targets: data set name -> {data}.
+        main: method -> changes of its run: start (none: random weights), model, optim, attack, switches of the method, follow
+            (for the first seed), targets, seeds.
+        schedules: the same for AFT with another schedule.
+        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these by
+            robust accuracy, which the claims compare, on the validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
+            they start from a network, that of "aft_random" where from random weights.
+        fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
+            seed, the rate of `main`), and on which targets (all where not named).
+        widths: {widths, runs, targets}: the same for channels of the first stage; each width has a start of its own.
+        evaluations: EvalSpec fields with `at` a list (best: where a run keeps it; start: where it starts from a network with its
+            head), and optional lists `runs`, `parts` and `seeds`. Robust ones apply to runs trained under their threat.
+    Returns:
+        Jobs of study "aft" labelled with part and start, seed 0 of everything before seed 1 of anything, each after the
+        candidates for its learning rate; starts, which are trained when first needed, last.
+    """
+    for name, s in starts.items():
+        check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
+        for target in s.get("targets", ()):
+            choose(target, targets, f"target of starts.{name}")
+    for name, t in targets.items():
+        check_keys(t, ("data",), f"targets.{name}")
+    for where, group in (("main", main), ("schedules", schedules)):
+        for name, run in group.items():
+            check_keys(run, RUN_KEYS, f"{where}.{name}")
+            if run.get("start") is not None:
+                choose(run["start"], starts, f"start of {where}.{name}")
+            for target in run.get("targets", ()):
+                choose(target, targets, f"target of {where}.{name}")
+            if not set(run.get("seeds", seeds)) <= set(seeds):
+                raise ValueError(f"expected seeds of {where}.{name} among {list(seeds)}, got {run['seeds']}")
+    both = [name for name in schedules if name in main]
+    if both:
+        raise ValueError(f"expected runs of main and of schedules under names of their own, got {', '.join(both)} in both")
+    choose("aft", main, "run whose learning rate is chosen")
+    for name, run in main.items():
+        if name != "aft" and not run.get("start") and "lr" not in run.get("optim", {}):
+            choose(RANDOM, main, f"run that chooses the learning rate of main.{name}, which has neither a rate nor a start")
+    if not lrs:
+        raise ValueError("expected at least one learning rate in lrs, got none")
+    for where, group, key in (("fractions", fractions, "images"), ("widths", widths, "widths")):
+        check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
+        for name in group["runs"]:
+            choose(name, main, f"run of {where}")
+        for target in group.get("targets", ()):
+            choose(target, targets, f"target of {where}")
+    for e in evaluations:
+        for name in e.get("runs", ()):
+            choose(name, [*main, *schedules], "run of an evaluation")
+        for name in e.get("parts", ()):
+            choose(name, PARTS, "part of an evaluation")
+        if not set(e.get("seeds", seeds)) <= set(seeds):
+            raise ValueError(f"expected seeds of an evaluation among {list(seeds)}, got {e['seeds']}")
+    jobs: list[Job] = []
+
+    def data(target: str, images: int | None = None) -> DataSpec:
+        values = {"name": target, **targets[target].get("data", {})} | ({"train_images": images} if images else {})
+        return from_dict(DataSpec, values, f"targets.{target}.data")
+
+    def start(name: str | None, target: str, model: ModelSpec) -> dict:
+        if name is None:
+            return {}
+        if "weights" in starts[name]:
+            return {"weights": from_dict(WeightsSpec, starts[name]["weights"], f"starts.{name}.weights"), "keep_head": True}
+        training = from_dict(OptimSpec, {**optim, **starts[name].get("optim", {})}, f"starts.{name}.optim")
+        source = RunSpec(data=data(target), model=model, method=method("natural"), optim=training, seed=seeds[0])
+        return {"source": source, "keep_head": True}
+
+    def spec(name: str, run: dict, target: str, seed: int, *, images: int | None = None, width: int | None = None) -> RunSpec:
+        origin = starts.get(run.get("start"), {})
+        described = {"arch": arch, "norm": norm, **origin.get("model", {})}
+        changes = {**run.get("model", {}), **({"width": width} if width else {})}
+        model = start_model(described, origin, f"model of {name}", **changes)
+        own = method(name, **run.get("switches", {}))
+        follow = run.get("follow") if seed == seeds[0] and not images and not width else None
+        return RunSpec(
+            data=data(target, images), model=model, method=own, seed=seed,
+            optim=from_dict(OptimSpec, {**optim, **run.get("optim", {})}, f"optim of {name}"),
+            attack=from_dict(AttackSpec, {**attack, **run.get("attack", {})}, f"attack of {name}"),
+            follow=from_dict(FollowSpec, follow, f"follow of {name}") if follow else None,
+            **start(run.get("start"), target, model))
+
+    @functools.cache
+    def rate(name: str, target: str) -> tuple[float, tuple[RunSpec, ...]]:
+        """Learning rate of a run of `schedules`, of "aft" or "aft_random", and the candidates that it waits for, if any."""
+        base = spec(name, schedules.get(name, main.get(name)), target, seeds[0])
+        candidates = [_with_lr(base, lr) for lr in lrs]
+        if len(candidates) == 1:
+            return candidates[0].optim.lr, ()
+        jobs.extend(Job(TUNING, c, ()) for c in candidates)
+        chosen = best(candidates, by="robust")
+        return (chosen or candidates[0]).optim.lr, () if chosen else tuple(candidates)
+
+    def add(part: str, name: str, run: dict, target: str, seed: int, **changes) -> None:
+        made, waits = spec(name, run, target, seed, **changes), ()
+        if part == "schedule" or name in ("aft", RANDOM) or "lr" not in run.get("optim", {}):
+            lr, waits = rate(name if part == "schedule" or name == "aft" else "aft" if run.get("start") else RANDOM, target)
+            made = _with_lr(made, lr)
+        evals = []
+        for e in evaluations:
+            if name not in e.get("runs", (name,)) or part not in e.get("parts", (part,)) or seed not in e.get("seeds", (seed,)):
+                continue
+            values = {k: v for k, v in e.items() if k not in ("runs", "parts", "seeds", "at")}
+            for at in e.get("at", ("last",)):
+                found = from_dict(EvalSpec, {**values, "at": at}, "evaluations")
+                there = {"last": True, "best": made.optim.keep_best, "start": made.keep_head}[found.at]
+                if there and (found.kind == "clean" or found.threat == made.attack.threat):
+                    evals.append(found)
+        labels = (("part", part), ("start", run.get("start") or "random"))
+        jobs.append(Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=not waits, labels=labels, candidates=waits))
+
+    for seed in seeds:
+        for target in targets:
+            def here(run: dict, seed: int = seed, target: str = target) -> bool:
+                origin = starts.get(run.get("start"), {})
+                return seed in run.get("seeds", (seed,)) and target in run.get("targets", origin.get("targets", (target,)))
+
+            for name, run in main.items():
+                if here(run):
+                    add("main", name, run, target, seed)
+            for name, run in schedules.items():
+                if here(run):
+                    add("schedule", name, run, target, seed)
+            if seed != seeds[0]:
+                continue
+            for part, key, group in (("fraction", "images", fractions), ("width", "widths", widths)):
+                for value in group[key] if target in group.get("targets", (target,)) else ():
+                    for name in group["runs"]:
+                        if here(main[name]):
+                            add(part, name, main[name], target, seed, **{"images" if part == "fraction" else "width": value})
+    sources = dict.fromkeys(job.spec.source for job in jobs if job.spec.source)
+    return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources)]
+
+
+def _with_lr(spec: RunSpec, lr: float) -> RunSpec:
+    return dataclasses.replace(spec, optim=dataclasses.replace(spec.optim, lr=float(lr)))

@@ -1,0 +1,112 @@
+"""Runs whose course is kept, and the experiment on learning rates (TWINS, C5-C7, E1-E3; robust overfitting)."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from ..base.errors import check_keys, choose
+from ..specs.measure import EvalSpec
+from ..specs.method import METHODS, method
+from ..specs.reading import from_dict
+from ..specs.run import AttackSpec, DataSpec, FollowSpec, OptimSpec, RunSpec, start_model
+from ..store.jobs import Best, Job
+from .transfer import START, _sources
+
+
+def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict], runs: dict[str, dict],
+             seeds: Sequence[int], optim: dict, attack: dict, best: Best, follow: dict | None = None,
+             evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None, study: str = "followed") -> list[Job]:
+    """Runs whose course is kept (TWINS, C5-C7; robust overfitting): every method of `runs` on every target, at one base
+    learning rate, which is part of the question and so not chosen.
+
+    Args:
+        sources, start, targets: see `transfer`; methods of `START` begin elsewhere.
+        runs: method -> {optim, data, model, targets, seeds, before}, each optional: changes to `optim`, to the target's data and,
+            for a random start, to the network; on which targets and seeds; settings of an earlier plan, whose runs are kept
+            where they are finished but neither computed, shown nor judged. `at_lr` gets the rate times 1 + lambda of TWINS on
+            that target.
+        best: not used; nothing is chosen.
+        follow: fields of `config.FollowSpec`; without it no course is kept.
+        evaluations: fields of EvalSpec. labels: of the jobs.
+        study: name of the jobs' study, and so of its file of epochs.
+    Returns:
+        Jobs, the start network first, then seed 0 of everything before seed 1 of anything.
+    """
+    grid = _sources(arch, norm, sources)
+    begin = grid[choose(start, grid, "start")]
+    for name, target in targets.items():
+        check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
+    for label, run in runs.items():
+        choose(label, METHODS, "method")
+        choose(START.get(label, start) or start, grid, f"start of {label}")
+        check_keys(run, ("optim", "data", "model", "targets", "seeds", "before"), f"runs.{label}")
+        for old in run.get("before", ()):
+            check_keys(old, ("optim", "data", "model"), f"runs.{label}.before")
+        for name in run.get("targets", ()):
+            choose(name, targets, f"target of {label}")
+        if not set(run.get("seeds", seeds)) <= set(seeds):
+            raise ValueError(f"expected seeds of {label} among {list(seeds)}, got {run['seeds']}")
+
+    def made(seed: int, name: str, label: str, run: dict) -> RunSpec:
+        target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
+        weight = target.get("method", {}).get("twins_weight", METHODS["twins_at"].twins_weight)
+        where = f"runs.{label}"
+        schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
+        return RunSpec(
+            data=from_dict(DataSpec, {"name": name, **target.get("data", {}), **run.get("data", {})}, f"{where}.data"),
+            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")},
+                              sources[START.get(label) or start], f"{where}.model", **run.get("model", {})),
+            method=method(label, **(target.get("method", {}) if known.halves else {})),
+            optim=dataclasses.replace(schedule, lr=schedule.lr * (1 + weight if label == "at_lr" else 1)),
+            attack=from_dict(AttackSpec, attack, "attack"), seed=seed,
+            follow=from_dict(FollowSpec, follow, "follow") if follow else None,
+            **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+
+    evals, marks = tuple(from_dict(EvalSpec, e, "evaluations") for e in evaluations), tuple((labels or {}).items())
+    jobs, kept = [], []
+    for seed, name, (label, run) in itertools.product(seeds, targets, runs.items()):
+        if seed in run.get("seeds", (seed,)) and name in run.get("targets", (name,)):
+            jobs.append(Job(study, made(seed, name, label, run), evals, labels=marks))
+            kept += [Job(study, made(seed, name, label, old), (), settled=False) for old in run.get("before", ())]
+    return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs, *kept]
+
+
+def rates(*, runs: dict[str, dict], follow: dict, steps: dict, best: Best, **network) -> list[Job]:
+    """How TWINS moves the weights (C5, C6), and what it gains at equal learning rates (E1-E3, ours).
+
+    Args:
+        runs, follow: of `followed`, for the courses; `network` holds its other arguments.
+        steps: the experiment on learning rates, {methods, rates, epochs, longer, seeds, evaluations}: every method at every base
+            rate on every target, with so many epochs there (target -> epochs), then with `longer` times the epochs at the rate
+            where, by validation accuracy with the first seed, TWINS-AT is furthest ahead of AT.
+    Returns:
+        Jobs of the studies "rates", and "learning_rates" with the labels part (grid, long) and rate.
+    """
+    check_keys(steps, (wanted := ("methods", "rates", "epochs", "longer", "seeds", "evaluations")), "steps", needed=wanted)
+    for name in ("at", "twins_at"):
+        choose(name, steps["methods"], "method that the experiment on learning rates compares")
+    targets, optim = network.pop("targets"), network.pop("optim")
+    check_keys(steps["epochs"], targets, "steps.epochs", needed=targets)
+    courses = followed(runs=runs, follow=follow, study="rates", targets=targets, optim=optim, best=best, **network)
+
+    def at(rate: float, part: str = "grid", times: int = 1) -> list[Job]:
+        lengths = {name: {"epochs": times * n, "val_every": times * n} for name, n in steps["epochs"].items()}
+        found = followed(
+            study="learning_rates", runs={m: {} for m in steps["methods"]}, optim=optim, best=best,
+            targets={n: t | {"optim": t.get("optim", {}) | {"lr": float(rate)} | lengths[n]} for n, t in targets.items()},
+            evaluations=steps["evaluations"], labels={"part": part, "rate": f"{rate:g}"}, **network | {"seeds": steps["seeds"]})
+        return [job for job in found if not job.ship]
+
+    grid = {rate: at(rate) for rate in steps["rates"]}
+    first = {(job.spec.data.name, job.spec.method.name, rate): job.spec for rate, jobs in grid.items() for job in jobs
+             if job.spec.seed == steps["seeds"][0]}
+    longer = []
+    for target in targets:
+        ours, theirs = ([first[target, m, rate] for rate in grid] for m in ("twins_at", "at"))
+        ahead = best(ours, over=theirs)
+        rate = list(grid)[ours.index(ahead) if ahead else 0]
+        waits = () if ahead else (*ours, *theirs)
+        longer += [dataclasses.replace(job, settled=not waits, candidates=waits)
+                   for job in at(rate, "long", steps["longer"]) if job.spec.data.name == target]
+    experiment = sorted((job for jobs in grid.values() for job in jobs), key=lambda job: job.spec.seed)
+    return [*courses, *experiment, *longer]

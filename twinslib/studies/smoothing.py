@@ -1,0 +1,138 @@
+"""Runs and certifications for the claims on randomized smoothing (arXiv 2312.09020): pre-training x norm x fine-tuning."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from ..base.errors import check_keys, choose
+from ..specs.measure import CertifySpec, EvalSpec
+from ..specs.method import method
+from ..specs.reading import from_dict
+from ..specs.run import DataSpec, NoiseSpec, OptimSpec, RunSpec, start_model
+from ..store.jobs import Best, Job
+from .rules import Cell
+
+CROSSED = "crossed"
+FILTERS = ("pretraining", "finetuning", "norms", "targets", "seeds")
+
+
+def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dict[str, dict], targets: dict[str, dict],
+              finetuning: dict[str, dict], seeds: Sequence[int], optim: dict, evaluations: Sequence[dict],
+              certifications: Sequence[dict], best: Best, crossed: dict | None = None, study: str = "smoothing") -> list[Job]:
+    """Every pre-training with every norm, fine-tuned in every way on every target, and certified.
+
+    Args:
+        source: data and optim of all pre-trainings, and the mean and std that all networks normalise images with (ImageNet's).
+        pretraining: name -> {sigmas, draw}: noise on the training images (none: clean), or {random: true} for no pre-training;
+            with norms and targets, those it is done for.
+        targets: data set name -> {data, optim, seeds}.
+        finetuning: name -> {sigmas, draw, method, optim}, each optional, and any of norms, pretraining, targets and seeds that
+            limit it. method: natural (default), natural_frozen or linear_probe.
+        certifications: CertifySpec fields with `sigmas` (a list) in place of sigma, and any of `FILTERS`.
+        best: chooses the hyper-parameters of the crossed runs; nothing else is chosen.
+        crossed: networks of another notebook to certify as well: {preset, notebook, methods, targets, seeds, certifications}.
+        study: name of the jobs' study, and so of its files of rows and epochs.
+    Returns:
+        Jobs labelled with pretraining, finetuning and norm: pre-trained networks that others start from, seed 0 of everything
+        before seed 1 of anything, then crossed runs, whose finetuning is their method.
+    """
+    check_keys(source, ("data", "optim", "mean", "std"), "source", needed=("data", "optim"))
+    known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}
+    for name, t in targets.items():
+        check_keys(t, ("data", "optim", "seeds"), f"targets.{name}")
+    for name, p in pretraining.items():
+        check_keys(p, ("sigmas", "draw", "random", "norms", "targets"), f"pretraining.{name}")
+    for name, f in finetuning.items():
+        check_keys(f, ("sigmas", "draw", "method", "optim", *(k for k in FILTERS if k != "finetuning")), f"finetuning.{name}")
+        choose(f.get("method", "natural"), ("natural", "natural_frozen", "linear_probe"), f"method of finetuning.{name}")
+    for where, limited in (("finetuning", finetuning.values()), ("certifications", certifications), ("evaluations", evaluations),
+                           ("pretraining", pretraining.values()), ("targets", targets.values())):
+        for key, value in itertools.product(FILTERS, limited):
+            for item in value.get(key, ()):
+                choose(str(item), map(str, known[key]), f"{key} of {where}")
+    base = from_dict(OptimSpec, source["optim"], "source.optim")
+    networks = {norm: start_model({"arch": arch, "norm": norm}, source, "source") for norm in norms}
+    jobs: list[Job] = []
+
+    def start(name: str, norm: str, seed: int) -> RunSpec | None:
+        p = pretraining[name]
+        if p.get("random"):
+            return None
+        return RunSpec(data=from_dict(DataSpec, source["data"], "source.data"), model=networks[norm],
+                       method=_method(p), optim=base, noise=_noise(p, f"pretraining.{name}"), seed=seed)
+
+    cells = itertools.product(seeds, targets, pretraining.items(), norms, finetuning.items())
+    for seed, target, (p, pre), norm, (f, fine) in cells:
+        here = {"pretraining": p, "finetuning": f, "norms": norm, "targets": target, "seeds": seed}
+        if not all(_applies(limits, here) for limits in (targets[target], pre, fine)):
+            continue
+        t, origin = targets[target], start(p, norm, seeds[0])
+        spec = RunSpec(
+            data=from_dict(DataSpec, {"name": target, **t.get("data", {})}, f"targets.{target}.data"),
+            model=networks[norm], method=_method(fine), noise=_noise(fine, f"finetuning.{f}"),
+            optim=from_dict(OptimSpec, {**optim, **t.get("optim", {}), **fine.get("optim", {})}, f"finetuning.{f}.optim"),
+            source=origin, seed=seed)
+        certs = tuple(dict.fromkeys(
+            cert for c in certifications if _applies(c, here) and not (c.get("restat_images") and norm != "batch")
+            for cert in _certifications(c)))
+        evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in FILTERS}, "evaluations")
+                      for e in evaluations if _applies(e, here))
+        labels = (("pretraining", p), ("finetuning", f), ("norm", norm))
+        jobs.append(Job(study, spec, evals, certs=certs, labels=labels))
+    sources = {job.spec.source: tuple(x for x in job.labels if x[0] != "finetuning") for job in jobs if job.spec.source}
+    return [*(Job(study, spec, (), ship=True, labels=labels) for spec, labels in sources.items()), *jobs,
+            *(_crossed(**crossed, best=best, study=study) if crossed else ())]
+
+
+def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Sequence[str], seeds: Sequence[int],
+             certifications: Sequence[dict], best: Best, study: str) -> list[Job]:
+    """Runs of another notebook with certifications in place of its evaluations, their start networks and candidates."""
+    from .plan import plan  # which lists this module's study
+
+    found = plan(preset, notebook)[0](best=best)
+    certs = tuple(spec for c in certifications for spec in _certifications(c))
+    tuned = [job for job in found if job.study != "tuning" and not job.ship]
+    for what, wanted, there in (("methods", methods, (job.spec.method.name for job in tuned)),
+                                ("targets", targets, (job.spec.data.name for job in tuned)),
+                                ("seeds", seeds, (job.spec.seed for job in tuned))):
+        there = dict.fromkeys(map(str, there))
+        for item in wanted:
+            choose(str(item), there, f"{what} of crossed")
+    candidates = [dataclasses.replace(job, study=f"{study}_tuning") for job in found
+                  if job.study == "tuning" and job.spec.method.name in methods and job.spec.data.name in targets]
+    runs = [dataclasses.replace(job, study=study, evals=(), certs=certs, labels=(
+        ("pretraining", CROSSED), ("finetuning", job.spec.method.name), ("norm", job.spec.model.norm)))
+        for job in tuned if job.spec.seed in seeds and job.spec.method.name in methods and job.spec.data.name in targets]
+    origins = {job.spec.source for job in runs} - {None}
+    starts = [dataclasses.replace(job, study=study, evals=(), labels=(("pretraining", CROSSED), ("norm", job.spec.model.norm)))
+              for job in found if job.ship and job.spec in origins]
+    return [*starts, *candidates, *runs]
+
+
+def _certifications(values: dict) -> list[CertifySpec]:
+    """One for each of `sigmas`."""
+    rest = {k: v for k, v in values.items() if k not in (*FILTERS, "sigmas")}
+    return [from_dict(CertifySpec, rest | {"sigma": sigma}, "certifications") for sigma in values["sigmas"]]
+
+
+def _applies(limits: dict, here: dict) -> bool:
+    return all(here[key] in limits.get(key, (here[key],)) for key in FILTERS)
+
+
+def _noise(values: dict, where: str) -> NoiseSpec | None:
+    if "sigmas" not in values:
+        return None
+    return from_dict(NoiseSpec, {k: values[k] for k in ("sigmas", "draw") if k in values}, where)
+
+
+def _method(values: dict):
+    noisy = {0: None, 1: "noise"}.get(len(values.get("sigmas", ())), "mixed_noise")
+    return method(noisy if noisy and values.get("method", "natural") == "natural" else values.get("method", "natural"))
+
+
+def cell_of(job: Job) -> Cell | None:
+    """The cell of a job of the grid; None for its start networks and other studies."""
+    labels = dict(job.labels)
+    if not {"pretraining", "finetuning", "norm"} <= set(labels):
+        return None
+    return Cell(pretraining=labels["pretraining"], finetuning=labels["finetuning"], norm=labels["norm"])

@@ -1,0 +1,167 @@
+"""Runs for robustness transfer: every method from one start network on every target (TWINS, C1-C4, C8, C9)."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+from ..base.errors import check_keys, choose
+from ..specs.measure import EvalSpec
+from ..specs.method import METHODS, MethodSpec, method
+from ..specs.reading import from_dict
+from ..specs.run import AttackSpec, DataSpec, OptimSpec, RunSpec, WeightsSpec, start_model
+from ..store.jobs import Best, Job
+
+
+def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
+    """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
+    training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std
+    that images are normalised with, per channel in [0, 1]; ImageNet's where not given."""
+    out = {}
+    for name, spec in specs.items():
+        if isinstance(spec, dict) and "weights" in spec:
+            check_keys(spec, ("weights", "mean", "std"), f"sources.{name}")
+            start_model({"arch": arch, "norm": norm}, spec, f"sources.{name}")
+            out[name] = from_dict(WeightsSpec, spec["weights"], f"sources.{name}.weights")
+            continue
+        check_keys(spec, ("data", "optim", "attack", "method", "mean", "std"), f"sources.{name}", needed=("data", "optim"))
+        out[name] = RunSpec(
+            data=from_dict(DataSpec, spec["data"], f"sources.{name}.data"),
+            model=start_model({"arch": arch, "norm": norm}, spec, f"sources.{name}"), method=method(spec.get("method", "at")),
+            optim=from_dict(OptimSpec, spec["optim"], f"sources.{name}.optim"),
+            attack=from_dict(AttackSpec, spec.get("attack", {}), f"sources.{name}.attack"))
+    return out
+
+
+# whose learning rate a method takes where it has no grid of its own, and what it starts from where that is another network
+LR_OF = {
+    "distill": "at", "feature_distill": "at", "l2sp": "at", "joint": "at", "joint_uot": "at", "frozen_at": "at",
+    "at_natural": "at", "at_random": "at",
+    "at_lr": "twins_at", "at_split": "twins_at", "two_adaptive": "twins_at", "twins_shared": "twins_at",
+    "twins_attack_frozen": "twins_at", "twins_attack_alternating": "twins_at",
+    "trades_beta3": "trades", "twins_trades_wing": "twins_trades",
+}  # fmt: skip
+START = {"at_natural": "natural", "at_random": None, "at_short_plateau": None, "at_long_plateau": None}
+LAMBDA = "twins_at_lambda"
+
+
+def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict],
+             methods: Sequence[str], seeds: Sequence[int], baselines: Sequence[str], controls: Sequence[str],
+             lambdas: Sequence[float], compared_on: Sequence[str], grids: dict[str, dict], optim: dict, attack: dict,
+             source_evaluations: Sequence[dict], evaluations: Sequence[dict], best: Best) -> list[Job]:
+    """Robustness transfer (TWINS, C1-C4, C8, C9): every method from one source network on every target data set.
+
+    Args:
+        sources: pre-training runs by name; `start` names the one that fine-tuning starts from.
+        targets: data set name -> {data, optim, method} that override the shared `optim` and the method's switches
+            (`twins_weight` and the like; for methods that split the batch only).
+        methods: on every target. baselines, controls: on the targets `compared_on`.
+        lambdas: further weights of TWINS-AT's frozen wing, on `compared_on`.
+        grids: method -> field (`lr`, or a switch of the method) -> values. Every combination is trained with the first
+            seed; `best` chooses by validation accuracy, on each target by itself, and all seeds use what was chosen. A
+            method without `lr` in its grid takes the rate of the method it is compared with (`LR_OF`).
+        evaluations: EvalSpec fields, with optional lists `targets`, `methods` and `seeds` that limit a costly one.
+    Returns:
+        Jobs in order of priority: the start network, seed 0 of everything before seed 1 of anything, other sources.
+    """
+    grid = _sources(arch, norm, sources)
+    begin = grid[choose(start, grid, "start")]
+    source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
+    runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
+    sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
+    others = [*baselines, *controls, *sweep_of_lambda]
+    for name, target in targets.items():
+        check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
+    for label in (*methods, *baselines, *controls, *grids):
+        choose(label, METHODS, "method")
+        choose(START.get(label) or start, grid, f"start of {label}")
+    for label, values in grids.items():
+        if not (isinstance(values, dict) and all(isinstance(v, list | tuple) and v for v in values.values())):
+            raise TypeError(f"expected grids.{label} to map fields to lists of at least one value (lr: [0.1]), got {values!r}")
+    if "at_lr" in methods:
+        raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")
+    for e in evaluations:
+        for key in ("targets", "methods", "seeds"):
+            if not isinstance(e.get(key, []), list | tuple):
+                raise TypeError(f"expected a list for {key} of an evaluation, got {e[key]!r}")
+        for name in e.get("targets", ()):
+            choose(name, targets, "target of an evaluation")
+        for label in e.get("methods", ()):
+            choose(label, [*methods, *others], "method of an evaluation")
+        if not set(e.get("seeds", seeds)) <= set(seeds):
+            raise ValueError(f"expected seeds of an evaluation among {list(seeds)}, got {e['seeds']}")
+    for name in compared_on:
+        choose(name, targets, "data set of compared_on")
+    for label in others:
+        _check_parent(label, methods)
+    for what, values in (("methods, baselines, controls and lambdas", [*methods, *others]), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"expected {what} without repeats, got {', '.join(map(str, values))}")
+
+    def template(name: str, label: str, **switches: object) -> RunSpec:
+        """The run with the hyper-parameters that are given, not chosen."""
+        target, known = targets[name], METHODS["twins_at" if label in sweep_of_lambda else label]
+        if known.halves:
+            switches = target.get("method", {}) | switches
+        if label in sweep_of_lambda:
+            switches |= {"name": label, "twins_weight": float(sweep_of_lambda[label])}
+        origin, normalised = grid.get(START.get(label, start)), sources[START.get(label) or start]
+        return RunSpec(
+            data=from_dict(DataSpec, {"name": name, **target.get("data", {})}, f"targets.{name}.data"),
+            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")}, normalised, f"targets.{name}"),
+            method=method(known.name, **switches),
+            optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
+            attack=from_dict(AttackSpec, attack, "attack"), seed=seeds[0],
+            **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+
+    jobs: list[Job] = []
+
+    @functools.cache
+    def tuned(name: str, label: str) -> tuple[RunSpec, tuple[RunSpec, ...]]:
+        """The run for the first seed with what was chosen for it, and the candidates that it waits for, if any."""
+        spec, values, waits = template(name, label), grids.get(label, {}), ()
+        if "lr" not in values and label not in methods:
+            rated, waits = tuned(name, _parent(label))
+            lr = rated.optim.lr * (1 + rated.method.twins_weight if label == "at_lr" else 1)
+            spec = dataclasses.replace(spec, optim=dataclasses.replace(spec.optim, lr=lr))
+        candidates = [_changed(spec, dict(zip(values, combination, strict=True)))
+                      for combination in itertools.product(*values.values())]
+        if len(candidates) == 1 or waits:
+            return candidates[0], waits
+        jobs.extend(Job("tuning", c, ()) for c in candidates)
+        chosen = best(candidates)
+        return chosen or candidates[0], () if chosen else tuple(candidates)
+
+    for seed in seeds:
+        for name in targets:
+            for label in (*methods, *(others if name in compared_on else ())):
+                spec, waits = tuned(name, label)
+                here = {"targets": name, "methods": label, "seeds": seed}
+                evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in here}, "evaluations")
+                              for e in evaluations if all(v in e.get(k, (v,)) for k, v in here.items()))
+                jobs.append(Job("transfer", dataclasses.replace(spec, seed=seed), evals, settled=not waits, candidates=waits))
+    pretrained = [Job("transfer", spec, source_evals, ship=True) for spec in runs]
+    return sorted([*jobs, *pretrained], key=lambda job: job.spec is not begin) if begin in runs else [*jobs, *pretrained]
+
+
+def _parent(label: str) -> str:
+    return "twins_at" if label.startswith(LAMBDA) else LR_OF[label]
+
+
+def _check_parent(label: str, methods: Sequence[str]) -> None:
+    if not label.startswith(LAMBDA) and label not in LR_OF:
+        raise ValueError(f"expected a baseline or control ({', '.join(LR_OF)}), got {label!r}; list it under methods")
+    if _parent(label) not in methods:
+        raise ValueError(f"expected {_parent(label)!r} among methods for {label!r}, which takes its learning rate, "
+                         f"got {', '.join(methods)}; add it")
+
+
+def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:
+    """`spec` with another lr or other switches of its method."""
+    switches = {k: v for k, v in values.items() if k != "lr"}
+    return dataclasses.replace(
+        spec, method=from_dict(MethodSpec, {**dataclasses.asdict(spec.method), **switches}, "grids"),
+        optim=from_dict(OptimSpec, {**dataclasses.asdict(spec.optim), "lr": values.get("lr", spec.optim.lr)}, "grids"))
+
+
+_sources = sources  # the argument of `transfer` has the same name

@@ -1,0 +1,1 @@
+"""Training: a step, the loop, and what is recorded on the way."""

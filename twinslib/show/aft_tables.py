@@ -1,11 +1,11 @@
-"""Adversarial fine-tuning in tables and sentences, from finished networks (`aft_cells`); nothing is trained or attacked here.
+"""Adversarial fine-tuning in tables, from finished networks (`evidence.networks`); nothing is trained or attacked here.
 
-Tables are DataFrames of text: accuracy in percent with 95 % intervals (`report.estimates`), differences in points on the same
-images, cost in passes over the training set (forward and backward, one half each). Unclear is what has 0 in its interval.
+Tables are DataFrames of text: accuracy in percent with 95 % intervals, differences in points on the same images, cost in passes
+over the training set (forward and backward, one half each).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,16 +17,15 @@ from ..claims.finetuning import attacks, paired
 from ..evidence import accuracy
 from ..evidence.course import best_epoch
 from ..evidence.networks import Network, finished, lost
-from ..specs import labels
-from ..specs.labels import attack_label, dataset_label, eps_label, method_label, percent, points, unique
+from ..specs.labels import attack_label, eps_label, header, method_label, points, unique
 from ..specs.run import RunSpec
 from ..specs.strength import parse, strength
 from ..store.jobs import Job
 from ..store.store import DIVERGED, NOT_RUN, Store
-from ..studies import rules
 from ..studies.finetuning import STUDY
 from ..studies.rules import Robust
 from . import origins, tables
+from .tables import cell, interval, listed, within
 
 OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"
 RIVALS = (AT, "trades_scratch", "free_at", "fast_at", RANDOM)
@@ -35,7 +34,6 @@ NETWORKS = {"start": "start", "best": "best epoch", "last": "last epoch"}
 PARTS = {"fraction": "training images", "width": "channels of the first stage"}
 ACCOUNTINGS = {"given": "start given", "whole": "start included"}
 UNKNOWN = "start not ours"
-NOTHING = "No network is finished yet."
 
 
 def select(networks: Sequence[Network], dataset: str, method: str, at: str, part: str = "main") -> dict[int, Network]:
@@ -48,13 +46,6 @@ def absent(networks: Sequence[Network], dataset: str, *methods: str, part: str |
     """What stands for a number that needs all of `methods` on a data set and is not there."""
     return next((word for n in networks if n.key[0] == dataset and n.spec.method.name in methods and part in (None, n.part)
                  for word in n.gone.values()), NOT_RUN)
-
-
-def lost_text(networks: Sequence[Network], dataset: str | None = None, *parts: str) -> str:
-    """The runs that diverged in words."""
-    return labels.lost_text(f"{method_label(n.spec.method.name)}, seed {n.spec.seed}" + (
-        "" if n.part in ("main", "schedule") else f", {_size(n):,} {PARTS[n.part]}") for n in networks
-        if n.gone and dataset in (None, n.key[0]) and (not parts or n.part in parts))
 
 
 def threat_of(found: dict[int, Network]) -> Robust:
@@ -89,53 +80,53 @@ def _planned(jobs: Sequence[Job], part: str, dataset: str | None = None) -> list
 def accuracy_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()) -> pd.DataFrame:
     """Main part: each method at its best epoch (on validation images) and its last, and each start network once, finished or
     planned; accuracies, passes over the training set and hours of training on the clock, without and with those of the start."""
-    main, wanted, lines, begun = _main(frame, dataset), {}, {}, set()
+    main = _main(frame, dataset)
     main = main.assign(line=main["method"] + " " + main["at"])
     threat = next(iter(main["trained_threat"]), "linf")
-    for job in _planned(jobs, "main", dataset):
-        if job.spec.attack.threat == threat:
-            wanted.setdefault((dict(job.labels)["start"], job.spec.method.name), set()).update(e.at for e in job.evals)
-    for r in main.itertuples():
-        wanted.setdefault((r.start, r.method), set()).add(r.at)
+    wanted = [(dict(j.labels)["start"], j.spec.method.name, e.at) for j in _planned(jobs, "main", dataset)
+              if j.spec.attack.threat == threat for e in j.evals]
+    wanted = unique([*wanted, *zip(main["start"], main["method"], main["at"], strict=True)])
+    order = unique((start, method) for start, method, _ in wanted)
+    wanted.sort(key=lambda w: (order.index(w[:2]), list(NETWORKS).index(w[2])))
     groups = dict(iter(main.dropna(subset="value").drop_duplicates(["line", "seed"]).groupby("line")))
+    shown: dict[str, str] = {}  # start network -> the method whose run it is measured with, measured ones before planned ones
+    for start, method, _ in sorted((w for w in wanted if w[2] == "start"), key=lambda w: f"{w[1]} start" not in groups):
+        shown.setdefault(start, method)
     words = {line: main.attrs.get("lost", {}).get(run, NOT_RUN) for line, run in zip(main["line"], main["run"], strict=True)}
-    for (start, method), places in wanted.items():
-        for at in (a for a in NETWORKS if a in places and not (a == "start" and start in begun)):
-            if at == "start" and f"{method} start" not in groups and any(
-                    s == start and "start" in p and f"{m} start" in groups for (s, m), p in wanted.items()):
-                continue  # measured with another run that has the same start
-            begun |= {start} if at == "start" else set()
-            mine = groups.get(f"{method} {at}", main.iloc[:0])
-            lines[f"{method} {at}"] = (f"start network: {start}" if at == "start" else method_label(method), NETWORKS[at],
-                                       *(_listed(mine[c], words.get(f"{method} {at}", NOT_RUN)) for c in ("seed", "epoch")))
+    lines = {}
+    for start, method, at in wanted:
+        if at == "start" and shown[start] != method:
+            continue
+        key = f"{method} {at}"
+        mine, word = groups.get(key, main.iloc[:0]), words.get(key, NOT_RUN)
+        lines[key] = (f"start network: {start}" if at == "start" else method_label(method), NETWORKS[at],
+                      listed(mine["seed"], word), listed(mine["epoch"], word))
     out = _accuracies(main, lines, ("method", "network", "seeds", "epoch"))
-    for end, missing in (("given", "not recorded"), ("whole", UNKNOWN)):
-        passes, hours = f"images_{end}", "seconds" if end == "given" else "seconds_whole"
-        out[f"passes, {ACCOUNTINGS[end]}"] = [_mean(groups[k][passes] / groups[k]["train_images"], ".1f", missing) if k in groups
-                                              else words.get(k, NOT_RUN) for k in lines]
-        out[f"hours, {ACCOUNTINGS[end]}"] = [_mean(groups[k][hours] / 3600, ".3g", missing) if k in groups
-                                             else words.get(k, NOT_RUN) for k in lines]
+    costs = {"passes, start given": (lambda g: g["images_given"] / g["train_images"], ".1f", "not recorded"),
+             "hours, start given": (lambda g: g["seconds"] / 3600, ".3g", "not recorded"),
+             "passes, start included": (lambda g: g["images_whole"] / g["train_images"], ".1f", UNKNOWN),
+             "hours, start included": (lambda g: g["seconds_whole"] / 3600, ".3g", UNKNOWN)}
+    for title, cost in costs.items():
+        out[title] = [_mean(groups[key], *cost) if key in groups else words.get(key, NOT_RUN) for key in lines]
     return out
 
 
-def accuracy_reading(networks: Sequence[Network], dataset: str) -> str:
-    """AFT at its last epoch minus AT from random weights at its best and last, and minus the other methods of the main part,
-    each at its best epoch where it keeps one."""
-    ours, out, missing = select(networks, dataset, OURS, "last"), [], []
-    if not ours:
-        return f"{dataset_label(dataset)}, AFT: {absent(networks, dataset, OURS)}."
-    robust = threat_of(ours)
-    others = unique(n.spec.method.name for n in networks if n.part == "main" and n.key[0] == dataset
-                    and n.spec.attack.threat == robust.threat and n.spec.method.name != OURS)
+def difference_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
+    """AFT at its last epoch minus the other networks of the main part: AT from random weights at its best and its last epoch, the
+    others at their best where they keep one; then AT at its best epoch minus its last."""
+    main = [n for n in networks if n.part == "main" and n.key[0] == dataset]
+    threats = {n.spec.attack.threat for n in main if n.spec.method.name == OURS}
+    others = [n.spec.method.name for n in main if n.spec.attack.threat in threats and n.spec.method.name != OURS]
+    ours, pairs = select(networks, dataset, OURS, "last"), []
     for method in unique([*RIVALS, *others]):
         found = {at: theirs for at in ("best", "last") if (theirs := select(networks, dataset, method, at))}
-        missing += [] if found or absent(networks, dataset, method) != NOT_RUN else [method_label(method)]
-        for at in found if method == AT else list(found)[:1]:
-            said = _differences(ours, found[at], robust)
-            out += [f"{method_label(method)} ({NETWORKS[at]}): {said}."] if said else []
-    gone = lost_text([n for n in networks if n.spec.attack.threat == robust.threat], dataset, "main")
-    return labels.joined(f"{dataset_label(dataset)}, AFT minus another in points, on the same test images.", *out,
-                         "" if out or gone else NOTHING, f"Not run: {'; '.join(missing)}." if missing else "", gone)
+        for at in list(found)[:2 if method == AT else 1] or [""]:
+            head = f"{method_label(OURS)} - {method_label(method)}", NETWORKS.get(at, "")
+            pairs.append((head, ours, found.get(at, {}), absent(networks, dataset, OURS, method)))
+    best, last = (select(networks, dataset, AT, at) for at in ("best", "last"))
+    epochs = listed(n.epoch for n in best.values())
+    pairs.append(((method_label(AT), f"best epoch ({epochs}) - last"), best, last, absent(networks, dataset, AT)))
+    return _differences(pairs, ("difference (points)", "network"))
 
 
 def ratios(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -154,37 +145,19 @@ def ratios(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def cost_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Passes, hours on the clock and processor hours of each rival at its best and last epoch over those of AFT, in both
     accountings; over several seeds geometric means with Student's 95 % interval of the logarithms."""
-    found, lines = ratios(frame, dataset), []
+    found, main, lines = ratios(frame, dataset), _main(frame, dataset), []
     titles = {"given": "passes / AFT, start given", "whole": "passes / AFT, start included",
               "seconds": "hours / AFT, start given", "seconds_whole": "hours / AFT, start included",
               "processor": "processor hours / AFT, start given", "processor_whole": "processor hours / AFT, start included"}
-    main = _main(frame, dataset)
     gone = lost(main[main["at"] != "start"])
     for method in unique([*RIVALS, *found["method"]]):
         mine, word = found[found["method"] == method], gone.get(OURS) or gone.get(method, NOT_RUN)
         for at in [a for a in ("best", "last") if a in set(mine["at"])] or [None]:
             group = mine[mine["at"] == at]
             lines.append({"method": method_label(method), "network": NETWORKS[at] if at else word,
-                          "seeds": _listed(group["seed"], word)} | {
+                          "seeds": listed(group["seed"], word)} | {
                 title: _geometric(group[c]) if at else word for c, title in titles.items()})
     return pd.DataFrame(lines)
-
-
-def cost_reading(frame: pd.DataFrame, dataset: str) -> str:
-    """Whether the ratio that AFT-C2 asks for is reached in every seed, in either accounting."""
-    found, least = ratios(frame, dataset), next(c.rule.share for c in rules.claims() if c.id == "AFT-C2")
-    out, gone = [], lost(_main(frame, dataset))
-    word = gone.get(OURS) or gone.get(AT, NOT_RUN)
-    for at in ("best", "last"):
-        mine = found[(found["method"] == AT) & (found["at"] == at)]
-        if len(mine):
-            said = []
-            for way, seconds, worked in (("given", "seconds", "processor"), ("whole", "seconds_whole", "processor_whole")):
-                reached = f"{'reaches' if mine[way].min() >= least else 'does not reach'} the claimed {least:g}"
-                said.append(f"{_geometric(mine[way])} with the {ACCOUNTINGS[way]} ({reached}), on the clock "
-                            f"{_geometric(mine[seconds])}, in processor time {_geometric(mine[worked])}")
-            out.append(f"{method_label(AT)} up to its {NETWORKS[at]} takes this many times the passes of AFT: {'; '.join(said)}.")
-    return f"{dataset_label(dataset)}. {' '.join(out)}" if out else f"{dataset_label(dataset)}, cost: {word}."
 
 
 def starts_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
@@ -204,7 +177,7 @@ def starts_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
             line |= {"network": spec.model.arch + (f", width {spec.model.width}" if spec.model.width else ""),
                      "published clean": f"{100 * known['clean_acc']:.2f} (all {known['images']:,} test images, {known['source']})"
                      if known else "",
-                     "seeds": _listed(after)}
+                     "seeds": listed(after)}
             for title, name in (("clean", "none"), ("PGD", attack)):
                 line |= {f"{title} before": _accuracy(first, name, robust), f"{title} after": _accuracy(after, name, robust),
                          f"gain, {title} (points)": _points(paired(after, before, name, robust))}
@@ -225,7 +198,7 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     here = frame[(frame["dataset"] == dataset) & (frame["at"] == "last") & frame["part"].isin(("main", "schedule"))]
     here = here[here["attack"].isin(here.loc[here["part"] == "schedule", "attack"])]  # AutoAttack is the main part's alone
     gone = {n: word for n, word in ((n, store.absent(first[n])) for n in names) if word != NOT_RUN and not found[n]}
-    lines = {n: (method_label(n), _listed(found[n], gone.get(n, NOT_RUN))) for n in names}
+    lines = {n: (method_label(n), listed(found[n], gone.get(n, NOT_RUN))) for n in names}
     out = _accuracies(here.assign(line=here["method"]), lines, ("schedule", "seeds"))
     candidates = unique(tuned["candidate"])
     for i, candidate in enumerate(candidates):
@@ -241,27 +214,14 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     return out
 
 
-def schedule_reading(networks: Sequence[Network], dataset: str) -> str:
-    """Robust accuracy of AFT minus that under each other schedule."""
-    ours, said = select(networks, dataset, OURS, "last"), []
-    for name in unique(n.spec.method.name for n in networks if n.part == "schedule" and n.key[0] == dataset):
-        found = _difference(ours, select(networks, dataset, name, "last", "schedule"), "PGD")
-        said += [f"{method_label(name)} {_said(found)}"] if found else []
-    gone = lost_text([n for n in networks if n.part == "schedule" or n.spec.method.name == OURS], dataset, "main", "schedule")
-    if not said:
-        return f"{dataset_label(dataset)}, schedules: {gone or f'{NOT_RUN}.'}"
-    return labels.joined(f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that under another schedule, each with "
-                         f"its own learning rate, in points: {'; '.join(said)}.", gone)
-
-
 def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()) -> pd.DataFrame:
     """AFT and the same epochs from random weights by number of training images and by width of the network, next to the main
     part; the seeds that both have."""
     here, parts, lines = frame[(frame["dataset"] == dataset) & (frame["at"] == "last")], [], {}
     for part, column in (("fraction", "train_images"), ("width", "width")):
         mine = here[here["part"] == part]
-        wanted = [(j.spec.method.name, j.spec.data.train_images if part == "fraction" else j.spec.model.width)
-                  for j in _planned(jobs, part, dataset)] + list(zip(mine["method"], mine[column], strict=True))
+        wanted = [(j.spec.method.name, _size(j)) for j in _planned(jobs, part, dataset)]
+        wanted += list(zip(mine["method"], mine[column], strict=True))
         seeds = set(mine["seed"]) or {min(here["seed"], default=0)}
         full = here[(here["part"] == "main") & here["method"].isin([m for m, _ in wanted]) & here["seed"].isin(seeds)]
         wanted += list(zip(full["method"], full[column], strict=True))
@@ -270,27 +230,21 @@ def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()
         for method, value in sorted(set(wanted), key=lambda w: ([m for m, _ in wanted].index(w[0]), w[1])):
             of = parts[-1][parts[-1]["line"] == f"{part} {method} {value}"]
             lines[f"{part} {method} {value}"] = ("training images" if part == "fraction" else "width", f"{value:,}" if value else
-                                                 "of the main part", method_label(method), _listed(
+                                                 "of the main part", method_label(method), listed(
                                                      of.dropna(subset="value")["seed"], lost(of).get(method, NOT_RUN)))
     return _accuracies(pd.concat(parts), lines, ("varied", "value", "method", "seeds"))
 
 
-def data_width_reading(networks: Sequence[Network], dataset: str) -> str:
+def data_width_differences(networks: Sequence[Network], dataset: str, jobs: Sequence[Job]) -> pd.DataFrame:
     """AFT minus the same epochs from random weights for each number of training images and each width."""
-    out, sources = [], set()
+    pairs = []
     for part, title in PARTS.items():
-        said = []
-        for size in sorted({_size(n) for n in networks if n.part == part and n.key[0] == dataset}):
-            mine = [n for n in networks if n.part == part and _size(n) == size]
-            ours, theirs = (select(mine, dataset, name, "last", part) for name in (OURS, RANDOM))
-            found = _difference(ours, theirs, "PGD")
-            said += [f"{size:,} {title} {_said(found)}"] if found else []
-            sources |= {n.spec.source.data.train_images for n in ours.values() if n.spec.source} if part == "fraction" else set()
-        out.append("; ".join(said) or f"{title}: {absent(networks, dataset, OURS, RANDOM, part=part)}")
-    known = [f"{s:,}" if s else "all" for s in sources]
-    note = f" The start network of AFT saw {' or '.join(known)} training images, however few AFT had." if known else ""
-    return labels.joined(f"{dataset_label(dataset)}, robust accuracy (PGD) of AFT minus that of the same epochs from random "
-                         f"weights, in points: {'; '.join(out)}.{note}", lost_text(networks, dataset, "fraction", "width"))
+        for size in sorted({_size(job) for job in _planned(jobs, part, dataset)}):
+            here = [n for n in networks if n.part == part and _size(n.job) == size]
+            ours, theirs = (select(here, dataset, name, "last", part) for name in (OURS, RANDOM))
+            pairs.append(((f"{method_label(OURS)} - {method_label(RANDOM)}", f"{size:,} {title}"), ours, theirs,
+                          absent(networks, dataset, OURS, RANDOM, part=part)))
+    return _differences(pairs, ("difference (points)", "with"))
 
 
 def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -306,52 +260,44 @@ def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
         pgd = max((a for a in found if parse(a).kind == "pgd"), key=strength, default=None)
         lines.append({"method": method_label(method), "trained against": " or ".join(
                           unique(eps_label(r.eps, r.threat) for a, r in found.items() if a != "none")) or NOT_RUN,
-                      "seeds": _listed(done["seed"], word), "epochs": _listed(done["epoch"], word),
-                      "clean": _cell(found["none"]) if "none" in found else NOT_RUN,
-                      "PGD under its threat": f"{_cell(found[pgd])} ({attack_label(pgd)})" if pgd else NOT_RUN})
+                      "seeds": listed(done["seed"], word), "epochs": listed(done["epoch"], word),
+                      "clean": cell(found["none"], within) if "none" in found else NOT_RUN,
+                      "PGD under its threat": f"{cell(found[pgd], within)} ({attack_label(pgd)})" if pgd else NOT_RUN})
     return pd.DataFrame(lines)
 
 
-def collapse_reading(store: Store, jobs: Sequence[Job]) -> str:
-    """Whether single-step and Free training lost their robustness or never had any (`collapsed`), and their best epoch."""
-    said = []
+def collapse_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
+    """Whether single-step and Free training lost their robustness or never had any (`collapsed`), and their best epoch; robust
+    accuracies on validation images."""
+    lines, columns = [], ["method", "seed", "catastrophic overfitting", "in epoch", "robust then", "best epoch", "robust at best"]
     for job in _planned(jobs, "main"):
         m, attacked = job.spec.method, job.spec.method.attacks
         if not attacked or (m.replays == 1 and job.spec.attack.steps != 1):
             continue
         record = store.run(job.spec) if job.settled else None
-        name = f"{method_label(m.name)}, seed {job.spec.seed}"
         rows = [row for row in record["epochs"] if "val_robust_acc" in row] if record else []
+        head = [method_label(m.name), str(job.spec.seed)]
         if not rows:
-            said.append(f"{name}: {store.absent(job)}")
+            lines.append([*head, *[store.absent(job)] * 5])
             continue
         found, best = collapsed(rows, images=record["val_images"], classes=record["classes"]), best_epoch(rows)
         robust = {row["epoch"]: f"{100 * row['val_robust_acc']:.1f} %" for row in rows}
-        what = NEVER if found else "no catastrophic overfitting"
+        when = ["", ""]
+        kind = NEVER if found else "none"
         if found and found.kind != NEVER:
-            loss = "catastrophic overfitting" if found.kind == "at once" else "slow loss of robustness"
-            what = f"{loss} in epoch {found.epoch} (robust accuracy on validation images {robust[found.epoch]})"
-        said.append(f"{name}: {what}, best epoch {best} of {job.spec.optim.epochs} ({robust[best]})")
-    return "; ".join(said) + "." if said else "Single-step and Free training: not planned."
-
-
-def overfit_reading(networks: Sequence[Network], dataset: str) -> str:
-    """Robust accuracy of AT from random weights at its best epoch minus that at its last."""
-    best, last = (select(networks, dataset, AT, at) for at in ("best", "last"))
-    said = _differences(best, last, threat_of(best)) if best and last else ""
-    return (f"{dataset_label(dataset)}, {method_label(AT)}, best epoch ({_listed(n.epoch for n in best.values())}) minus last in "
-            f"points: {said}." if said else f"{dataset_label(dataset)}, overfitting of AT: {absent(networks, dataset, AT)}.")
+            kind = "at once" if found.kind == "at once" else "slow loss of robustness"
+            when = [str(found.epoch), robust[found.epoch]]
+        lines.append([*head, kind, *when, f"{best} of {job.spec.optim.epochs}", robust[best]])
+    return pd.DataFrame(lines, columns=columns)
 
 
 def caption(frame: pd.DataFrame) -> str:
     """What intervals, passes and hours stand for."""
-    gone = labels.lost_text(f"{method_label(r.method)}, seed {r.seed}" for r in frame[frame["value"].isna()].itertuples())
     if frame["value"].isna().all():
-        return gone or NOTHING
-    numbers = labels.joined(tables.caption(_rows(frame.dropna(subset="value"))), gone)
-    return (f"{numbers} One pass: every training image forward and backward once, counted by the training loop; "
-            "measurements on validation images are not in it, but in the hours. Best epoch: by robust accuracy on them. "
-            "Unclear: 0 is in the interval; that of a single seed speaks about other test images only.")
+        return "No network is finished yet."
+    return (f"{tables.caption(_rows(frame.dropna(subset='value')))} One pass: every training image forward and backward once, "
+            "counted by the training loop; measurements on validation images are not in it, but in the hours. Best epoch: by "
+            "robust accuracy on them. Unclear: 0 is in the interval; that of a single seed speaks about other test images only.")
 
 
 def sanity(networks: Sequence[Network]) -> dict[str, bool]:
@@ -382,7 +328,7 @@ def write_rows(store: Store, frame: pd.DataFrame) -> None:
 
 
 def _rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Lines as `report.estimates` takes them; a network is a method of its own, or what its column `line` says."""
+    """Lines as `accuracy.estimates` takes them; a network is a method of its own, or what its column `line` says."""
     line = frame["line"] if "line" in frame else frame["method"] + " " + frame["at"]
     said = frame["run"].map(lambda run: frame.attrs.get("lost", {}).get(run, DIVERGED))
     images = frame["n"].where(frame["value"].notna(), said)
@@ -390,32 +336,40 @@ def _rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _accuracies(frame: pd.DataFrame, lines: dict[str, tuple], names: tuple[str, ...]) -> pd.DataFrame:
-    """A text line for each of `lines` (value of the column `line` -> its first cells), a column for each attack."""
+    """A text line for each of `lines` (value of the column `line` -> its first cells), a column for each attack; what stands on
+    one seed among several says which."""
     rows = frame[frame["line"].isin(lines)]
-    found = accuracy.one_line(accuracy.estimates(_rows(rows))) if len(rows) else pd.DataFrame(
-        columns=["method", "seed", "threat", "eps", "attack", "n", "value", "low", "high"])
-    several = set(found.loc[found["seed"].astype(str).str.startswith("mean"), "method"])
-    found = found.assign(line=found["method"])
-    out = tables.spread(found, list(lines), list(lines.values()), names, lambda r: _cell(r) + (
-        f", seed {r.seed}" if r.line in several and not r.seed.startswith("mean") else ""))
-    return out if len(rows) else out.assign(clean=NOT_RUN)
+    if rows.empty:
+        return pd.DataFrame(list(lines.values()), columns=list(names)).assign(clean=NOT_RUN)
+    found = accuracy.one_line(accuracy.estimates(_rows(rows)))
+    mean = found["seed"].str.startswith("mean")
+    one = ~mean & found["method"].isin(found.loc[mean, "method"])
+    found = found.assign(line=found["method"], mark=(", seed " + found["seed"]).where(one, ""))
+    return tables.by_attack(found, lines, names, within)
 
 
-def _cell(r) -> str:
-    """`percent` of a line of estimates, its interval cut to what an accuracy can be; without a value what is said of it."""
-    if math.isnan(r.value):
-        return r.absent
-    return percent(r.value, max(r.low, 0.0), min(r.high, 1.0))
+def _differences(pairs: Sequence[tuple], names: tuple[str, ...]) -> pd.DataFrame:
+    """A line of text for each (first cells, networks by seed, others by seed, what is said in place of a number), a column for each
+    measurement; differences are paired, and say on how many images and seeds they stand."""
+    out, words = [], {}
+    for head, ours, theirs, word in pairs:
+        words[head] = word
+        for attack in ("none", *attacks([*ours.values(), *theirs.values()])) if ours and theirs else ():
+            robust = threat_of(ours)
+            found = paired(ours, theirs, attack, robust)
+            if found:
+                images, seeds, *numbers, _ = found
+                out.append([head, header(attack, robust.threat, robust.eps), *numbers, f" ({images:,} images, seeds: {seeds})"])
+    found = pd.DataFrame(out, columns=["line", "column", "value", "low", "high", "mark"])
+    return tables.pivot(found, {head: head for head in words}, names, points, words)
 
 
 def _accuracy(found: dict[int, Network], attack: str, robust: Robust) -> str:
     masks = [m for n in found.values() if (m := n.mask(attack, robust.threat, robust.eps)) is not None]
     if not masks:
         return NOT_RUN
-    one = len(masks) == 1
-    value, low, high, _ = (stats.clopper_pearson(int(masks[0].sum()), len(masks[0])) if one
-                           else stats.student_interval([m.mean() for m in masks]))
-    return percent(value, max(low, 0.0), min(high, 1.0))
+    return within(*(stats.clopper_pearson(int(masks[0].sum()), len(masks[0])) if len(masks) == 1
+                    else stats.student_interval([m.mean() for m in masks]))[:3])
 
 
 def _pgd(networks: Sequence[Network]) -> str:
@@ -431,47 +385,27 @@ def _difference(ours: dict[int, Network], theirs: dict[int, Network], title: str
     return paired(ours, theirs, attack, threat_of(ours))
 
 
-def _differences(ours: dict[int, Network], theirs: dict[int, Network], robust: Robust) -> str:
-    """Of clean accuracy and under each attack, in words."""
-    found = {a: paired(ours, theirs, a, robust) for a in ("none", *attacks([*ours.values(), *theirs.values()]))}
-    return "; ".join(f"{labels.header(a, robust.threat, robust.eps)} {_said(numbers)}" for a, numbers in found.items() if numbers)
-
-
-def _said(found: tuple) -> str:
-    """+1.2 [-0.5, +2.9] (unclear; 1,000 images, seeds: 3)."""
-    images, seeds, value, low, high, _ = found
-    word = "higher" if low > 0 else "lower" if high < 0 else "unclear"
-    return f"{points(value, low, high)} ({word}; {images:,} images, seeds: {seeds})"
-
-
 def _points(found: tuple | None, missing: str = NOT_RUN) -> str:
     return points(*found[2:5]) if found else missing
 
 
-def _size(n: Network) -> int:
+def _size(job: Job) -> int:
     """What a run of the parts fraction and width varies."""
-    return n.train_images or n.spec.data.train_images if n.part == "fraction" else n.spec.model.width
+    return job.spec.data.train_images if dict(job.labels)["part"] == "fraction" else job.spec.model.width
 
 
 def _over(a: float, b: float) -> float:
     return a / b if b else math.nan
 
 
-def _mean(values: pd.Series, form: str, missing: str) -> str:
+def _mean(group: pd.DataFrame, cost: Callable, form: str, missing: str) -> str:
+    values = cost(group)
     return missing if values.isna().any() else f"{values.mean():{form}}"
 
 
 def _geometric(values: Sequence[float]) -> str:
-    values = np.asarray(values, dtype=float)
-    if np.isnan(values).any() or not len(values):
+    logs = np.log(np.asarray(values, dtype=float))
+    if np.isnan(logs).any() or not len(logs):
         return UNKNOWN  # of runs of ours all is recorded
-    logs = np.log(values)
-    if len(logs) == 1:
-        return f"{values[0]:.2f}"
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*np.exp(stats.student_interval(logs)[:3]))
-
-
-def _listed(values, missing: str = NOT_RUN) -> str:
-    """Numbers of several seeds, once where all are the same."""
-    values = [str(v) for v in values]
-    return ", ".join(values if len(set(values)) > 1 else values[:1]) or missing
+    found = stats.student_interval(logs)[:3] if len(logs) > 1 else (logs[0], math.nan, math.nan)
+    return interval(np.exp(found), "{:.2f}")

@@ -1,5 +1,5 @@
-"""Tables and sentences of notebook 05, from finished certifications (`smoothing_cells`): one network for all noise levels against
-one for each, strength of fine-tuning, networks of notebook 01, public numbers. Frames hold fractions, tables are text."""
+"""Tables of notebook 05, from finished certifications (`evidence.cells`): one network for all noise levels against one for each,
+strength of fine-tuning, networks of notebook 01, public numbers. Frames hold fractions, tables are text."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,12 @@ from ..base import stats
 from ..claims.smoothing import costs
 from ..evidence import public
 from ..evidence.cells import Measured, absent, lost, planned, select, stack
-from ..specs import labels
 from ..specs.labels import dataset_label, method_label, percent, points, unique
 from ..store.jobs import Job
-from ..store.store import DIVERGED, NOT_RUN, Store
+from ..store.store import NOT_RUN, Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
-from .smoothing_tables import CONSTANT, NOTHING, RADII, dagger, main_lines, name, norm_name, said
+from .smoothing_tables import CONSTANT, RADII, dagger, main_lines, name, norm_name, one_class_text, radius_text, said
 
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
 ONE = Cell(pretraining="mixed", finetuning="clean", norm="group")
@@ -49,46 +48,32 @@ def levels(jobs: Sequence[Job], cell: Cell = ONE) -> list[float]:
     return sorted({p.certification.sigma for p in planned(jobs) if p.cell == cell})
 
 
-def envelope_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float],
-                   radii: Sequence[float] = RADII) -> pd.DataFrame:
+def envelope_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
     """For each radius the best noise level of the one network and of each family of several, one minus several in points, and
     what the best constant answer earns at the best of the levels; what is close to such an answer is marked."""
     lines, gone = [], lost(found)
     for label, cell in MANY.items():
         needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
-        chosen, word = select(found, dataset, needed, radii), absent(gone, dataset, needed)
-        for i, r in enumerate(radii):
+        chosen, word = select(found, dataset, needed, RADII), absent(gone, dataset, needed)
+        every = [m for by_seed in chosen.values() for m in by_seed.values()]
+        for i, r in enumerate(RADII):
             line = {"data set": dataset_label(dataset), "one network": f"{name(ONE.pretraining)} → {name(ONE.finetuning)}",
-                    "one for each level": label, "r": f"{r:g}", "seeds": "0", "one": word, "several": word,
-                    "difference (points)": word, CONSTANT: word}
+                    "one for each level": label, "r": f"{r:g}"}
+            numbers = ["0", word, word, word, word]
             if chosen:
-                best = []
-                for c in (ONE, cell):
-                    masks = {s: stack(chosen[c.at(s), s], radii)[..., i].astype(float) for s in sigmas}
-                    s = max(sigmas, key=lambda s, masks=masks: masks[s].mean())
-                    best.append((f"{100 * masks[s].mean():.1f} (σ {s:g})"
-                                 + dagger(any(m.constant for m in chosen[c.at(s), s].values())), masks[s]))
-                (one, ours), (several, theirs) = best
-                every = [m for by_seed in chosen.values() for m in by_seed.values()]
+                best = [_best({s: chosen[c.at(s), s] for s in sigmas}, i) for c in (ONE, cell)]
+                texts, (ours, theirs) = zip(*best, strict=True)
                 chance = max(m.chance * (r <= m.certification.plan.ceiling) for m in every)
-                line |= {"seeds": str(len(ours)), "one": one, "several": several, CONSTANT: f"{100 * chance:.1f}",
-                         "difference (points)": points(*stats.crossed_mean(ours - theirs)[:3])}
-            lines.append(line)
+                numbers = [str(len(ours)), *texts, points(*stats.crossed_mean(ours - theirs)[:3]), f"{100 * chance:.1f}"]
+            lines.append(line | dict(zip(("seeds", "one", "several", "difference (points)", CONSTANT), numbers, strict=True)))
     return pd.DataFrame(lines)
 
 
-def envelope_reading(frame: pd.DataFrame) -> str:
-    """How the one network stands against several, by family, from `envelope_table`."""
-    out = []
-    for label, group in frame.groupby("one for each level", sort=False):
-        words = group["difference (points)"]
-        done = group[words.str.startswith(("+", "-"))]
-        if words.str.startswith(DIVERGED).any():
-            out.append(f"against {label} not known, as a network {DIVERGED}")
-        if len(done):
-            out.append(f"against {label} the difference is " + ", ".join(
-                f"{text.split(' ')[0]} at r {r}" for r, text in zip(done["r"], done["difference (points)"], strict=True)))
-    return "One network (mixed → clean), points: " + "; ".join(out) + "." if out else NOTHING
+def _best(by_level: dict[float, dict[int, Measured]], i: int) -> tuple[str, np.ndarray]:
+    """The largest accuracy over the levels at the i-th radius in words, and its masks."""
+    masks = {s: stack(by_seed, RADII)[..., i].astype(float) for s, by_seed in by_level.items()}
+    s = max(masks, key=lambda level: masks[level].mean())
+    return f"{100 * masks[s].mean():.1f} (σ {s:g}){dagger(any(m.constant for m in by_level[s].values()))}", masks[s]
 
 
 def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
@@ -98,15 +83,13 @@ def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Se
     for label, cell in {"one network": ONE, **MANY}.items():
         needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
         chosen = select(found, dataset, needed, ())
-        seeds = list(next(iter(chosen.values()))) if chosen else []
-        spent = np.array([[costs([chosen[c.at(s), s][seed] for s in sigmas], store) for c in (ONE, cell)] for seed in seeds])
-        if not seeds:
-            word = absent(gone, dataset, needed)
-            lines.append(dict.fromkeys(("training", "certification", "all", "one / these"), word) | {"networks": label})
-            continue
-        one, mine = spent.mean(0)
-        lines.append({"networks": label, "training": f"{mine[0] / 1e6:.3g} M", "certification": f"{mine[1] / 1e6:.3g} M",
-                      "all": f"{mine.sum() / 1e6:.3g} M", "one / these": f"{one.sum() / mine.sum():.2f}"})
+        cells = [absent(gone, dataset, needed)] * 4
+        if chosen:
+            spent = [[costs([chosen[c.at(s), s][seed] for s in sigmas], store) for c in (ONE, cell)]
+                     for seed in next(iter(chosen.values()))]
+            one, mine = np.mean(spent, axis=0)
+            cells = [*(f"{x / 1e6:.3g} M" for x in (*mine, mine.sum())), f"{one.sum() / mine.sum():.2f}"]
+        lines.append([label, *cells])
     return pd.DataFrame(lines, columns=["networks", "training", "certification", "all", "one / these"])
 
 
@@ -125,7 +108,6 @@ def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     its learning rate times epochs; reference: fine-tuned with noise of each level. chance: of the best constant answer; constant:
     whether it is close to one at one of the levels; absent: what stands for a missing one."""
     main = main_lines(frame)
-    acr = main[(main["measure"] == "acr") & (main["norm"] == "group") & ~main["restat"]]
     optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
     wanted = unique((p.dataset, p.cell.pretraining, p.cell.finetuning) for p in planned(jobs)
                     if p.cell.finetuning in STRENGTHS and p.cell.norm == "group")
@@ -134,80 +116,60 @@ def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
         sigmas = sorted({p.certification.sigma for p in planned(jobs) if (p.dataset, p.cell) == (dataset, ONE)})
         for pretraining in ("mixed", "clean"):
             for fine in (*(f for f in STRENGTHS if (dataset, pretraining, f) in wanted), "noise*"):
-                cells = [Cell(pretraining=pretraining, finetuning=fine, norm="group").at(s) for s in sigmas]
-                found = [acr[(acr["dataset"] == dataset) & (acr["sigma"] == s) & (acr["pretraining"] == c.pretraining)
-                             & (acr["finetuning"] == c.finetuning)] for c, s in zip(cells, sigmas, strict=True)]
-                whole = bool(found) and all(len(lines) for lines in found)
-                value, chance = ([float(np.mean([lines[k].iloc[0] for lines in found])) for k in ("value", "chance")] if whole
-                                 else [math.nan] * 2)
-                optim = optims.get((dataset, fine))
-                word = "" if whole else said(frame, dataset, *zip(cells, sigmas, strict=True))
-                out.append([dataset, pretraining, fine, optim.lr if optim else math.nan, optim.epochs if optim else math.nan,
-                            value, chance, whole and any(lines["constant"].iloc[0] for lines in found), word])
+                cell = Cell(pretraining=pretraining, finetuning=fine, norm="group")
+                lines = family(main, dataset, cell, sigmas, "acr")
+                lines = lines.drop_duplicates("sigma")
+                whole, optim = 0 < len(lines) == len(sigmas), optims.get((dataset, fine))
+                numbers = [float(lines[k].mean()) if whole else math.nan for k in ("value", "chance")]
+                rate = [optim.lr, optim.epochs] if optim else [math.nan, math.nan]
+                out.append([dataset, pretraining, fine, *rate, *numbers, whole and bool(lines["constant"].any()),
+                            "" if whole else said(frame, dataset, *((cell.at(s), s) for s in sigmas))])
     return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "chance", "constant",
                                       "absent"])
 
 
-def strength_reading(frame: pd.DataFrame) -> str:
-    """How much of the noisy reference each strength keeps, mixed pre-training, and how much a constant answer would."""
-    out = []
-    for dataset, group in frame[frame["pretraining"] == "mixed"].groupby("dataset", sort=False):
-        reference = group.loc[group["finetuning"] == "noise*", "acr"]
-        done = group[group["finetuning"] != "noise*"].dropna(subset="acr")
-        if len(reference) and reference.iloc[0] > 0 and len(done):
-            kept = "; ".join(f"{name(r.finetuning)} (lr {r.lr:g}, epochs {r.epochs:.0f}) {100 * r.acr / reference.iloc[0]:.0f} %"
-                             + dagger(r.constant) for r in done.itertuples())
-            out.append(f"{dataset_label(dataset)}: of the average certified radius of fine-tuning with noise, mixed pre-training "
-                       f"keeps {kept}; the {CONSTANT} has {100 * done['chance'].max() / reference.iloc[0]:.0f} % of it")
-    gone = frame[frame.get("absent", pd.Series("", frame.index)).str.startswith(DIVERGED)]
-    lost_ones = labels.lost_text(f"{name(r.pretraining)} → {name(r.finetuning)} ({dataset_label(r.dataset)})"
-                                 for r in gone.itertuples())
-    return labels.joined(". ".join(out) + "." if out else "", lost_ones, otherwise=NOTHING)
-
-
-def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job], radii: Sequence[float] = (0.0, 0.25, 0.5)) -> pd.DataFrame:
-    """Certified accuracy of the networks of notebook 01, which saw no noise, by noise level, with the share of the class that is
-    chosen most often, and of the label that is most frequent."""
+def strength_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """`strengths` as text, and how much of the radius of fine-tuning with noise each strength and the best constant answer keep."""
     lines = []
-    for p in planned(jobs):
-        if p.cell.pretraining != CROSSED:
-            continue
-        mine = family(frame, p.dataset, p.cell, [p.certification.sigma])
-        at, word = {r.radius: r for r in mine.itertuples()}, said(frame, p.dataset, (p.cell, p.certification.sigma))
-        lines.append({"data set": dataset_label(p.dataset), "method": method_label(p.cell.finetuning),
-                      "σ": f"{p.certification.sigma:g}", "seeds": str(mine["seeds"].max() if len(mine) else 0)} | {
+    for _, group in frame.groupby(["dataset", "pretraining"], sort=False):
+        (noisy,) = group[group["finetuning"] == "noise*"].itertuples()
+        for r in group.itertuples():
+            word = r.absent or noisy.absent
+            shares = [word or f"{100 * x / noisy.acr:.0f} %" for x in (r.acr, r.chance)]
+            lines.append({"data set": dataset_label(r.dataset), "pre-training": name(r.pretraining),
+                          "fine-tuning": name(r.finetuning), "lr": "" if math.isnan(r.lr) else f"{r.lr:g}",
+                          "epochs": "" if math.isnan(r.epochs) else f"{r.epochs:.0f}",
+                          "ACR, mean over σ": r.absent or f"{r.acr:.3f}{dagger(r.constant)}", "of that with noise": shares[0],
+                          f"{CONSTANT}, of that with noise": shares[1]})
+    return pd.DataFrame(lines)
+
+
+def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
+    """Certified accuracy of the networks of notebook 01, which saw no noise, by noise level, with the average certified radius,
+    the share of the class that is chosen most often, and of the label that is most frequent."""
+    lines, radii = [], (0.0, 0.25, 0.5)
+    for dataset, cell, sigma in unique((p.dataset, p.cell, p.certification.sigma) for p in planned(jobs)
+                                       if p.cell.pretraining == CROSSED):
+        at = {r.radius: r for r in family(frame, dataset, cell, [sigma]).itertuples()}
+        acr, word = next(family(frame, dataset, cell, [sigma], "acr").itertuples(), None), said(frame, dataset, (cell, sigma))
+        lines.append({"data set": dataset_label(dataset), "method": method_label(cell.finetuning), "σ": f"{sigma:g}",
+                      "seeds": str(acr.seeds if acr else 0)} | {
                           f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else word for r in radii} | {
-                          "one class": f"{100 * mine['one_class'].max():.0f} %{dagger(mine['constant'].any())}" if len(mine)
-                          else word, CONSTANT: f"{100 * mine['chance'].max():.1f}" if len(mine) else word})
-    return pd.DataFrame(lines).drop_duplicates() if lines else pd.DataFrame(columns=["data set", "method", "σ"])
+                          "ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word),
+                          CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word})
+    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["data set", "method", "σ"])
 
 
-def crossed_reading(frame: pd.DataFrame, jobs: Sequence[Job]) -> str:
-    """The best level of each method, and how many radii it reaches."""
-    out, cells = [], unique((p.dataset, p.cell) for p in planned(jobs) if p.cell.pretraining == CROSSED)
-    for dataset, cell in cells:
-        acr = family(frame, dataset, cell, levels(jobs, cell), "acr")
-        if len(acr):
-            best = acr.loc[acr["value"].idxmax()]
-            out.append(f"{method_label(cell.finetuning)} {best['value']:.3f} (σ {best['sigma']:g}){dagger(best['constant'])}")
-        elif (word := said(frame, dataset, *((cell, s) for s in levels(jobs, cell)))) != NOT_RUN:
-            out.append(f"{method_label(cell.finetuning)} {word}")
-    return f"Largest average certified radius of each method over its noise levels: {'; '.join(out)}." if out else NOTHING
-
-
-def confidence_reading(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> str:
-    """Share of images whose label gets more than half of the votes, and nearly all; of a constant answer."""
-    out, gone = [], lost(found)
+def confidence_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
+    """One network: share of images whose label gets more than half of the votes, and nearly all; the best constant answer gives
+    all votes to the most frequent label."""
+    lines, gone = [], lost(found)
     for sigma in sigmas:
-        shares = label_shares(found, dataset, ONE, sigma)
-        if (word := absent(gone, dataset, [(ONE, sigma)])) != NOT_RUN:
-            out.append(f"σ {sigma:g}: {word}")
-        if len(shares):
-            half, sure = (100 * np.mean(shares > share) for share in (0.5, 0.99))
-            out.append(f"σ {sigma:g}: above one half for {half:.0f} % of the images, above 0.99 for {sure:.0f} %")
-    chance = max((m.chance for m in found if (m.dataset, m.cell) == (dataset, ONE)), default=0.0)
-    return (f"Votes for the label, one network (mixed → clean): {'; '.join(out)}. The {CONSTANT} has all votes for "
-            f"{100 * chance:.0f} % of the images." if out else NOTHING)
+        shares, word = label_shares(found, dataset, ONE, sigma), absent(gone, dataset, [(ONE, sigma)])
+        chance = max((m.chance for m in found if (m.dataset, m.cell) == (dataset, ONE)), default=0.0)
+        numbers = [np.mean(shares > 0.5), np.mean(shares > 0.99), chance] if len(shares) else []
+        lines.append([f"{sigma:g}", *([f"{100 * x:.0f} %" for x in numbers] or [word] * 3)])
+    return pd.DataFrame(lines, columns=["σ", "votes above one half", "votes above 0.99", CONSTANT])
 
 
 def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: float) -> np.ndarray:
@@ -220,20 +182,18 @@ def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: flo
 
 def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.DataFrame:
     """Envelope over noise levels, ours and public, at the radii that most publish; what differs stands beside."""
-    radii = (0.25, 0.5, 0.75, 1.0)
+    radii, main, sigmas = (0.25, 0.5, 0.75, 1.0), main_lines(frame), levels(jobs)
+    networks = [p.spec.model.arch for p in planned(jobs) if p.dataset == dataset and p.cell == ONE]
     lines = []
     for label, cell in {"one network, mixed → clean": ONE, **MANY}.items():
-        best = envelope(family(main_lines(frame), dataset, cell, levels(jobs)))
+        best = envelope(family(main, dataset, cell, sigmas))
         at = {r.radius: f"{100 * r.value:.1f}{dagger(r.constant)}" for r in best.itertuples()}
-        word = said(frame, dataset, *((cell.at(s), s) for s in levels(jobs)))
-        spec = next((p for p in planned(jobs) if p.dataset == dataset and p.cell == ONE), None)
-        about = best.iloc[0] if len(best) else None
-        lines.append({"who": "ours", "method": label, "network": spec.spec.model.arch if spec else "",
+        word, about = said(frame, dataset, *((cell.at(s), s) for s in sigmas)), next(best.itertuples(), None)
+        lines.append({"who": "ours", "method": label, "network": next(iter(networks), ""),
                       **{f"r {r:g}": at.get(r, word) for r in radii},
-                      "images": f"first {about['images']:,} of a fixed order" if about is not None else "",
-                      "n": f"{about['n']:,}" if about is not None else "",
-                      "α": f"{about['alpha']:g}" if about is not None else "", "source": ""})
-    chance = family(main_lines(frame), dataset, ONE, levels(jobs)).groupby("radius")["chance"].max()
+                      "images": f"first {about.images:,} of a fixed order" if about else "",
+                      "n": f"{about.n:,}" if about else "", "α": f"{about.alpha:g}" if about else "", "source": ""})
+    chance = family(main, dataset, ONE, sigmas).groupby("radius")["chance"].max()
     lines.append(lines[0] | {"who": "chance", "method": f"{CONSTANT}, same images", "network": ""} | {
         f"r {r:g}": f"{100 * chance[r]:.1f}" if r in chance else NOT_RUN for r in radii})
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and sigma.isna()")

@@ -1,13 +1,24 @@
-"""Where numbers come from: candidates for hyper-parameters, provenance, precision."""
+"""Where numbers come from: candidates for hyper-parameters, provenance, precision, what diverged."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import pandas as pd
 
-from ..specs.labels import dataset_label, method_label, unique
+from ..specs.labels import dataset_label, lost_text, method_label, unique
 from ..store.jobs import Job, Task
 from ..store.store import DIVERGED, NOT_RUN, Store
+from ..studies.smoothing import cell_of
+
+KINDS = {"clean": "evaluation, clean", "pgd": "evaluation, PGD", "autoattack": "evaluation, AutoAttack or part",
+         "certify": "certification"}
+
+
+def validated(store: Store, job: Job) -> dict:
+    """The last row of a finished run that holds accuracies on validation images, with their number; {} where there is none."""
+    record = store.run(job.spec)
+    rows = [row for row in record["epochs"] if "val_clean_acc" in row] if record else []
+    return rows[-1] | {"images": record["val_images"], "classes": record.get("classes")} if rows else {}
 
 
 def tuning_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
@@ -16,51 +27,40 @@ def tuning_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         if job.study.endswith("tuning"):
             groups.setdefault((job.spec.data.name, job.spec.method.name), []).append(job)
-    out = []
+    columns, out = ["data set", "method", "candidate", "clean, validation", "PGD, validation", "images", "chosen"], []
     for (dataset, method), mine in groups.items():
-        candidates = [job.spec for job in mine]
-        chosen = store.best(candidates)
-        values = [{"lr": spec.optim.lr, **dataclasses.asdict(spec.method)} for spec in candidates]
-        varied = [key for key in values[0] if len({v[key] for v in values}) > 1]
-        for job, spec, value in zip(mine, candidates, values, strict=True):
-            record, measured = store.run(spec), {}
-            for epoch in record["epochs"] if record else ():
-                measured = epoch if "val_clean_acc" in epoch else measured
-            line = {"data set": dataset_label(dataset), "method": method_label(method),
-                    "candidate": ", ".join(f"{key} {_plain(value[key])}" for key in varied)}
-            for title, key in (("clean", "val_clean_acc"), ("PGD", "val_robust_acc")):
-                line[f"{title}, validation"] = f"{100 * measured[key]:.1f}" if key in measured else store.absent(job)
-            line["images"] = record["val_images"] if record else ""
-            at_end = [key for key in varied if isinstance(value[key], float) and len(values) > 2
-                      and value[key] in (min(v[key] for v in values), max(v[key] for v in values))]
-            line["chosen"] = "" if spec != chosen else "yes, at an end of its grid" if at_end else "yes"
-            out.append(line)
-    return pd.DataFrame(out, columns=["data set", "method", "candidate", "clean, validation", "PGD, validation", "images",
-                                      "chosen"])
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        chosen = store.best([job.spec for job in mine])
+        values = [{"lr": job.spec.optim.lr, **dataclasses.asdict(job.spec.method)} for job in mine]
+        varied = {key: [v[key] for v in values] for key in values[0] if len({v[key] for v in values}) > 1}
+        for i, job in enumerate(mine):
+            measured, absent = validated(store, job), store.absent(job)
+            scores = [f"{100 * measured[key]:.1f}" if key in measured else absent for key in ("val_clean_acc", "val_robust_acc")]
+            at_end = [key for key, all_ in varied.items() if isinstance(all_[i], float) and len(all_) > 2
+                      and all_[i] in (min(all_), max(all_))]
+            word = "yes, at an end of its grid" if at_end else "yes"
+            candidate = ", ".join(f"{key} {all_[i]:g}" if isinstance(all_[i], float) else f"{key} {all_[i]}"
+                                  for key, all_ in varied.items())
+            out.append([dataset_label(dataset), method_label(method), candidate, *scores, measured.get("images", ""),
+                        word if job.spec == chosen else ""])
+    return pd.DataFrame(out, columns=columns)
 
 
 def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """Where the numbers come from: tasks, hours, device, threads, precision, commit and torch version per kind of work, and their
     sum."""
-    names = {"clean": "evaluation, clean", "pgd": "evaluation, PGD", "autoattack": "evaluation, AutoAttack or part",
-             "certify": "certification"}
     kinds: dict[Task, str] = {}
     for job in jobs:
         spec = job.spec
         while spec is not None:
             kinds[Task(spec)] = "fine-tuning" if spec.source or spec.weights else "training from random weights"
             spec = spec.source
-        kinds |= {Task(job.spec, e): names[e.kind] for e in job.measurements}
+        kinds |= {Task(job.spec, e): KINDS[e.kind] for e in job.measurements}
     entries = [{"kind": kind, "diverged": store.diverged(task.spec, task.evaluation), **(store.provenance(task) or {})}
                for task, kind in kinds.items()]
     frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "threads", "precision", "commit", "changed", "versions",
                                            "diverged"])
-    order = [k for k in ("training from random weights", "fine-tuning", *names.values()) if k in set(frame["kind"])]
-    lines = [_provenance_line(kind, frame[frame["kind"] == kind]) for kind in order]
+    order = ["training from random weights", "fine-tuning", *KINDS.values()]
+    lines = [_provenance_line(kind, frame[frame["kind"] == kind]) for kind in order if kind in set(frame["kind"])]
     return pd.DataFrame([*lines, _provenance_line("all", frame)])
 
 
@@ -72,8 +72,8 @@ def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
         return ", ".join(unique(values)) or NOT_RUN
 
     commits = (f"{row.commit[:7]} with changes" if row.changed else row.commit[:7] for row in done.itertuples())
-    tasks = f"{len(done)} of {len(frame)}" + (f", {gone} {DIVERGED}" if gone else "")
-    return {"work": kind, "tasks done": tasks, "hours": f"{done['seconds'].sum() / 3600:.3g}",
+    return {"work": kind, "tasks done": f"{len(done)} of {len(frame)}" + (f", {gone} {DIVERGED}" if gone else ""),
+            "hours": f"{done['seconds'].sum() / 3600:.3g}",
             "device": listed(done["device"]), "threads": listed(f"{n:.0f}" for n in done["threads"].dropna()),
             "precision": listed(done["precision"].dropna()), "commit": listed(commits),
             "torch": listed(versions["torch"] for versions in done["versions"])}
@@ -81,14 +81,23 @@ def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
 
 def computed_in(store: Store, jobs: Sequence[Job]) -> str:
     """In which precision the finished runs of `jobs` were trained and certified, each with how many: rows of two kinds in one
-    table differ by more than chance. Accuracies are always measured in float32."""
-    counts: dict[str, dict[str, int]] = {"trained": {}, "certified": {}}
+    table differ by more than chance. Accuracies are always measured in float32. Then which runs diverged but for
+    candidates, since other tables say so only where no seed is left."""
+    counts: dict[tuple[str, str], int] = {}
     for job in {job.spec: job for job in jobs if job.settled}.values():
         for task in (Task(job.spec), *(Task(job.spec, c) for c in job.certs)):
             precision = (store.provenance(task) or {}).get("precision")
-            if precision:
-                found = counts["certified" if task.evaluation else "trained"]
-                found[precision] = found.get(precision, 0) + 1
-    words = [f"{what} in " + " and ".join(f"{name} ({count})" for name, count in sorted(found.items()))
-             for what, found in counts.items() if found]
-    return "; ".join(words) or NOT_RUN
+            key = "certified" if task.evaluation else "trained", precision
+            counts |= {key: counts.get(key, 0) + 1} if precision else {}
+    said = [f"{what} in " + " and ".join(f"{name} ({n})" for (kind, name), n in sorted(counts.items()) if kind == what)
+            for what in ("trained", "certified") if any(kind == what for kind, _ in counts)]
+    gone = lost_text(_named(job) for job in jobs if not job.study.endswith("tuning")
+                     and any(store.absent(job, e) != NOT_RUN for e in (None, *job.measurements)))
+    return "; ".join([*said, *filter(None, [gone.removesuffix(".")])]) or NOT_RUN
+
+
+def _named(job: Job) -> str:
+    """AT, seed 0 (CIFAR-10); of a certified network its cell, of a part of adversarial fine-tuning what that varies."""
+    s, part = job.spec, dict(job.labels).get("part")
+    more = {"fraction": f", {s.data.train_images} training images", "width": f", width {s.model.width}"}.get(part, "")
+    return f"{cell_of(job) or method_label(s.method.name)}, seed {s.seed}{more} ({dataset_label(s.data.name)})"

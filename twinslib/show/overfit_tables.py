@@ -1,7 +1,6 @@
-"""Robust overfitting in tables and sentences, from the courses of finished runs (`course`); nothing is computed anew here.
+"""Robust overfitting in tables, from the courses of finished runs (`course`); nothing is computed anew here.
 
-Tables are DataFrames of text: accuracy in percent, gaps in points, "not run" where a run is missing. Sentences call unclear what
-has 0 in its interval.
+Tables are DataFrames of text: accuracy in percent, gaps in points, "not run" where a run is missing.
 """
 
 from collections.abc import Sequence
@@ -13,11 +12,12 @@ from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence import course, public
 from ..evidence.course import LAST, Course
-from ..specs.labels import DATASETS, attack_label, dataset_label, eps_label, joined, method_label, percent, points, unique
+from ..specs.labels import DATASETS, attack_label, dataset_label, eps_label, method_label, points, unique
 from ..specs.run import RunSpec
 from ..specs.schedules import factor
 from ..store.jobs import Job
 from ..store.store import NOT_RUN
+from .tables import plain, within
 
 PATIENCE = 5  # validation measurements without a new best after which early stopping ends
 SCHEDULES = ("at", "at_cosine", "at_cyclic", "at_slow_fast")  # AT from the start network, which differ in their schedule
@@ -30,7 +30,6 @@ PAIRS = (  # (method, baseline) whose gaps are compared
     ("at_slow_fast", "at_cyclic"), ("at_long_plateau", "at_short_plateau"),
 )  # fmt: skip
 SLOW = 0.2  # of the peak rate; below it a rate is called small
-NOTHING = "No run is finished yet."
 
 
 def planned(jobs: Sequence[Job]) -> dict[tuple[str, str], RunSpec]:
@@ -77,35 +76,35 @@ def attack_text(specs: Sequence[RunSpec]) -> str:
 
 def caption(courses: Sequence[Course]) -> str:
     """By what robust error is measured, on how many images and over which seeds, from the runs themselves."""
-    gone, courses = course.lost_text(courses), [c for c in courses if not c.absent]
+    courses = [c for c in courses if not c.absent]
     if not courses:
-        return gone or NOTHING
+        return "No run is finished yet."
     test, train = ("/".join(f"{n:,}" for n in sorted({c.arrays[key].shape[1] for c in courses if key in c.arrays}))
                    for key in ("test_robust", "train_robust"))
     seeds = sorted({c.spec.seed for c in courses})
+    said = [f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any "
+            f"of its steps) and on {train or 'no'} training images (after its last step, without augmentation).",
+            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."]
+    said += ["Lines are means over seeds, thin lines single seeds."] if len(seeds) > 1 else []
     single = min(map(len, by_key(courses).values()), default=1) == 1
-    tail = ("Lines are means over seeds, thin lines single seeds. " if len(seeds) > 1 else "") + (
-        "Intervals of a single seed speak about other test images only. " if single else "")
-    return (f"Robust error: {attack_text([c.spec for c in courses])}, on {test} test images (wrong before the attack or at any "
-            f"of its steps) and on {train or 'no'} training images (after its last step, without augmentation). "
-            f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}. {tail}{gone}").strip()
+    said += ["Intervals of a single seed speak about other test images only."] if single else []
+    return " ".join(said)
 
 
-def early_stop(c: Course, patience: int = PATIENCE) -> tuple[int, int]:
+def early_stop(c: Course) -> tuple[int, int]:
     """(epoch whose network early stopping keeps, epoch at which it ends training): see `course.early_stop`."""
-    kept = course.early_stop(c.epochs, patience)
+    kept = course.early_stop(c.epochs, PATIENCE)
     later = [row["epoch"] for row in c.epochs if "val_robust_acc" in row and row["epoch"] > kept]
-    return kept, later[patience - 1] if len(later) >= patience else c.spec.optim.epochs
+    return kept, later[PATIENCE - 1] if len(later) >= PATIENCE else c.spec.optim.epochs
 
 
-def above_early_stopping(courses: Sequence[Course], method: str, baseline: str = "at",
-                         patience: int = PATIENCE) -> dict[str, stats.Interval]:
-    """Robust test accuracy of a method at its end (mean of the last measured epochs) minus that of the early-stopped baseline,
-    by data set, over the seeds and images of both, with a 95 % interval."""
+def above_early_stopping(courses: Sequence[Course], method: str) -> dict[str, stats.Interval]:
+    """Robust test accuracy of a method at its end (mean of the last measured epochs) minus that of the early-stopped AT, by data
+    set, over the seeds and images of both, with a 95 % interval."""
     found, out = by_key(courses), {}
     for dataset in unique(d for d, _ in found):
-        theirs = {c.spec.seed: c for c in found.get((dataset, baseline), ())}
-        values = [course.last_epochs(c) - course.robust_at(theirs[c.spec.seed], early_stop(theirs[c.spec.seed], patience)[0])
+        theirs = {c.spec.seed: c for c in found.get((dataset, "at"), ())}
+        values = [course.last_epochs(c) - course.robust_at(theirs[c.spec.seed], early_stop(theirs[c.spec.seed])[0])
                   for c in found.get((dataset, method), ()) if c.spec.seed in theirs]
         if values:
             out[dataset] = stats.crossed_mean(np.stack(values))
@@ -136,60 +135,56 @@ def first_drop(spec: RunSpec) -> float | None:
 
 def settings_table(jobs: Sequence[Job]) -> pd.DataFrame:
     """What was asked for, from the specs: a line for each group of methods that differ in nothing that is listed."""
-    methods_of: dict[tuple, list[str]] = {}
     runs: dict[tuple, list[RunSpec]] = {}
     for job in jobs:
         runs.setdefault((job.spec.data.name, job.spec.method.name, job.ship), []).append(job.spec)
-    names = ["data set", "start", "network", "training images", "augmentation", "schedule", "epochs", "peak lr", "batch",
-             "weight decay", "precision", "training attack", "seeds"]
+    methods_of: dict[tuple, list[str]] = {}
     for (dataset, method, ship), specs in runs.items():
         s = specs[0]
-        scratch = s.source is None and s.weights is None
-        start = "start network itself" if ship else "random weights" if scratch else "start network"
-        attacks = s.method.attacks
-        key = (dataset_label(dataset), start, s.model.arch, s.data.train_images or f"all but {s.data.val_images}",
-               s.data.augment.replace("_", ", "), schedule_label(s), s.optim.epochs, f"{s.optim.lr:g}", s.optim.batch_size,
-               f"{s.optim.weight_decay:g}", s.optim.precision,
-               f"PGD-{s.attack.steps} at {eps_label(s.attack.eps, s.attack.threat)}" if attacks else "none",
-               _listed(unique(spec.seed for spec in specs)))
-        methods_of.setdefault(key, []).append(method_label(method))
-    return pd.DataFrame([dict(zip(names, key, strict=True)) | {"methods": "; ".join(unique(m))} for key, m in methods_of.items()],
-                        columns=[*names, "methods"])
+        start = "random weights" if s.source is None and s.weights is None else "start network"
+        attack = f"PGD-{s.attack.steps} at {eps_label(s.attack.eps, s.attack.threat)}"
+        line = {"data set": dataset_label(dataset), "start": "start network itself" if ship else start, "network": s.model.arch,
+                "training images": s.data.train_images or f"all but {s.data.val_images}",
+                "augmentation": s.data.augment.replace("_", ", "), "schedule": schedule_label(s), "epochs": s.optim.epochs,
+                "peak lr": f"{s.optim.lr:g}", "batch": s.optim.batch_size, "weight decay": f"{s.optim.weight_decay:g}",
+                "precision": s.optim.precision, "training attack": attack if s.method.attacks else "none",
+                "seeds": _listed(unique(spec.seed for spec in specs))}
+        methods_of.setdefault(tuple(line.items()), []).append(method_label(method))
+    return pd.DataFrame([dict(key) | {"methods": "; ".join(unique(names))} for key, names in methods_of.items()])
 
 
-def best_last_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int = PATIENCE) -> pd.DataFrame:
+def best_last_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
     """Robust and clean test accuracy at the epoch that is best on validation images and as the mean of the last five measured
-    epochs, with 95 % intervals over seeds and images, and the gap between the two robust ones; a line per planned method.
+    epochs, with 95 % intervals over seeds and images, the gap between the two robust ones, and what the same epochs change on
+    training images; a line per planned method.
 
-    A line "early stopped" follows AT and AT from random weights: the network that stopping after `patience` validation
+    A line "early stopped" follows AT and AT from random weights: the network that stopping after PATIENCE validation
     measurements without a new best keeps, and the share of the training that it takes to get it.
     """
     frame, found, lines = _gaps(courses), by_key(courses), []
-    attack = attack_text(list(planned(jobs).values()))
-    best, last, gap = f"robust, best ({attack})", "robust, last", "gap (points)"
-    columns = ["data set", "method", "seeds", "best epoch", "of epochs", best, last, gap, "clean, best", "clean, last",
-               "training needed"]
+    best = f"robust, best ({attack_text(list(planned(jobs).values()))})"
+    columns = ["data set", "method", "seeds", "best epoch", "of epochs", best, "robust, last", "gap (points)", "clean, best",
+               "clean, last", "training needed", "robust, training images, last - best"]
     for (dataset, method), spec in ordered(jobs).items():
-        head = {"data set": dataset_label(dataset), "method": method_label(method), "of epochs": str(spec.optim.epochs)}
-        if (dataset, method) not in frame:
-            lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | head | {"seeds": "0"})
+        row, group = frame.get((dataset, method)), found.get((dataset, method), ())
+        head = {"data set": dataset_label(dataset), "method": method_label(method), "seeds": str(len(group)),
+                "of epochs": str(spec.optim.epochs)}
+        if not row:
+            lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | head)
             continue
-        row = frame[dataset, method]
-        lines.append(head | {"seeds": str(row.seeds), "best epoch": _listed(row.epochs), best: _percent(row, "best"),
-                             last: _percent(row, "last"), gap: points(row.gap, row.gap_low, row.gap_high),
+        lines.append(head | {"best epoch": _listed(row.epochs), best: _percent(row, "best"),
+                             "robust, last": _percent(row, "last"), "gap (points)": points(row.gap, row.gap_low, row.gap_high),
                              "clean, best": _percent(row, "clean_best"), "clean, last": _percent(row, "clean_last"),
-                             "training needed": "100 %"})
+                             "training needed": "100 %", columns[-1]: _on_training_images(group)})
         if method in EARLY:
-            group = found[dataset, method]
-            stops = [early_stop(c, patience) for c in group]
-            robust, clean = (_within(*stats.crossed_mean(np.stack([_at(c, key, kept) for c, (kept, _) in
-                                                                   zip(group, stops, strict=True)]))[:3])
-                             for key in ("test_robust", "test_clean"))
+            stops = [early_stop(c) for c in group]
+            robust, clean = (within(*stats.crossed_mean(np.stack([_at(c, key, kept) for c, (kept, _) in zip(
+                group, stops, strict=True)]))[:3]) for key in ("test_robust", "test_clean"))
             share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
-            lines.append(head | {"method": f"{head['method']}, early stopped (patience {patience})", "seeds": str(row.seeds),
-                                 "best epoch": _listed([kept for kept, _ in stops]), best: robust, last: "",
-                                 gap: "", "clean, best": clean, "clean, last": "",
-                                 "training needed": f"{100 * share:.0f} %"})
+            lines.append(dict.fromkeys(columns, "") | head | {
+                "method": f"{head['method']}, early stopped (patience {PATIENCE})",
+                "best epoch": _listed(kept for kept, _ in stops), best: robust, "clean, best": clean,
+                "training needed": f"{100 * share:.0f} %"})
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -199,22 +194,22 @@ def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataF
     found = {(d.dataset, d.method, d.baseline): d for d in course.gap_differences(courses, PAIRS).itertuples()}
     lines = []
     for dataset, pair in pairs(jobs):
-        d = found.get((dataset, *pair))
-        lines.append({"data set": dataset_label(dataset), "difference of gaps": pair_label(pair),
-                      "seeds": str(d.seeds if d else 0),
-                      "points": points(d.value, d.low, d.high) if d else absent(courses, dataset, *pair),
-                      "gap": _word(d.low, d.high) if d else ""})
+        d, word = found.get((dataset, *pair)), ""
+        if d:
+            word = "larger" if d.low > 0 else "smaller" if d.high < 0 else "unclear"
+        lines.append([dataset_label(dataset), pair_label(pair), str(d.seeds if d else 0),
+                      points(d.value, d.low, d.high) if d else absent(courses, dataset, *pair), word])
     return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
 
 
-def schedule_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int = PATIENCE) -> pd.DataFrame:
+def schedule_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
     """AT by schedule: peak rate, share of the run at a small rate, best, last and gap, the end against AT early stopped, and
     the gap of public full-size runs from random weights (whose best epoch was chosen on test images)."""
     frame, theirs, lines = _gaps(courses), _public(), []
     for (dataset, method), spec in ordered(jobs).items():
         if method not in SCHEDULES:
             continue
-        row, early = frame.get((dataset, method)), above_early_stopping(courses, method, patience=patience).get(dataset)
+        row, early = frame.get((dataset, method)), above_early_stopping(courses, method).get(dataset)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
         word = absent(courses, dataset, method)
         lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
@@ -228,134 +223,54 @@ def schedule_table(courses: Sequence[Course], jobs: Sequence[Job], patience: int
     return pd.DataFrame(lines)
 
 
+def scratch_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
+    """AT from random weights, next to the public run on the same images (whose best epoch was chosen on test images): robust
+    test error in percent at its best epoch and at the end, and when the learning rate first drops."""
+    frame, theirs, lines = _gaps(courses), _public(), []
+    columns = ["data set", "run", "robust error, best", "robust error, last", "gap (points)", "best epoch", "first drop",
+               "epochs"]
+    for (dataset, method), spec in ordered(jobs).items():
+        if method != "at_random":
+            continue
+        row, drop = frame.get((dataset, method)), first_drop(spec)
+        ours = {"data set": dataset_label(dataset), "run": "ours", "first drop": f"{drop:g}" if drop else "none",
+                "epochs": str(spec.optim.epochs)}
+        lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | ours | ({} if row is None else {
+            columns[2]: f"{100 - 100 * row.best:.1f}", columns[3]: f"{100 - 100 * row.last:.1f}",
+            columns[4]: points(row.gap, row.gap_low, row.gap_high), columns[5]: _listed(row.epochs)}))
+        known = theirs.get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
+        if known:
+            lines.append(dict(zip(columns, [
+                ours["data set"], f"public, {known.model}", f"{100 * known.best:.1f}", f"{100 * known.last:.1f}",
+                f"{100 * known.gap:+.1f}", f"{known.best_epoch:g}", known.rates, str(known.epochs)], strict=True)))
+    return pd.DataFrame(lines, columns=columns)
+
+
 def public_plateaus() -> pd.DataFrame:
     """Public runs (Rice et al., authors' logs) that differ in when the rate drops once: robust test error best and last in
     percent and gap in points. Their length is fixed, so a longer plateau leaves fewer epochs at the small rate."""
     rows = public.overfitting_gaps()
-    rows = rows[rows["schedule"].str.startswith("drop at ")]
+    rows = rows[rows["schedule"].str.startswith("drop at ")].reset_index(drop=True)
     drop = rows["schedule"].str.removeprefix("drop at ").astype(int)
     return pd.DataFrame({"plateau (epochs)": drop, "epochs after it": rows["epochs"] - drop,
                          **{f"robust error, {name}": (100 * rows[name]).map("{:.1f}".format) for name in ("best", "last")},
                          "gap (points)": (100 * rows["gap"]).map("{:+.1f}".format), "model": rows["model"],
-                         "source": rows["source"]}).reset_index(drop=True)
-
-
-def curves_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
-    """How robust error changes from the best epoch to the end on test and on training images, for `methods`."""
-    frame, found, out = _gaps(courses), by_key(courses), []
-    for dataset in unique(d for d, _ in planned(jobs)):
-        parts = []
-        for method in methods(jobs):
-            if (dataset, method) in frame and "train_robust" in found[dataset, method][0].arrays:
-                parts.append(f"{method_label(method)} {_signed(frame[dataset, method].gap)} and "
-                             f"{_signed(_train_change(found[dataset, method]))}")
-        gone = any(d == dataset for d, _, _ in course.lost(courses))
-        out.append(f"{dataset_label(dataset)}: " + (
-            "from the best epoch to the end robust error changes, on test and on training images, by "
-            f"{'; '.join(parts)} points." if parts else "no number." if gone else NOTHING))
-    return " ".join([*out, _missing(courses, jobs, methods(jobs))]).strip()
-
-
-def early_reading(courses: Sequence[Course], patience: int = PATIENCE) -> str:
-    """What early stopping of AT takes and gains."""
-    out = []
-    for (dataset, method), group in by_key(courses).items():
-        if method != "at":
-            continue
-        stops = [early_stop(c, patience) for c in group]
-        gain = stats.crossed_mean(np.stack([course.robust_at(c, kept) - course.last_epochs(c)
-                                            for c, (kept, _) in zip(group, stops, strict=True)]))
-        share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
-        word = {"larger": "higher", "smaller": "lower"}.get(_word(gain.low, gain.high), "not clearly different")
-        out.append(f"{dataset_label(dataset)}: AT stopped early takes {100 * share:.0f} % of the training; robust accuracy of "
-                   f"the network kept minus that at the end is {points(*gain[:3])} points: {word}.")
-    return joined(*out, course.lost_text([c for c in courses if c.spec.method.name == "at"]), otherwise=NOTHING)
-
-
-def gap_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
-    """Which gaps are above 0, and which are smaller or larger than that of AT."""
-    out, frame, plan = [], _gaps(courses), ordered(jobs)
-    found = course.gap_differences(courses, [pair for pair in PAIRS if pair[1] == "at"])
-    for dataset in unique(d for d, _ in plan):
-        own = [(method_label(m), row.seeds, row.gap, row.gap_low, row.gap_high) for d, m in plan
-               if d == dataset and (row := frame.get((d, m)))]
-        against = [(method_label(d.method), d.seeds, d.value, d.low, d.high) for d in found.itertuples() if d.dataset == dataset]
-        out.append(_sorted(f"{dataset_label(dataset)}, gap", own)
-                   + (f" {_sorted('Gap minus that of AT', against)}" if against else ""))
-    return " ".join([*out, _missing(courses, jobs, unique(m for _, m in plan))]).strip()
-
-
-def schedule_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
-    """Whether the gap depends on the schedule, here and in public runs."""
-    found, out, plan = course.gap_differences(courses, [p for p in PAIRS if p[0] == "at_slow_fast"]), [], planned(jobs)
-    for dataset in unique(d for d, m in plan if m in SCHEDULES):
-        mine = [(schedule_label(plan[dataset, d.baseline]), d.seeds, d.value, d.low, d.high) for d in found.itertuples()
-                if d.dataset == dataset]
-        out.append(_sorted(f"{dataset_label(dataset)}, gap under slow start, fast decay minus that under another schedule", mine))
-    theirs = {row.schedule: row for row in _public().values()}
-    shown = ", ".join(f"{name} {100 * theirs[name].gap:.1f}" for name in ("piecewise", "cosine", "cyclic"))
-    return " ".join([*out, f"Gaps of public runs of {theirs['piecewise'].model} from random weights, in points: {shown}; none is "
-                           "known for slow start, fast decay."])
-
-
-def scratch_reading(courses: Sequence[Course]) -> str:
-    """AT from random weights: best, end and gap, next to the public run."""
-    frame, found, out = _gaps(courses), by_key(courses), []
-    for (dataset, method), row in frame.items():
-        if method != "at_random":
-            continue
-        group = found[dataset, method]
-        share = np.mean([e / c.spec.optim.epochs for e, c in zip(row.epochs, group, strict=True)])
-        text = (f"{dataset_label(dataset)}: AT from random weights has {100 - 100 * row.best:.1f} % robust test error at the "
-                f"best epoch, after {100 * share:.0f} % of the training, and {100 - 100 * row.last:.1f} % at the end; gap "
-                f"{points(row.gap, row.gap_low, row.gap_high)} points: {_above(row.gap_low, row.gap_high)}.")
-        drops = [first_drop(c.spec) for c in group]
-        if None not in drops:
-            early = sum(e < drop for e, drop in zip(row.epochs, drops, strict=True))
-            text += f" In {early} of {len(group)} runs the best epoch lies before the first drop of the learning rate."
-        theirs = _public().get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
-        out.append(text + (f" Public run ({theirs.model}, {theirs.rates}): {100 * theirs.best:.1f} % at epoch "
-                           f"{theirs.best_epoch:g}, chosen on test images, and {100 * theirs.last:.1f} % at the end, gap "
-                           f"{100 * theirs.gap:+.1f} points." if theirs else ""))
-    return " ".join(out) or _none("AT from random weights", courses, "at_random")
-
-
-def plateau_reading(courses: Sequence[Course], jobs: Sequence[Job]) -> str:
-    """Whether the gap after a long plateau differs from that after a short one."""
-    frame, plan = _gaps(courses), planned(jobs)
-    found, out = course.gap_differences(courses, [PLATEAUS[::-1]]), []
-    for d in found.itertuples():
-        said = []
-        for name in PLATEAUS:
-            row, drop = frame[d.dataset, name], first_drop(plan[d.dataset, name]) or 0
-            said.append(f"{_signed(row.gap)} points after {drop:g} epochs at the peak rate")
-        out.append(f"{dataset_label(d.dataset)}: the gap is {' and '.join(said)}; long minus short "
-                   f"{points(d.value, d.low, d.high)}: {_word(d.low, d.high)}.")
-    return " ".join(out) or _none("Plateaus", courses, *PLATEAUS)
-
-
-def public_plateau_reading() -> str:
-    """What the public runs that differ in the epoch of the drop say."""
-    rows = public_plateaus()
-    first, last = rows.iloc[0], rows.iloc[-1]
-    return (f"Public runs of {first['model']}: as the plateau grows from {first.iloc[0]} to {last.iloc[0]} epochs the gap goes "
-            f"from {first['gap (points)']} to {last['gap (points)']} points, but the epochs after it go from {first.iloc[1]} to "
-            f"{last.iloc[1]}.")
+                         "source": rows["source"]})
 
 
 def sanity(courses: Sequence[Course]) -> dict[str, bool]:
     """What must hold for best, last and gap to be believed, over all finished runs with robust test accuracy."""
-    runs, sizes, out = [c for group in by_key(courses).values() for c in group], {}, [True] * 3
+    runs, sizes, whole, chosen, harder = [c for group in by_key(courses).values() for c in group], {}, True, True, True
     for c in runs:
         epochs, best = c.arrays["epoch"].tolist(), course.best_epoch(c.epochs)
         scores = {row["epoch"]: row["val_robust_acc"] for row in c.epochs if "val_robust_acc" in row}
-        out[0] &= epochs == sorted(set(epochs)) and (epochs[0], epochs[-1]) == (0, c.spec.optim.epochs)
-        out[1] &= best in epochs and scores[best] == max(scores.values())
-        out[2] &= not (c.arrays["test_robust"] & ~c.arrays["test_clean"]).any()
+        whole &= epochs == sorted(set(epochs)) and (epochs[0], epochs[-1]) == (0, c.spec.optim.epochs)
+        chosen &= best in epochs and scores[best] == max(scores.values())
+        harder &= not (c.arrays["test_robust"] & ~c.arrays["test_clean"]).any()
         sizes.setdefault(c.spec.data.name, set()).add(c.arrays["test_robust"].shape[1])
-    return {"every course runs from before the first epoch to the last": out[0],
-            "no epoch is better on validation images than the best, which is measured on test images": out[1],
-            "no test image is right under attack and wrong without": bool(out[2]),
+    return {"every course runs from before the first epoch to the last": whole,
+            "no epoch is better on validation images than the best, which is measured on test images": chosen,
+            "no test image is right under attack and wrong without": bool(harder),
             "all runs on a data set are measured on equally many test images": all(len(n) == 1 for n in sizes.values())}
 
 
@@ -376,10 +291,13 @@ def _public() -> dict:
             if row.model == "PreAct ResNet-18"}
 
 
-def _train_change(group: Sequence[Course]) -> float:
-    """Robust error on training images at the end minus that at the best epoch, mean over seeds."""
-    return float(np.mean([_at(c, "train_robust", course.best_epoch(c.epochs)).mean()
-                          - c.arrays["train_robust"][np.isin(c.arrays["epoch"], ending(c))].mean() for c in group]))
+def _on_training_images(group: Sequence[Course]) -> str:
+    """Robust accuracy on training images at the end minus that at the best epoch in points, mean over seeds."""
+    if any("train_robust" not in c.arrays for c in group):
+        return ""
+    change = np.mean([c.arrays["train_robust"][np.isin(c.arrays["epoch"], ending(c))].mean()
+                      - _at(c, "train_robust", course.best_epoch(c.epochs)).mean() for c in group])
+    return plain(100 * change, "{:+.1f}")
 
 
 def _at(c: Course, name: str, epoch: int) -> np.ndarray:
@@ -388,51 +306,8 @@ def _at(c: Course, name: str, epoch: int) -> np.ndarray:
 
 
 def _percent(row, name: str) -> str:
-    return _within(*(getattr(row, name + end) for end in ("", "_low", "_high")))
+    return within(*(getattr(row, name + end) for end in ("", "_low", "_high")))
 
 
-def _within(value: float, low: float, high: float) -> str:
-    """`percent`, its interval cut to what an accuracy can be."""
-    return percent(value, max(low, 0.0), min(high, 1.0))
-
-
-def _listed(numbers: Sequence[int]) -> str:
+def _listed(numbers) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _word(low: float, high: float) -> str:
-    return "larger" if low > 0 else "smaller" if high < 0 else "unclear"
-
-
-def _above(low: float, high: float) -> str:
-    return {"larger": "above 0", "smaller": "below 0"}.get(_word(low, high), "unclear")
-
-
-def _sorted(lead: str, found: Sequence[tuple[str, int, float, float, float]]) -> str:
-    """(label, seeds, value, low, high) in points, grouped by where the interval lies; says where fewer seeds stand behind one."""
-    names = {"larger": f"{lead} above 0", "unclear": "Unclear, as the interval contains 0", "smaller": "Below 0"}
-    groups: dict[str, list[str]] = {name: [] for name in names.values()}
-    most = max((seeds for _, seeds, *_ in found), default=0)
-    for label, seeds, value, low, high in found:
-        few = f" ({seeds} seed{'s' if seeds > 1 else ''})" if seeds < most else ""
-        groups[names[_word(low, high)]].append(f"{label} {_signed(value)}{few}")
-    said = [f"{name}: {'; '.join(group) or 'none'}." for name, group in groups.items()]
-    return " ".join(said) if found else f"{lead}: not measured yet."
-
-
-def _signed(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"  # no negative zero
-
-
-def _none(what: str, courses: Sequence[Course], *methods: str) -> str:
-    mine = [c for c in courses if c.spec.method.name in methods]
-    return f"{what}: {course.lost_text(mine) or f'{NOT_RUN}.'}"
-
-
-def _missing(courses: Sequence[Course], jobs: Sequence[Job], names: Sequence[str]) -> str:
-    done = by_key(courses)
-    said: dict[str, list[str]] = {}
-    for d, m in planned(jobs):
-        if m in names and (d, m) not in done:
-            said.setdefault(absent(courses, d, m).capitalize(), []).append(method_label(m))
-    return " ".join(f"{word}: {'; '.join(unique(labels))}." for word, labels in said.items())

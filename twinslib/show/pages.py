@@ -16,7 +16,6 @@ from ..studies import finetuning, smoothing
 from . import (
     aft_tables,
     by_rate,
-    differences,
     level_tables,
     norm_tables,
     origins,
@@ -34,16 +33,15 @@ def transfer(store: Store, jobs: Sequence[Job]) -> str:
     found = pairs.differences(store, tunes, pairs.comparisons(tunes), ledger.standing(store, jobs, "01"))
     paired = pairs.paired_rows(store, tunes, pairs.comparisons(tunes))
     begun = paired.groupby(["dataset", "method", "baseline", "seed"])["value"].transform("count") > 0
-    main = found.loc[[pair in pairs.PAIRS for pair in zip(found["method"], found["baseline"], strict=True)]]
     parts = [
         f"# Robustness transfer, preset {store.preset}",
         "## Claims", markdown.to_markdown(ledger.to_table(ledger.judge_all(store, jobs, "01"))),
         "## Accuracy", "In percent.", tables.caption(rows), markdown.to_markdown(tables.accuracy_table(rows)),
         "## Differences", "In points, on the same test images; comparisons that are judged, of the runs that count. A star: "
         "significant at 5 % after correction over data sets, of what is judged also over clean and robust accuracy.",
-        differences.reading(main), markdown.to_markdown(differences.difference_table(found)),
+        markdown.to_markdown(tables.difference_table(found)),
         "## Differences seed by seed", "Of what is finished; the intervals speak about other test images only.",
-        markdown.to_markdown(differences.paired_table(paired.loc[begun])),
+        markdown.to_markdown(tables.paired_table(paired.loc[begun])),
         "## Hyper-parameters chosen on validation images", markdown.to_markdown(origins.tuning_table(store, jobs)),
         "## Next to public numbers",
         f"TWINS-AT minus AT, mean over five data sets: {public.reported()} points. Public re-runs, TWINS-TRADES minus TRADES:",
@@ -59,17 +57,18 @@ def rates(store: Store, jobs: Sequence[Job]) -> str:
         f"# Effective learning rate, preset {store.preset}",
         "## Claims", markdown.to_markdown(ledger.to_table(ledger.judge_all(store, jobs, "02"))),
         "## Accuracy against the learning rate", "Clean / robust in percent, means over the seeds in brackets.",
-        by_rate.reading(steps), markdown.to_markdown(by_rate.table(steps)),
+        markdown.to_markdown(rate_tables.accuracy_table(steps)),
         "## Rates", "Medians over convolutions of means over recorded steps; means over seeds with 95 % intervals (Student).",
         markdown.to_markdown(rate_tables.rate_table(found)),
         "## Ratios", "Geometric means over seeds with 95 % intervals (Student, of the logarithms).",
-        rate_tables.ratio_reading(found), markdown.to_markdown(rate_tables.ratio_table(found)),
-        "## Wings", rate_tables.wing_reading(found),
-        "## Drift", rate_tables.drift_reading(found),
+        markdown.to_markdown(rate_tables.ratio_table(found)),
+        "## Wings", "Medians over convolutions.", markdown.to_markdown(rate_tables.wing_table(found)),
+        "## Drift", "Of the means after the last epoch, in standard deviations of the start; mean over layers and seeds.",
+        markdown.to_markdown(rate_tables.drift_table(found)),
         "## Leaving the start", "PGD loss on fixed training images, in nats, after each epoch; 95 % intervals over seeds.",
-        rate_tables.loss_reading(found), markdown.to_markdown(rate_tables.loss_table(found)),
+        markdown.to_markdown(rate_tables.loss_table(found)),
         "Epochs until the training loss falls below the threshold (half of the way to AT's lowest).",
-        rate_tables.time_reading(found), markdown.to_markdown(rate_tables.time_table(found))]
+        markdown.to_markdown(rate_tables.time_table(found))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -79,14 +78,13 @@ def overfitting(store: Store, jobs: Sequence[Job]) -> str:
     parts = [
         f"# Robust overfitting, preset {store.preset}",
         "## Claims", markdown.to_markdown(ledger.to_table(ledger.judge_all(store, jobs, "03"))),
-        "## Best and last", overfit_tables.caption(found), overfit_tables.curves_reading(found, jobs),
-        markdown.to_markdown(overfit_tables.best_last_table(found, jobs)), overfit_tables.early_reading(found),
+        "## Best and last", overfit_tables.caption(found),
+        markdown.to_markdown(overfit_tables.best_last_table(found, jobs)),
         "## Differences of gaps", "In points, on the same test images and seeds; below 0 the first method overfits less.",
-        overfit_tables.gap_reading(found, jobs), markdown.to_markdown(overfit_tables.difference_table(found, jobs)),
-        "## Schedules", overfit_tables.schedule_reading(found, jobs),
-        markdown.to_markdown(overfit_tables.schedule_table(found, jobs)),
-        "## From random weights", overfit_tables.scratch_reading(found),
-        "## Plateaus", overfit_tables.plateau_reading(found, jobs), overfit_tables.public_plateau_reading(),
+        markdown.to_markdown(overfit_tables.difference_table(found, jobs)),
+        "## Schedules", markdown.to_markdown(overfit_tables.schedule_table(found, jobs)),
+        "## From random weights", markdown.to_markdown(overfit_tables.scratch_table(found, jobs)),
+        "## Plateaus", "Public runs.",
         markdown.to_markdown(overfit_tables.public_plateaus())]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -100,10 +98,9 @@ def norms_under_noise(store: Store, jobs: Sequence[Job]) -> str:
         parts += [f"## Certified at σ {sigma:g}", markdown.to_markdown(smoothing_tables.certified_table(frame, store, jobs, sigma))]
     for dataset in _targets(jobs):
         losses = norm_tables.losses(found, dataset, level_tables.levels(jobs))
-        parts += [f"## Lost by clean fine-tuning, {labels.dataset_label(dataset)}", norm_tables.loss_reading(losses),
-                  markdown.to_markdown(norm_tables.loss_table(losses))]
+        parts += [f"## Lost by clean fine-tuning, {labels.dataset_label(dataset)}", markdown.to_markdown(norm_tables.loss_table(losses))]
     mismatch = norm_tables.shown_statistics(store, jobs)
-    parts += ["## Mismatch of statistics", "Means over layers, first seed.", norm_tables.mismatch_reading(mismatch),
+    parts += ["## Mismatch of statistics", "Means over layers, first seed.",
               markdown.to_markdown(norm_tables.mismatch_table(mismatch))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -118,13 +115,13 @@ def certified_curves(store: Store, jobs: Sequence[Job]) -> str:
         parts += [f"## Certified at σ {sigma:g}", markdown.to_markdown(smoothing_tables.certified_table(frame, store, jobs, sigma))]
     levels, first = level_tables.levels(jobs), _targets(jobs)[0]
     best, strength = (level_tables.envelope_table(found, first, levels), level_tables.strengths(frame, jobs))
-    parts += ["## One network against one for each level", level_tables.envelope_reading(best), markdown.to_markdown(best),
-              "## Strength of clean fine-tuning", level_tables.strength_reading(strength),
-              "## Abstention", level_tables.confidence_reading(found, first, levels),
+    parts += ["## One network against one for each level", markdown.to_markdown(best),
+              "## Strength of clean fine-tuning", markdown.to_markdown(level_tables.strength_table(strength)),
+              "## Abstention", markdown.to_markdown(level_tables.confidence_table(found, first, levels)),
               markdown.to_markdown(level_tables.abstention_table(frame)),
               "## Cost", "Image passes; a training pass counts as three.",
               markdown.to_markdown(level_tables.cost_table(store, found, first, levels)),
-              "## Networks of notebook 01", level_tables.crossed_reading(frame, jobs),
+              "## Networks of notebook 01",
               markdown.to_markdown(level_tables.crossed_table(frame, jobs)),
               "## Next to public numbers", markdown.to_markdown(level_tables.public_table(frame, jobs, first))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -138,16 +135,15 @@ def adversarial_finetuning(store: Store, jobs: Sequence[Job]) -> str:
              "## Claims", markdown(ledger.to_table(ledger.judge_all(store, jobs, "06"))),
              "## Accuracy and cost", aft_tables.caption(frame)]
     for d in labels.unique(job.spec.data.name for job in jobs if job.study == finetuning.STUDY):
-        parts += [f"### {labels.dataset_label(d)}", aft_tables.accuracy_reading(found, d),
-                  markdown(aft_tables.accuracy_table(frame, d, jobs)), aft_tables.cost_reading(frame, d),
-                  markdown(aft_tables.cost_table(frame, d)), aft_tables.overfit_reading(found, d),
+        parts += [f"### {labels.dataset_label(d)}", markdown(aft_tables.accuracy_table(frame, d, jobs)),
+                  markdown(aft_tables.difference_table(found, d)), markdown(aft_tables.cost_table(frame, d)),
                   "#### Start networks", markdown(aft_tables.starts_table(found, d)),
-                  "#### Schedules", "Validation accuracy: clean / PGD, by learning rate.", aft_tables.schedule_reading(found, d),
+                  "#### Schedules", "Validation accuracy: clean / PGD, by learning rate.",
                   markdown(aft_tables.schedule_table(store, jobs, frame, d)),
-                  "#### Less data, other widths", aft_tables.data_width_reading(found, d),
-                  markdown(aft_tables.data_width_table(frame, d, jobs)),
+                  "#### Less data, other widths", markdown(aft_tables.data_width_table(frame, d, jobs)),
+                  markdown(aft_tables.data_width_differences(found, d, jobs)),
                   "#### Threats", markdown(aft_tables.threat_table(frame, d))]
-    parts += ["## Catastrophic overfitting", aft_tables.collapse_reading(store, jobs),
+    parts += ["## Catastrophic overfitting", markdown(aft_tables.collapse_table(store, jobs)),
               "## Checks", "\n".join(f"- {what}: {'yes' if holds else 'no'}" for what, holds in aft_tables.sanity(found).items())]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

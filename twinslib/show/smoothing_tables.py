@@ -1,4 +1,4 @@
-"""Certified accuracy in tables, from finished certifications (`smoothing_cells`); nothing is drawn or trained here. What only one
+"""Certified accuracy in tables, from finished certifications (`evidence.cells`); nothing is drawn or trained here. What only one
 notebook shows is in `norm_tables` (04) and `level_tables` (05).
 
 Frames hold fractions and radii (L2, [0, 1] pixels), tables are text: accuracy in percent with 95 % intervals, "not run" where a
@@ -16,13 +16,12 @@ from ..base import certified, stats
 from ..base.files import atomic_write
 from ..evidence.cells import Measured, absent, clean_masks, grid_radius, lost, planned, stack
 from ..evidence.rows import COLUMNS
-from ..specs import labels
 from ..specs.labels import dataset_label, method_label, percent, unique
-from ..store import store as store_store
 from ..store.jobs import Job
-from ..store.store import Store
+from ..store.store import NOT_RUN, Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
+from .origins import validated
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # shown where a certification had no list of its own
 KEY = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
@@ -30,7 +29,6 @@ NORMS = {"batch": "batch norm", "group": "group norm", "layer": "layer norm"}
 NAMES = {"clean": "clean", "mixed": "mixed", "mixed_batch": "mixed, per batch", "weak": "clean, weaker",
          "strong": "clean, stronger", "frozen": "clean, frozen statistics",
          "probe": "linear probe", "random": "none", CROSSED: "robust (notebook 01)"}
-NOTHING = "No certification is finished yet."
 CONSTANT = "best constant answer"
 MARK = ("†: close to a constant answer, so that certificates say little about the images: in at least one seed, the share of the "
         "images for which one class is chosen is nearer to all of them than to the share of the most frequent label. The "
@@ -48,11 +46,6 @@ def norm_name(norm: str, restat: bool = False) -> str:
     return NORMS[norm] + (", re-estimated" if restat else "")
 
 
-def cell_name(cell: Cell) -> str:
-    """mixed → clean, group norm."""
-    return f"{name(cell.pretraining)} → {name(cell.finetuning)}, {norm_name(cell.norm, cell.restat)}"
-
-
 def dagger(constant: bool) -> str:
     """The mark of what is close to a constant answer (`MARK`)."""
     return " †" if constant else ""
@@ -64,32 +57,30 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     measure: certified_acc at each radius that was asked for, acr (the mean of the largest such radius that is certified),
     abstain_rate where draws did not depend on labels. ceiling: the largest radius that the draws can give. chance: what the best
     constant answer earns there. one_class: share of the class that is chosen most often, and constant: whether it is close to a
-    constant answer, both of the seed where it is most so (`smoothing_cells.Measured`). value, se and low,
-    high (95 %): over images with one seed (for accuracies exact, Clopper-Pearson), else over seeds and images
-    (`stats.crossed_mean`). What diverged has no line; the frame's attrs hold `smoothing_cells.lost` as `lost`.
+    constant answer, both of the seed where it is most so (`cells.Measured`). value, se and low, high (95 %): over images with one
+    seed (for accuracies exact, Clopper-Pearson), else over seeds and images (`stats.crossed_mean`). What diverged has no line;
+    the frame's attrs hold `cells.lost` as `lost`.
     """
     groups: dict[tuple, dict[int, Measured]] = {}
     for m in (m for m in found if not m.absent):
         c = m.certification
-        key = m.dataset, m.cell, m.sigma, c.n, c.alpha, c.images, c.radii, c.stop_if_wrong
+        key = m.dataset, m.cell, m.sigma, c.n, c.alpha, c.images, tuple(c.radii) or RADII, c.stop_if_wrong
         groups.setdefault(key, {})[m.seed] = m
     out = []
     for (dataset, cell, sigma, n, alpha, images, radii, stopped), by_seed in groups.items():
-        radii = tuple(radii) or RADII
-        first = next(iter(by_seed.values()))
+        first, several = next(iter(by_seed.values())), list(by_seed.values())
         ceiling = first.certification.plan.ceiling
         head = [dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma, n, alpha, ceiling, images,
-                len(by_seed), max(m.one_class for m in by_seed.values()), any(m.constant for m in by_seed.values())]
-        within = [r for r in radii if r <= ceiling]
-        points_ = certified.certified_accuracy(first.certified, radii) if len(by_seed) == 1 else None
-        values = stack(by_seed, radii).astype(float)
-        for i, r in enumerate(radii):
-            numbers = (points_[i].accuracy, points_[i].standard_error, points_[i].low, points_[i].high) if points_ else (
-                _numbers(values[..., i]))
-            out.append([*head, "certified_acc", r, first.chance if r in within else 0.0, *numbers])
-        out.append([*head, "acr", math.nan, first.chance * max(within, default=0.0), *_numbers(grid_radius(by_seed, radii))])
+                len(several), max(m.one_class for m in several), any(m.constant for m in several)]
+        chances = {r: first.chance if r <= ceiling else 0.0 for r in radii}
+        exact = certified.certified_accuracy(first.certified, radii) if len(several) == 1 else ()
+        numbers = [(a.accuracy, a.standard_error, a.low, a.high) for a in exact] or [
+            _numbers(values) for values in np.moveaxis(stack(by_seed, radii).astype(float), -1, 0)]
+        out += [[*head, "certified_acc", r, chances[r], *found_] for r, found_ in zip(radii, numbers, strict=True)]
+        top = first.chance * max((r for r in radii if r <= ceiling), default=0)
+        out.append([*head, "acr", math.nan, top, *_numbers(grid_radius(by_seed, radii))])
         if not stopped:
-            abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in by_seed.values()]).astype(float)
+            abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in several]).astype(float)
             out.append([*head, "abstain_rate", math.nan, 0.0, *_numbers(abstains)])
     frame = pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "one_class", "constant", "measure",
                                        "radius", "chance", "value", "se", "low", "high"])
@@ -100,15 +91,6 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
 def said(frame: pd.DataFrame, dataset: str, *needed: tuple[Cell, float]) -> str:
     """What stands for a number of `estimates` that is not there."""
     return absent(frame.attrs.get("lost", {}), dataset, needed)
-
-
-def lost_text(frame: pd.DataFrame) -> str:
-    """What diverged in words: mixed → clean, group norm (CIFAR-10, σ 0.25, 0.5)."""
-    levels: dict[tuple[str, Cell], list[float]] = {}
-    for dataset, cell, sigma in frame.attrs.get("lost", {}):
-        levels.setdefault((dataset, cell), []).append(sigma)
-    return labels.lost_text(f"{cell_name(cell)} ({dataset_label(dataset)}, σ {', '.join(f'{s:g}' for s in sorted(set(sigmas)))})"
-                            for (dataset, cell), sigmas in levels.items())
 
 
 def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:
@@ -171,17 +153,18 @@ def settings(jobs: Sequence[Job]) -> pd.DataFrame:
         if not labels or labels["pretraining"] == CROSSED:
             continue
         part = labels.get("finetuning", labels["pretraining"])
-        key = ("pre-training" if job.ship else "fine-tuning", part, s.data.name)
-        levels = "none" if s.noise is None else ", ".join(f"{x:g}" for x in s.noise.sigmas)
-        line = lines.setdefault(key, {
-            "stage": key[0], "name": name(part), "data set": dataset_label(s.data.name),
+        sigmas = s.noise.sigmas if s.noise else ()
+        everything = "all" if s.method.wings == "single" else "all, statistics frozen"
+        line = lines.setdefault((job.ship, part, s.data.name), {
+            "stage": "pre-training" if job.ship else "fine-tuning", "name": name(part), "data set": dataset_label(s.data.name),
             "training images": s.data.train_images or f"all but {s.data.val_images}", "network": s.model.arch, "norms": [],
-            "noise levels σ": levels, "drawn for each": "" if s.noise is None or len(s.noise.sigmas) == 1 else s.noise.draw,
-            "trains": {"all": "all" if s.method.wings == "single" else "all, statistics frozen", "head": "head"}[s.method.trains],
+            "noise levels σ": ", ".join(f"{x:g}" for x in sigmas) or "none",
+            "drawn for each": s.noise.draw if len(sigmas) > 1 else "",
+            "trains": everything if s.method.trains == "all" else "head",
             "lr": s.optim.lr, "epochs": s.optim.epochs, "batch": s.optim.batch_size, "seeds": []})
-        for column, value in (("norms", s.model.norm), ("seeds", s.seed)):
-            line[column] += [value] if value not in line[column] else []
-    return pd.DataFrame([line | {k: ", ".join(map(str, line[k])) for k in ("norms", "seeds")} for line in lines.values()])
+        line["norms"].append(s.model.norm)
+        line["seeds"].append(str(s.seed))
+    return pd.DataFrame([line | {k: ", ".join(unique(line[k])) for k in ("norms", "seeds")} for line in lines.values()])
 
 
 def certifications(jobs: Sequence[Job]) -> str:
@@ -189,13 +172,14 @@ def certifications(jobs: Sequence[Job]) -> str:
     specs = [p.certification for p in planned(jobs)]
     if not specs:
         return "Nothing is certified."
-    images, draws, n0, alphas = (sorted({getattr(c, k) for c in specs}) for k in ("images", "n", "n0", "alpha"))
-    top = "; ".join(f"{max(c.plan.ceiling / c.sigma for c in specs if c.n == n):.2f} σ at n = {n:,}" for n in draws)
+    draws = sorted({c.n for c in specs})
+    images, n, n0 = (" or ".join(f"{v:,}" for v in sorted({getattr(c, k) for c in specs})) for k in ("images", "n", "n0"))
+    alphas = " or ".join(map(str, sorted({c.alpha for c in specs})))
+    top = "; ".join(f"{max(c.plan.ceiling / c.sigma for c in specs if c.n == k):.2f} σ at n = {k:,}" for k in draws)
     stopped = any(c.stop_if_wrong for c in specs)
-    return (f"Certified: the first {_list(images)} test images of a fixed order, {_list(n0)} draws to choose the class and at "
-            f"most n = {_list(draws)} to bound its probability, α = {_list(alphas)} for each image, in "
-            f"{_list(unique(c.precision for c in specs))}; draws end when every requested radius is settled. No radius can "
-            f"exceed {top}."
+    return (f"Certified: the first {images} test images of a fixed order, {n0} draws to choose the class and at most n = {n} to "
+            f"bound its probability, α = {alphas} for each image, in {' or '.join(unique(c.precision for c in specs))}; draws "
+            f"end when every requested radius is settled. No radius can exceed {top}."
             + (" Where abstention is not reported, images whose class is wrong get no further draws." if stopped else ""))
 
 
@@ -203,65 +187,65 @@ def sources_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """Accuracy without noise of each start network on its source's validation images, after its last epoch."""
     lines = []
     for job in jobs:
-        labels = dict(job.labels)
-        if not job.ship or not labels or labels["pretraining"] == CROSSED:
-            continue
-        record, measured = store.run(job.spec), {}
-        for epoch in record["epochs"] if record else ():
-            measured = epoch if "val_clean_acc" in epoch else measured
-        lines.append({"pre-training": name(labels["pretraining"]), "norm": norm_name(job.spec.model.norm),
-                      "data set": dataset_label(job.spec.data.name), "classes": record["classes"] if record else "",
-                      "clean, validation": f"{100 * measured['val_clean_acc']:.1f}" if measured else store.absent(job),
-                      "images": record["val_images"] if record else ""})
+        labels, found = dict(job.labels), validated(store, job)
+        if job.ship and labels and labels["pretraining"] != CROSSED:
+            lines.append({"pre-training": name(labels["pretraining"]), "norm": norm_name(job.spec.model.norm),
+                          "data set": dataset_label(job.spec.data.name), "classes": found.get("classes", ""),
+                          "clean, validation": f"{100 * found['val_clean_acc']:.1f}" if found else store.absent(job),
+                          "images": found.get("images", "")})
     return pd.DataFrame(lines)
 
 
-def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigma: float,
-                    radii: Sequence[float] = RADII) -> pd.DataFrame:
+def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigma: float) -> pd.DataFrame:
     """Certified accuracy at one noise level: a line for each planned cell of the grid that is certified at it, with accuracy
-    without noise, at each radius, the average certified radius and the share of the class that is chosen most often; marked where
-    it is close to a constant answer, and for each data set what the best constant answer earns."""
+    without noise, at each of RADII, the average certified radius and the share of the class that is chosen most often; marked
+    where it is close to a constant answer, and for each data set what the best constant answer earns."""
     masks, lines = clean_masks(store, jobs), []
-    kept = {tuple(line[k] for k in (*KEY, "measure", "radius")): line
-            for line in main_lines(frame).fillna({"radius": -1.0}).to_dict("records")}
-    for dataset, cell in unique((p.dataset, p.cell) for p in planned(jobs)
-                                if p.certification.sigma == sigma and p.cell.pretraining != CROSSED):
-        key = (dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma)
-        clean = [m for (d, c, _), m in masks.items() if (d, c) == (dataset, dataclasses.replace(cell, restat=False))]
-        acr, word = kept.get((*key, "acr", -1.0)), said(frame, dataset, (cell, sigma))
-        line = {"data set": dataset_label(dataset), "pre-training": name(cell.pretraining), "fine-tuning": name(cell.finetuning),
-                "norm": norm_name(cell.norm, cell.restat), "seeds": str(acr["seeds"]) if acr else "0",
-                "no noise": f"{100 * np.mean([m.mean() for m in clean]):.1f}" if clean and not cell.restat else ""
-                if cell.restat else word}
-        for r in radii:
-            found = kept.get((*key, "certified_acc", r))
-            line[f"r {r:g}"] = percent(found["value"], found["low"], found["high"]) if found else word
-        line["ACR ± SE"] = f"{acr['value']:.3f} ± {acr['se']:.3f}" + dagger(acr["constant"]) if acr else word
-        line["one class"] = f"{100 * acr['one_class']:.0f} %" + dagger(acr["constant"]) if acr else word
-        lines.append(line)
     here = main_lines(frame)
     here = here[(here["sigma"] == sigma) & (here["pretraining"] != CROSSED)]
+    for dataset, cell in unique((p.dataset, p.cell) for p in planned(jobs)
+                                if p.certification.sigma == sigma and p.cell.pretraining != CROSSED):
+        mine = here[(here[KEY] == [dataset, *dataclasses.astuple(cell), sigma]).all(axis=1)]
+        word = said(frame, dataset, (cell, sigma))
+        at = {r.radius: r for r in mine[mine["measure"] == "certified_acc"].itertuples()}
+        acr = next(mine[mine["measure"] == "acr"].itertuples(), None)
+        clean = [m.mean() for (d, c, _), m in masks.items() if (d, c) == (dataset, cell)]
+        line = {"data set": dataset_label(dataset), "pre-training": name(cell.pretraining), "fine-tuning": name(cell.finetuning),
+                "norm": norm_name(cell.norm, cell.restat), "seeds": str(acr.seeds) if acr else "0",
+                "no noise": "" if cell.restat else f"{100 * np.mean(clean):.1f}" if clean else word}
+        line |= {f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else word for r in RADII}
+        lines.append(line | {"ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word)})
     for dataset in unique(here["dataset"]):
         mine = here[here["dataset"] == dataset]
         earned = dict(zip(mine["radius"], mine["chance"], strict=True))
         lines.append(dict.fromkeys(lines[0], "") | {
             "data set": dataset_label(dataset), "pre-training": CONSTANT, "one class": "100 %",
-            **{f"r {r:g}": f"{100 * earned[r]:.1f}" if r in earned else store_store.NOT_RUN for r in radii},
+            **{f"r {r:g}": f"{100 * earned[r]:.1f}" if r in earned else NOT_RUN for r in RADII},
             "ACR ± SE": f"{mine.loc[mine['measure'] == 'acr', 'chance'].max():.3f}"})
     return pd.DataFrame(lines)
+
+
+def radius_text(acr, word: str = NOT_RUN) -> str:
+    """Average certified radius with its standard error, from a line of `estimates`, else what is said in its place."""
+    return f"{acr.value:.3f} ± {acr.se:.3f}{dagger(acr.constant)}" if acr else word
+
+
+def one_class_text(line, word: str = NOT_RUN) -> str:
+    """Share of the class that is chosen most often, likewise."""
+    return f"{100 * line.one_class:.0f} %{dagger(line.constant)}" if line else word
 
 
 def caption(frame: pd.DataFrame) -> str:
     """What the intervals stand for, from the certifications themselves."""
     if frame.empty:
-        return lost_text(frame) or NOTHING
+        return "No certification is finished yet."
     main = main_lines(frame)
     seeds, images = main["seeds"].max(), "/".join(f"{n:,}" for n in sorted(main["images"].unique()))
-    over = ("the test images (exact, Clopper-Pearson)" if seeds == 1 else "seeds and test images")
+    over = "the test images (exact, Clopper-Pearson)" if seeds == 1 else "seeds and test images"
     return (f"{images} test images, n = {main['n'].iloc[0]:,}, α = {main['alpha'].iloc[0]:g}; up to {seeds} seed"
             f"{'' if seeds == 1 else 's'}. Intervals: 95 % over {over}. r: L2 radius in [0, 1] pixels. ACR: mean of the largest "
             "radius asked for that is certified, 0 where the answer is wrong or missing. One class: the largest share of the "
-            f"images for which one class is chosen. {MARK} {lost_text(frame)}").strip()
+            f"images for which one class is chosen. {MARK}")
 
 
 def sanity(found: Sequence[Measured]) -> dict[str, bool]:
@@ -275,7 +259,3 @@ def sanity(found: Sequence[Measured]) -> dict[str, bool]:
     return {"no radius is above what its draws can give": bounded,
             "every answer has a radius, no abstention has one": coherent,
             "all cells of a data set stand on the same test images": all(len(s) == 1 for s in splits.values())}
-
-
-def _list(values: Sequence) -> str:
-    return " or ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in values)

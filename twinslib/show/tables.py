@@ -1,76 +1,128 @@
-"""Tables of accuracy for notebooks, made from stored rows; nothing is computed anew here.
+"""Frames of numbers as tables of text, and the tables of accuracies and differences that are made of rows.
 
-Tables are plain DataFrames of text: accuracy in percent, differences in points.
+A frame holds one number on a line: value, low and high as fractions, n, and in absent what stands for a value that is not there.
+A table is a DataFrame of text: accuracy in percent, differences in points, with 95 % intervals.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from ..claims.effects import pair_label
 from ..evidence.accuracy import estimates, final
-from ..specs.labels import attack_label, dataset_label, header, lost_text, method_label, percent, unique
+from ..evidence.pairs import _range
+from ..specs.labels import attack_label, dataset_label, header, method_label, percent, points, unique
 from ..specs.strength import KINDS, parse, strength
 from ..store.store import NOT_RUN
 
+Form = Callable[[float, float, float], str]  # value, low, high
 
-def accuracy_table(rows: pd.DataFrame, datasets: Sequence[str] | None = None,
-                   methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """Accuracy in percent with its 95 % interval: one line per data set, method and seed, then their mean, one column per
-    attack.
 
-    Args:
-        datasets, methods: which lines to show, in which order, finished or not; by default those that rows have.
-    """
+def cell(found: object, form: Form = percent, missing: str = NOT_RUN) -> str:
+    """A number (anything with value, low and high) with its mark, if it has one; in place of a number that is not there what it
+    says of itself (`absent`), else `missing`."""
+    if found is None or math.isnan(found.value):
+        return getattr(found, "absent", "") or missing
+    return form(found.value, found.low, found.high) + getattr(found, "mark", "")
+
+
+def plain(value: float, form: str) -> str:
+    """NaN and infinity as words; no negative zero."""
+    if not math.isfinite(value):
+        return "undefined" if math.isnan(value) else "never"
+    text = form.format(value)
+    return form.format(0.0) if float(text) == 0 else text
+
+
+def interval(found: tuple[float, float, float], form: str) -> str:
+    """2.16 [1.80, 2.59]; without an interval the value alone."""
+    value, low, high = (plain(v, form) for v in found)
+    return value if math.isnan(found[1]) else f"{value} [{low}, {high}]"
+
+
+def within(value: float, low: float, high: float) -> str:
+    """`percent`, its interval cut to what an accuracy can be."""
+    return percent(value, max(low, 0.0), min(high, 1.0))
+
+
+def listed(values, missing: str = NOT_RUN) -> str:
+    """Numbers of several seeds, once where all are the same."""
+    values = [str(v) for v in values]
+    return ", ".join(values if len(set(values)) > 1 else values[:1]) or missing
+
+
+def pivot(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[str, ...], form: Form = percent,
+          absent: Mapping[object, str] | None = None) -> pd.DataFrame:
+    """A line of text for each of `lines` (value of the column `line` -> its first cells, called `names`), a column for each value
+    of the column `column`, in the frame's order. In place of a number that the frame lacks stands what `absent` says of the line,
+    else "not run"; in a line of means nothing."""
+    cells = {(r.line, r.column): cell(r, form) for r in found.itertuples()}
+    columns, out = unique(found["column"]), []
+    for line, head in lines.items():
+        missing = "" if any(str(part).startswith("mean of") for part in head) else (absent or {}).get(line, NOT_RUN)
+        out.append([*head, *(cells.get((line, column), missing) for column in columns)])
+    return pd.DataFrame(out, columns=[*names, *columns])
+
+
+def by_attack(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[str, ...], form: Form = percent) -> pd.DataFrame:
+    """`pivot` with a column per attack: clean, PGD, AutoAttack, each by eps, with the number of images that it stands on."""
+    def place(group: tuple) -> tuple:
+        threat, eps, attack = group
+        return KINDS.index(parse(attack).kind), threat, eps, strength(attack)
+
+    parts = []
+    groups = {key: group for key, group in found.groupby(["threat", "eps", "attack"], sort=False)}
+    for threat, eps, attack in sorted(groups, key=place):
+        group = groups[threat, eps, attack]
+        least, most = group["n"].min(), group["n"].max()
+        images = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
+        own = group["n"].map(", n = {:,}".format) if least < most else ""
+        marks = group["mark"] if "mark" in group else ""
+        parts.append(group.assign(column=f"{header(attack, threat, eps)} ({images})", mark=marks + own))
+    return pivot(pd.concat(parts) if parts else found.assign(column=""), lines, names, form)
+
+
+def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per data set, method and seed of `rows`, finished or not, then the mean over seeds."""
     found = estimates(rows)
     found = found.assign(line=list(zip(found["dataset"], found["method"], found["seed"], strict=True)))
-    there, seeds = set(found["line"]), unique(found["seed"])
-    lines = []
-    for d in unique(rows["dataset"]) if datasets is None else datasets:
-        for m in unique(rows["method"]) if methods is None else methods:
-            lines += [(d, m, s) for s in seeds if (d, m, s) in there] or [(d, m, s) for s in seeds[:1]]
-    index = [(dataset_label(d), method_label(m), s) for d, m, s in lines]
-    return spread(found, lines, index, ("data set", "method", "seed"),
-                  lambda row: percent(row.value, row.low, row.high))
+    there, seeds, lines = set(found["line"]), unique(found["seed"]), {}
+    for d, m in itertools.product(unique(rows["dataset"]), unique(rows["method"])):
+        mine = [s for s in seeds if (d, m, s) in there] or seeds[:1]
+        lines |= {(d, m, s): (dataset_label(d), method_label(m), s) for s in mine}
+    return by_attack(found, lines, ("data set", "method", "seed"))
+
+
+def difference_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`pairs.differences`, one line per comparison and data set, then their mean; a star marks differences that stay significant
+    at 5 % after correction over the data sets."""
+    found = found.assign(line=list(zip(found["method"], found["baseline"], found["dataset"], strict=True)),
+                         mark=found["p_holm"].map(lambda p: " *" if p <= 0.05 else ""))
+    lines = {}
+    for (m, b, d), group in found.groupby(["method", "baseline", "dataset"], sort=False):
+        near = " (near chance)" if group["near"].any() else ""
+        lines[m, b, d] = pair_label((m, b)), dataset_label(d) + near, _range(group["seeds"].min(), group["seeds"].max())
+    return by_attack(found, lines, ("difference", "data set", "seeds"), points)
+
+
+def paired_table(paired: pd.DataFrame) -> pd.DataFrame:
+    """`pairs.paired_rows`, one line per comparison, data set and seed. The intervals speak about new test images only."""
+    paired = paired.assign(line=list(zip(*(paired[c] for c in ("method", "baseline", "dataset", "seed")), strict=True)))
+    lines = {(m, b, d, s): (pair_label((m, b)), dataset_label(d), s) for m, b, d, s in unique(paired["line"])}
+    return by_attack(paired, lines, ("difference", "data set", "seed"), points)
 
 
 def caption(rows: pd.DataFrame) -> str:
     """What the intervals of tables and figures stand for, and on how many images, computed from the rows."""
-    if rows.empty:
-        return "No measurement is finished yet."
-    gone = rows[rows["value"].isna()]
-    tail = lost_text(f"{method_label(r.method)}, seed {r.seed} ({dataset_label(r.dataset)})" for r in gone.itertuples())
-    if len(gone) == len(rows):
-        return tail
     kept = final(rows.dropna(subset="value"))
-    by_n = {n: unique(attack_label(a) for a in g["attack"]) for n, g in kept.groupby("n", sort=True)}
-    counts = "; ".join(f"{n:,} for {', '.join(names)}" for n, names in sorted(by_n.items(), reverse=True))
-    seeds = sorted(kept["seed"].unique())
+    if kept.empty:
+        return "No measurement is finished yet."
+    by_n = {n: unique(map(attack_label, attacks)) for n, attacks in kept.groupby("n")["attack"]}
+    counts = "; ".join(f"{n:,} for {', '.join(by_n[n])}" for n in sorted(by_n, reverse=True))
+    exact, seeds = f"exact 95 % (Clopper-Pearson) over the test images ({counts}).", sorted(kept["seed"].unique())
     if len(seeds) == 1:
-        return f"Seed {seeds[0]} only. Intervals: exact 95 % (Clopper-Pearson) over the test images ({counts}). {tail}".strip()
-    return (f"Means over the seeds {', '.join(map(str, seeds))}. Intervals: 95 % (Student) over the seeds; of a single "
-            f"seed, exact 95 % (Clopper-Pearson) over the test images ({counts}). {tail}").strip()
-
-
-def spread(found: pd.DataFrame, lines: list, index: list[tuple], names: tuple[str, ...],
-            cell: Callable[[object], str]) -> pd.DataFrame:
-    """One text column per attack (clean, PGD, AutoAttack; each by eps), one line per entry of `lines`.
-
-    A measurement without a result is what the column `absent` of `found` says, else "not run"; in a line of means it stays empty
-    if it has no mean over that many.
-    """
-    keys = unique(zip(found["threat"], found["eps"], found["attack"], strict=True))
-    out = pd.DataFrame(index, columns=list(names), dtype=str)
-    order = {a: (KINDS.index(parse(a).kind), strength(a)) for a in found["attack"].unique()}
-    for threat, eps, attack in sorted(keys, key=lambda k: (order[k[2]][0], *k[:2], order[k[2]][1])):
-        group = found[(found["threat"] == threat) & (found["eps"] == eps) & (found["attack"] == attack)]
-        at = {r.line: r for r in group.itertuples() if not math.isnan(r.value)}
-        words = {r.line: getattr(r, "absent", "") or NOT_RUN for r in group.itertuples()}
-        empty = {k for k in lines if any(str(part).startswith("mean of") for part in k)} - set(group["line"])
-        ns = sorted(group["n"].unique())
-        images = f"{ns[0]:,} images" if len(ns) == 1 else f"{ns[0]:,} to {ns[-1]:,} images"
-        many = len(ns) > 1
-        out[f"{header(attack, threat, eps)} ({images})"] = [
-            cell(at[k]) + (f", n = {at[k].n:,}" if many else "") if k in at
-            else "" if k in empty else words.get(k, NOT_RUN) for k in lines]
-    return out
+        return f"Seed {seeds[0]} only. Intervals: {exact}"
+    return (f"Means over the seeds {', '.join(map(str, seeds))}. Intervals: 95 % (Student) over the seeds; of a single seed, "
+            f"{exact}")

@@ -11,7 +11,7 @@ import pytest
 from twinslib.base.files import write_json, write_npz
 from twinslib.base.stats import crossed_difference, paired_difference
 from twinslib.evidence import pairs
-from twinslib.show import differences
+from twinslib.show import tables
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
 from twinslib.specs.reading import canonical_json
@@ -97,7 +97,7 @@ def test_paired_rows_not_run(store):
     finish(store, jobs[2], {CLEAN: A, PGD: A})
     out = pairs.paired_rows(store, jobs)
     assert out["value"].isna().tolist() == [False, False, True, True]
-    shown = differences.paired_table(out)
+    shown = tables.paired_table(out)
     assert shown["data set"].tolist() == ["CIFAR-10", "CUB-200 (2010)"]
     assert (shown.iloc[0, 3:] != "not run").all() and (shown.iloc[1, 3:] == "not run").all()
 
@@ -145,11 +145,11 @@ def test_paired_table():
     lines = [["cifar10", "twins_at", "at", s, "clean_acc", "linf", 0.0, "none", 100, 0.01, -0.02, v] for s, v in
              (("0", 0.05), ("1", 0.06))]
     columns = ["dataset", "method", "baseline", "seed", *pairs.MEASURED, "n", "value", "low", "high"]
-    out = differences.paired_table(pd.DataFrame(lines, columns=columns))
+    out = tables.paired_table(pd.DataFrame(lines, columns=columns))
     assert list(out.columns) == ["difference", "data set", "seed", "clean (100 images)"]
     assert out.values.tolist() == [["TWINS-AT - AT", "CIFAR-10", "0", "+1.0 [-2.0, +5.0]"],
                                    ["TWINS-AT - AT", "CIFAR-10", "1", "+1.0 [-2.0, +6.0]"]]
-    assert differences.paired_table(pd.DataFrame(columns=columns)).empty
+    assert tables.paired_table(pd.DataFrame(columns=columns)).empty
 
 
 # -- over seeds and data sets -----------------------------------------------------------------------------------------
@@ -271,12 +271,10 @@ def test_nothing_finished(store):
     """Planned comparisons without a run are lines of NaN, "not run" in the table; no comparison gives an empty frame."""
     found = pairs.differences(store, [job(), job(name="twins_at")], PAIR)
     assert found["value"].isna().all() and found["n"].tolist() == [10, 10]
-    shown = differences.difference_table(found)
+    shown = tables.difference_table(found)
     assert shown.values.tolist() == [["TWINS-AT - AT", "CIFAR-10", "0", "not run", "not run"]]
-    assert differences.reading(found) == ("TWINS-AT against AT on the same test images (no data set): nothing measured yet; "
-                                      "2 comparisons not run.")
     empty = pairs.differences(store, [job()], PAIR)
-    assert empty.empty and differences.difference_table(empty).empty and differences.reading(empty) == ""
+    assert empty.empty and tables.difference_table(empty).empty
     assert list(empty.columns) == list(found.columns)
 
 
@@ -285,7 +283,7 @@ def frame(*lines):
     """(dataset, method, seeds, value, p_holm) of clean accuracy on 100 images, with limits 1 point off."""
     columns = ["dataset", "method", "baseline", *pairs.MEASURED, "n", "seeds", "value", "low", "high", "p_value", "p_holm"]
     return pd.DataFrame([[d, m, "at", "clean_acc", "linf", 0.0, "none", 100, seeds, v, v - 0.01, v + 0.01, p, p]
-                         for d, m, seeds, v, p in lines], columns=columns)
+                         for d, m, seeds, v, p in lines], columns=columns).assign(near=False)
 
 
 def test_difference_table():
@@ -293,7 +291,7 @@ def test_difference_table():
     found = frame(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 1, 0.03, 0.051),
                   ("mean", "twins_at", 1, 0.025, math.nan), ("cifar10", "distill", 2, -0.02, 0.001))
     attacked = found[:1].assign(metric="robust_acc", eps=8 / 255, attack="pgd20", seeds=2)
-    out = differences.difference_table(pd.concat([found, attacked]))
+    out = tables.difference_table(pd.concat([found, attacked]))
     assert list(out.columns) == ["difference", "data set", "seeds", "clean (100 images)", "PGD-20 at 8/255 (100 images)"]
     assert out.iloc[:, :4].values.tolist() == [
         ["TWINS-AT - AT", "CIFAR-10", "2 to 3", "+2.0 [+1.0, +3.0] *"],
@@ -306,26 +304,14 @@ def test_difference_table():
 def test_mean_stays_empty_where_there_is_none():
     """A measurement on too few data sets has no mean: the cell is empty, not "not run"."""
     found = frame(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 3, 0.03, 0.1), ("mean", "twins_at", 3, 0.02, 1))
-    out = differences.difference_table(pd.concat([found, found[:1].assign(eps=8 / 255, attack="pgd20")]))
+    out = tables.difference_table(pd.concat([found, found[:1].assign(eps=8 / 255, attack="pgd20")]))
     assert out.iloc[:, 4].tolist() == ["+2.0 [+1.0, +3.0] *", "not run", ""]
 
 
-def test_reading():
-    """Counts data sets above 0 and those significant after correction, both ways; ties are not "higher", means do not count."""
-    found = frame(("a", "twins_at", 3, 0.02, 0.01), ("b", "twins_at", 2, 0.01, 0.2), ("c", "twins_at", 3, 0.0, 1.0),
-                  ("d", "twins_at", 3, -0.02, 0.04), ("e", "twins_at", 0, math.nan, math.nan), ("mean", "twins_at", 2, 0.9, 0.0),
-                  ("a", "l2sp", 1, -0.02, 0.3))
-    assert differences.reading(found) == (
-        "TWINS-AT against AT on the same test images (data sets, 2 to 3 seeds): clean is higher in 2 of 4 (significantly in 1, "
-        "significantly lower in 1); 1 comparison not run. L2-SP against AT on the same test images (data sets, 1 seed): clean "
-        "is higher in 0 of 1 (significantly in 0, significantly lower in 0).")
-
-
-def test_reading_of_masks(store):
-    """From masks to words: a clear gain, a clear loss and a difference that its interval does not separate from 0."""
+def test_stars_of_masks(store):
+    """From masks to stars: a clear gain, a clear loss and a difference that its interval does not separate from 0."""
     jobs = gains(store, {("cifar10", WIDE): 40, ("cub64", WIDE): -40, ("dogs64", WIDE): 1})
     found = pairs.differences(store, jobs, PAIR)
-    assert "clean is higher in 2 of 3 (significantly in 1, significantly lower in 1)." in differences.reading(found)
-    stars = differences.difference_table(found).set_index("data set").iloc[:, -1].str.endswith("*")
+    stars = tables.difference_table(found).set_index("data set").iloc[:, -1].str.endswith("*")
     assert stars.to_dict() == {"CIFAR-10": True, "CUB-200 (2010)": True, "Stanford Dogs (boxes)": False,
                                "mean of data sets": False}

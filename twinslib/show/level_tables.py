@@ -155,8 +155,9 @@ def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
         lines.append({"data set": dataset_label(dataset), "method": method_label(cell.finetuning), "σ": f"{sigma:g}",
                       "seeds": str(acr.seeds if acr else 0)} | {
                           f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else word for r in radii} | {
-                          "ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word),
-                          CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word})
+                          "one class": one_class_text(acr, word),
+                          CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word,
+                          "ACR ± SE": radius_text(acr, word)})
     return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["data set", "method", "σ"])
 
 

@@ -12,28 +12,22 @@ import pandas as pd
 
 from ..base import reference, stats
 from ..base.collapse import NEVER, collapsed
-from ..base.files import atomic_write
 from ..claims.finetuning import attacks, paired
 from ..evidence import accuracy
 from ..evidence.course import best_epoch
 from ..evidence.networks import Network, finished, lost
 from ..specs.labels import attack_label, eps_label, header, method_label, points, unique
-from ..specs.run import RunSpec
 from ..specs.strength import parse, strength
 from ..store.jobs import Job
 from ..store.store import DIVERGED, NOT_RUN, Store
 from ..studies.finetuning import STUDY
 from ..studies.rules import Robust
 from . import origins, tables
-from .tables import cell, interval, listed, within
+from .aft_costs import AT, NETWORKS, OURS, RANDOM, RIVALS, UNKNOWN, main_part, passes_per_epoch
+from .tables import cell, listed, within
 
-OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"
-RIVALS = (AT, "trades_scratch", "free_at", "fast_at", RANDOM)
 STARTS = (OURS, "aft_public")  # one method for each start network
-NETWORKS = {"start": "start", "best": "best epoch", "last": "last epoch"}
 PARTS = {"fraction": "training images", "width": "channels of the first stage"}
-ACCOUNTINGS = {"given": "start given", "whole": "start included"}
-UNKNOWN = "start not ours"
 
 
 def select(networks: Sequence[Network], dataset: str, method: str, at: str, part: str = "main") -> dict[int, Network]:
@@ -54,25 +48,6 @@ def threat_of(found: dict[int, Network]) -> Robust:
     return Robust(threat=attack.threat, eps=attack.eps, min_images=1)
 
 
-def passes_per_epoch(spec: RunSpec) -> float | None:
-    """Passes over the training set in one epoch as counted by hand: one for each step of the attack and for each kind of images
-    that the loss takes, in Free training one for each replay; None for methods with further terms."""
-    m = spec.method
-    if max(m.awp_gamma, m.distill_weight, m.feature_weight, m.source_weight):
-        return None
-    if m.replays > 1 or not m.attacks:
-        return float(m.replays)
-    target = 0.5 if spec.attack.loss == "kl" else 0.0  # the clean logits that the attack moves away from, forward only
-    return len(m.inputs) + (spec.attack.steps + target if spec.attack.steps and spec.attack.eps else 0.0)
-
-
-def _main(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Lines of the main part trained and attacked under the threat of AFT."""
-    lines = frame[(frame["dataset"] == dataset) & (frame["part"] == "main")]
-    threat = next(iter(lines.loc[lines["method"] == OURS, "trained_threat"]), "linf")
-    return lines[lines["trained_threat"] == threat]
-
-
 def _planned(jobs: Sequence[Job], part: str, dataset: str | None = None) -> list[Job]:
     return [j for j in jobs if j.study == STUDY and dict(j.labels)["part"] == part and dataset in (None, j.spec.data.name)]
 
@@ -80,7 +55,7 @@ def _planned(jobs: Sequence[Job], part: str, dataset: str | None = None) -> list
 def accuracy_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()) -> pd.DataFrame:
     """Main part: each method at its best epoch (on validation images) and its last, and each start network once, finished or
     planned; accuracies, passes over the training set and hours of training on the clock, without and with those of the start."""
-    main = _main(frame, dataset)
+    main = main_part(frame, dataset)
     main = main.assign(line=main["method"] + " " + main["at"])
     threat = next(iter(main["trained_threat"]), "linf")
     wanted = [(dict(j.labels)["start"], j.spec.method.name, e.at) for j in _planned(jobs, "main", dataset)
@@ -127,37 +102,6 @@ def difference_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
     epochs = listed(n.epoch for n in best.values())
     pairs.append(((method_label(AT), f"best epoch ({epochs}) - last"), best, last, absent(networks, dataset, AT)))
     return _differences(pairs, ("difference (points)", "network"))
-
-
-def ratios(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Cost of each network of the main part (trained from random weights or from a start network of its own) over that of AFT at
-    its last epoch, same seed: method, at, seed, then of passes (given, whole), of seconds on the clock (seconds, seconds_whole)
-    and of the processor (processor, processor_whole) the ratio with the start given and included; NaN where not known."""
-    each = _main(frame, dataset).dropna(subset="value").drop_duplicates(["method", "at", "seed"])
-    ours = {r.seed: r for r in each[(each["method"] == OURS) & (each["at"] == "last")].itertuples()}
-    names = {"given": "images_given", "whole": "images_whole"} | {
-        name: name for name in ("seconds", "seconds_whole", "processor", "processor_whole")}
-    out = [[r.method, r.at, r.seed, *(_over(getattr(r, c), getattr(ours[r.seed], c)) for c in names.values())]
-           for r in each.itertuples() if r.method != OURS and r.at != "start" and r.seed in ours]
-    return pd.DataFrame(out, columns=["method", "at", "seed", *names])
-
-
-def cost_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Passes, hours on the clock and processor hours of each rival at its best and last epoch over those of AFT, in both
-    accountings; over several seeds geometric means with Student's 95 % interval of the logarithms."""
-    found, main, lines = ratios(frame, dataset), _main(frame, dataset), []
-    titles = {"given": "passes / AFT, start given", "whole": "passes / AFT, start included",
-              "seconds": "hours / AFT, start given", "seconds_whole": "hours / AFT, start included",
-              "processor": "processor hours / AFT, start given", "processor_whole": "processor hours / AFT, start included"}
-    gone = lost(main[main["at"] != "start"])
-    for method in unique([*RIVALS, *found["method"]]):
-        mine, word = found[found["method"] == method], gone.get(OURS) or gone.get(method, NOT_RUN)
-        for at in [a for a in ("best", "last") if a in set(mine["at"])] or [None]:
-            group = mine[mine["at"] == at]
-            lines.append({"method": method_label(method), "network": NETWORKS[at] if at else word,
-                          "seeds": listed(group["seed"], word)} | {
-                title: _geometric(group[c]) if at else word for c, title in titles.items()})
-    return pd.DataFrame(lines)
 
 
 def starts_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
@@ -250,7 +194,7 @@ def data_width_differences(networks: Sequence[Network], dataset: str, jobs: Sequ
 def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Networks trained under the other threat, next to AFT and its rivals from random weights, each under its own threat."""
     here = frame[(frame["dataset"] == dataset) & (frame["part"] == "main") & (frame["at"] == "last")]
-    usual = set(_main(frame, dataset)["trained_threat"])
+    usual = set(main_part(frame, dataset)["trained_threat"])
     other = [m for m in unique(here["method"]) if not set(here.loc[here["method"] == m, "trained_threat"]) & usual]
     lines = []
     for method in unique([OURS, AT, RANDOM, *other]):
@@ -319,14 +263,6 @@ def sanity(networks: Sequence[Network]) -> dict[str, bool]:
             "passes are those counted by hand: steps + 1 for PGD, 2 for Fast, replays for Free, 1 for natural training": counted}
 
 
-def write_rows(store: Store, frame: pd.DataFrame) -> None:
-    """Write rows/aft_networks.csv of the store, whole or not at all; rows/aft.csv, which `table.write` leaves for every study,
-    does not tell start, best and last apart."""
-    path = store.root / "rows" / f"{STUDY}_networks.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda tmp: frame.to_csv(tmp, index=False))
-
-
 def _rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Lines as `accuracy.estimates` takes them; a network is a method of its own, or what its column `line` says."""
     line = frame["line"] if "line" in frame else frame["method"] + " " + frame["at"]
@@ -349,8 +285,8 @@ def _accuracies(frame: pd.DataFrame, lines: dict[str, tuple], names: tuple[str, 
 
 
 def _differences(pairs: Sequence[tuple], names: tuple[str, ...]) -> pd.DataFrame:
-    """A line of text for each (first cells, networks by seed, others by seed, what is said in place of a number), a column for each
-    measurement; differences are paired, and say on how many images and seeds they stand."""
+    """A line of text for each (first cells, networks by seed, others by seed, what is said in place of a number), a column for
+    each measurement; differences are paired, and say on how many images and seeds they stand."""
     out, words = [], {}
     for head, ours, theirs, word in pairs:
         words[head] = word
@@ -394,18 +330,6 @@ def _size(job: Job) -> int:
     return job.spec.data.train_images if dict(job.labels)["part"] == "fraction" else job.spec.model.width
 
 
-def _over(a: float, b: float) -> float:
-    return a / b if b else math.nan
-
-
 def _mean(group: pd.DataFrame, cost: Callable, form: str, missing: str) -> str:
     values = cost(group)
     return missing if values.isna().any() else f"{values.mean():{form}}"
-
-
-def _geometric(values: Sequence[float]) -> str:
-    logs = np.log(np.asarray(values, dtype=float))
-    if np.isnan(logs).any() or not len(logs):
-        return UNKNOWN  # of runs of ours all is recorded
-    found = stats.student_interval(logs)[:3] if len(logs) > 1 else (logs[0], math.nan, math.nan)
-    return interval(np.exp(found), "{:.2f}")

@@ -129,7 +129,7 @@ def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def strength_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """`strengths` as text, and how much of the radius of fine-tuning with noise each strength and the best constant answer keep."""
+    """`strengths` as text, and what share of the radius after fine-tuning with noise each keeps; the best constant answer too."""
     lines = []
     for _, group in frame.groupby(["dataset", "pretraining"], sort=False):
         (noisy,) = group[group["finetuning"] == "noise*"].itertuples()

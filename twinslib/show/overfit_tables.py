@@ -227,23 +227,19 @@ def scratch_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFram
     """AT from random weights, next to the public run on the same images (whose best epoch was chosen on test images): robust
     test error in percent at its best epoch and at the end, and when the learning rate first drops."""
     frame, theirs, lines = _gaps(courses), _public(), []
-    columns = ["data set", "run", "robust error, best", "robust error, last", "gap (points)", "best epoch", "first drop",
-               "epochs"]
-    for (dataset, method), spec in ordered(jobs).items():
-        if method != "at_random":
-            continue
-        row, drop = frame.get((dataset, method)), first_drop(spec)
-        ours = {"data set": dataset_label(dataset), "run": "ours", "first drop": f"{drop:g}" if drop else "none",
-                "epochs": str(spec.optim.epochs)}
-        lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | ours | ({} if row is None else {
-            columns[2]: f"{100 - 100 * row.best:.1f}", columns[3]: f"{100 - 100 * row.last:.1f}",
-            columns[4]: points(row.gap, row.gap_low, row.gap_high), columns[5]: _listed(row.epochs)}))
+    for (dataset, method), spec in ((key, spec) for key, spec in ordered(jobs).items() if key[1] == "at_random"):
+        row, drop, label = frame.get((dataset, method)), first_drop(spec), dataset_label(dataset)
+        numbers = [absent(courses, dataset, method)] * 4
+        if row:
+            errors = [f"{100 - 100 * x:.1f}" for x in (row.best, row.last)]
+            numbers = [*errors, points(row.gap, row.gap_low, row.gap_high), _listed(row.epochs)]
+        lines.append([label, "ours", *numbers, f"{drop:g}" if drop else "none", spec.optim.epochs])
         known = theirs.get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
         if known:
-            lines.append(dict(zip(columns, [
-                ours["data set"], f"public, {known.model}", f"{100 * known.best:.1f}", f"{100 * known.last:.1f}",
-                f"{100 * known.gap:+.1f}", f"{known.best_epoch:g}", known.rates, str(known.epochs)], strict=True)))
-    return pd.DataFrame(lines, columns=columns)
+            lines.append([label, f"public, {known.model}", f"{100 * known.best:.1f}", f"{100 * known.last:.1f}",
+                          f"{100 * known.gap:+.1f}", f"{known.best_epoch:g}", known.rates, known.epochs])
+    return pd.DataFrame(lines, columns=["data set", "run", "robust error, best", "robust error, last", "gap (points)",
+                                        "best epoch", "learning rate drops", "epochs"])
 
 
 def public_plateaus() -> pd.DataFrame:

@@ -18,8 +18,8 @@ from . import figures, origins
 
 
 class Page:
-    """Whatever is shown through it is also remembered under its title, in the order in which titles came; what is shown again takes
-    the place of what was there.
+    """Whatever is shown through it is also remembered under its title, in the order in which titles came; what is shown again
+    takes the place of what was there.
 
     Args:
         scope: the variables of the notebook, among them all its parameters.
@@ -51,6 +51,11 @@ class Page:
         """The figure, left as figures/<number>_<name> of the store; it is no part of the text."""
         picture, _ = figures.save(figure, self.store.root / "figures" / f"{self.number}_{name}")
         return display.Image(picture, width=width)
+
+    def rows(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame, left as rows/<name>.csv of the store, whole or not at all."""
+        atomic_write(self.store.root / "rows" / f"{name}.csv", lambda tmp: frame.to_csv(tmp, index=False))
+        return frame
 
     def verdicts(self) -> pd.DataFrame:
         """Every claim of the notebook with its verdict, which is written to the ledger; from here on no table cuts its text."""

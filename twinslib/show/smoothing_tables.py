@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from ..base import certified, stats
-from ..base.files import atomic_write
 from ..evidence.cells import Measured, absent, clean_masks, grid_radius, lost, planned, stack
 from ..evidence.rows import COLUMNS
 from ..specs.labels import dataset_label, method_label, percent, unique
@@ -136,13 +135,6 @@ def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: st
 
 def _keys(store: Store, study: str, dataset: str, spec, cell: Cell) -> list:
     return [study, store.preset, dataset, spec.model.arch, cell.norm, spec.method.name, spec.seed]
-
-
-def write_rows(store: Store, frame: pd.DataFrame, number: str) -> None:
-    """Write rows/certified_<number>.csv of the store, whole or not at all."""
-    path = store.root / "rows" / f"certified_{number}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda tmp: frame.to_csv(tmp, index=False))
 
 
 def settings(jobs: Sequence[Job]) -> pd.DataFrame:

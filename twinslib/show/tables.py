@@ -108,8 +108,8 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_table(paired: pd.DataFrame) -> pd.DataFrame:
-    """`pairs.paired_rows`, one line per comparison, data set and seed of which something is finished. The intervals speak about new
-    test images only."""
+    """`pairs.paired_rows`, one line per comparison, data set and seed of which something is finished. The intervals speak about
+    new test images only."""
     paired = paired.assign(line=list(zip(*(paired[c] for c in ("method", "baseline", "dataset", "seed")), strict=True)))
     begun = unique(paired.loc[paired["value"].notna(), "line"])
     lines = {(m, b, d, s): (pair_label((m, b)), dataset_label(d), s) for m, b, d, s in begun}

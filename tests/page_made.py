@@ -17,9 +17,9 @@ from twinslib.store.store import Store
 from twinslib.studies import presets
 
 
-def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
+def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch, changed: dict | None = None) -> str:
     """Everything that a reader of the notebook would see, figures as the words in them. Figures are made but not written, and
-    t-SNE is left out: both take most of the time and know nothing of runs."""
+    t-SNE is left out: both take most of the time and know nothing of runs. changed: parameters that differ from those of toy."""
     shown: list[str] = []
 
     def figure(fig: Figure, path, about: str = "") -> tuple:
@@ -38,7 +38,7 @@ def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
         patch.setattr("IPython.display.Image", lambda *a, **k: "")
         patch.setattr(embedding, "course_projections", lambda course, seed: [])
         notebook = presets.notebook(number)
-        names = presets.parameters(notebook) | {"preset": store.preset, "compute": False, "display": display}
+        names = presets.parameters(notebook) | (changed or {}) | {"preset": store.preset, "compute": False, "display": display}
         for cell in json.loads(notebook.read_text())["cells"]:
             if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
                 continue

@@ -1,7 +1,6 @@
-"""Figures, tables and sentences on robust overfitting from made-up courses: numbers of whole images, checked by hand."""
+"""Figures on robust overfitting from made-up courses: numbers of whole images, checked by hand."""
 
 import dataclasses
-import json
 import math
 import statistics
 
@@ -11,16 +10,13 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from tests.show.test_figures import assert_legible
-from twinslib.base import markdown
 from twinslib.evidence.course import Course
-from twinslib.show import figures, overfit_plots, overfit_tables, pages
+from twinslib.show import figures, overfit_plots
 from twinslib.show.overfit_plots import gap_plot, method_curves, plateau_curves, schedule_curves, scratch_curves
 from twinslib.specs import labels as specs_labels
 from twinslib.specs.method import method
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.jobs import Job
-from twinslib.store.store import Store
 
 N = 200  # test images
 SOURCE = RunSpec(data=DataSpec(name="tinyimagenet32"), model=ModelSpec(arch="tiny_resnet"), method=method("at"),
@@ -32,8 +28,6 @@ PLATEAUS = {"at_short_plateau": {"epochs": 18, "milestones": (6 / 18,)},
 METHODS = ["at", "twins_at", "at_lr", "trades", "twins_trades", "at_awp"]
 ALL = [*METHODS, *SCHEDULES, "at_random", *PLATEAUS]
 FIGURES = [method_curves, gap_plot, schedule_curves, scratch_curves, plateau_curves]
-HEADINGS = ["# Robust overfitting, preset small", "## Claims", "## Best and last", "## Differences of gaps", "## Schedules",
-            "## From random weights", "## Plateaus"]
 
 
 def job(name="at", seed=0, dataset="cifar10", **optim):
@@ -82,208 +76,9 @@ def titled(fig):
     return {ax.get_title(): ax for ax in fig.axes if ax.get_title()}
 
 
-def by_method(table):
-    return {row["method"]: row for row in table.to_dict("records")}
-
-
-# -- tables -----------------------------------------------------------------------------------------------------------
-def test_settings():
-    """Methods that are run alike share a line; another schedule, length, rate, start or number of seeds has its own."""
-    jobs = [Job("overfitting", SOURCE, (), ship=True), *study(seeds=(0, 1))[1], job("at_lr", 2, lr=0.2)]
-    table = overfit_tables.settings_table([j for j in jobs if j.spec.method.name != "at_lr" or j.spec.seed == 2])
-    lines = {row["methods"]: row for row in table.to_dict("records")}
-    assert list(lines) == ["AT", "AT; TWINS-AT; TRADES; TWINS-TRADES; AT, AWP", "AT, cosine", "AT, cyclic",
-                           "AT, slow start, fast decay", "AT, random start", "AT, random start, short plateau",
-                           "AT, random start, long plateau", "AT, lr × (1 + λ)"]
-    assert (lines["AT"]["data set"], lines["AT"]["start"]) == ("Tiny-ImageNet", "start network itself")
-    assert [(row["seeds"], row["peak lr"]) for row in lines.values()][1:] == [("0, 1", "0.1")] * 7 + [("2", "0.2")]
-    assert lines["AT, random start, long plateau"]["epochs"] == 34
-    assert lines["AT, random start"]["start"] == "random weights" and lines["AT, cosine"]["start"] == "start network"
-    assert lines["AT, slow start, fast decay"]["schedule"] == "slow start, fast decay"
-    assert set(table["training attack"]) == {"PGD-10 at 8/255"} and lines["AT, cosine"]["training images"] == 1000
-
-
-def test_best_is_chosen_on_validation_images():
-    """Epoch 6 is best by validation, although test images are better at 8; the end is the mean of epochs 12 to 20."""
-    courses, jobs = study(["at"], losses={"at": 10})
-    row = by_method(overfit_tables.best_last_table(courses, jobs))["AT"]
-    assert (row["data set"], row["best epoch"], row["of epochs"], row["seeds"]) == ("CIFAR-10", "6", "20", "1")
-    half = 196 * math.sqrt(0.3 * 0.7 / (N - 1))
-    assert row["robust, best (PGD-10 at 8/255)"] == f"30.0 [{30 - half:.1f}, {30 + half:.1f}]"
-    assert row["robust, last"].startswith("25.0 [") and row["clean, best"].startswith("53.0 [")
-    assert row["clean, last"].startswith("58.0 [")  # 100 + 16 images on average
-    half = 196 * math.sqrt(0.05 * 0.95 / (N - 1))
-    assert row["gap (points)"] == f"+5.0 [+{5 - half:.1f}, +{5 + half:.1f}]"
-
-
-def test_missing_runs_are_called_so():
-    """What is planned and not finished has a line without a number, in the plan's order: methods, schedules, random start."""
-    courses, jobs = study(done=["at"])
-    table = by_method(overfit_tables.best_last_table(courses, jobs))
-    assert list(table) == ["AT", "AT, early stopped (patience 5)", "TWINS-AT", "AT, lr × (1 + λ)", "TRADES", "TWINS-TRADES",
-                           "AT, AWP", "AT, cosine", "AT, cyclic", "AT, slow start, fast decay", "AT, random start",
-                           "AT, random start, short plateau", "AT, random start, long plateau"]
-    for name in ("TWINS-AT", "AT, random start"):
-        assert table[name]["seeds"] == "0" and table[name]["gap (points)"] == table[name]["best epoch"] == "not run"
-    assert overfit_tables.gap_reading(courses, jobs).endswith("short plateau; AT, random start, long plateau.")
-    assert "Not run: TWINS-AT; AT, lr" in overfit_tables.curves_reading(courses, jobs)
-
-
-@pytest.mark.parametrize("patience, kept, end", [(2, 6, 10), (5, 6, 16), (7, 6, 20), (8, 6, 20)])
-def test_early_stopping(patience, kept, end):
-    """Training ends `patience` measurements (every 2 epochs) after the best of them, at the latest with the run."""
-    run = finish(job())
-    assert overfit_tables.early_stop(run, patience) == (kept, end)
-    row = by_method(overfit_tables.best_last_table([run], [job()], patience))[f"AT, early stopped (patience {patience})"]
-    assert row["best epoch"] == "6" and row["training needed"] == f"{5 * end} %" and row["robust, last"] == ""
-    assert row["robust, best (PGD-10 at 8/255)"].startswith("30.0 [") and row["clean, best"].startswith("53.0 [")
-
-
-def test_early_stopping_keeps_an_earlier_best():
-    """A later and higher validation peak is not seen where patience ends before it."""
-    run = finish(job(), peak=16)
-    run.epochs[1]["val_robust_acc"] = 0.35  # epoch 2
-    assert overfit_tables.early_stop(run, 3) == (2, 8)
-    assert overfit_tables.early_stop(run, 8) == (16, 20)
-
-
-def test_above_early_stopping():
-    """The end of a method minus early-stopped AT on the same seeds and images: 200 images, 60 - 4 against 60."""
-    courses, _ = study(["at", "at_slow_fast"], losses={"at_slow_fast": 4})
-    found = overfit_tables.above_early_stopping(courses, "at_slow_fast")["cifar10"]
-    assert (found.estimate, found.n) == (pytest.approx(-0.02), N)
-    assert found.low == pytest.approx(-0.02 - 1.96 * math.sqrt(0.02 * 0.98 / (N - 1)), abs=1e-5)
-    lonely = [c for c in courses if c.spec.method.name == "at_slow_fast"]
-    assert overfit_tables.above_early_stopping(lonely, "at_slow_fast") == {}
-    assert overfit_tables.above_early_stopping([finish(job("at", 1)), *lonely], "at_slow_fast") == {}  # another seed
-
-
-def test_differences():
-    """Method minus baseline for the planned pairs; the word is the interval's: below 0 smaller, with 0 unclear."""
-    courses, jobs = study(losses={"at": 20, "twins_at": 0, "at_lr": 20, "at_cosine": 40}, done=[n for n in ALL if n != "at_awp"])
-    table = {row["difference of gaps"]: row for row in overfit_tables.difference_table(courses, jobs).to_dict("records")}
-    assert len(table) == len(overfit_tables.PAIRS)
-    assert table["TWINS-AT - AT"]["points"].startswith("-10.0 [-14.") and table["TWINS-AT - AT"]["gap"] == "smaller"
-    assert table["AT, cosine - AT"]["gap"] == "larger" and table["AT, lr × (1 + λ) - AT"]["gap"] == "unclear"
-    assert (table["AT, AWP - AT"]["points"], table["AT, AWP - AT"]["seeds"], table["AT, AWP - AT"]["gap"]) == ("not run", "0", "")
-    few = overfit_tables.difference_table(*study(["twins_at", "trades", "twins_trades"]))
-    assert few["difference of gaps"].tolist() == ["TWINS-TRADES - TRADES"]
-
-
-def test_schedules():
-    """Rates, the share of the run that they are small, gaps, and the public gap of the same schedule where there is one."""
-    courses, jobs = study(losses={"at_cosine": 4}, done=["at", "at_cosine"])
-    table = overfit_tables.schedule_table(courses, jobs).set_index("schedule")
-    assert table.index.tolist() == ["piecewise", "cosine", "cyclic", "slow start, fast decay"]
-    small = table["share of the run below 0.2 × peak"].tolist()
-    assert small == ["50 %", f"{100 - 100 * math.acos(-0.6) / math.pi:.0f} %", "20 %", "30 %"]
-    assert [text.split()[0] for text in table["gap, public run from random weights"]] == ["7.4", "5.2", "1.1", "none"]
-    assert table.loc["cosine", "gap (points)"].startswith("+2.0 [") and table.loc["cyclic", "gap (points)"] == "not run"
-    assert table["last - AT early stopped (points)"].tolist()[2:] == ["not run"] * 2
-    assert table.loc["cosine", "last - AT early stopped (points)"].startswith("-2.0 [")
-    other = overfit_tables.schedule_table(*study(datasets=["toy_target"]))
-    assert set(other["gap, public run from random weights"]) == {"none known"}
-
-
-def test_public_plateaus():
-    """Four public runs of 110 epochs; the gap is last minus best as the logs have it."""
-    table = overfit_tables.public_plateaus()
-    assert (table["plateau (epochs)"] + table["epochs after it"]).tolist() == [110] * 4
-    assert table["plateau (epochs)"].tolist() == [60, 70, 80, 90]
-    assert table["gap (points)"].tolist() == ["+3.5", "+2.8", "+2.4", "+1.0"]
-    assert "from 60 to 90 epochs the gap goes from +3.5 to +1.0 points" in overfit_tables.public_plateau_reading()
-
-
-def test_accuracies_stay_in_range():
-    """The interval of an accuracy near 0 is cut at 0."""
-    run = finish(job(), loss=60)
-    run.arrays["test_robust"][:] = False
-    run.arrays["test_robust"][:, 0] = True
-    row = overfit_tables.best_last_table([run], [job()]).iloc[0]
-    assert row["robust, last"] == "0.5 [0.0, 1.5]"
-
-
-@pytest.mark.parametrize("broken", range(4))
-def test_sanity(broken):
-    """All checks hold for whole courses; each fails for what it is about, and only that."""
-    courses, _ = study(["at", "twins_at"])
-    assert list(overfit_tables.sanity(courses).values()) == [True] * 4 == list(overfit_tables.sanity([]).values())
-    arrays = courses[0].arrays
-    if broken == 0:
-        arrays |= {name: values[:-1] for name, values in arrays.items()}
-    elif broken == 1:
-        arrays["epoch"] = np.where(arrays["epoch"] == 6, 7, arrays["epoch"])
-    elif broken == 2:
-        arrays["test_robust"] = np.roll(arrays["test_robust"], 150, 1)
-    else:
-        arrays |= {name: values[:, :150] for name, values in arrays.items() if name.startswith("test")}
-    assert [not holds for holds in overfit_tables.sanity(courses).values()] == [i == broken for i in range(4)]
-
-
-# -- sentences --------------------------------------------------------------------------------------------------------
-def test_readings():
-    """Gaps grouped by where their interval lies, with their values in points; nothing is said that has no number."""
-    losses = {"at": 20, "twins_at": 0, "at_lr": 21, "trades": -30, "at_slow_fast": 60, "at_long_plateau": 40}
-    courses, jobs = study(losses=losses, done=[n for n in ALL if n not in ("at_awp", "at_cyclic")])
-    text = overfit_tables.gap_reading(courses, jobs)
-    above, own, against = text.split("Unclear, as the interval contains 0: ")
-    assert above.startswith("CIFAR-10, gap above 0: AT +10.0;") and "AT, lr × (1 + λ) +10.5" in above and "TWINS-AT" not in above
-    assert own == "TWINS-AT +0.0. Below 0: TRADES -15.0. Gap minus that of AT above 0: AT, slow start, fast decay +20.0. "
-    assert against.startswith("AT, lr × (1 + λ) +0.5. Below 0: TWINS-AT -10.0;")
-    assert against.endswith("Not run: AT, AWP; AT, cyclic.")
-    text = overfit_tables.schedule_reading(courses, jobs)
-    assert "another schedule above 0: piecewise +20.0; cosine +25.0. Unclear" in text and "cyclic +" not in text
-    assert "piecewise 7.4, cosine 5.2, cyclic 1.1; none is known for slow start" in text
-    text = overfit_tables.plateau_reading(courses, jobs)
-    assert "+5.0 points after 6 epochs at the peak rate and +20.0 points after 22" in text
-    assert "long minus short +15.0 [+" in text and text.endswith(": larger.")
-
-
-def test_reading_of_curves():
-    """Robust error rises by the gap on test images; on training images it falls by 3 points an epoch, from 6 to 16 on average."""
-    text = overfit_tables.curves_reading(*study(["at", "twins_at", "at_cosine"], losses={"twins_at": 4}))
-    assert text == ("CIFAR-10: from the best epoch to the end robust error changes, on test and on training images, by AT +5.0 "
-                    "and -30.0; TWINS-AT +2.0 and -30.0 points.")
-
-
-def test_reading_of_early_stopping():
-    """What it takes, and what it gains, with a word by the interval."""
-    assert overfit_tables.early_reading([finish(job())]).startswith("CIFAR-10: AT stopped early takes 80 % of the training;")
-    assert overfit_tables.early_reading([finish(job())]).endswith("[+2.0, +8.0] points: higher.")
-    assert overfit_tables.early_reading([finish(job(), loss=0)]).endswith("+0.0 [+0.0, +0.0] points: not clearly different.")
-
-
-def test_reading_from_random_weights():
-    """Errors in percent at the best epoch and at the end; the public run only beside the images that it stands for."""
-    text = overfit_tables.scratch_reading([finish(job("at_random"), loss=20)])
-    assert "70.0 % robust test error at the best epoch, after 30 % of the training, and 80.0 % at the end; gap +10.0 [" in text
-    assert "points: above 0. In 1 of 1 runs the best epoch lies before the first drop" in text
-    assert text.endswith("46.5 % at epoch 106, chosen on test images, and 53.9 % at the end, gap +7.4 points.")
-    assert "In 0 of 1 runs" in overfit_tables.scratch_reading([finish(job("at_random"), peak=10)])  # drops after 10
-    assert "Public" not in overfit_tables.scratch_reading([finish(job("at_random", dataset="toy_target"))])
-
-
-def test_fewer_seeds_are_named():
-    """A value that rests on fewer seeds than others says so; the caption says what its interval speaks about."""
-    courses, jobs = study(["at", "trades"], seeds=(0, 1, 2))
-    courses = [c for c in courses if c.spec.method.name == "at" or c.spec.seed == 0]
-    assert "AT +5.0; TRADES +5.0 (1 seed)." in overfit_tables.gap_reading(courses, jobs)
-    caption = overfit_tables.caption(courses)
-    assert "PGD-10 at 8/255, on 200 test images" in caption and "on 100 training images" in caption
-    assert "Seeds 0, 1, 2." in caption and "a single seed speak about other test images only" in caption
-    assert "single seed speak" not in overfit_tables.caption([c for c in courses if c.spec.method.name == "at"])
-
-
 def test_nothing_finished():
-    """Every table, sentence and figure stands before any run is done, without a number of ours."""
+    """Every figure stands before any run is done, without a number of ours."""
     jobs = study()[1]
-    assert overfit_tables.caption([]) == overfit_tables.early_reading([]) == overfit_tables.NOTHING
-    assert overfit_tables.best_last_table([], jobs)["gap (points)"].tolist() == ["not run"] * len(ALL)
-    assert set(overfit_tables.difference_table([], jobs)["points"]) == {"not run"}
-    assert set(overfit_tables.schedule_table([], jobs)["robust, best"]) == {"not run"}
-    assert "gap: not measured yet." in overfit_tables.gap_reading([], jobs)
-    assert overfit_tables.scratch_reading([]) == "AT from random weights: not run."
-    assert overfit_tables.plateau_reading([], jobs) == "Plateaus: not run."
     for draw in FIGURES:
         fig = draw([], jobs)
         assert "not run" in {t.get_text() for ax in fig.axes for t in ax.texts}
@@ -465,30 +260,3 @@ def test_looks_differ():
     """Methods of one figure, strangers among them, differ in colour and marker; so do schedules."""
     for looks in (overfit_plots._looks([*METHODS, "mine"]), overfit_plots.OF_SCHEDULES, overfit_plots.OF_PLATEAUS):
         assert len({look["color"] for look in looks.values()}) == len({look["marker"] for look in looks.values()}) == len(looks)
-
-
-# -- the page ---------------------------------------------------------------------------------------------------------
-def keep(store, run):
-    """Leave what a finished run leaves that was followed."""
-    for folder, value in (("runs", {"spec": json.loads(canonical_json(run.spec)), "epochs": run.epochs, "train_images": 1000}),
-                          ("provenance", {"train": {"seconds": 1.0}})):
-        (store.root / folder).mkdir(exist_ok=True)
-        (store.root / folder / f"{run.spec.hash}.json").write_text(json.dumps(value))
-    (store.root / "courses").mkdir(exist_ok=True)
-    np.savez(store.root / "courses" / f"{run.spec.hash}.npz", **run.arrays)
-
-
-def test_page(tmp_path):
-    """Below each heading what the finished runs give, all claims of the notebook, and the same page for the same store."""
-    store, (courses, jobs) = Store("small", root=tmp_path), study(done=["at", "twins_at", "at_random"])
-    for run in courses:
-        keep(store, run)
-    text = pages.overfitting(store, jobs)
-    assert [line for line in text.splitlines() if line.startswith("#")] == HEADINGS and "\n\n\n" not in text
-    for part in (overfit_tables.gap_reading(courses, jobs), overfit_tables.scratch_reading(courses),
-                 markdown.to_markdown(overfit_tables.best_last_table(courses, jobs))):
-        assert part.strip() in text
-    assert all(f"| {name} " in text for name in ("C7", "AFT-C3", "AFT-C5", "AFT-C6"))
-    assert pages.overfitting(store, jobs) == text
-    assert [line for line in pages.overfitting(Store("small", root=tmp_path / "none"), jobs).splitlines()
-            if line.startswith("#")] == HEADINGS

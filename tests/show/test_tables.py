@@ -1,4 +1,4 @@
-"""Tables and sentences of the notebooks against calculations by hand; the page that holds them all."""
+"""Tables that every study has against calculations by hand, and where their numbers come from."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from twinslib.base.files import write_json, write_npz
 from twinslib.evidence import accuracy as evidence_accuracy
 from twinslib.evidence import public
 from twinslib.evidence import rows as evidence_rows
-from twinslib.show import origins, pages, tables
+from twinslib.show import origins, tables
 from twinslib.specs import labels
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
@@ -77,6 +77,26 @@ def test_number_formats():
     assert labels.eps_label(0.5, "l2") == "0.5 (L2)"
 
 
+def test_pivot():
+    """A line for each that was asked for, columns in the frame's order; what has no number says why, is not run, or is empty in a
+    line of means; a mark follows its number."""
+    columns = ["line", "column", "value", "low", "high", "absent", "mark"]
+    found = pd.DataFrame([["a", "y", 0.5, 0.4, 0.6, "", " *"], ["a", "x", np.nan, np.nan, np.nan, "diverged", ""],
+                          ["mean", "x", 0.25, -0.1, 1.1, "", ""]], columns=columns)
+    out = tables.pivot(found, {"a": ("A",), "b": ("B",), "c": ("C",), "mean": ("mean of 2",)}, ("who",), tables.within, {"c": "lost"})
+    assert list(out.columns) == ["who", "y", "x"]
+    assert out.values.tolist() == [["A", "50.0 [40.0, 60.0] *", "diverged"], ["B", "not run", "not run"], ["C", "lost", "lost"],
+                                   ["mean of 2", "", "25.0 [0.0, 100.0]"]]
+
+
+@pytest.mark.parametrize(("found", "text"), [
+    ((2.156, 1.8, 2.59), "2.16 [1.80, 2.59]"), ((2.0, np.nan, np.nan), "2.00"), ((np.inf, np.nan, np.nan), "never"),
+    ((np.nan, np.nan, np.nan), "undefined"), ((-0.001, -0.004, 0.0), "0.00 [0.00, 0.00]")])
+def test_intervals(found, text):
+    """Without an interval the value alone, no negative zero, words for what is no number."""
+    assert tables.interval(found, "{:.2f}") == text
+
+
 def test_accuracy_table_by_hand():
     """Cells are percent with exact intervals (textbook values for 5, 0, 10 of 10), headers name attack, eps and n."""
     rows = frame(row(value=0.5), row(attack="pgd20", eps=8 / 255, value=0.0), row(name="twins_at", value=1.0))
@@ -84,18 +104,6 @@ def test_accuracy_table_by_hand():
     assert list(out.columns) == ["data set", "method", "seed", "clean (10 images)", "PGD-20 at 8/255 (10 images)"]
     assert out.values.tolist() == [["CIFAR-10", "AT", "0", "50.0 [18.7, 81.3]", "0.0 [0.0, 30.8]"],
                                    ["CIFAR-10", "TWINS-AT", "0", "100.0 [69.2, 100.0]", "not run"]]
-
-
-def test_accuracy_table_shows_what_was_asked_for():
-    """Lines follow the given data sets and methods, also where no row is yet; columns run clean, PGD by eps, parts."""
-    rows = frame(row(attack="apgd-ce", eps=8 / 255), row(attack="pgd20", eps=8 / 255), row(attack="pgd20", eps=2 / 255),
-                 row())
-    out = tables.accuracy_table(rows, datasets=["cub64", "cifar10"], methods=["trades", "at"])
-    assert out["data set"].tolist() == ["CUB-200 (2010)"] * 2 + ["CIFAR-10"] * 2
-    assert out["method"].tolist() == ["TRADES", "AT"] * 2
-    assert [c.split(" (")[0] for c in out.columns[3:]] == ["clean", "PGD-20 at 2/255", "PGD-20 at 8/255",
-                                                            "APGD-CE at 8/255"]
-    assert (out.iloc[:3, 3:] == "not run").all(axis=None) and (out.iloc[3, 3:] != "not run").all()
 
 
 def test_inner_stages_are_left_out():
@@ -122,13 +130,6 @@ def test_seeds():
     assert out["seed"].tolist() == ["0", "1", "2", "mean of 3"]
     assert out.iloc[-1, -1] == "60.0 [35.2, 84.8]"
     assert out.iloc[0, -1] == "50.0 [18.7, 81.3]"
-
-
-def test_same_table_from_file(tmp_path):
-    """Rows written to CSV and read again give the same table."""
-    rows = frame(row(value=1 / 3, n=9), row(attack="pgd20", eps=8 / 255, value=2 / 7, n=7))
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    assert tables.accuracy_table(pd.read_csv(tmp_path / "rows.csv")).equals(tables.accuracy_table(rows))
 
 
 def test_no_rows_at_all():
@@ -269,53 +270,6 @@ def test_markdown():
     assert [c.strip() for c in lines[3].strip("|").split("|")] == ["long text", ""]
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------
-HEADINGS = ["# Robustness transfer, preset test", "## Claims", "## Accuracy", "## Differences", "## Differences seed by seed",
-            "## Hyper-parameters chosen on validation images", "## Next to public numbers"]
-
-
-def sections(text):
-    """The page by heading."""
-    lines = text.splitlines()
-    starts = [i for i, line in enumerate(lines) if line.startswith("#")]
-    return {lines[a]: "\n".join(lines[a + 1:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)}
-
-
-def test_page(store):
-    """All headings in order, below each the numbers of the store; source networks are neither compared nor listed."""
-    jobs = [Job("transfer", SOURCE, (CLEAN,), ship=True), *candidates(store, {0.01: (0.8, 0.4), 0.03: (0.5, 0.3)})]
-    finish(store, jobs[0], {CLEAN: [1] * 10})
-    for dataset, right in (("cifar10", 5), ("cub64", 7), ("dogs64", 4)):
-        for name, more in (("at", 0), ("twins_at", 1)):
-            jobs.append(job(dataset, name))
-            finish(store, jobs[-1], {e: [i < right + more for i in range(10)] for e in (CLEAN, PGD)})
-    jobs.append(job("cifar10", "trades"))
-    text = pages.transfer(store, jobs)
-    found = sections(text)
-    assert list(found) == HEADINGS and text.endswith("|\n") and "\n\n\n" not in text
-    claimed, accuracy, differences, by_seed, chosen, public_numbers = list(found.values())[1:]
-    header, _, *lines = claimed.strip().splitlines()
-    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "claim", "sentence", "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show",
-        "robust at", "n", "rule", "stated by", "reproduce"]
-    assert [line.split("|")[1].strip() for line in lines] == ["C1", "C2", "C3", "C4", "C8", "C9"]
-    assert "50.0 [18.7, 81.3]" in accuracy and "(10 images)" in accuracy and "Tiny-ImageNet" not in accuracy
-    assert "TWINS-AT against AT" in differences and "mean of data sets" in differences
-    assert by_seed.count("TWINS-AT - AT") == 3 and "mean" not in by_seed
-    assert "lr 0.01" in chosen and "| yes " in chosen
-    assert "+2.18 clean, +1.21 robust" in public_numbers and "what differs" in public_numbers
-    assert pages.transfer(store, jobs) == text
-
-
-@pytest.mark.parametrize("names", [[], ["at"], ["at", "twins_at", "trades", "twins_trades"]])
-def test_page_with_nothing_finished(store, names):
-    """The page has all its headings before any run is done, also where nothing is to be compared."""
-    found = sections(pages.transfer(store, [job(name=name) for name in names]))
-    assert list(found) == HEADINGS
-    assert "No measurement is finished yet." in found["## Accuracy"]
-    assert ("TWINS-AT against AT" in found["## Differences"]) == ("twins_at" in names)
-
-
 def test_both_precisions_are_named(store):
     """Runs of two precisions are counted apart, what is not finished is not counted; nothing finished: not run."""
     jobs = [job(seed=seed) for seed in range(4)]
@@ -323,12 +277,6 @@ def test_both_precisions_are_named(store):
     for j, precision in zip(jobs, ("bfloat16", "float32", "bfloat16"), strict=False):
         write_json(store.root / "provenance" / f"{j.spec.hash}.json", {"train": {"precision": precision}})
     assert origins.computed_in(store, jobs) == "trained in bfloat16 (2) and float32 (1)"
-
-
-def test_page_is_a_file(store):
-    """The page lies under the number of its notebook, replaces the one before, and says in which precision runs were computed."""
-    for _ in range(2):
-        path = pages.write(store, "01", [job(name="at")])
-    assert path == store.root / "tables" / "01.md" and [p.name for p in path.parent.iterdir()] == ["01.md"]
-    title, precision, *_ = path.read_text(encoding="utf-8").split("\n\n")
-    assert title.startswith("# Robustness transfer") and precision.startswith("Runs not run;")
+    write_json(store.root / "diverged" / f"{jobs[3].spec.hash}.json", {"spec": json.loads(canonical_json(jobs[3].spec)),
+                                                                       "diverged": "NaN"})
+    assert origins.computed_in(store, jobs) == "trained in bfloat16 (2) and float32 (1); Diverged: AT, seed 3 (CIFAR-10)"

@@ -99,7 +99,8 @@ def strongest(names):
     yield finetuning.attacks([FakeNetwork(*evals)])[-1]
     yield aft_plots.shared_attack(rows)[0]
     yield figures._strongest(rows)["attack"].item()
-    yield list(tables.spread(rows.assign(line="a"), ["a"], [("a",)], ("line",), lambda r: r.attack).iloc[0])[-1]
+    last = tables.by_attack(rows.assign(line="a"), {"a": ("a",)}, ("line",)).columns[-1]
+    yield {labels.header(n, "linf", rows["eps"][0]): n for n in names}[last.rpartition(" (")[0]]
     theirs = pd.DataFrame([line("pgd10", sd=float("nan"), images="all")])
     yield {labels.header(n, "linf", 8 / 255): n for n in names}[public._beside(rows, theirs)[2][0].split(" on ")[0]]
     if all(parse(n).kind == "pgd" for n in names):

@@ -46,7 +46,7 @@ def by_layer(courses: Sequence[Course]) -> pd.DataFrame:
         m, mine = c.spec.method, (out[KEYS] == c.keys).all(axis=1)
         total = 1 + m.twins_weight if m.normalize_loss else 1.0
         weights = (m.twins_weight / total, 1 / total) if m.halves else (math.nan, math.nan)
-        out.loc[mine, ["g_first", "g_second"]] /= weights
+        out.loc[mine, ["g_first", "g_second"]] /= np.array(weights)
     out.attrs["lost"] = lost
     return out
 

@@ -1,0 +1,53 @@
+"""The page of a notebook: what it showed, in its order, as text; what it leaves in the store."""
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from twinslib.show.page import Page
+from twinslib.store import store as stored
+from twinslib.store.store import Store
+from twinslib.studies import presets
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch) -> Page:
+    """Of notebook 01 at toy, on an empty store."""
+    monkeypatch.setattr(stored, "Store", lambda preset: Store(preset, root=tmp_path))
+    return Page("01", "A title", presets.parameters(presets.notebook("01")) | {"something": "else"})
+
+
+def test_plan_and_store_are_those_of_the_parameters(page) -> None:
+    """Parameters that change no run, and other variables of the notebook, are no part of the plan."""
+    changed = presets.parameters(presets.notebook("01")) | {"seeds": [5]}
+    assert {job.spec.seed for job in page.jobs} == {0} and {job.spec.seed for job in Page("01", "", changed).jobs} == {0, 5}
+    assert page.store.preset == "toy" and page.state() == "every run finished: no\nruns not run"
+    with pytest.raises(KeyError):
+        Page("01", "", {"preset": "toy"})
+
+
+def test_text_of_what_was_shown(page) -> None:
+    """Claims first, then titles in the order in which they came; what is shown again replaces what was there; the frame, the sentence
+    and the picture go to the notebook."""
+    frame = pd.DataFrame({"a": ["1"]})
+    for value in ("x", "1"):
+        assert page.table("Numbers", frame.replace("1", value), "In percent.").equals(frame.replace("1", value))
+    assert page.text("Words", "So.").data == "So."
+    page.table("Numbers", pd.DataFrame({"b": ["2"]}))
+    verdicts = page.verdicts()
+    assert set(verdicts["verdict"]) == {"not tested at this scale"} and (page.store.root / "claims.json").exists()
+    _, claims, numbers, words = page.markdown().split("\n## ")
+    assert page.markdown().startswith("# A title, preset toy\n\nRuns not run; accuracies are measured in float32.\n\n## Claims")
+    assert claims.count("\n| C") == len(verdicts) and words == "Words\n\nSo.\n"
+    assert numbers == "Numbers\n\nIn percent.\n\n| a   |\n|-----|\n| 1   |\n\n| b   |\n|-----|\n| 2   |\n"
+
+
+def test_files(page) -> None:
+    """Figures, rows and the page lie under the number of the notebook; checks are printed and close the page."""
+    page.figure("some", Figure(figsize=(1, 1)), width=50)
+    page.rows("made", pd.DataFrame({"a": [1]}))
+    for _ in range(2):
+        assert page.write({"it holds": True, "so does this": False}) == "it holds: yes\nso does this: no"
+    files = sorted(str(path.relative_to(page.store.root)) for path in page.store.root.rglob("*.*"))
+    assert files == ["figures/01_some.pdf", "figures/01_some.png", "rows/made.csv", "tables/01.md"]
+    assert (page.store.root / "tables" / "01.md").read_text().endswith("## Checks\n\n- it holds: yes\n- so does this: no\n")

@@ -1,0 +1,183 @@
+"""Notebook 02: rates by layer and tables from made-up courses, against calculations by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.show.test_rate_plots import LAYERS, T2, made, study
+from twinslib.evidence import course
+from twinslib.show import rate_tables
+
+
+def test_by_layer_by_hand():
+    """Convolutions alone, numbered; means over steps of rates, norms and |cos|; growth of the weights over the whole run."""
+    frame = rate_tables.by_layer([made("at", seed=2), made("twins_at")])
+    assert frame["place"].tolist() == [1, 2, 3, 4] * 2 and set(frame["layer"]) == set(LAYERS[:-1])
+    at, twins = frame[frame["method"] == "at"], frame[frame["method"] == "twins_at"]
+    mean_lr = (4 * 0.4 + 2 * 0.1) / 6
+    assert at["lr_over_w2"].tolist() == pytest.approx([mean_lr / k ** 2 for k in (1, 2, 3, 4)])
+    assert at["relative_step"].tolist() == pytest.approx([mean_lr] * 4)
+    assert at["angle"].tolist() == pytest.approx([1.2e-3, 2.2e-3, 3.2e-3, 4.2e-3])
+    assert at["cos_wg"].tolist() == pytest.approx([1e-5] * 4) and twins["cos_wg"].tolist() == pytest.approx([0.02] * 4)
+    assert at["growth"].tolist() == [1.0] * 4 and twins["growth"].tolist() == [2.0] * 4
+    assert at[["g_first", "g_second"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("switches", [{"twins_weight": 0.4}, {"twins_weight": 0.4, "normalize_loss": True},
+                                      {"twins_weight": 2.0}])
+def test_halves_at_equal_weight(switches):
+    """Whatever lambda, and whether or not the sum is divided, gradients of the halves are those of plain means of losses."""
+    frame = rate_tables.by_layer([made("twins_at", **switches)])
+    assert frame["g_first"].tolist() == pytest.approx([3, 6, 9, 12]) and frame["g_second"].tolist() == pytest.approx([1, 2, 3, 4])
+
+
+def test_ratios_by_hand():
+    """Layer by layer and of the medians, for pairs of the same data set and seed, in the order of the runs; as `course.ratios`
+    where both say something."""
+    courses = [made("at", "cub64", 0), made("twins_at", "cub64", 0), made("at", "cifar10", 1), made("twins_at", "cifar10", 1),
+               made("twins_at", "cifar10", 2), made("at_lr", "cifar10", 1)]
+    layers, runs = rate_tables.layer_ratios(courses), rate_tables.run_ratios(courses)
+    keys = ["dataset", "method", "baseline", "seed"]
+    assert runs[keys].values.tolist() == [["cub64", "twins_at", "at", 0], ["cifar10", "twins_at", "at", 1],
+                                          ["cifar10", "twins_at", "at_lr", 1]]
+    assert layers[keys].drop_duplicates().values.tolist() == runs[keys].values.tolist() and len(layers) == 12
+    assert runs["angle"].tolist() == pytest.approx([3, 3, 1.5]) and layers["angle"].tolist() == pytest.approx([3] * 8 + [1.5] * 4)
+    # the mean of lr / w^2 over steps: 0.4 four times, 0.1 once, 0.1 / 4 once for TWINS
+    assert runs["lr_over_w2"].tolist() == pytest.approx([1.725 / 1.8, 1.725 / 1.8, 1.725 / 3.6])
+    courses[1].arrays["angle"][:, 0] *= 100  # moves a mean, not a median
+    runs, theirs = rate_tables.run_ratios(courses), course.ratios(courses, rate_tables.PAIRS)
+    assert theirs[keys].values.tolist() == runs[keys].values.tolist()
+    for name in course.RATES:
+        assert theirs[name].tolist() == pytest.approx(runs[name].tolist())
+
+
+def test_differences_by_hand():
+    """Losses after epochs 1 to 3 minus those of the same seed, not before training; times to the threshold likewise."""
+    courses = study(["at", "twins_at"], seeds=(0, 1)) + [made("twins_at", seed=5)]
+    frame = rate_tables.loss_differences(courses)
+    assert frame[["seed", "epoch"]].values.tolist() == [[0, 1], [0, 2], [0, 3], [1, 1], [1, 2], [1, 3]]
+    assert frame["value"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.3, 0.4])
+    # AT: 3, 2.67, 2.33, 2 ...; the threshold 2.5 is passed at the third line (one epoch); TWINS-AT: 3, 2.86, 2.72, 2.58, 2.44
+    times = rate_tables.time_differences(courses)[["method", "baseline", "seed", "value"]]
+    assert times.values.tolist() == [["twins_at", "at", 0, 1.0], ["twins_at", "at", 1, 1.0]]
+
+
+def test_over_seeds():
+    """Student's interval, also of logarithms; none of one seed or of times that are never reached."""
+    half = T2 * np.std([1, 2, 6], ddof=1) / math.sqrt(3)
+    assert rate_tables.over_seeds([1, 2, 6]) == pytest.approx((3, 3 - half, 3 + half))
+    assert rate_tables.over_seeds(np.log([1.0, 2.0, 4.0]), np.exp)[0] == pytest.approx(2)
+    for values in ([1.5], [1.5, math.inf]):
+        value, low, high = rate_tables.over_seeds(values)
+        assert value == np.mean(values) and math.isnan(low) and math.isnan(high)
+
+
+def test_rate_table():
+    """Means over seeds of medians over convolutions, in the units of the headings; a loss that rises is not stable."""
+    courses = study(["at", "twins_at"])
+    courses[-1] = dataclasses.replace(courses[-1], epochs=[{"train_loss": 2.0}, {"train_loss": 2.1}])
+    frame = rate_tables.rate_table(courses)
+    half = 1e3 * T2 * 1e-4 / math.sqrt(3)
+    assert frame["method"].tolist() == ["AT", "TWINS-AT"] and frame["seeds"].tolist() == [3, 3]
+    assert frame["angle per step (mrad)"][0] == f"2.60 [{2.6 - half:.2f}, {2.6 + half:.2f}]"
+    assert frame["lr/‖w‖² (10⁻⁴)"][0].startswith(f"{1e4 * 0.3 * (1 / 4 + 1 / 9) / 2:.2f} [")
+    assert frame["growth of ‖w‖ (%)"].tolist() == ["+0.0 [+0.0, +0.0]", "+100.0 [+100.0, +100.0]"]
+    assert frame["stable"].tolist() == ["yes", "no"]
+
+
+def test_ratio_table():
+    """Geometric means over seeds with intervals, and in how many convolutions each is above 1."""
+    courses = study(["at", "at_lr", "twins_at"])
+    frame = rate_tables.ratio_table(courses)
+    assert frame["ratio"].tolist() == ["TWINS-AT / AT", "TWINS-AT / AT, lr × (1 + λ)"]
+    assert frame["angle per step"].tolist() == ["3.00 [3.00, 3.00]", "1.50 [1.50, 1.50]"]
+    assert frame["lr/‖w‖²"].tolist() == ["0.96 [0.96, 0.96]", "0.48 [0.48, 0.48]"]
+    assert set(frame[rate_tables.ABOVE]) == {"0, 4, 4 of 4"}
+    assert rate_tables.ratio_table(courses[:3])["angle per step"].tolist() == ["3.00", "1.50"]
+
+
+def test_loss_table():
+    """A column per epoch, and by seed how often below 0."""
+    courses = study(["at", "at_lr", "twins_at"])
+    for c in courses:
+        if c.keys == ["cifar10", "twins_at", 2]:
+            c.arrays["train_loss"][2] -= 1
+    frame = rate_tables.loss_table(courses)
+    half = T2 * 0.1 / math.sqrt(3)
+    assert frame["difference"].tolist() == ["TWINS-AT - AT", "TWINS-AT - AT, lr × (1 + λ)"]
+    assert frame["epoch 1"][0] == f"+0.20 [{0.2 - half:+.2f}, {0.2 + half:+.2f}]"
+    assert frame["epochs below 0, by seed"].tolist() == ["0, 0, 1", "0, 0, 1"] and frame["epoch 5"].isna().all()
+
+
+def test_time_table():
+    """Means and differences; a seed that never gets there makes the mean `never`, and is counted as later."""
+    courses = study(["at", "at_lr", "twins_at"], seeds=(0, 1))
+    courses[-1].arrays["losses"][:] = 9.0
+    frame = rate_tables.time_table(courses)
+    assert frame.iloc[:, 3:].values.tolist() == [["1.00", "", "", "0.5"], ["1.00", "+0.00 [+0.00, +0.00]", "0, 0", "0.5"],
+                                                 ["never", "never", "0, 2", "0.5"]]
+
+
+def test_wings_and_drift():
+    """Gradients of the halves where there are any, cosines and drift, each as a number of the frames."""
+    wings = rate_tables.wing_table(study()).set_index("method")
+    assert wings["first over second gradient"].tolist() == ["", "", "1.00", "3.00", "", "3.00"]
+    assert wings["|cos(w, g)|"].tolist() == ["1e-05", "1e-05", "1e-05", "0.02", "0.02", "0.02"]
+    assert rate_tables.drift_table(study()).iloc[:, 3].tolist()[:3] == ["0.75", "1.50", "1.12"]
+
+
+def test_accuracy_table():
+    """Clean / robust means in percent with the seeds behind them; what is missing says so, what is not planned is empty."""
+    rows = [["cifar10", "grid", m, rate, seed, metric, 6, 0.3 + 0.01 * seed - 0.2 * (metric == "robust"), ""]
+            for m in ("at", "at_lr") for rate in (0.003, 0.03) for seed in range(3) for metric in ("clean", "robust")]
+    rows += [["cifar10", "long", "at", 0.003, 0, metric, 24, 0.33, ""] for metric in ("clean", "robust")]
+    found = pd.DataFrame(rows, columns=["dataset", "part", "method", "rate", "seed", "metric", "epochs", "value", "absent"])
+    gone = (found["method"] == "at_lr") & (found["rate"] == 0.03)
+    found.loc[gone, ["value", "absent"]] = [math.nan, "not run"]
+    assert rate_tables.accuracy_table(found).values.tolist() == [
+        ["CIFAR-10", 6, "AT", "31.0 / 11.0 (3)", "31.0 / 11.0 (3)"],
+        ["CIFAR-10", 6, "AT, lr × (1 + λ)", "31.0 / 11.0 (3)", "not run"], ["CIFAR-10", 24, "AT", "33.0 / 33.0 (1)", ""]]
+    assert rate_tables.accuracy_table(found.assign(value=math.nan, absent="diverged")).iloc[0, 3] == "diverged"
+
+
+TABLES = (rate_tables.rate_table, rate_tables.wing_table, rate_tables.drift_table, rate_tables.ratio_table,
+          rate_tables.loss_table)
+
+
+def test_what_diverged_has_a_line():
+    """Of a method without a run that is left, and of each pair with it; nothing finished gives empty tables."""
+    gone = dataclasses.replace(made("twins_at"), arrays={}, absent="diverged")
+    for table, lines in zip(TABLES, (2, 2, 2, 3, 3), strict=True):
+        out = table([made("at"), gone])
+        assert len(out) == lines and (out.iloc[-1, 3:] == "diverged").all() and out["seeds"].iloc[-1] == 0
+        assert table([]).empty and list(table([]).columns) == list(out.columns)
+
+
+def corrupted(index, name, value):
+    """The study with one array of one run, or its rows, changed."""
+    courses = study(["at", "twins_at", "at_split"], seeds=(0,))
+    if name == "epochs":
+        courses[index] = dataclasses.replace(courses[index], epochs=value)
+    else:
+        courses[index].arrays[name] = courses[index].arrays[name] * value
+    return courses
+
+
+def test_checks_hold():
+    """All hold for sound runs, for a part of them, and for none."""
+    for courses in (study(), study(["at"]), study(["twins_at"]), []):
+        assert all(value is True for value in rate_tables.checks(courses).values())
+
+
+@pytest.mark.parametrize(("index", "name", "value", "fact"), [
+    (2, "cos_wg", [1, 1, 120, 1, 1], "batch statistics alone"), (1, "cos_wg", 1e-3, "ten times"),
+    (1, "g_norm", 2, "whole gradient"), (2, "g_norm", 2, "whole gradient"), (1, "train_loss", 1.01, "same loss"),
+    (0, "epochs", [{"train_loss": 1.0}, {"train_loss": 1.5}], "training loss"),
+])
+def test_checks_fail(index, name, value, fact):
+    """Each fails by a fault of its own, and no other with it."""
+    assert [f for f, holds in rate_tables.checks(corrupted(index, name, value)).items() if not holds] == [
+        f for f in rate_tables.checks([]) if fact in f]

@@ -1,4 +1,4 @@
-"""Tables and sentences of adversarial fine-tuning: values by hand on made-up networks, an empty store, and one tiny training."""
+"""Tables of adversarial fine-tuning: values by hand on made-up networks, and one tiny training."""
 
 import dataclasses
 
@@ -11,11 +11,11 @@ from twinslib.base import stats
 from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
 from twinslib.evidence.networks import Network, finished, frame
-from twinslib.show import aft_tables, pages
+from twinslib.show import aft_costs, aft_tables
 from twinslib.specs.measure import EvalSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import NOT_RUN, Store
-from twinslib.studies import finetuning, plan
+from twinslib.studies import finetuning
 
 DATA = "cifar10"
 L2 = {"threat": "l2", "eps": 0.5}
@@ -79,42 +79,38 @@ def test_planned_lines_and_unknown_costs() -> None:
     assert line(table, "start network: natural")["seeds"] == NOT_RUN and not table["method"].str.contains("L2").any()
 
 
-def test_accuracy_reading() -> None:
-    """Differences on the same images against the best and the last epoch of AT, then the others; says what is unclear."""
-    text = aft_tables.accuracy_reading(grid()[:6], DATA)
-    assert text.startswith("CIFAR-10, AFT minus another in points")
-    assert "AT, random start (best epoch): clean +5.0 [" in text and "AT, random start (last epoch): clean" in text
-    assert "AutoAttack at 8/255 -2.0 [" in text and "(unclear; 100 images, seeds: 1)" in text  # 40 against 42 of 100
-    assert "Fast-AT (last epoch): clean -5.0 [" in text and "(lower; 1,000 images, seeds: 1)" in text
-    assert text.endswith("Not run: TRADES, random start; Free-AT; AFT, random start.")
+def test_differences() -> None:
+    """AFT minus the best and the last epoch of AT on the same images, minus the others, then AT's best minus its last."""
+    table = aft_tables.difference_table(grid()[:6], DATA)
+    assert table.iloc[:, :2].values.tolist() == [
+        ["AFT - AT, random start", "best epoch"], ["AFT - AT, random start", "last epoch"], ["AFT - TRADES, random start", ""],
+        ["AFT - Free-AT", ""], ["AFT - Fast-AT", "last epoch"], ["AFT - AFT, random start", ""],
+        ["AT, random start", "best epoch (90) - last"]]
+    assert [text.split(" [")[0] for text in table["clean"]] == ["+5.0", "+5.0", NOT_RUN, NOT_RUN, "-5.0", NOT_RUN, "+0.0"]
+    assert table["AutoAttack at 8/255"][0].startswith("-2.0 [") and table["AutoAttack at 8/255"][6].startswith("+12.0 [")
+    assert table["AutoAttack at 8/255"][0].endswith("(100 images, seeds: 1)")  # 40 against 42 of 100
+    assert table["PGD-20 at 8/255"][6].startswith("+10.0 [")
 
 
 def test_cost_by_hand() -> None:
-    """Passes and seconds over those of AFT, same seed; the claimed factor is reached with the start given, or in neither."""
-    ratios = aft_tables.ratios(frame(grid()), DATA).set_index(["method", "at"])
+    """Passes, seconds and processor time over those of AFT, same seed, with the start given and included."""
+    ratios = aft_costs.ratios(frame(grid()), DATA).set_index(["method", "at"])
     assert ratios.loc[("at_scratch", "best")].tolist() == [0, 54_000 / 6000, 54_000 / 6300, 600 / 60, 600 / 90, 10, 7.5]
-    table = aft_tables.cost_table(frame(grid()), DATA)
+    table = aft_costs.cost_table(frame(grid()), DATA)
     assert line(table, "AT, random start", "best epoch").iloc[2:].tolist() == [
         "0", "9.00", "8.57", "10.00", "6.67", "10.00", "7.50"]
     assert set(line(table, "Free-AT").iloc[1:]) == {NOT_RUN}
-    assert "best epoch takes this many times the passes of AFT: 9.00 with the start given (reaches the claimed 8)" in (
-        aft_tables.cost_reading(frame(grid()), DATA))
-    cheap = [dataclasses.replace(n, spent=47_999.0) if n.at == "best" else n for n in grid()]
-    text = aft_tables.cost_reading(frame(cheap), DATA)
-    assert ("8.00 with the start given (does not reach the claimed 8), on the clock 10.00, in processor time 10.00; 7.62 with "
-            "the start included") in text
 
 
 def test_cost_over_seeds() -> None:
-    """Geometric mean with Student's interval of the logarithms; every seed has to reach the claim; unknown stays unknown."""
+    """Geometric mean with Student's interval of the logarithms; unknown stays unknown."""
     found = [n for seed, spent in enumerate((70.0, 100.0)) for n in (
         network("aft", 0.8, 0.5, seed=seed, spent=10.0, start="public", before=None),
         network("at_scratch", 0.7, 0.4, seed=seed, spent=spent, at="best"))]
-    cells = line(aft_tables.cost_table(frame(found), DATA), "AT, random start", "best epoch")
+    cells = line(aft_costs.cost_table(frame(found), DATA), "AT, random start", "best epoch")
     low, high = np.exp(stats.student_interval(np.log([7, 10]))[1:3])
     assert cells["passes / AFT, start given"] == f"{70 ** 0.5:.2f} [{low:.2f}, {high:.2f}]" and cells["seeds"] == "0, 1"
     assert cells["passes / AFT, start included"] == "start not ours"
-    assert "8.37 [" in (text := aft_tables.cost_reading(frame(found), DATA)) and "reaches" not in text.split("does not reach")[0]
 
 
 # -- starts, schedules, data, width, threat ---------------------------------------------------------------------------------
@@ -150,7 +146,6 @@ def test_schedules(tmp_path) -> None:
     other = line(table, "AFT, constant rate")
     assert other["lr chosen"] == "0.02" and other["PGD minus AFT (points)"].startswith("-10.0 [")
     assert other["clean minus AFT (points)"].startswith("+0.0 [")
-    assert "AFT, constant rate +10.0 [" in aft_tables.schedule_reading(found, DATA)
     waiting = [dataclasses.replace(j, settled=False) if j.study == "aft" else j for j in jobs]
     table = aft_tables.schedule_table(store, waiting, frame([]), DATA)
     assert set(table["lr chosen"]) == {NOT_RUN} and table["PGD minus AFT (points)"].tolist() == ["", NOT_RUN]
@@ -167,9 +162,9 @@ def test_less_data_and_other_widths() -> None:
         ["width", "of the main part", "AFT", "0"], ["width", "16", "AFT", "0"]]
     assert [c for c in table if "AutoAttack" in c] == []  # of the main part alone
     assert table["clean (1,000 images)"].str[:4].tolist() == ["60.0", "80.0", "50.0", NOT_RUN[:4], "75.0", "80.0", "81.0"]
-    text = aft_tables.data_width_reading(grid(), DATA)
-    assert "40 training images -1.0 [" in text and "unclear" not in text and "channels of the first stage: not run" in text
-    assert text.endswith("The start network of AFT saw 100 training images, however few AFT had.")
+    differences = aft_tables.data_width_differences(grid(), DATA, jobs)
+    assert differences["with"].tolist() == ["40 training images", "16 channels of the first stage"]
+    assert differences["PGD-20 at 8/255"][0].startswith("-1.0 [") and differences["PGD-20 at 8/255"][1] == NOT_RUN
 
 
 def test_threats() -> None:
@@ -194,20 +189,13 @@ def test_collapse(tmp_path) -> None:
     finish(store, runs[2], epochs(5, 200, [0.28, 0.17, 0.09, 0.0, 0.0]))
     finish(store, runs[3], epochs(5, 200, [0.0, 0.02, 0.01, 0.0, 0.0]))
     finish(store, runs[6], epochs(5, 200, [0.3, 0.0, 0.1, 0.1, 0.1]))
-    text = aft_tables.collapse_reading(store, [Job("aft", run, (), labels=labels) for run in runs])
-    assert text == ("Fast-AT, seed 0: catastrophic overfitting in epoch 3 (robust accuracy on validation images 10.0 %), best "
-                    "epoch 2 of 10 (30.0 %); Fast-AT, seed 1: no catastrophic overfitting, best epoch 5 of 10 (31.0 %); Fast-AT, "
-                    "seed 2: slow loss of robustness in epoch 3 (robust accuracy on validation images 9.0 %), best epoch 1 of 10 "
-                    "(28.0 %); Fast-AT, seed 3: never robust, best epoch 2 of 10 (2.0 %); Fast-AT, seed 4: not run; Free-AT, "
-                    "seed 0: not run.")
-    assert aft_tables.collapse_reading(store, []) == "Single-step and Free training: not planned."
-
-
-def test_overfitting() -> None:
-    """Best minus last epoch of AT on the same images."""
-    text = aft_tables.overfit_reading(grid(), DATA)
-    assert "best epoch (90) minus last in points: clean +0.0 [" in text and "PGD-20 at 8/255 +10.0 [" in text
-    assert "AutoAttack at 8/255 +12.0 [" in text
+    table = aft_tables.collapse_table(store, [Job("aft", run, (), labels=labels) for run in runs])
+    assert table.values.tolist() == [
+        ["Fast-AT", "0", "at once", "3", "10.0 %", "2 of 10", "30.0 %"], ["Fast-AT", "1", "none", "", "", "5 of 10", "31.0 %"],
+        ["Fast-AT", "2", "slow loss of robustness", "3", "9.0 %", "1 of 10", "28.0 %"],
+        ["Fast-AT", "3", "never robust", "", "", "2 of 10", "2.0 %"], ["Fast-AT", "4", *[NOT_RUN] * 5],
+        ["Free-AT", "0", *[NOT_RUN] * 5]]
+    assert aft_tables.collapse_table(store, []).empty
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------------
@@ -218,7 +206,7 @@ def test_overfitting() -> None:
     ("at_awp", {}, None), ("l2sp", {"start": "natural"}, 6), ("distill", {"start": "natural"}, None)])
 def test_passes_of_an_epoch(name: str, options: dict, each: float | None) -> None:
     """Counted by hand: five steps and one pass for the weights, Free one for each replay."""
-    assert aft_tables.passes_per_epoch(spec(name, **options)) == each
+    assert aft_costs.passes_per_epoch(spec(name, **options)) == each
 
 
 def test_sanity_notices() -> None:
@@ -232,28 +220,15 @@ def test_sanity_notices() -> None:
     assert all(aft_tables.sanity([dataclasses.replace(good, spent=6001.0, train_images=0)]).values())
 
 
-def test_rows_and_caption(tmp_path) -> None:
-    """The frame as text; what intervals stand for."""
-    store = Store("small", root=tmp_path)
-    aft_tables.write_rows(store, frame(grid()))
-    pd.testing.assert_frame_equal(pd.read_csv(store.root / "rows" / "aft_networks.csv", keep_default_na=False), frame(grid()))
+def test_caption() -> None:
+    """What intervals stand for, on how many images."""
     assert aft_tables.caption(frame(grid())).startswith("Means over the seeds 0, 1. Intervals: 95 % (Student) over the seeds")
     assert "1,000 for clean, PGD-20; 100 for AutoAttack" in aft_tables.caption(frame(grid()))
-    assert aft_tables.caption(frame([])) == aft_tables.NOTHING
+    assert aft_tables.caption(frame([])) == "No network is finished yet."
 
 
-# -- a whole notebook -------------------------------------------------------------------------------------------------------
-def test_page_of_an_empty_store(tmp_path) -> None:
-    """Before any run the page is whole and says what is missing."""
-    for preset in ("toy", "small"):
-        jobs = plan.plan(preset, "06")[0](best=lambda candidates, **_: candidates[0])
-        text = pages.adversarial_finetuning(Store(preset, root=tmp_path), jobs)
-        assert text.startswith("# Adversarial fine-tuning") and "not tested at this scale" in text and "nan" not in text
-        assert text.count(NOT_RUN) > 50 and pages.PAGES["06"] is pages.adversarial_finetuning
-
-
-def test_page_of_a_tiny_training(tmp_path) -> None:
-    """Trained for an epoch or two, every method passes as many images as counted by hand, and the page is whole."""
+def test_passes_of_a_tiny_training(tmp_path) -> None:
+    """Trained for an epoch or two, every method passes as many images as counted by hand."""
     main = {"aft": {"start": "natural"}, "at_scratch": {"optim": {"epochs": 2, "lr": 0.003, "keep_best": True}},
             "fast_at": {"attack": {"steps": 1, "step_size": 0.02}, "optim": {"lr": 0.003}},
             "free_at": {"switches": {"replays": 3}, "optim": {"lr": 0.003}}, "aft_twins": {"start": "natural"},
@@ -271,5 +246,3 @@ def test_page_of_a_tiny_training(tmp_path) -> None:
     assert {n.spec.method.name for n in found} == {*main, "aft_eps_warmup", "natural"} and all(aft_tables.sanity(found).values())
     assert {(n.spec.method.name, n.spent) for n in found if n.part == "main" and n.at == "last"} == {
         ("aft", 90), ("at_scratch", 180), ("fast_at", 60), ("free_at", 90), ("aft_twins", 90), ("trades_scratch", 135)}
-    text = pages.adversarial_finetuning(store, jobs)
-    assert "nan" not in text and "- passes are those counted by hand" in text and ": no\n" not in text

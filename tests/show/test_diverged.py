@@ -57,7 +57,7 @@ def kind(job: Job) -> str:
 SHOWN = {  # notebook -> runs that diverge together, and lines that then hold the word
     "01": (r"transfer/trades/|tuning/at/", [
         r"\| TRADES +\| 0 +\| diverged +\| diverged", r"\| toy target \| AT +\| 0 +\| diverged", r"L2-SP +\| 0 +\| diverged",
-        r"TWINS-TRADES - TRADES +\| toy target \| 0 +\| diverged", r"comparisons? diverged", r"TRADES \(diverged\)",
+        r"TWINS-TRADES - TRADES +\| toy target \| 0 +\| diverged", r"TRADES \(diverged\)",
         r"Diverged: AT, seed 0"]),
     "02": (r"rates/twins_at/|rates/at_split/0", [
         r"\| toy target \| TWINS-AT +\| 0 +\| diverged +\| diverged", r"TWINS-AT / AT +\| toy target \| 0 +\| diverged",
@@ -65,16 +65,17 @@ SHOWN = {  # notebook -> runs that diverge together, and lines that then hold th
         r"diverged: .*TWINS-AT on toy target, seed 0"]),
     "03": (r"overfitting/(at_cosine|at_random|at_short_plateau)/", [
         r"AT, cosine +\| 0 +\| diverged", r"AT, cosine - AT +\| 0 +\| diverged", r"\| cosine +\|.*diverged",
-        r"AT from random weights: Diverged", r"Plateaus: Diverged: AT, random start, short", r"^diverged$"]),
+        r"\| toy target \| ours +\| diverged", r"Diverged: .*AT, random start, short plateau, seed 0", r"^diverged$"]),
     "04": (r"norms/natural/mixed/clean/(batch|group)/|norms/noise/clean/noise", [
-        r"mixed +\| clean +\| group norm +\| 0 +\| diverged", r"group norm +\| 0 +\| diverged", r"Diverged: \d+ of \d+",
-        r"^diverged:$", r"Diverged: .*mixed → clean, group norm \(toy target, σ 0.25"]),
+        r"mixed +\| clean +\| group norm +\| 0 +\| diverged", r"group norm +\| 0 +\| diverged",
+        r"\| toy target \| group norm +\| diverged", r"^diverged:$", r"Diverged: .*mixed/clean/group, seed 0 \(toy target"]),
     "05": (r"certified/natural/mixed/clean/|certified_tuning/twins_at/", [
         r"one σ → same σ +\| 0 +\| 0 +\| diverged", r"one network, mixed → clean.*diverged",
-        r"TWINS-AT +\| 0.25 \| 0 +\| diverged", r"one σ → same σ +\| diverged", r"mixed → clean \(toy target",
-        r"not known, as a network diverged", r"TWINS-AT diverged"]),
+        r"TWINS-AT +\| 0.25 \| 0 +\| diverged", r"one σ → same σ +\| diverged", r"Diverged: .*mixed/clean/group",
+        r"\| 0.25 +\| diverged +\| diverged", r"mixed +\| clean +\| .*diverged"]),
     "06": (r"aft/at_scratch/|aft_tuning/aft_constant/|aft/aft/fraction/", [
-        r"\| AT, random start +\| best epoch +\| diverged +\| diverged", r"overfitting of AT: diverged", r"cost: diverged",
+        r"\| AT, random start +\| best epoch +\| diverged +\| diverged", r"best epoch \(diverged\) - last +\| diverged",
+        r"\| AT, random start +\| diverged +\| diverged",
         r"AFT, constant rate +\| diverged .*diverged", r"60 +\| AFT +\| diverged", r"AT, random start \(diverged\)",
         r"Diverged: .*AFT, seed 0, 60 training images"]),
 }

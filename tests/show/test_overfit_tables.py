@@ -123,8 +123,8 @@ def test_public_plateaus():
 
 
 def test_random_start():
-    """Robust error at the best epoch and the end, the gap and the epoch of the drop; the public run only beside the images that it
-    stands for."""
+    """Robust error at the best epoch and the end, the gap and the epoch of the drop; the public run only beside the images that
+    it stands for."""
     found = [finish(job("at_random"), loss=20)]
     (ours, public) = overfit_tables.scratch_table(found, [job("at_random")]).values.tolist()
     assert ours[1:4] == ["ours", "70.0", "80.0"] and ours[4].startswith("+10.0 [") and ours[5:] == ["6", "10", 20]

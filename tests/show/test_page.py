@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from tests.page_made import show
 from twinslib.show.page import Page
 from twinslib.store import store as stored
 from twinslib.store.store import Store
@@ -27,8 +28,8 @@ def test_plan_and_store_are_those_of_the_parameters(page) -> None:
 
 
 def test_text_of_what_was_shown(page) -> None:
-    """Claims first, then titles in the order in which they came; what is shown again replaces what was there; the frame, the sentence
-    and the picture go to the notebook."""
+    """Claims first, then titles in the order in which they came; what is shown again replaces what was there; the frame and the
+    sentence go to the notebook."""
     frame = pd.DataFrame({"a": ["1"]})
     for value in ("x", "1"):
         assert page.table("Numbers", frame.replace("1", value), "In percent.").equals(frame.replace("1", value))
@@ -51,3 +52,10 @@ def test_files(page) -> None:
     files = sorted(str(path.relative_to(page.store.root)) for path in page.store.root.rglob("*.*"))
     assert files == ["figures/01_some.pdf", "figures/01_some.png", "rows/made.csv", "tables/01.md"]
     assert (page.store.root / "tables" / "01.md").read_text().endswith("## Checks\n\n- it holds: yes\n- so does this: no\n")
+
+
+@pytest.mark.parametrize("number", [n for n in sorted(presets.notebooks()) if n != "01"])  # whose figures refuse to be empty
+def test_page_of_an_empty_store(number, tmp_path, monkeypatch) -> None:
+    """Before any run a notebook has its page, which says what is missing; no verdict, no number that is none."""
+    text = show(number, Store("small", root=tmp_path), monkeypatch).partition("\n# ")[2]
+    assert "preset small" in text and "not run" in text and "not tested at this scale" in text and "nan" not in text.lower()

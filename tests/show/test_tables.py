@@ -83,7 +83,8 @@ def test_pivot():
     columns = ["line", "column", "value", "low", "high", "absent", "mark"]
     found = pd.DataFrame([["a", "y", 0.5, 0.4, 0.6, "", " *"], ["a", "x", np.nan, np.nan, np.nan, "diverged", ""],
                           ["mean", "x", 0.25, -0.1, 1.1, "", ""]], columns=columns)
-    out = tables.pivot(found, {"a": ("A",), "b": ("B",), "c": ("C",), "mean": ("mean of 2",)}, ("who",), tables.within, {"c": "lost"})
+    lines = {"a": ("A",), "b": ("B",), "c": ("C",), "mean": ("mean of 2",)}
+    out = tables.pivot(found, lines, ("who",), tables.within, {"c": "lost"})
     assert list(out.columns) == ["who", "y", "x"]
     assert out.values.tolist() == [["A", "50.0 [40.0, 60.0] *", "diverged"], ["B", "not run", "not run"], ["C", "lost", "lost"],
                                    ["mean of 2", "", "25.0 [0.0, 100.0]"]]

@@ -99,8 +99,9 @@ def difference_table(networks: Sequence[Network], dataset: str) -> pd.DataFrame:
             head = f"{method_label(OURS)} - {method_label(method)}", NETWORKS.get(at, "")
             pairs.append((head, ours, found.get(at, {}), absent(networks, dataset, OURS, method)))
     best, last = (select(networks, dataset, AT, at) for at in ("best", "last"))
-    epochs = listed(n.epoch for n in best.values())
-    pairs.append(((method_label(AT), f"best epoch ({epochs}) - last"), best, last, absent(networks, dataset, AT)))
+    word = absent(networks, dataset, AT)
+    epochs = listed((n.epoch for n in best.values()), word)
+    pairs.append(((method_label(AT), f"best epoch ({epochs}) - last"), best, last, word))
     return _differences(pairs, ("difference (points)", "network"))
 
 

@@ -1,0 +1,109 @@
+"""What stands on finished certifications beside tables: constant answers, statistics of batch norms, public numbers."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.show.test_smoothing_tables import TEN_EACH, answers
+from tests.smoothing_made import N, measured
+from twinslib.compute import statistics
+from twinslib.compute.networks import Networks
+from twinslib.compute.queue import sweep
+from twinslib.compute.worker import Worker
+from twinslib.evidence import cells as evidence_cells
+from twinslib.evidence import public
+from twinslib.specs.method import method
+from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.store.jobs import Job
+from twinslib.store.statistics import statistics as stored_statistics
+from twinslib.store.store import Store
+from twinslib.studies import plan
+from twinslib.train import noise
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store("toy", root=tmp_path)
+
+
+@pytest.mark.parametrize(("labels", "chosen", "chance", "constant"), [
+    (TEN_EACH, np.full(N, 3), 0.1, True),
+    (TEN_EACH, answers(0.95), 0.1, True),
+    (TEN_EACH, answers(0.65), 0.1, True),
+    (TEN_EACH, answers(0.3), 0.1, False),
+    (TEN_EACH, TEN_EACH, 0.1, False),
+    (TEN_EACH % 2, TEN_EACH % 2, 0.5, False),  # two classes: half of the answers are to be expected
+    (TEN_EACH % 2, answers(0.3, 2), 0.5, False),
+    (TEN_EACH % 2, answers(0.9, 2), 0.5, True),
+    (np.where(TEN_EACH < 8, 3, TEN_EACH), answers(0.8), 0.8, False),  # so many images are of this class
+    (np.where(TEN_EACH < 8, 3, TEN_EACH), np.full(N, 3), 0.8, True),
+])
+def test_close_to_a_constant_answer(labels, chosen, chance, constant) -> None:
+    """By the class that the first draws choose for all images, also those that abstain or are stopped because they are wrong,
+    against the most frequent label; where the choice is not known, the answers stand in."""
+    radius = np.where(chosen == labels, 0.3, 0.0)  # wrong ones get no further draws
+    m = measured("mixed/clean/group", 0.5, radius, labels=labels, chosen=chosen, stop=True)
+    assert (m.chance, m.one_class, m.constant) == (chance, np.bincount(chosen).max() / N, constant)
+    answered = np.where(chosen == labels, 0.3, -0.3)
+    c = measured("mixed/clean/group", 0.5, answered, labels=labels)
+    c = dataclasses.replace(c, certified=c.certified._replace(prediction=chosen))
+    assert (c.one_class, c.constant) == (m.one_class, constant)
+
+
+def test_stored_votes_are_measured_by_what_was_chosen() -> None:
+    """In the store's own votes the share is that of the pilot's classes."""
+    store = Store("small", root=Path(__file__).parents[2] / "results" / "small")
+    found = evidence_cells.finished(store, [j for j in plan.plan("small", "05")[0](best=store.best)
+                                             if dict(j.labels).get("pretraining") == "noise0.25" and dict(j.labels).get("norm")])
+    (m,) = [m for m in found if m.sigma == 1.0 and str(m.cell) == "noise0.25/clean/group"]
+    assert m.constant and m.one_class == pytest.approx(0.95, abs=0.01) and m.chance == 0.12
+
+
+# -- the store ----------------------------------------------------------------------------------------------------------
+SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), method=method("natural"),
+               model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
+LABELS = (("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch"))
+
+
+def test_statistics_are_measured_once(store, monkeypatch) -> None:
+    """Each batch-norm network at each level, kept as text; what is there is not measured again, other images are."""
+    made = [Job("smoothing", SPEC, (), labels=LABELS)]
+    assert statistics.measure_statistics(Networks(store, "cpu"), made, [0.5], 8).empty  # nothing is trained yet
+    sweep(Worker(store, "cpu"), made)
+    frame = statistics.measure_statistics(Networks(store, "cpu"), made, [0.0, 0.5], 8)
+    direct = noise.mismatch(Networks(store, "cpu").trained(SPEC).eval(), Networks(store, "cpu").data(SPEC.data).test_x[:8], 0.5)
+    here = frame[frame["sigma"] == 0.5].set_index("layer")
+    assert list(here.index) == list(direct) and set(frame["cell"]) == {"mixed/clean/batch"} and set(frame["images"]) == {8}
+    assert all(here.loc[k, "divergence"] == pytest.approx(v["divergence"]) for k, v in direct.items())
+    pd.testing.assert_frame_equal(stored_statistics(store), frame)
+    monkeypatch.setattr(noise, "mismatch", lambda *args: pytest.fail("measured again"))
+    assert len(statistics.measure_statistics(Networks(store, "cpu"), made, [0.0, 0.5], 8)) == len(frame)
+
+
+# -- public numbers -----------------------------------------------------------------------------------------------------
+def test_public_numbers_name_what_they_stand_on() -> None:
+    """Images, n, alpha and source in every line; fractions; none of the paper itself; a curve falls with its radius."""
+    frame = public.smoothing_rows()
+    for column in ("dataset", "method", "network", "images", "n", "alpha", "source"):
+        assert (frame[column].str.len() > 0).all(), column
+    assert not frame["source"].str.contains("2312.09020").any()
+    accuracy = frame[frame["metric"] == "certified_acc"]
+    assert accuracy["value"].between(0, 1).all() and accuracy["radius"].notna().all()
+    for _, curve in accuracy.fillna({"sigma": -1}).groupby(["dataset", "method", "network", "sigma", "source"]):
+        assert curve["radius"].is_monotonic_increasing and curve["value"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(("method_", "sigma", "radius", "value", "alpha"), [
+    ("Cohen et al. 2019", 0.25, 0.5, 0.428, "0.01"), ("Cohen et al. 2019", 0.12, 0.25, 0.586, "0.001"),
+    ("Cohen et al. 2019", 1.0, 1.5, 0.140, "0.01"), ("DMAE, continued pre-training", None, 0.25, 0.808, "0.001"),
+    ("SmoothAdv", None, 2.25, 0.17, "0.001")])
+def test_spot_checks(method_, sigma, radius, value, alpha) -> None:
+    """A few numbers as printed in the sources; the alpha that the logs show, not the one that is stated."""
+    frame = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc'")
+    level = frame["sigma"].isna() if sigma is None else frame["sigma"] == sigma
+    found = frame[level & (frame["method"] == method_) & (frame["radius"] == radius)]
+    assert found["value"].tolist() == [value] and found["alpha"].tolist() == [alpha]
+

@@ -138,8 +138,8 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
 
 @committed
 def test_tables_and_verdicts_are_rebuilt(preset: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page of tables and the ledger of verdicts follow from the store: the notebook, run without computing anything on a copy,
-    leaves both as they are committed."""
+    """The page of tables and the ledger of verdicts follow from the store: the notebook, run without computing anything on a
+    copy, leaves both as they are committed."""
     shutil.copytree(RESULTS.resolve() / preset, tmp_path / preset, copy_function=os.symlink)  # what is written replaces a link
     known = presets.parameters(presets.notebook(number))
     show(number, Store(preset, root=tmp_path / preset), monkeypatch, presets.overrides(preset, number, known))

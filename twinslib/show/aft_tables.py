@@ -152,10 +152,13 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
         out.insert(2 + i, f"validation, {candidate}", [cells.get(method_label(n), NOT_RUN) for n in names])
     out.insert(2 + len(candidates), "lr chosen", [f"{job.spec.optim.lr:g}" if job.settled else store.absent(job)
                                                   for job in (first[n] for n in names)])
+    ours = found.get(OURS, {})
     for title in ("clean", "PGD"):
-        out[f"{title} minus AFT (points)"] = [
-            "" if n == OURS else _points(_difference(found[n], found.get(OURS, {}), title),
-                                         gone.get(n) or gone.get(OURS, NOT_RUN)) for n in names]
+        cells = {OURS: ""}
+        for n in names:
+            attack = "none" if title == "clean" else _pgd([*found[n].values(), *ours.values()])
+            cells.setdefault(n, _points(_difference(found[n], ours, attack), gone.get(n) or gone.get(OURS, NOT_RUN)))
+        out[f"{title} minus AFT (points)"] = [cells[n] for n in names]
     return out
 
 
@@ -163,7 +166,7 @@ def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()
     """AFT and the same epochs from random weights by number of training images and by width of the network, next to the main
     part; the seeds that both have."""
     here, parts, lines = frame[(frame["dataset"] == dataset) & (frame["at"] == "last")], [], {}
-    for part, column in (("fraction", "train_images"), ("width", "width")):
+    for part, column, title in (("fraction", "train_images", "training images"), ("width", "width", "width")):
         mine = here[here["part"] == part]
         wanted = [(j.spec.method.name, _size(j)) for j in _planned(jobs, part, dataset)]
         wanted += list(zip(mine["method"], mine[column], strict=True))
@@ -172,11 +175,12 @@ def data_width_table(frame: pd.DataFrame, dataset: str, jobs: Sequence[Job] = ()
         wanted += list(zip(full["method"], full[column], strict=True))
         both = pd.concat([mine, full[full["attack"].isin(mine["attack"])]] if len(mine) else [full])
         parts.append(both.assign(line=[f"{part} {m} {v}" for m, v in zip(both["method"], both[column], strict=True)]))
-        for method, value in sorted(set(wanted), key=lambda w: ([m for m, _ in wanted].index(w[0]), w[1])):
-            of = parts[-1][parts[-1]["line"] == f"{part} {method} {value}"]
-            lines[f"{part} {method} {value}"] = ("training images" if part == "fraction" else "width", f"{value:,}" if value else
-                                                 "of the main part", method_label(method), listed(
-                                                     of.dropna(subset="value")["seed"], lost(of).get(method, NOT_RUN)))
+        order = unique(m for m, _ in wanted)
+        for method, value in sorted(set(wanted), key=lambda w: (order.index(w[0]), w[1])):
+            key = f"{part} {method} {value}"
+            of = parts[-1][parts[-1]["line"] == key]
+            found = listed(of.dropna(subset="value")["seed"], lost(of).get(method, NOT_RUN))
+            lines[key] = title, f"{value:,}" if value else "of the main part", method_label(method), found
     return _accuracies(pd.concat(parts), lines, ("varied", "value", "method", "seeds"))
 
 
@@ -242,7 +246,7 @@ def caption(frame: pd.DataFrame) -> str:
         return "No network is finished yet."
     return (f"{tables.caption(_rows(frame.dropna(subset='value')))} One pass: every training image forward and backward once, "
             "counted by the training loop; measurements on validation images are not in it, but in the hours. Best epoch: by "
-            "robust accuracy on them. Unclear: 0 is in the interval; that of a single seed speaks about other test images only.")
+            "robust accuracy on them. The interval of a single seed speaks about other test images only.")
 
 
 def sanity(networks: Sequence[Network]) -> dict[str, bool]:
@@ -291,11 +295,10 @@ def _differences(pairs: Sequence[tuple], names: tuple[str, ...]) -> pd.DataFrame
     out, words = [], {}
     for head, ours, theirs, word in pairs:
         words[head] = word
-        for attack in ("none", *attacks([*ours.values(), *theirs.values()])) if ours and theirs else ():
-            robust = threat_of(ours)
-            found = paired(ours, theirs, attack, robust)
+        for attack in ["none", *attacks([*ours.values(), *theirs.values()])]:
+            found = _difference(ours, theirs, attack)
             if found:
-                images, seeds, *numbers, _ = found
+                (images, seeds, *numbers, _), robust = found, threat_of(ours)
                 out.append([head, header(attack, robust.threat, robust.eps), *numbers, f" ({images:,} images, seeds: {seeds})"])
     found = pd.DataFrame(out, columns=["line", "column", "value", "low", "high", "mark"])
     return tables.pivot(found, {head: head for head in words}, names, points, words)
@@ -314,12 +317,9 @@ def _pgd(networks: Sequence[Network]) -> str:
     return next((a for a in reversed(attacks(networks)) if parse(a).kind == "pgd"), "")
 
 
-def _difference(ours: dict[int, Network], theirs: dict[int, Network], title: str) -> tuple | None:
-    """`paired` of clean or PGD accuracy."""
-    if not (ours and theirs):
-        return None
-    attack = "none" if title == "clean" else _pgd([*ours.values(), *theirs.values()])
-    return paired(ours, theirs, attack, threat_of(ours))
+def _difference(ours: dict[int, Network], theirs: dict[int, Network], attack: str) -> tuple | None:
+    """`paired` under the threat of ours; none where a network is missing."""
+    return paired(ours, theirs, attack, threat_of(ours)) if ours and theirs else None
 
 
 def _points(found: tuple | None, missing: str = NOT_RUN) -> str:

@@ -11,12 +11,13 @@ from ..base import stats
 from ..claims.smoothing import costs
 from ..evidence import public
 from ..evidence.cells import Measured, absent, lost, planned, select, stack
-from ..specs.labels import dataset_label, method_label, percent, points, unique
+from ..specs.labels import dataset_label, method_label, points, unique
 from ..store.jobs import Job
 from ..store.store import NOT_RUN, Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
 from .smoothing_tables import CONSTANT, RADII, dagger, main_lines, name, norm_name, one_class_text, radius_text, said
+from .tables import cell as text_of
 
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
 ONE = Cell(pretraining="mixed", finetuning="clean", norm="group")
@@ -154,7 +155,7 @@ def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
         acr, word = next(family(frame, dataset, cell, [sigma], "acr").itertuples(), None), said(frame, dataset, (cell, sigma))
         lines.append({"data set": dataset_label(dataset), "method": method_label(cell.finetuning), "σ": f"{sigma:g}",
                       "seeds": str(acr.seeds if acr else 0)} | {
-                          f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else word for r in radii} | {
+                          f"r {r:g}": text_of(at.get(r), missing=word) for r in radii} | {
                           "one class": one_class_text(acr, word),
                           CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word,
                           "ACR ± SE": radius_text(acr, word)})

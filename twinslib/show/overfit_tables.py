@@ -17,7 +17,7 @@ from ..specs.run import RunSpec
 from ..specs.schedules import factor
 from ..store.jobs import Job
 from ..store.store import NOT_RUN
-from .tables import plain, within
+from .tables import cell, plain, within
 
 PATIENCE = 5  # validation measurements without a new best after which early stopping ends
 SCHEDULES = ("at", "at_cosine", "at_cyclic", "at_slow_fast")  # AT from the start network, which differ in their schedule
@@ -172,19 +172,17 @@ def best_last_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFr
         if not row:
             lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | head)
             continue
-        lines.append(head | {"best epoch": _listed(row.epochs), best: _percent(row, "best"),
-                             "robust, last": _percent(row, "last"), "gap (points)": points(row.gap, row.gap_low, row.gap_high),
-                             "clean, best": _percent(row, "clean_best"), "clean, last": _percent(row, "clean_last"),
-                             "training needed": "100 %", columns[-1]: _on_training_images(group)})
+        lines.append(head | _robust(row, best) | {
+            "best epoch": _listed(row.epochs), "clean, best": _percent(row, "clean_best"),
+            "clean, last": _percent(row, "clean_last"), "training needed": "100 %", columns[-1]: _on_training_images(group)})
         if method in EARLY:
-            stops = [early_stop(c) for c in group]
-            robust, clean = (within(*stats.crossed_mean(np.stack([_at(c, key, kept) for c, (kept, _) in zip(
-                group, stops, strict=True)]))[:3]) for key in ("test_robust", "test_clean"))
-            share = np.mean([end / c.spec.optim.epochs for c, (_, end) in zip(group, stops, strict=True)])
+            kept, ends = zip(*map(early_stop, group), strict=True)
+            robust, clean = (stats.crossed_mean(np.stack([_at(c, key, epoch) for c, epoch in zip(group, kept, strict=True)]))[:3]
+                             for key in ("test_robust", "test_clean"))
             lines.append(dict.fromkeys(columns, "") | head | {
-                "method": f"{head['method']}, early stopped (patience {PATIENCE})",
-                "best epoch": _listed(kept for kept, _ in stops), best: robust, "clean, best": clean,
-                "training needed": f"{100 * share:.0f} %"})
+                "method": f"{head['method']}, early stopped (patience {PATIENCE})", "best epoch": _listed(kept),
+                best: within(*robust), "clean, best": within(*clean),
+                "training needed": f"{100 * np.mean(ends) / spec.optim.epochs:.0f} %"})
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -198,7 +196,7 @@ def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataF
         if d:
             word = "larger" if d.low > 0 else "smaller" if d.high < 0 else "unclear"
         lines.append([dataset_label(dataset), pair_label(pair), str(d.seeds if d else 0),
-                      points(d.value, d.low, d.high) if d else absent(courses, dataset, *pair), word])
+                      cell(d, points, absent(courses, dataset, *pair)), word])
     return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
 
 
@@ -212,11 +210,9 @@ def schedule_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFra
         row, early = frame.get((dataset, method)), above_early_stopping(courses, method).get(dataset)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
         word = absent(courses, dataset, method)
+        numbers = _robust(row) if row else dict.fromkeys(("robust, best", "robust, last", "gap (points)"), word)
         lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
-                      f"share of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %",
-                      "robust, best": _percent(row, "best") if row else word,
-                      "robust, last": _percent(row, "last") if row else word,
-                      "gap (points)": points(row.gap, row.gap_low, row.gap_high) if row else word,
+                      f"share of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %", **numbers,
                       "last - AT early stopped (points)": points(*early[:3]) if early else absent(courses, dataset, method, "at"),
                       "gap, public run from random weights": f"{100 * reference.gap:.1f} ({reference.rates})" if reference
                       else "none known"})
@@ -299,6 +295,12 @@ def _on_training_images(group: Sequence[Course]) -> str:
 def _at(c: Course, name: str, epoch: int) -> np.ndarray:
     (place,) = np.flatnonzero(c.arrays["epoch"] == epoch)
     return c.arrays[name][place].astype(np.float64)
+
+
+def _robust(row, best: str = "robust, best") -> dict[str, str]:
+    """Robust accuracy of a line of `course.gaps` at the best epoch and the end, and the gap."""
+    return {best: _percent(row, "best"), "robust, last": _percent(row, "last"),
+            "gap (points)": points(row.gap, row.gap_low, row.gap_high)}
 
 
 def _percent(row, name: str) -> str:

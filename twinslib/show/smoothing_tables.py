@@ -15,12 +15,13 @@ import pandas as pd
 from ..base import certified, stats
 from ..evidence.cells import Measured, absent, clean_masks, grid_radius, lost, planned, stack
 from ..evidence.rows import COLUMNS
-from ..specs.labels import dataset_label, method_label, percent, unique
+from ..specs.labels import dataset_label, method_label, unique
 from ..store.jobs import Job
 from ..store.store import NOT_RUN, Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
 from .origins import validated
+from .tables import cell as text_of
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # shown where a certification had no list of its own
 KEY = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
@@ -205,7 +206,7 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
         line = {"data set": dataset_label(dataset), "pre-training": name(cell.pretraining), "fine-tuning": name(cell.finetuning),
                 "norm": norm_name(cell.norm, cell.restat), "seeds": str(acr.seeds) if acr else "0",
                 "no noise": "" if cell.restat else f"{100 * np.mean(clean):.1f}" if clean else word}
-        line |= {f"r {r:g}": percent(at[r].value, at[r].low, at[r].high) if r in at else word for r in RADII}
+        line |= {f"r {r:g}": text_of(at.get(r), missing=word) for r in RADII}
         lines.append(line | {"ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word)})
     for dataset in unique(here["dataset"]):
         mine = here[here["dataset"] == dataset]

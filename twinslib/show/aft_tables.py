@@ -24,7 +24,7 @@ from ..studies.finetuning import STUDY
 from ..studies.rules import Robust
 from . import origins, tables
 from .aft_costs import AT, NETWORKS, OURS, RANDOM, RIVALS, UNKNOWN, main_part, passes_per_epoch
-from .tables import cell, listed, within
+from .tables import listed, number, within
 
 STARTS = (OURS, "aft_public")  # one method for each start network
 PARTS = {"fraction": "training images", "width": "channels of the first stage"}
@@ -210,8 +210,8 @@ def threat_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
         lines.append({"method": method_label(method), "trained against": " or ".join(
                           unique(eps_label(r.eps, r.threat) for a, r in found.items() if a != "none")) or NOT_RUN,
                       "seeds": listed(done["seed"], word), "epochs": listed(done["epoch"], word),
-                      "clean": cell(found["none"], within) if "none" in found else NOT_RUN,
-                      "PGD under its threat": f"{cell(found[pgd], within)} ({attack_label(pgd)})" if pgd else NOT_RUN})
+                      "clean": number(found["none"], within) if "none" in found else NOT_RUN,
+                      "PGD under its threat": f"{number(found[pgd], within)} ({attack_label(pgd)})" if pgd else NOT_RUN})
     return pd.DataFrame(lines)
 
 

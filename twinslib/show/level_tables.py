@@ -17,7 +17,7 @@ from ..store.store import NOT_RUN, Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
 from .smoothing_tables import CONSTANT, RADII, dagger, main_lines, name, norm_name, one_class_text, radius_text, said
-from .tables import cell as text_of
+from .tables import number
 
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
 ONE = Cell(pretraining="mixed", finetuning="clean", norm="group")
@@ -155,7 +155,7 @@ def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
         acr, word = next(family(frame, dataset, cell, [sigma], "acr").itertuples(), None), said(frame, dataset, (cell, sigma))
         lines.append({"data set": dataset_label(dataset), "method": method_label(cell.finetuning), "σ": f"{sigma:g}",
                       "seeds": str(acr.seeds if acr else 0)} | {
-                          f"r {r:g}": text_of(at.get(r), missing=word) for r in radii} | {
+                          f"r {r:g}": number(at.get(r), missing=word) for r in radii} | {
                           "one class": one_class_text(acr, word),
                           CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word,
                           "ACR ± SE": radius_text(acr, word)})

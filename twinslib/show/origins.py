@@ -59,24 +59,19 @@ def provenance_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
                for task, kind in kinds.items()]
     frame = pd.DataFrame(entries, columns=["kind", "seconds", "device", "threads", "precision", "commit", "changed", "versions",
                                            "diverged"])
-    order = ["training from random weights", "fine-tuning", *KINDS.values()]
-    lines = [_provenance_line(kind, frame[frame["kind"] == kind]) for kind in order if kind in set(frame["kind"])]
-    return pd.DataFrame([*lines, _provenance_line("all", frame)])
-
-
-def _provenance_line(kind: str, frame: pd.DataFrame) -> dict[str, str]:
-    done = frame.dropna(subset="seconds")
-    gone = frame.loc[frame["seconds"].isna(), "diverged"].notna().sum()
-
-    def listed(values) -> str:
-        return ", ".join(unique(values)) or NOT_RUN
-
-    commits = (f"{row.commit[:7]} with changes" if row.changed else row.commit[:7] for row in done.itertuples())
-    return {"work": kind, "tasks done": f"{len(done)} of {len(frame)}" + (f", {gone} {DIVERGED}" if gone else ""),
-            "hours": f"{done['seconds'].sum() / 3600:.3g}",
-            "device": listed(done["device"]), "threads": listed(f"{n:.0f}" for n in done["threads"].dropna()),
-            "precision": listed(done["precision"].dropna()), "commit": listed(commits),
-            "torch": listed(versions["torch"] for versions in done["versions"])}
+    order, lines = ["training from random weights", "fine-tuning", *KINDS.values()], []
+    for kind in [*(k for k in order if k in set(frame["kind"])), "all"]:
+        mine = frame if kind == "all" else frame[frame["kind"] == kind]
+        done, left = mine.dropna(subset="seconds"), mine[mine["seconds"].isna()]
+        gone = left["diverged"].notna().sum()
+        said = {"device": done["device"], "threads": (f"{n:.0f}" for n in done["threads"].dropna()),
+                "precision": done["precision"].dropna(),
+                "commit": (f"{row.commit[:7]} with changes" if row.changed else row.commit[:7] for row in done.itertuples()),
+                "torch": (versions["torch"] for versions in done["versions"])}
+        lines.append({"work": kind, "tasks done": f"{len(done)} of {len(mine)}" + (f", {gone} {DIVERGED}" if gone else ""),
+                      "hours": f"{done['seconds'].sum() / 3600:.3g}",
+                      **{title: ", ".join(unique(values)) or NOT_RUN for title, values in said.items()}})
+    return pd.DataFrame(lines)
 
 
 def computed_in(store: Store, jobs: Sequence[Job]) -> str:

@@ -17,7 +17,7 @@ from ..specs.run import RunSpec
 from ..specs.schedules import factor
 from ..store.jobs import Job
 from ..store.store import NOT_RUN
-from .tables import cell, plain, within
+from .tables import number, plain, within
 
 PATIENCE = 5  # validation measurements without a new best after which early stopping ends
 SCHEDULES = ("at", "at_cosine", "at_cyclic", "at_slow_fast")  # AT from the start network, which differ in their schedule
@@ -196,7 +196,7 @@ def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataF
         if d:
             word = "larger" if d.low > 0 else "smaller" if d.high < 0 else "unclear"
         lines.append([dataset_label(dataset), pair_label(pair), str(d.seeds if d else 0),
-                      cell(d, points, absent(courses, dataset, *pair)), word])
+                      number(d, points, absent(courses, dataset, *pair)), word])
     return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
 
 

@@ -21,7 +21,7 @@ from ..store.store import NOT_RUN, Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
 from .origins import validated
-from .tables import cell as text_of
+from .tables import number
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # shown where a certification had no list of its own
 KEY = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
@@ -206,7 +206,7 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
         line = {"data set": dataset_label(dataset), "pre-training": name(cell.pretraining), "fine-tuning": name(cell.finetuning),
                 "norm": norm_name(cell.norm, cell.restat), "seeds": str(acr.seeds) if acr else "0",
                 "no noise": "" if cell.restat else f"{100 * np.mean(clean):.1f}" if clean else word}
-        line |= {f"r {r:g}": text_of(at.get(r), missing=word) for r in RADII}
+        line |= {f"r {r:g}": number(at.get(r), missing=word) for r in RADII}
         lines.append(line | {"ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word)})
     for dataset in unique(here["dataset"]):
         mine = here[here["dataset"] == dataset]

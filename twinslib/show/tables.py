@@ -20,7 +20,7 @@ from ..store.store import NOT_RUN
 Form = Callable[[float, float, float], str]  # value, low, high
 
 
-def cell(found: object, form: Form = percent, missing: str = NOT_RUN) -> str:
+def number(found: object, form: Form = percent, missing: str = NOT_RUN) -> str:
     """A number (anything with value, low and high) with its mark, if it has one; in place of a number that is not there what it
     says of itself (`absent`), else `missing`."""
     if found is None or math.isnan(found.value):
@@ -58,7 +58,7 @@ def pivot(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[str, 
     """A line of text for each of `lines` (value of the column `line` -> its first cells, called `names`), a column for each value
     of the column `column`, in the frame's order. In place of a number that the frame lacks stands what `absent` says of the line,
     else "not run"; in a line of means nothing."""
-    cells = {(r.line, r.column): cell(r, form) for r in found.itertuples()}
+    cells = {(r.line, r.column): number(r, form) for r in found.itertuples()}
     columns, out = unique(found["column"]), []
     for line, head in lines.items():
         missing = "" if any(str(part).startswith("mean of") for part in head) else (absent or {}).get(line, NOT_RUN)

@@ -24,6 +24,7 @@ RATES = {"lr_over_w2": "lr/‖w‖²", "relative_step": "lr‖g‖/‖w‖", "an
 FROZEN = ("twins", "frozen")  # wings with statistics of pre-training
 MEANS = ["w_norm", "g_norm", "cos_wg", "g_first", "g_second"]
 EPOCHS = 5  # of leaving the start, as in the rule of C6
+ABOVE = "convolutions where each is above 1"  # of RATES, in their order
 BASELINE = "at"  # whose losses give the threshold of escape times
 
 
@@ -141,9 +142,6 @@ def ratio_table(courses: Sequence[Course]) -> pd.DataFrame:
         return {label: interval(over_seeds(np.log(mine[name]), np.exp), "{:.2f}") for name, label in RATES.items()} | {
             ABOVE: f"{', '.join(map(str, above))} of {of['place'].nunique()}"}
     return _table(run_ratios(courses), courses, [*RATES.values(), ABOVE], cells, "ratio", "times")
-
-
-ABOVE = "convolutions where each is above 1"
 
 
 def wing_table(courses: Sequence[Course]) -> pd.DataFrame:

@@ -1,16 +1,14 @@
-"""Notebook 02: figures from made-up courses, against calculations by hand."""
+"""Notebook 02: rates by layer, tables, sentences and figures from made-up courses, against calculations by hand; the page."""
 
 import itertools
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.lines import Line2D
+from matplotlib.markers import CARETRIGHT
 
-from tests.show.test_figures import assert_legible
+from tests.figures_read import drawn, intervals
 from twinslib.evidence import course
 from twinslib.evidence.course import Course
 from twinslib.show import figures, rate_plots, rate_tables
@@ -61,164 +59,83 @@ def study(names=METHODS, datasets=("cifar10",), seeds=(0, 1, 2)):
     return [made(name, dataset, seed) for seed, dataset, name in itertools.product(seeds, datasets, names)]
 
 
-def drawn(fig, method):
-    """Lines of a method's colour, by panel."""
-    return [[line for line in ax.lines if to_hex(line.get_color()) == to_hex(rate_plots.FOLLOWED[method]["color"])]
-            for ax in fig.axes]
-
-
-@pytest.fixture(autouse=True)
-def headless():
-    """No window is opened, no figure stays."""
-    plt.switch_backend("Agg")
-    yield
-    plt.close("all")
-
-
 LAW = pd.DataFrame([["batch", 1.0, 2.0, 3.0, 6.0, 1e-15], ["batch", 2.0, 4.0, 1.5, 6.0, -4e-15],
                     ["frozen", 1.0, 2.0, 6.0, 12.0, 0.03], ["frozen", 2.0, 4.0, 6.0, 24.0, -0.2]],
                    columns=["statistics", "factor", "w_norm", "g_norm", "product", "cos_wg"])
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
+def means(fig, method):
+    """Heights of the first line in a method's look, by panel."""
+    return [[y for _, y in (drawn(ax, figures.LOOKS[method]) or [[]])[0]] for ax in fig.axes]
+
+
 def test_ratio_figure():
-    """A row per data set, a column per rate; lines are geometric means over seeds in the baseline's look, every seed a dot."""
+    """Geometric means over seeds in the baseline's look, with the least and the greatest."""
     courses = study(["at", "at_lr", "twins_at"], ("cifar10", "cub64"))
     courses[2].arrays["angle"] *= 8
     fig = rate_plots.layer_ratios(rate_tables.layer_ratios(courses))
-    assert [ax.get_title() for ax in fig.axes[:3]] == list(rate_tables.RATES.values())
-    assert [ax.get_ylabel() for ax in fig.axes[::3]] == ["CIFAR-10", "CUB-200 (2010)"]
-    line, dots = drawn(fig, "at")[2]
-    assert line.get_ydata() == pytest.approx([3 * 2] * 4) and line.get_xdata().tolist() == [1, 2, 3, 4]
-    assert sorted(dots.get_ydata()) == pytest.approx([3] * 8 + [24] * 4) and dots.get_linestyle() == "None"
-    assert drawn(fig, "at_lr")[5][0].get_ydata() == pytest.approx([1.5] * 4)
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["TWINS-AT / AT", "TWINS-AT / AT, lr × (1 + λ)"]
-    assert all(ax.get_yscale() == "log" and [0, 1] in [list(line.get_xdata()) for line in ax.lines] for ax in fig.axes)
+    assert means(fig, "at")[2] == pytest.approx([6] * 4, abs=1e-3) and means(fig, "at")[5] == pytest.approx([3] * 4, abs=1e-3)
+    assert means(fig, "at_lr")[0] == pytest.approx([1.725 / 3.6] * 4, abs=1e-3)
+    assert intervals(fig.axes[2])[0] == pytest.approx((3, 24))
 
 
 def test_course_figure():
-    """Rows are quantities, columns the first, middle and last convolution of the main path; epochs are means of their steps."""
-    frame = course.quantities(study(["at", "twins_at"]))
-    fig = rate_plots.layer_courses(frame, "cifar10", ["at", "twins_at"])
-    assert [ax.get_title().split("\n")[1] for ax in fig.axes[:3]] == ["conv1", "blocks.0.conv1", "blocks.1.conv2"]
-    assert [ax.get_ylabel() for ax in fig.axes[::3]] == ["‖w‖ / start", "‖g‖", "lr/‖w‖²", "angle (mrad)"]
-    panels = drawn(fig, "twins_at")
-    assert panels[1][0].get_ydata() == pytest.approx([1, 1, 1.5]) and panels[1][0].get_xdata().tolist() == [0.5, 1.5, 2.5]
-    assert panels[11][0].get_ydata() == pytest.approx([3 * 4.1] * 3)
-    low, high = (getattr(panels[11][0].axes.collections[1].get_datalim(fig.axes[11].transData), f"y{i}") for i in (0, 1))
-    assert (low, high) == pytest.approx((3 * 4, 3 * 4.2))
-    assert drawn(fig, "at")[7][0].get_ydata() == pytest.approx([0.1, 0.1, 0.025])
-
-
-def test_three_layers():
-    """A network with a single convolution has a single column; shortcuts are never chosen."""
+    """Columns are convolutions of the main path; means over the recorded steps of an epoch in a band over the seeds."""
+    fig = rate_plots.layer_courses(course.quantities(study(["at", "twins_at"])), "cifar10", ["at", "twins_at"])
+    assert [ax.get_title().split()[0] for ax in fig.axes[:3]] == ["first", "middle", "last"]
+    assert drawn(fig.axes[1], figures.LOOKS["twins_at"]) == [[(0.5, 1), (1.5, 1), (2.5, 1.5)]]
+    assert means(fig, "twins_at")[11] == pytest.approx([3 * 4.1] * 3) and means(fig, "at")[7] == pytest.approx([0.1, 0.1, 0.025])
     frame = pd.DataFrame({"layer": LAYERS[:3], "depth": [0, 1, 2]})
     assert rate_plots.three_layers(frame) == {"first": LAYERS[0], "middle": LAYERS[1]}
     assert rate_plots.three_layers(frame[:1]) == {"first": LAYERS[0]}
 
 
-def test_wing_figure():
-    """Left the halves, the first hollow, of methods that have halves; right the cosines of all; bars span the seeds."""
+def test_wing_and_drift_figures():
+    """Left the halves, the first hollow, of methods that have halves, right the cosines of all; drift by epoch and by layer."""
     courses = study(["at", "twins_at"])
     courses[1].arrays["g_first"] *= 2
     left, right = rate_plots.wings(rate_tables.by_layer(courses), ["at", "twins_at"]).axes
-    assert [c.lines[0].get_markerfacecolor() for c in left.containers] == ["white", rate_plots.FOLLOWED["twins_at"]["color"]]
-    assert left.containers[0].lines[0].get_ydata() == pytest.approx([4, 8, 12, 16])
-    assert left.containers[0].lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([3, 6])
-    assert left.containers[1].lines[0].get_ydata() == pytest.approx([1, 2, 3, 4])
-    assert [c.lines[0].get_ydata()[0] for c in right.containers] == pytest.approx([1e-5, 0.02])
-
-
-def test_drift_figure():
-    """Left by epoch the mean over layers, right by layer the last epoch, numbered from 1."""
+    assert [[y for _, y in line] for line in drawn(left)] == [[4, 8, 12, 16], [1, 2, 3, 4]] and intervals(left)[0] == (3, 6)
+    assert left.containers[0].lines[0].get_markerfacecolor() == "white"
+    assert [line[0][1] for line in drawn(right)] == pytest.approx([0, 0.02], abs=1e-4)
     fig = rate_plots.drift(course.drift(study(["at", "at_lr"])), ["at", "at_lr"])
-    (left,), (right,) = drawn(fig, "at_lr")
-    assert left.get_ydata() == pytest.approx([0.5, 1.0, 1.5]) and left.get_xdata().tolist() == [1, 2, 3]
-    assert right.get_ydata() == pytest.approx([0.6, 1.2, 1.8, 2.4]) and right.get_xdata().tolist() == [1, 2, 3, 4]
+    assert [drawn(ax, figures.LOOKS["at_lr"]) for ax in fig.axes] == [[[(1, 0.5), (2, 1), (3, 1.5)]],
+                                                                      [[(1, 0.6), (2, 1.2), (3, 1.8), (4, 2.4)]]]
 
 
-def test_escape_figure():
-    """Top the losses, bottom TWINS-AT minus each baseline with Student's interval and every seed, in the baseline's look."""
+def test_escape_and_time_figures():
+    """Losses, and differences with Student's interval and every seed; times with seeds, an arrow head for never."""
     courses = study(["at", "at_lr", "twins_at"])
     losses, differences = course.early_losses(courses, 5), rate_tables.loss_differences(courses)
     top, bottom = rate_plots.escape(losses, differences, ["at", "at_lr", "twins_at"]).axes
-    assert top.lines[2].get_ydata() == pytest.approx([3, 2 + 0.3 + 0.7 * 2 / 3 + 0.1, 2 + 0.3 + 0.7 / 3 + 0.1, 2.4])
+    assert [y for _, y in drawn(top)[2]] == pytest.approx([3, 2.867, 2.633, 2.4], abs=1e-3)
     half = T2 * 0.1 / math.sqrt(3)
-    bars = [c for c in bottom.containers if to_hex(c.lines[0].get_color()) == to_hex(figures.LOOKS["at"]["color"])]
-    assert [c.lines[0].get_ydata()[0] for c in bars] == pytest.approx([0.2, 0.3, 0.4])
-    assert bars[0].lines[2][0].get_segments()[0][:, 1] == pytest.approx([0.2 - half, 0.2 + half])
-    assert [round(c.lines[0].get_xdata()[0]) for c in bars] == [1, 2, 3]
-    assert bottom.get_ylabel() == "TWINS-AT minus it (nats)"
-    dots = [line for line in bottom.lines if line.get_marker() == "." and len(line.get_xdata()) == 3]
-    assert sorted(dots[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.3]) and len(dots) == 6
-
-
-def test_time_figure():
-    """Rows are methods in order, markers means, dots seeds; a seed that never gets there is a triangle at the edge."""
-    found = course.escape_times(study(["at", "at_lr", "twins_at"]))
+    assert [y for _, y in drawn(bottom, figures.LOOKS["at"])[0]] == pytest.approx([0.2, 0.3, 0.4])
+    assert intervals(bottom)[0] == pytest.approx((0.2 - half, 0.2 + half), abs=1e-3)
+    assert {0.1, 0.2, 0.3} <= {y for line in drawn(bottom, {"color": "#000000"}) for _, y in line}
+    found = course.escape_times(courses)
     found.loc[(found["method"] == "twins_at") & (found["seed"] == 1), "epochs"] = math.inf
     (ax,) = rate_plots.times(found, METHODS).axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["AT", "AT, lr × (1 + λ)", "TWINS-AT"]
-    marks = [(line.get_marker(), line.get_xdata()[0], round(float(line.get_ydata()[0]))) for line in ax.lines
-             if line.get_marker() != "."]
-    assert marks == [("o", 1.0, 0), ("P", 1.0, 1), (">", ax.get_xlim()[1], 2)]
-    assert [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."] == [3, 3, 2]
-
-
-def test_scale_figure():
-    """Products and absolute cosines against the factor, on logarithmic axes, a line for each kind of statistics."""
-    left, right = rate_plots.scale_law(LAW).axes
-    assert [line.get_ydata().tolist() for line in left.lines] == [[6, 6], [12, 24]]
-    assert [line.get_ydata().tolist() for line in right.lines] == [[1e-15, 4e-15], [0.03, 0.2]]
-    assert {ax.get_yscale() for ax in (left, right)} == {"log"}
-
-
-FIGURES = {
-    "ratios": lambda cs, _: rate_plots.layer_ratios(rate_tables.layer_ratios(cs)),
-    "courses": lambda cs, methods: rate_plots.layer_courses(course.quantities(cs), "cifar10", methods),
-    "wings": lambda cs, methods: rate_plots.wings(rate_tables.by_layer(cs), methods),
-    "drift": lambda cs, methods: rate_plots.drift(course.drift(cs), methods),
-    "escape": lambda cs, methods: rate_plots.escape(course.early_losses(cs, 5), rate_tables.loss_differences(cs), methods),
-    "times": lambda cs, methods: rate_plots.times(course.escape_times(cs), methods)}
-
-
-@pytest.mark.parametrize("datasets", [("cifar10",), ("cifar10", "dogs64")], ids=["one set", "two sets"])
-@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_figures_are_legible(draw, datasets):
-    """At print width no text is below 7 points, none touches another, none leaves the page, with all methods."""
-    courses = study(datasets=datasets, seeds=(0, 1))
-    for c in courses:
-        c.arrays["cos_wg"] = c.arrays["cos_wg"] * np.geomspace(1, 40, 5)
-        c.arrays["g_first"] = c.arrays["g_first"] * 1.31
-    fig = draw(courses, METHODS)
-    assert fig.get_figwidth() <= 7
-    assert_legible(fig, 7)
+    assert drawn(ax, figures.LOOKS["at"])[0][0][0] == 1 and len(drawn(ax, {"color": "#000000"})) == 3
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == CARETRIGHT] == [ax.get_xlim()[1]]
 
 
 @pytest.mark.parametrize("courses", [[], study(["at"], seeds=(0,)), study(["twins_at"], seeds=(3,)),
                                      [made("at"), made("twins_at", "cub64"), made("at_lr", seed=1)]],
                          ids=["none", "at", "twins", "nothing in common"])
 def test_missing_runs(courses):
-    """Whatever is finished, figures are made; what has nothing to show says so."""
-    empty = [name for name, draw in FIGURES.items() if [t.get_text() for t in draw(courses, METHODS).texts] == ["not run"]]
-    timed = any(c.spec.method.name == "at" for c in courses)  # the threshold is AT's
-    assert empty == ([*FIGURES] if not courses else ["ratios"] if timed else ["ratios", "times"])
+    """Whatever is finished, tables and sentences are made; what has nothing to show says so."""
+    assert len(rate_tables.rate_table(courses)) == len(courses)
+    assert rate_tables.ratio_table(courses).empty and rate_tables.loss_table(courses).empty
+    for reading in (rate_tables.wing_reading, rate_tables.drift_reading):
+        assert (reading(courses) == rate_tables.NOTHING) == (not courses)
+    for reading in (rate_tables.ratio_reading, rate_tables.loss_reading, rate_tables.time_reading):
+        assert reading(courses) == rate_tables.NOTHING
 
 
-def test_methods_have_looks():
-    """All that are drawn differ in colour, line and marker; others are refused."""
-    looks = [rate_plots.FOLLOWED[m] for m in METHODS]
-    assert all(len({str(look[key]) for look in looks}) == 6 for key in ("color", "linestyle", "marker"))
-    assert rate_plots.FOLLOWED["at"] == figures.LOOKS["at"]
-    Line2D([], [], **looks[-1])  # a look that matplotlib knows
-    with pytest.raises(ValueError, match="expected method to be one of .*at_split.*, got 'at_awp'"):
-        rate_plots.drift(course.drift(study(["at"])), ["at", "at_awp"])
-
-
-def test_same_frames_same_bytes(tmp_path):
-    """Equal frames give equal files, whatever the user's settings."""
-    one, two = (rate_plots.times(course.escape_times(study(seeds=(0,))), METHODS) for _ in range(2))
-    first = figures.save(one, tmp_path / "one")
-    with plt.rc_context({"font.size": 20, "axes.facecolor": "red"}):
-        second = figures.save(two, tmp_path / "two")
-    assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]
+# -- the page ---------------------------------------------------------------------------------------------------------
+HEADINGS = [
+    "# Effective learning rate, preset small", "## Claims", "## Accuracy against the learning rate", "## Rates", "## Ratios",
+    "## Wings", "## Drift", "## Leaving the start"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twinslib.claims import finetuning
 from twinslib.evidence import accuracy, public
-from twinslib.show import aft_plots, figures, forest, tables
+from twinslib.show import aft_plots, tables, transfer_plots
 from twinslib.specs import labels
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.strength import PARTS, STANDARD, Attack, parse, strength
@@ -98,13 +98,13 @@ def strongest(names):
              for n in names]
     yield finetuning.attacks([FakeNetwork(*evals)])[-1]
     yield aft_plots.shared_attack(rows)[0]
-    yield figures._strongest(rows)["attack"].item()
+    yield transfer_plots.strongest(rows)["attack"].item()
     last = tables.by_attack(rows.assign(line="a"), {"a": ("a",)}, ("line",)).columns[-1]
     yield {labels.header(n, "linf", rows["eps"][0]): n for n in names}[last.rpartition(" (")[0]]
     theirs = pd.DataFrame([line("pgd10", sd=float("nan"), images="all")])
     yield {labels.header(n, "linf", 8 / 255): n for n in names}[public._beside(rows, theirs)[2][0].split(" on ")[0]]
     if all(parse(n).kind == "pgd" for n in names):
-        yield forest._measurement(rows, None)[0]
+        yield transfer_plots.strongest_pgd(rows)[0]
 
 
 @pytest.mark.parametrize("names", [

@@ -5,20 +5,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..claims.rates import STUDY, rate
-from ..specs.labels import dataset_label, header, joined, marked, method_label, unique
+from ..specs.labels import dataset_label, header, joined, method_label, unique
 from ..store.jobs import Job
 from ..store.store import DIVERGED, NOT_RUN, Store
-from .figures import WIDTH, nothing, style
-from .rate_plots import BAND, FOLLOWED
+from .figures import DOT, FLAGS, HOLLOW, figure, looks, methods_legend, nothing
 
 KEYS = ["dataset", "part", "method", "rate", "seed"]
 METRICS = ("clean", "robust")
-RING = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
-HOLLOW = {"linestyle": "none", "markerfacecolor": "white", "markersize": 5}
 
 
 def frame(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
@@ -88,49 +83,23 @@ def reading(found: pd.DataFrame) -> str:
 
 def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
     """Accuracy in percent against the base learning rate: a row per metric, a column per data set. Lines are means over seeds in
-    a band from the lowest to the highest, a ring is a method's best rate, hollow markers are runs of more epochs.
-
-    Args:
-        found: as `frame` makes it.
-    """
+    a band from the lowest to the highest, a ring is a method's best rate, hollow markers are runs of more epochs."""
     found = found[found["metric"].isin(metrics)]
-    averaged, tops = means(found), best(found)
+    averaged, lost = means(found).sort_values("rate", kind="stable"), found[found["absent"] == DIVERGED]
     if averaged.empty:
-        gone = len(found) and (found["absent"] == DIVERGED).all()
-        return nothing(DIVERGED if gone else NOT_RUN)
-    datasets = unique(averaged["dataset"])
-    rates, lost = sorted(found["rate"].unique()), found[found["absent"] == DIVERGED]
-    with style():
-        fig = Figure(figsize=(WIDTH if len(datasets) > 1 else 4.6, 2.1 * len(metrics) + 0.7))
-        axes = fig.subplots(len(metrics), len(datasets), sharex=True, squeeze=False)
-        for metric, line in zip(metrics, axes, strict=True):
-            for dataset, ax in zip(datasets, line, strict=True):
-                here = averaged[(averaged["metric"] == metric) & (averaged["dataset"] == dataset)]
-                for (method, part), mine in here.sort_values("rate").groupby(["method", "part"], sort=False):
-                    look, y = FOLLOWED[method], 100 * mine[["mean", "min", "max"]]
-                    if part != "grid":
-                        ax.plot(mine["rate"], y["mean"], **look | HOLLOW)
-                        continue
-                    ax.plot(mine["rate"], y["mean"], **look)
-                    ax.fill_between(mine["rate"], y["min"], y["max"], color=look["color"], **BAND)
-                    top = tops[(tops["metric"] == metric) & (tops["dataset"] == dataset) & (tops["method"] == method)]
-                    ax.plot(top["rate"], 100 * top["mean"], color=look["color"], **RING)
-                ax.set_xscale("log")
-                ax.xaxis.set_major_locator(FixedLocator(rates))
-                ax.xaxis.set_minor_locator(NullLocator())
-                ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                ax.tick_params(axis="x", labelrotation=45 if len(rates) > 4 else 0)
-                if metric == metrics[0]:
-                    ax.set_title(dataset_label(dataset))
-            line[0].set_ylabel(f"{found.loc[found['metric'] == metric, 'attack'].iloc[0]} (%)")
-        fig.align_ylabels(axes[:, 0])
-        seeds = sorted({averaged["count"].min(), averaged["count"].max()})
-        fig.supxlabel("base learning rate" + ("" if seeds == [1] else f"; means of {' to '.join(map(str, seeds))} seeds"))
-        there = unique(averaged["method"])
-        handles = [Line2D([], [], label=marked(m, lost.loc[lost["method"] == m, "seed"], left=True), **FOLLOWED[m])
-                   for m in there]
-        handles.append(Line2D([], [], color="#555555", label="ring: best rate", **RING))
-        if (averaged["part"] != "grid").any():
-            handles.append(Line2D([], [], color="#555555", label="hollow: more epochs", **{"marker": "o"} | HOLLOW))
-        fig.legend(handles=handles, loc="outside upper center", ncols=3 if len(datasets) > 1 else 2, fontsize=8, handlelength=3.6)
+        return nothing(DIVERGED if len(found) and len(lost) == len(found) else NOT_RUN)
+    long, shown, several = averaged["part"] != "grid", looks(found["method"]), averaged["dataset"].nunique() > 1
+    marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"})),
+                       best(found).assign(kind="ring", min=math.nan, max=math.nan)])
+    seeds = sorted({averaged["count"].min(), averaged["count"].max()})
+    entries = methods_legend(shown, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
+    entries += [("ring: best rate", DOT | FLAGS["ring"])] + [("hollow: more epochs", HOLLOW)] * bool(long.any())
+    fig = figure(marks, shown, rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
+                 columns=unique(averaged["dataset"]), row="metric", column="dataset", line="method", x="rate", y="mean",
+                 low="min",
+                 high="max", scale=100, log="x", ticks=found["rate"], sharey=False, width=7 if several else 4.6, entries=entries,
+                 xlabel="base learning rate" + ("" if seeds == [1] else f"; means of {' to '.join(map(str, seeds))} seeds"),
+                 per_line=3 if several else 2)
+    for ax in fig.axes:
+        ax.tick_params(axis="x", labelrotation=45 if found["rate"].nunique() > 4 else 0)
     return fig

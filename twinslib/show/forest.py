@@ -1,210 +1,121 @@
-"""The forest plot: paired differences with their intervals, a row for each comparison.
+"""Forests: values with their intervals, a row for each thing compared, what is missing in words."""
 
-A data set has a look that no method has; filled markers differ from 0 by a test.
-"""
-
+import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.markers import CARETLEFT, CARETRIGHT
-from matplotlib.ticker import MultipleLocator
 
-from ..evidence import accuracy
-from ..specs import labels
-from ..specs.strength import strength
-from ..store import store
-from .figures import SMALL, WIDTH, style, tick
+from ..specs.labels import unique
+from ..store.store import NOT_RUN
+from .figures import RULE, SAID, SMALL, Entries, Names, curves, legend, panels, styled
 
-DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
-    {"color": "#332288", "marker": "o"}, {"color": "#44AA99", "marker": "s"}, {"color": "#882255", "marker": "^"},
-    {"color": "#999933", "marker": "v"}, {"color": "#CC6677", "marker": "p"}, {"color": "#117733", "marker": "h"},
-    {"color": "#AA4499", "marker": "<"}, {"color": "#88CCEE", "marker": ">"},
-)
-MEAN = {"color": "#000000", "marker": "D", "markersize": 4.6, "elinewidth": 1.9, "markerfacecolor": "#000000"}
-BANDS = ("#F1F1F1", "#FFFFFF")  # behind every other comparison
-LEVEL = 0.05  # of the tests that fill a marker
-FENCE = 2.0  # a difference farther than this many quartile ranges outside the quartiles stretches no axis
+FENCE = 2.0  # a value farther than this many quartile ranges outside the quartiles stretches no axis
 
 
-def forest_plot(differences: pd.DataFrame, robust: tuple[str, str, float] | None = None) -> Figure:
-    """Paired differences in points with their 95 % intervals: clean accuracy on the left, robust on the right.
-
-    A row for each comparison, in the order of `differences`; in it one marker per data set, then their mean as a diamond.
-    A marker is filled where the Holm-adjusted p is at most 0.05; means are not tested and always filled. Both panels
-    have the same scale. Differences far from most others do not stretch it: they are an arrow head at the edge with the
-    number beside it, and bars that leave the panel end in an arrow head. A row says on how many seeds it rests if that
-    number differs within `differences`. Lines without a value are left out; a row without any is "not run" or what their column
-    absent says.
+@styled
+def forest(marks: pd.DataFrame, labels: Mapping[str, str], looks: Mapping[str, dict], columns: Names, *,
+           limits: Mapping[str, tuple[float, float]] | None = None, zero: bool = True, own_rows: bool = False,
+           entries: Entries = (),
+           per_line: int = 3, **more: object) -> Figure:
+    """A row for each of `labels`, from above, and a panel for each column.
 
     Args:
-        differences: as `compare.differences` makes them, values in fractions; data set "mean" is the mean over data sets.
-        robust: (attack, threat, eps) on the right; by default the strongest PGD at the largest
-            eps that has values.
-    Raises:
-        ValueError: no lines, columns are missing, several lines for one marker, `robust` is not among the lines, or no
-            PGD of a single threat model to choose it from.
+        marks: column, row, x and, where they are needed, what `figures.curves` knows, with low to high the interval of x; lane:
+            what stands on a line of its own within a row; shift: points of the page below its lane; absent: what is said where
+            a row has no x in a column, by default "not run". Marks without a row go through the whole panel.
+        labels: row -> what stands beside it, in its lines. looks: line -> look.
+        limits: column -> ends of the axis. What lies beyond is an arrow head at the edge, with its number if that is finite.
+        zero: mark 0 by a line. own_rows: each panel has the rows that `marks` has for it.
+        entries, per_line: of `figures.legend`. more: of `figures.panels`.
     """
-    lines = _checked(differences)
-    robust = _measurement(lines, robust)
-    absent = differences[differences["value"].isna()] if "absent" in differences else differences.iloc[:0]
-    words = {(r.method, r.baseline): r.absent for r in absent.itertuples() if r.absent != store.NOT_RUN}
-    panels = [_single(lines[lines["attack"] == "none"]), _single(lines[_is(lines, robust)])]
-    drawn = pd.concat(panels)
-    names = [d for d in dict.fromkeys(lines["dataset"]) if d != "mean"]
-    looks = {name: DATASETS[i % len(DATASETS)] for i, name in enumerate(names)} | {"mean": MEAN}
-    limits = _range(drawn)
-    beyond = drawn[~drawn["value"].between(*limits)]
-    comparisons = list(dict.fromkeys(zip(lines["method"], lines["baseline"], strict=True)))
-    strips = _strips(comparisons, drawn, beyond, looks)
-    height = strips[-1][1]
-    with style():
-        fig = Figure(figsize=(WIDTH, height / 72 + 1.2))
-        axes = fig.subplots(1, 2, sharex=True, sharey=True)
-        titles = "clean accuracy", f"{labels.attack_label(robust[0])} at {labels.eps_label(robust[2], robust[1])}"
-        for ax, panel, title in zip(axes, panels, titles, strict=True):
-            ax.set_title(title)
-            ax.axvline(0, color="#555555", linewidth=0.8, zorder=1)
-            for i, (pair, (top, bottom, places)) in enumerate(zip(comparisons, strips, strict=True)):
-                ax.axhspan(top, bottom, color=BANDS[i % 2], linewidth=0, zorder=0)
-                mine = _of_pair(panel, pair)
-                for line in mine.itertuples():
-                    _difference(ax, places[line.dataset], line, looks[line.dataset], limits, BANDS[i % 2])
-                if mine.empty:
-                    _say(ax, (top + bottom) / 2, words.get(pair, store.NOT_RUN), side=1 if sum(limits) > 0 else -1)
-            ax.tick_params(axis="y", length=0)
-            ax.grid(axis="y", visible=False)
-            ax.spines["left"].set_visible(False)
-        axes[0].set(xlim=limits, ylim=(height, 0))
-        axes[0].xaxis.set_major_locator(MultipleLocator(tick(limits[1] - limits[0])))
-        axes[0].set_yticks([(top + bottom) / 2 for top, bottom, _ in strips],
-                           ["\n".join(_row_label(pair, drawn)) for pair in comparisons], fontsize=7.5)
-        fig.supxlabel("difference in points with its 95 % interval (right of 0 the first method is higher)")
-        handles = [Line2D([], [], color=looks[d]["color"], marker=looks[d]["marker"], linewidth=looks[d].get("elinewidth", 0.9),
-                          label="mean of data sets" if d == "mean" else labels.dataset_label(d))
-                   for d in looks if d in set(drawn["dataset"])]
-        plain = {"linestyle": "none", "marker": "o", "color": "#555555"}
-        handles += [Line2D([], [], label=f"filled: Holm-adjusted p ≤ {LEVEL}", **plain),
-                    Line2D([], [], label="hollow: p above that, or none", markerfacecolor="white", **plain)]
-        if (drawn["low"] < limits[0]).any() or (drawn["high"] > limits[1]).any():
-            handles.append(Line2D([], [], label="beyond the axis", **plain | {"marker": CARETLEFT, "markersize": 5}))
-        fig.legend(handles=handles, loc="outside upper center", ncols=2 if len(handles) == 4 else 3, fontsize=8, handlelength=2)
-        fig.draw_without_rendering()
-        missing = height / 72 - axes[0].get_window_extent().height / fig.dpi
-        fig.set_figheight(fig.get_figheight() + missing)  # so that a unit of y is a point of the page
+    marks = marks.reindex(columns=unique([*marks, "row", "lane", "shift", "absent", "kind", "low", "high"]))
+    words = {"row": "", "lane": "", "absent": NOT_RUN, "kind": "points"}
+    marks = marks.astype(dict.fromkeys(words, object)).fillna(words | {"shift": 0.0})
+    there, beyond = marks[marks["x"].notna() & (marks["row"] != "")], _beyond(marks, limits or {})
+    fig, axes = panels(("",), columns, **{"height": 1, "above": 0, "sharey": not own_rows} | more)
+    numbered, places, heights = {(m.row, m.lane) for m, _, number in beyond if number}, {}, []
+    for group in ([[c] for c in columns] if own_rows else [list(columns)]):
+        top, middles, mine = 0.0, {}, marks[marks["column"].isin(group)]
+        rows = {row: label for row, label in labels.items() if not own_rows or row in set(mine["row"])}
+        for i, (row, label) in enumerate(rows.items()):
+            lanes = unique(there.loc[there["column"].isin(group) & (there["row"] == row), "lane"])
+            rooms = {lane: 8.5 if (row, lane) in numbered else 4.8 for lane in lanes}
+            height = max(sum(rooms.values()), 9.5 * (1 + label.count("\n"))) + 5  # points of the page
+            places |= {(c, row, lane): top + (height - sum(rooms.values())) / 2 + room / 2 + sum(list(rooms.values())[:k])
+                       for c in group for k, (lane, room) in enumerate(rooms.items())}
+            middles[top + height / 2] = label
+            for column in group:
+                ax, here = axes["", column], mine[(mine["row"] == row) & (mine["column"] == column)]
+                if i % 2 == 0:
+                    ax.axhspan(top, top + height, color="#F3F3F3", linewidth=0, zorder=0)
+                if here["x"].isna().all():
+                    ax.text(0.02, top + height / 2, next(iter(here["absent"]), NOT_RUN) or NOT_RUN, va="center", fontsize=SMALL,
+                            transform=ax.get_yaxis_transform(), color=SAID["color"])
+            top += height
+        axes["", group[0]].set_yticks(list(middles), middles.values(), fontsize=7.5)
+        axes["", group[0]].set_ylim(top, 0)
+        heights.append(top)
+    y = [places[m.column, m.row, m.lane] + m.shift for m in there.itertuples()]
+    curves(axes, pd.concat([there.assign(y=y), marks[marks["row"] == ""]]).assign(row="").rename(
+        columns={"low": "xlow", "high": "xhigh"}), looks, words=dict.fromkeys(axes, ""))
+    for m, sign, number in beyond:
+        ax, place = axes["", m.column], (limits[m.column][(sign + 1) // 2], places[m.column, m.row, m.lane] + m.shift)
+        ax.plot(*place, marker=CARETRIGHT if sign > 0 else CARETLEFT, color=looks[m.line]["color"], markersize=4.5,
+                markeredgewidth=0, zorder=2.9, clip_on=False)
+        ax.annotate(number, place, (-6 * sign, 0), textcoords="offset points", ha="right" if sign > 0 else "left", va="center",
+                    fontsize=SMALL, zorder=3.5, in_layout=False, annotation_clip=False,
+                    bbox={"facecolor": "#F9F9F9", "edgecolor": "none", "pad": 0.4})
+    for (_, column), ax in axes.items():
+        ax.set(**{"xlim": limits[column]} if limits else {})
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        if zero:
+            ax.axvline(0, **RULE)
+    legend(fig, entries, per_line, handlelength=2)
+    fig.set_figheight(max(heights) / 72 + 0.8 + 0.2 * -(-len(entries) // per_line))
     return fig
 
 
-def _checked(differences: pd.DataFrame) -> pd.DataFrame:
-    """The lines with values in points and an index of their own."""
-    needed = ["dataset", "method", "baseline", "threat", "eps", "attack", "seeds", "value", "low", "high", "p_holm"]
-    absent = [c for c in needed if c not in differences.columns]
-    if absent:
-        raise ValueError(f"expected differences with the columns {', '.join(needed)}, got none called {', '.join(absent)}; "
-                         "pass what compare.differences returns")
-    if differences.empty:
-        raise ValueError("expected at least one paired difference, got none; pass pairs of methods that the study has")
-    lines = differences[needed].reset_index(drop=True)
-    return lines.assign(**{c: 100 * lines[c].astype(float) for c in ("value", "low", "high")})
-
-
-def _measurement(lines: pd.DataFrame, robust: tuple[str, str, float] | None) -> tuple[str, str, float]:
-    """(attack, threat, eps) of the panel of robust accuracy."""
-    if robust is not None:
-        if not _is(lines, robust).any():
-            known = dict.fromkeys(zip(lines["attack"], lines["threat"], lines["eps"], strict=True))
-            raise ValueError(f"expected a measurement of the lines, got {robust}; choose from {', '.join(map(str, known))}")
-        return robust
-    found = lines[accuracy.is_pgd(lines)]
-    found = found.dropna(subset="value") if found["value"].notna().any() else found
-    if found["threat"].nunique() != 1:
-        threats = ", ".join(found["threat"].unique()) or "no PGD at all"
-        raise ValueError(f"expected PGD of one threat model, got {threats}; pass robust=(attack, threat, eps)")
-    found = found[found["eps"] == found["eps"].max()]
-    best = max((row for _, row in found.iterrows()), key=lambda row: strength(row["attack"]))
-    return best["attack"], best["threat"], best["eps"]
-
-
-def _is(lines: pd.DataFrame, robust: tuple[str, str, float]) -> pd.Series:
-    attack, threat, eps = robust
-    return (lines["attack"] == attack) & (lines["threat"] == threat) & ((lines["eps"] - eps).abs() < 1e-6)
-
-
-def _single(panel: pd.DataFrame) -> pd.DataFrame:
-    """The lines of a panel that have a value; each is the only one for its marker."""
-    again = panel[panel.duplicated(["dataset", "method", "baseline"])]
-    if len(again):
-        raise ValueError("expected one line per data set, method, baseline and measurement, got several for "
-                         f"{', '.join(again.iloc[0][['dataset', 'method', 'baseline']])}; choose the lines to draw")
-    return panel.dropna(subset=["value", "low", "high"])
-
-
-def _of_pair(lines: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    return lines[(lines["method"] == pair[0]) & (lines["baseline"] == pair[1])]
-
-
-def _strips(comparisons: Sequence[tuple[str, str]], drawn: pd.DataFrame, beyond: pd.DataFrame,
-            looks: Iterable[str]) -> list[tuple[float, float, dict[str, float]]]:
-    """Of each comparison its top and bottom and the heights of its data sets, in points of the page from above.
-
-    Data sets without a line take no room; those with a number take that of the number.
-    """
-    out, top = [], 0.0
-    for pair in comparisons:
-        present, numbered = (set(_of_pair(lines, pair)["dataset"]) for lines in (drawn, beyond))
-        rooms = {d: 8.5 if d in numbered else 5 if d == "mean" else 4 for d in looks if d in present}
-        height = max(sum(rooms.values()), 9 * len(_row_label(pair, drawn))) + 5
-        y, places = top + (height - sum(rooms.values())) / 2, {}
-        for name, room in rooms.items():
-            places[name] = y + room / 2
-            y += room
-        out.append((top, top + height, places))
-        top += height
+def _beyond(marks: pd.DataFrame, limits: Mapping[str, tuple[float, float]]) -> list[tuple]:
+    """(mark, -1 or 1 for the end that it or its interval leaves, its number if it does so itself and has one)."""
+    out = []
+    for m in marks[marks["column"].isin(list(limits))].dropna(subset="x").itertuples():
+        for sign, edge in zip((-1, 1), limits[m.column], strict=True):
+            if np.nanmax(sign * np.array([m.x, m.low, m.high])) > sign * edge:
+                far = sign * m.x > sign * edge and np.isfinite(m.x)
+                out.append((m, sign, f"{m.x:+.1f}".replace("-", "−") if far else ""))
     return out
 
 
-def _row_label(pair: tuple[str, str], drawn: pd.DataFrame, width: int = 32) -> list[str]:
-    """Lines of a comparison's label, broken before the minus if it is long; with the number of seeds if that differs."""
-    seeds, every = _of_pair(drawn, pair)["seeds"], drawn["seeds"]
-    counts = dict.fromkeys(f"{count:.0f}" for count in (seeds.min(), seeds.max()))
-    unit = "seed" if seeds.max() == 1 else "seeds"
-    tail = f" ({' to '.join(counts)} {unit})".replace(" ", "\u00a0") if len(seeds) and every.nunique() > 1 else ""
-    parts = [labels.method_label(pair[0]), f"- {labels.method_label(pair[1])}{tail.replace(chr(160), ' ', 1)}"]
-    parts = [" ".join(parts)] if len(" ".join(parts)) <= width else parts
-    wrapped = [line for part in parts for line in textwrap.wrap(part, width, break_on_hyphens=False)]
-    return [line.replace("\u00a0", " ") for line in wrapped]
+def fences(marks: pd.DataFrame) -> tuple[float, float]:
+    """Ends of an axis that holds 0 and all values and intervals but those far from most (Tukey's fences).
 
-
-def _range(drawn: pd.DataFrame) -> tuple[float, float]:
-    """Limits in points that hold 0 and all interval ends but those far from most (Tukey's fences)."""
-    ends = pd.Series(drawn[["value", "low", "high"]].to_numpy().ravel())
+    >>> fences(pd.DataFrame({"x": [-1, 0, 1, 2, 90], "low": [-2, -1, 0, 1, 89], "high": [0, 1, 2, 3, 91]}))
+    (-2.2, 3.2)
+    """
+    ends = pd.Series(marks[["x", "low", "high"]].to_numpy(dtype=float).ravel()).dropna()
     first, third = ends.quantile([0.25, 0.75]) if len(ends) else (0.0, 0.0)
     reach = FENCE * max(third - first, 1.0)
-    ends = [*ends[ends.between(first - reach, third + reach)], 0.0]
-    margin = 0.04 * max(max(ends) - min(ends), 2.0)
-    return min(ends) - margin, max(ends) + margin
+    kept = [*ends[ends.between(first - reach, third + reach)], 0.0]
+    margin = 0.04 * max(max(kept) - min(kept), 2.0)
+    return float(min(kept) - margin), float(max(kept) + margin)
 
 
-def _difference(ax: Axes, y: float, line: tuple, look: dict, limits: tuple[float, float], band: str) -> None:
-    """One marker with its interval; arrow heads where it leaves the limits, with the number if the marker does."""
-    face = look["color"] if line.p_holm <= LEVEL else "white"
-    style = {"markersize": 3.2, "elinewidth": 0.9, "markerfacecolor": face, "markeredgewidth": 0.8, "linestyle": "none"} | look
-    ax.errorbar(line.value, y, xerr=[[line.value - line.low], [line.high - line.value]], zorder=3,
-                label=f"_{line.dataset}", **style)
-    for edge, head, sign in ((limits[0], CARETLEFT, -1), (limits[1], CARETRIGHT, 1)):
-        if max(sign * (line.low - edge), sign * (line.high - edge)) > 0:
-            ax.plot(edge, y, marker=head, color=look["color"], markersize=4.5, markeredgewidth=0, zorder=2.9)
-        if sign * (line.value - edge) > 0:
-            ax.annotate(f"{line.value:+.1f}".replace("-", "−"), (edge, y), (-6 * sign, 0), textcoords="offset points",
-                        ha="left" if sign < 0 else "right", va="center", fontsize=SMALL, in_layout=False, annotation_clip=False,
-                        zorder=3.5, weight="bold" if line.dataset == "mean" else "normal",
-                        bbox={"facecolor": band, "edgecolor": "none", "pad": 0.4})
+def row_label(name: str, seeds: Iterable[float] = (), every: Iterable[float] = (), width: int = 32) -> str:
+    """A row's label in lines of `width`, broken before its minus; with the number of seeds if that differs among `every`.
 
-
-def _say(ax: Axes, y: float, word: str, side: int) -> None:
-    """Write why there is nothing beside the line at 0, to its right (1) or left (-1)."""
-    ax.annotate(word, (0, y), (4 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right",
-                va="center", fontsize=SMALL, color="#555555")
+    >>> row_label("AT, slow start, fast decay - AT, cosine", [3], [3, 1])
+    'AT, slow start, fast decay\\n- AT, cosine (3 seeds)'
+    """
+    counts = unique(f"{count:.0f}" for count in (min(seeds, default=0), max(seeds, default=0)) if count)
+    several = len(set(every)) > 1 and counts
+    tail = f" ({' to '.join(counts)} seed{'' if counts == ['1'] else 's'})" if several else ""
+    tail = tail.lstrip().replace(" ", "\u00a0").rjust(len(tail))  # is not broken
+    parts = [name + tail] if len(name + tail) <= width else (name + tail).replace(" - ", "\n- ", 1).split("\n")
+    lines = [textwrap.wrap(part, width, break_on_hyphens=False) for part in parts]
+    return "\n".join(itertools.chain(*lines)).replace("\u00a0", " ")

@@ -1,4 +1,4 @@
-"""Notebook 02: rates by layer, tables, sentences and figures from made-up courses, against calculations by hand; the page."""
+"""Notebook 02: figures from made-up courses, against calculations by hand."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.markers import CARETRIGHT
 
-from tests.figures_read import drawn, intervals
+from tests.figures_read import drawn, intervals, words
 from twinslib.evidence import course
 from twinslib.evidence.course import Course
 from twinslib.show import figures, rate_plots, rate_tables
@@ -126,16 +126,7 @@ def test_escape_and_time_figures():
                                      [made("at"), made("twins_at", "cub64"), made("at_lr", seed=1)]],
                          ids=["none", "at", "twins", "nothing in common"])
 def test_missing_runs(courses):
-    """Whatever is finished, tables and sentences are made; what has nothing to show says so."""
-    assert len(rate_tables.rate_table(courses)) == len(courses)
-    assert rate_tables.ratio_table(courses).empty and rate_tables.loss_table(courses).empty
-    for reading in (rate_tables.wing_reading, rate_tables.drift_reading):
-        assert (reading(courses) == rate_tables.NOTHING) == (not courses)
-    for reading in (rate_tables.ratio_reading, rate_tables.loss_reading, rate_tables.time_reading):
-        assert reading(courses) == rate_tables.NOTHING
-
-
-# -- the page ---------------------------------------------------------------------------------------------------------
-HEADINGS = [
-    "# Effective learning rate, preset small", "## Claims", "## Accuracy against the learning rate", "## Rates", "## Ratios",
-    "## Wings", "## Drift", "## Leaving the start"]
+    """Whatever is finished, figures are made; what has nothing to show says so."""
+    for fig in (rate_plots.layer_ratios(rate_tables.layer_ratios(courses)), rate_plots.wings(rate_tables.by_layer(courses), METHODS),
+                rate_plots.drift(course.drift(courses), METHODS), rate_plots.times(course.escape_times(courses), METHODS)):
+        assert fig.axes and (courses or "not run" in words(fig))

@@ -74,7 +74,7 @@ def test_unknown_names_are_refused(name):
 
 def test_needs_no_torch():
     """The order can be asked for without loading a framework."""
-    code = "import sys; from twinslib import strength; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys; from twinslib.specs import strength; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.figures_read import drawn, intervals, words
 from twinslib.evidence.course import Course
-from twinslib.show import figures
+from twinslib.show import figures, overfit_plots
 from twinslib.show.overfit_plots import gap_plot, method_curves, plateau_curves, schedule_curves, scratch_curves
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec

@@ -5,17 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from twinslib.compute.queue import sweep
-from twinslib.compute.worker import Worker
+from tests.compute.made import compute, do
 from twinslib.evidence import cells
 from twinslib.nets import arithmetic
 from twinslib.nets.checkpoint import load_weights
 from twinslib.specs.measure import CertifySpec
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store import votes as store_votes
 from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store
+from twinslib.store.votes import load_votes
 from twinslib.train.step import OutOfTime, Step
 
 SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), method=method("at"),
@@ -26,10 +25,6 @@ TRAIN, CERTIFY = Task(SPEC), Task(SPEC, CERT)
 
 def hardware(monkeypatch, has_bfloat16: bool) -> None:
     monkeypatch.setattr(arithmetic, "has_bfloat16", lambda device: has_bfloat16)
-
-
-def do(store: Store, task: Task, stop: bool = False) -> None:
-    Worker(store, "cpu").do(task, ship=False, stop=lambda: stop, on_step=lambda done, total: None)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["begun in bfloat16", "begun in float32"])
@@ -69,22 +64,13 @@ def test_what_a_spec_asks_for_is_used_where_it_is_there(monkeypatch) -> None:
     assert seen == [torch.bfloat16, torch.float32, torch.float32]
 
 
-def test_a_sweep_says_it_once(tmp_path, monkeypatch, caplog) -> None:
-    """One line at the start, where a spec asks for bfloat16; none for float32."""
+def test_a_sweep_says_what_bfloat16_means(store: Store, monkeypatch, caplog) -> None:
+    """One line at the start, where a spec asks for it; votes made in float32 for want of it are taken for what they are."""
     hardware(monkeypatch, False)
     caplog.set_level("INFO")
-    sweep(Worker(Store("toy", root=tmp_path), "cpu"), [Job("x", SPEC, ())], budget=0.0)
+    jobs = [Job("x", SPEC, (), certs=(CERT,), labels=(("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch")))]
+    compute(store, jobs)
     lines = [r.message for r in caplog.records if "bfloat16" in r.message]
     assert lines == [arithmetic.in_words({"bfloat16"}, "cpu")] and "float32" in lines[0]
-
-
-def test_votes_in_float32_answer_for_bfloat16(tmp_path, monkeypatch) -> None:
-    """A certification that asks for bfloat16 and was made in float32 is taken for what it is."""
-
-    hardware(monkeypatch, False)
-    store = Store("toy", root=tmp_path)
-    jobs = [Job("x", SPEC, (), certs=(CERT,), labels=(("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch")))]
-    sweep(Worker(store, "cpu"), jobs)
     (found,) = cells.finished(store, jobs)
-    assert store_votes.load_votes(store.root / "votes" / f"{SPEC.hash}-{CERT.hash}.npz").precision == "float32"
-    assert len(found.certified.radius) == 4
+    assert load_votes(store.votes_path(SPEC, CERT)).precision == "float32" and len(found.certified.radius) == 4

@@ -68,8 +68,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_votes_are_those_of_the_network(trained: Store) -> None:
-    """The store's votes are those of the trained network on the first images; with statistics estimated anew where asked, which is
-    another network, and its votes say so. What was never asked for has none, and is the one task left."""
+    """The store's votes are those of the trained network on the first images; with statistics estimated anew where asked, which
+    is another network, and its votes say so. What was never asked for has none, and is the one task left."""
     data = networks(trained).data(SPEC.data)
     for spec in (CERT, RESTAT):
         model = networks(trained).trained(SPEC).eval()

@@ -190,7 +190,8 @@ def fresh(classes: int) -> dict:
     (scaled, {"model": ModelSpec(arch="tiny_resnet", mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)), "keep_head": False},
      r"foreign.th: expected normalisation with mean \[0.4, .* got mean \[0.485, .*leave"),
     (lambda s: torchvision.models.resnet18(num_classes=10).state_dict(),
-     {"keep_head": False, "model": ModelSpec(arch="resnet18")}, r"foreign.th: .*got another architecture.*\(arch torchvision/resnet18\)"),
+     {"keep_head": False, "model": ModelSpec(arch="resnet18")},
+     r"foreign.th: .*got another architecture.*\(arch torchvision/resnet18\)"),
 ], ids=["random", "class order", "architecture", "width", "classes", "other head", "normalisation", "torchvision"])
 def test_what_does_not_fit_is_refused(store: Store, natural: dict, make, change: dict, message: str) -> None:
     """At chance, of another architecture, width, number of classes or normalisation, whether or not its head is kept."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from twinslib.specs.run import RunSpec
+from tests.studies.made import CONSTANTS, first, label, last, unknown
 from twinslib.store.jobs import Job
 from twinslib.studies import finetuning, plan, rules
 
@@ -25,12 +25,8 @@ def arguments(**changes: object) -> dict:
         "schedules": {"aft_constant": {"start": "natural", "optim": {"schedule": "constant"}}},
         "lrs": [0.02, 0.1], "fractions": {"images": [10, 20], "runs": ["aft"]}, "widths": {"widths": [8], "runs": ["aft"]},
         "seeds": [3, 5], "optim": {"epochs": 2, "lr": 0.05, "schedule": "slow_fast"}, "attack": {"steps": 2},
-        "evaluations": [CLEAN, PGD], "best": lambda candidates, **_: candidates[-1],
+        "evaluations": [CLEAN, PGD], "best": last,
     } | changes
-
-
-def label(job: Job, key: str = "part") -> str | None:
-    return dict(job.labels).get(key)
 
 
 def made(**changes: object) -> dict[tuple, Job]:
@@ -108,17 +104,9 @@ def test_random_weights_choose_a_rate_of_their_own() -> None:
     assert jobs["fraction", "aft", 3, 10].spec.optim.lr == 0.02
 
 
-def test_parts_can_be_limited_to_targets() -> None:
-    """Fractions and widths on the targets that they name."""
-    targets = arguments()["targets"] | {"toy_source": {"data": {"image_size": 16, "val_images": 10}}}
-    jobs = finetuning.finetuning(**arguments(targets=targets, fractions={"images": [10], "runs": ["aft"], "targets": ["toy_source"]}))
-    assert {(label(j), j.spec.data.name) for j in jobs if label(j) in ("fraction", "width")} == {
-        ("fraction", "toy_source"), ("width", "toy_source"), ("width", "toy_target")}
-
-
 def test_what_waits_for_the_choice() -> None:
     """While a candidate is missing, what takes its rate is not settled, the rest is; with one rate nothing is to be chosen."""
-    waiting = {key[:2] for key, job in made(best=lambda candidates, **_: None).items() if not job.settled}
+    waiting = {key[:2] for key, job in made(best=unknown).items() if not job.settled}
     assert waiting == {("main", "aft"), ("main", "aft_twins"), ("main", "aft_l2"), ("schedule", "aft_constant"),
                        ("fraction", "aft"), ("width", "aft")}
     single = finetuning.finetuning(**arguments(lrs=[0.3], best=lambda candidates, **_: pytest.fail("asked")))
@@ -145,39 +133,41 @@ def test_measurements_are_limited() -> None:
     assert kinds["width", "aft", 3, 8] == ["pgd", "clean"] and kinds["fraction", "aft", 3, 10] == ["clean"]
 
 
-def test_foreign_start() -> None:
-    """A network from elsewhere brings its architecture and its targets; nothing of ours is trained for it."""
+def test_targets() -> None:
+    """A network from elsewhere brings its architecture and its targets, and nothing of ours is trained for it; fractions and
+    widths are on the targets that they name."""
     main = arguments()["main"] | {"aft_public": {"start": "public"}}
     targets = arguments()["targets"] | {"toy_source": {"data": {"image_size": 16, "val_images": 10}}}
-    jobs = finetuning.finetuning(**arguments(starts=arguments()["starts"] | {"public": PUBLIC}, main=main, targets=targets))
+    jobs = finetuning.finetuning(**arguments(
+        starts=arguments()["starts"] | {"public": PUBLIC}, main=main, targets=targets,
+        fractions={"images": [10], "runs": ["aft"], "targets": ["toy_source"]}))
     foreign = [j.spec for j in jobs if j.spec.method.name == "aft_public"]
     assert {s.data.name for s in foreign} == {"toy_target"} and len(foreign) == 2
     assert {(s.model.arch, s.weights.file, s.source, s.keep_head) for s in foreign} == {("resnet20", "other.th", None, True)}
-    assert {j.spec.data.name for j in jobs if j.spec.method.name == "aft"} == {"toy_target", "toy_source"}
+    where = {part: {j.spec.data.name for j in jobs if label(j) == part and j.spec.method.name == "aft"}
+             for part in ("main", "fraction", "width")}
+    assert where == {"main": set(targets), "fraction": {"toy_source"}, "width": set(targets)}
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"starts": {"natural": {"optm": {}}}}, "key of starts.natural to be one of optim, mean, .*got 'optm'; did you mean 'optim'"),
+    ({"starts": {"natural": {"optm": {}}}}, "key of starts.natural .*got 'optm'; did you mean 'optim'"),
     ({"starts": {"natural": {}, "public": PUBLIC | {"targets": ["toy"]}}}, "target of starts.public to be one of toy_target"),
-    ({"main": {"aft": {"strt": "natural"}}}, "key of main.aft to be one of start, .*got 'strt'"),
+    ({"main": {"aft": {"strt": "natural"}}}, "key of main.aft .*got 'strt'"),
     ({"main": {"aft": {"start": "public"}}}, "start of main.aft to be one of natural, got 'public'"),
     ({"main": {"at_scratch": {}}}, "run whose learning rate is chosen to be one of at_scratch, got 'aft'"),
     ({"main": {"aft": {"seeds": [4]}}}, r"seeds of main.aft among \[3, 5\], got \[4\]"),
     ({"main": {"aft": {"targets": ["cifar10"]}}}, "target of main.aft to be one of toy_target, got 'cifar10'"),
-    ({"main": {"aft": {}, "aft_new": {"optim": {"lr": 1}}}, "fractions": {"images": [], "runs": []}},
-     "method to be one of .*got 'aft_new'"),
-    ({"main": {"aft": {"optim": {"epoch": 3}}}}, "key of optim of aft to be one of .*got 'epoch'"),
+    ({"main": {"aft": {}, "aft_new": {"optim": {"lr": 1}}}, "fractions": {"images": [], "runs": []}}, "method .*got 'aft_new'"),
+    ({"main": {"aft": {"optim": {"epoch": 3}}}}, "key of optim of aft .*got 'epoch'"), ({"lrs": []}, "one learning rate in lrs"),
     ({"schedules": {"aft": {}}}, "under names of their own, got aft in both"),
-    ({"lrs": []}, "at least one learning rate in lrs"),
     ({"fractions": {"images": [10]}}, "expected runs in fractions"),
     ({"widths": {"widths": [8], "runs": ["aft_constant"]}}, "run of widths to be one of aft, .*got 'aft_constant'"),
     ({"widths": {"widths": [8], "runs": ["aft"], "targets": ["toy"]}}, "target of widths to be one of toy_target, got 'toy'"),
     ({"targets": {"toy_target": {"dta": {}}}}, "key of targets.toy_target to be one of data"),
-    ({"evaluations": [PGD | {"runs": ["at"]}]}, "run of an evaluation to be one of .*got 'at'"),
-    ({"evaluations": [PGD | {"parts": ["start"]}]}, "part of an evaluation to be one of main, schedule, fraction, width"),
-    ({"evaluations": [PGD | {"seeds": [4]}]}, r"seeds of an evaluation among \[3, 5\], got \[4\]"),
-    ({"evaluations": [PGD | {"step": 3}]}, "key of evaluations to be one of .*got 'step'"),
-    ({"evaluations": [PGD | {"at": ["end"]}]}, "at of an evaluation to be one of last, best, start, got 'end'"),
+    *(({"evaluations": [PGD | limits]}, message) for limits, message in (
+        ({"runs": ["at"]}, "run of an evaluation .*got 'at'"), ({"at": ["end"]}, "at of an evaluation .*got 'end'"),
+        ({"parts": ["start"]}, "part of an evaluation to be one of main, schedule, fraction, width"),
+        ({"seeds": [4]}, r"seeds of an evaluation among \[3, 5\], got \[4\]"), ({"step": 3}, "key of evaluations .*got 'step'"))),
 ])
 def test_illegal_arguments(changes: dict, message: str) -> None:
     """Unknown keys and names are refused with what was meant."""
@@ -190,7 +180,7 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
 def test_rules_can_be_applied(claim: rules.Claim) -> None:
     """At small every method of a rule is planned with its seeds, and measured on as many images as the rule asks for."""
     rule = claim.rule
-    jobs = plan.plan("small", claim.notebook)[0](best=lambda candidates, **_: candidates[0])
+    jobs = plan.plan("small", claim.notebook)[0](best=first)
     for name in {name for pair in rule.pairs for name in pair}:
         runs = [j for j in jobs if j.study == "aft" and label(j) in ("main", "schedule") and j.spec.method.name == name]
         assert len({j.spec.seed for j in runs if j.spec.data.name in rule.datasets}) >= rule.min_seeds
@@ -202,19 +192,10 @@ def test_rules_can_be_applied(claim: rules.Claim) -> None:
                 assert {"clean", "pgd"} <= kinds, (name, at)
 
 
-@pytest.mark.parametrize("preset", ["toy", "small"])
-def test_nothing_is_trained_for_nothing(preset: str) -> None:
-    """Every run of a preset is measured, starts others or is a candidate, and none is planned twice."""
-    jobs = plan.plan(preset, "06")[0](best=lambda candidates, **_: candidates[0])
-    specs: list[RunSpec] = [job.spec for job in jobs if job.study != "aft_tuning"]
-    assert len(specs) == len(set(specs)) and all(job.measurements or job.ship or job.study == "aft_tuning" for job in jobs)
-
-
 @pytest.mark.parametrize("start", [{"optim": {"epochs": 7, "lr": 0.2}}, {k: PUBLIC[k] for k in ("weights", "model")}])
 def test_normalisation_of_a_start(start: dict) -> None:
     """Mean and std of a start, ours or of others, are those of what starts from it; random starts keep ImageNet's."""
-    constants = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
-    jobs = finetuning.finetuning(**arguments(starts={"natural": start | constants}, widths={"widths": [], "runs": []}))
+    jobs = finetuning.finetuning(**arguments(starts={"natural": start | CONSTANTS}, widths={"widths": [], "runs": []}))
     for spec in (job.spec for job in jobs):
         random = spec.method.name == "at_scratch"
         assert (spec.model.mean[0], spec.model.std[0]) == ((0.485, 0.229) if random else (0.5, 0.2))

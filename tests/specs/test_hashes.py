@@ -9,29 +9,33 @@ import pytest
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.reading import canonical_json, from_dict
 from twinslib.specs.run import RunSpec
+from twinslib.store.store import Store
 from twinslib.studies import plan
 
 RESULTS = Path(__file__).parents[2] / "results"
 RUNS = sorted(p for p in RESULTS.glob("*/runs/*.json") if p.parts[-3] != "toy")  # toy is not committed
+SHIPPED = sorted(RESULTS.glob("*/weights/*.json"))
 
 
 def test_every_finished_run_keeps_its_hash() -> None:
     """A spec read back from its record hashes to the name of the file, and so does the spec of its source."""
     assert len(RUNS) > 250
-    for path in RUNS:
+    for path in RUNS + SHIPPED:
         stored = json.loads(path.read_text())["spec"]
         spec = from_dict(RunSpec, stored)
         assert (spec.hash, json.loads(canonical_json(spec))) == (path.stem, stored), path
-        assert spec.source is None or (path.parent / f"{spec.source.hash}.json").exists(), path
+        assert path in SHIPPED or spec.source is None or (path.parent / f"{spec.source.hash}.json").exists(), path
 
 
 def test_every_finished_evaluation_keeps_its_hash() -> None:
-    """Specs stored beside masks hash to the keys of the masks."""
+    """Specs stored beside masks hash to the keys of the masks, which are as long as they say."""
     count = 0
     for path in sorted(RESULTS.glob("*/masks/*.npz")):
         with np.load(path, allow_pickle=False) as stored:
             for key in (key for key in stored.files if key.endswith("/spec")):
-                assert from_dict(EvalSpec, json.loads(str(stored[key]))).hash + "/spec" == key, path
+                e = from_dict(EvalSpec, json.loads(str(stored[key])))
+                masks = [stored[k] for k in stored.files if k.startswith(e.hash) and k != key]
+                assert e.hash + "/spec" == key and masks and all(m.shape == (e.images,) and m.dtype == bool for m in masks), path
                 count += 1
     assert count > 300
 
@@ -39,8 +43,6 @@ def test_every_finished_evaluation_keeps_its_hash() -> None:
 @pytest.mark.parametrize("number", ["04", "05"])
 def test_finished_certifications_are_those_of_the_plan(number: str) -> None:
     """Files of votes are named by run and certification; the plans of the notebooks still ask for certifications of that name."""
-    from twinslib.store.store import Store
-
     store = Store("small", root=RESULTS / "small")
     planned = {(j.spec.hash, c.hash): c for j in plan.plan("small", number)[0](best=store.best) for c in j.certs}
     stored = [tuple(path.stem.split("-")) for path in (RESULTS / "small" / "votes").glob("*.npz")]

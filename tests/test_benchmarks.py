@@ -85,17 +85,15 @@ def test_command_line(tmp_path, capsys) -> None:
     assert str(tmp_path) not in out.read_text()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--batch", "1"], "--batch of at least 2, got 1"),
-    (["--repeats", "0"], "--repeats of at least 1, got 0"),
-    (["--arch", "resnet19"], "invalid choice"),
-    (["--device", "tpu"], "expected cpu, cuda or cuda:N, got 'tpu'"),
-])
-def test_bad_call(arguments: list[str], message: str, capsys) -> None:
+@pytest.mark.parametrize("main", [twins_step.main, recorder.main])
+def test_bad_calls(main, capsys) -> None:
     """One message and a non-zero exit before any work."""
-    with pytest.raises(SystemExit) as end:
-        twins_step.main(arguments)
-    assert end.value.code == 2 and message in capsys.readouterr().err
+    for arguments, message in (("--batch 1", "--batch of at least 2, got 1"), ("--repeats 0", "--repeats of at least 1, got 0"),
+                               ("--arch resnet19", "invalid choice"), ("--threads 0", "--threads of at least 1, got 0"),
+                               ("--device tpu", "expected cpu, cuda or cuda:N, got 'tpu'")):
+        with pytest.raises(SystemExit) as end:
+            main(arguments.split())
+        assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_committed_results_are_complete() -> None:
@@ -182,17 +180,6 @@ def test_command_line_of_the_recorder(tmp_path, capsys, monkeypatch) -> None:
         assert f"{name} in {precision}, {ARCH} at 16 pixels, batch 2, PGD-1; same weights: yes" in printed
     assert {"commit", "versions", "cpu", "threads", "load_average"} <= record["provenance"].keys()
     assert str(tmp_path) not in out.read_text()
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--batch", "1"], "--batch of at least 2, got 1"), (["--repeats", "0"], "--repeats of at least 1, got 0"),
-    (["--threads", "0"], "--threads of at least 1, got 0"), (["--device", "tpu"], "expected cpu, cuda or cuda:N, got 'tpu'"),
-])
-def test_bad_call_of_the_recorder(arguments: list[str], message: str, capsys) -> None:
-    """One message and a non-zero exit before any work."""
-    with pytest.raises(SystemExit) as end:
-        recorder.main(arguments)
-    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_committed_results_of_the_recorder() -> None:

@@ -36,48 +36,37 @@ def minor(version: str) -> str:
     return ".".join(map(str, Version(version).release[:2]))
 
 
-def test_lock_is_plain():
-    """The lock holds name==version lines only: no addresses, options or local builds, nothing twice."""
-    assert [line for line in LOCK_LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
-    assert len(LOCK) == len(LOCK_LINES)
-
-
-def test_lock_leaves_gpu_parts_to_torch():
+def no_gpu(name: str) -> bool:
     """Packages that only torch's GPU builds need are not pinned, so the lock works on any platform."""
-    assert [name for name in LOCK if name.startswith(("nvidia-", "cuda-")) or name == "triton"] == []
+    return not name.startswith(("nvidia-", "cuda-")) and name != "triton"
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-def test_lock_satisfies_bounds(name):
-    """Every direct dependency is pinned, to a version inside its bounds."""
-    assert name in LOCK
-    assert BOUNDS[name].specifier.contains(LOCK[name])
+def test_lock_is_plain():
+    """The lock holds name==version lines only: no addresses, options, local builds or parts for GPUs, nothing twice. Every direct
+    dependency is pinned, to a version inside its bounds."""
+    assert [line for line in LOCK_LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
+    assert len(LOCK) == len(LOCK_LINES) and all(map(no_gpu, LOCK))
+    assert [name for name in BOUNDS if name not in LOCK or not BOUNDS[name].specifier.contains(LOCK[name])] == []
 
 
-@pytest.mark.parametrize("name", LOCK)
-def test_lock_is_closed(name):
+def test_lock_is_closed():
     """What a pinned package asks for is pinned too, to a version it accepts (read from what is installed)."""
-    try:
-        needs = [Requirement(r) for r in metadata.requires(name) or []] if metadata.version(name) == LOCK[name] else []
-    except metadata.PackageNotFoundError:  # pinned for another Python
-        needs = []
-    for need in needs:
-        other = canonicalize_name(need.name)
-        gpu = other.startswith(("nvidia-", "cuda-")) or other == "triton"
-        if not gpu and (need.marker is None or need.marker.evaluate({"extra": ""})):
-            assert other in LOCK and need.specifier.contains(LOCK[other]), f"{name} needs {need}"
+    for name in LOCK:
+        try:
+            needs = [Requirement(r) for r in metadata.requires(name) or []] if metadata.version(name) == LOCK[name] else []
+        except metadata.PackageNotFoundError:  # pinned for another Python
+            needs = []
+        for need in needs:
+            other = canonicalize_name(need.name)
+            if no_gpu(other) and (need.marker is None or need.marker.evaluate({"extra": ""})):
+                assert other in LOCK and need.specifier.contains(LOCK[other]), f"{name} needs {need}"
 
 
-def test_pair_of_the_lock():
-    """torch and torchvision are pinned as a published pair."""
-    assert minor(LOCK["torchvision"]) == TORCHVISION_OF_TORCH[minor(LOCK["torch"])]
-
-
-def test_pair_of_the_bounds():
-    """The lowest allowed torch and torchvision are a published pair, and torch may be as old as 2.11."""
+def test_pairs():
+    """The pinned torch and torchvision, and the lowest allowed ones, are published pairs; torch may be as old as 2.11."""
     lowest = {name: next(s.version for s in BOUNDS[name].specifier if s.operator == ">=") for name in PAIR}
-    assert lowest["torch"] == "2.11"
-    assert TORCHVISION_OF_TORCH[lowest["torch"]] == lowest["torchvision"]
+    assert lowest["torch"] == "2.11" and TORCHVISION_OF_TORCH[lowest["torch"]] == lowest["torchvision"]
+    assert minor(LOCK["torchvision"]) == TORCHVISION_OF_TORCH[minor(LOCK["torch"])]
 
 
 def test_installed_pair():
@@ -116,18 +105,15 @@ def test_imports_are_declared():
 
 
 def test_whole_package_is_installed():
-    """Each folder of the package that holds code is listed for installation."""
+    """Each folder that holds code, and each file that is none (published numbers, rules of the claims), is listed for
+    installation."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT).as_posix().replace("/", ".") for file in (ROOT / "twinslib").rglob("*.py")}
     assert folders == set(find_packages(str(ROOT), **setuptools["packages"]["find"]))
-
-
-def test_files_of_the_package_are_installed():
-    """Each file of the package that is no code (published numbers, rules of the claims) is listed for installation."""
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["twinslib"]
     there = [p for p in (ROOT / "twinslib").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     assert {p.name for p in there} >= {"claims.yaml", "reported.csv"}
-    assert [p.name for p in there if not any(p.match(f"twinslib/{pattern}") for pattern in patterns)] == []
+    patterns = [f"twinslib/{pattern}" for pattern in setuptools["package-data"]["twinslib"]]
+    assert [p.name for p in there if not any(map(p.match, patterns))] == []
 
 
 def test_versions_that_numbers_depend_on_are_recorded():
@@ -161,24 +147,20 @@ def fake_pythons(folder: Path, script: str) -> str:
     return f"{folder}:/usr/bin:/bin"
 
 
-def test_setup_skips_what_is_done(checkout):
-    """A second call installs nothing; it looks for no Python and needs no network."""
+@pytest.mark.parametrize("changed", [False, True])
+def test_setup_skips_what_is_done(checkout, changed):
+    """A second call installs nothing; it looks for no Python and needs no network. After a change of the lock, setting up
+    goes on to install (here it stops at the Python that is missing)."""
     folder, source = checkout
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
     lock, project = ((folder / name).read_text() for name in ("requirements.lock", "pyproject.toml"))
-    (folder / ".venv" / "twins-setup").write_text(f"{folder}\n{lock}{project}")
+    (folder / ".venv" / "twins-setup").write_text("another lock\n" if changed else f"{folder}\n{lock}{project}")
     done = source(PATH=fake_pythons(folder.parent / "bin", "exit 9"))
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"python: {folder}/.venv/bin/python\n", "")
-
-
-def test_setup_notices_a_changed_lock(checkout):
-    """After a change of the lock, setting up goes on to install (here it stops at the Python that is missing)."""
-    folder, source = checkout
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    (folder / ".venv" / "twins-setup").write_text("another lock\n")
-    assert source(PATH=fake_pythons(folder.parent / "bin", "exit 9")).returncode == 1
+    if changed:
+        assert done.returncode == 1
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"python: {folder}/.venv/bin/python\n", "")
 
 
 @pytest.mark.parametrize(("script", "message"), [
@@ -220,15 +202,13 @@ def test_readme_layout_is_true():
     assert rooms == {name for name in listed if name.startswith("twinslib/") and name != "twinslib/"}
 
 
-def test_readme_python_runs():
-    """The README's Python examples run as printed and do what their comments say."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_readme_commands():
+    """The first commands a reader meets are the two that need nothing else; the Python examples run as printed and do what their
+    comments say."""
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+    assert [line.split("#")[0].split() for line in block.splitlines()] == [["./run_all.sh", "toy"], ["./run_tests.sh"]]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
     exec(code, names)
     assert names["logits"].shape == (8, 10) and names["plain"](names["x"]).shape == (8, 10)
-
-
-def test_readme_begins_with_the_two_commands():
-    """The first commands a reader meets are the two that need nothing else."""
-    block = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    assert [line.split("#")[0].split() for line in block.splitlines()] == [["./run_all.sh", "toy"], ["./run_tests.sh"]]

@@ -81,21 +81,26 @@ def test_votes_of_two_functions_are_not_mixed(one, other, precision, tmp_path):
         join_votes([votes.rows(np.array([0])), collect_votes(other(), X[1:], PLAN, indices=[1], **rest)])
 
 
-def test_another_branch_is_another_function(tmp_path):
-    """Twin norms answer by their branch; votes of the adaptive one are not continued by the frozen one."""
-    model = network("batch")
+def twin():
+    """Two branches that differ."""
+    model = twinsify(network("batch")).eval()
     with torch.no_grad():
-        for name, buffer in (twin := twinsify(model).eval()).named_buffers():
+        for name, buffer in model.named_buffers():
             if "frozen" in name and buffer.is_floating_point():
                 buffer.add_(0.5)
-    file = tmp_path / "votes.npz"
-    for wing, fine in (("adaptive", True), ("adaptive", True), ("frozen", False)):
-        copy = FoldedCopy(twin, wing=wing)
-        if fine:
-            collect_votes(copy, X, PLAN, file=file, model_hash="m")
-            continue
-        with pytest.raises(ValueError, match="computes something else"):
-            collect_votes(copy, X, PLAN, file=file, model_hash="m")
+    return model
+
+
+def test_another_branch_is_another_function(tmp_path):
+    """Twin norms answer by their branch; votes of the adaptive one are not continued by the frozen one. Inside `wings` the branch
+    depends on the place in the batch."""
+    model, file = twin(), tmp_path / "votes.npz"
+    for _ in range(2):
+        collect_votes(FoldedCopy(model, wing="adaptive"), X, PLAN, file=file, model_hash="m")
+    with pytest.raises(ValueError, match="computes something else"):
+        collect_votes(FoldedCopy(model, wing="frozen"), X, PLAN, file=file, model_hash="m")
+    with wings(model, 1), pytest.raises(ValueError, match="on its own"):
+        collect_votes(model, X, PLAN)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
@@ -179,22 +184,13 @@ def test_answers_that_depend_on_more_than_the_image_are_refused(name, precision,
     assert len(calls) <= 6 and not (tmp_path / "votes.npz").exists()
 
 
-def test_random_pixels_are_refused():
-    """Noise or crops inside the network, also in a callable that is no module."""
-    net = convolutions()
+def test_callables_are_checked_too():
+    """Noise or crops inside the network, in a callable that is no module; logits that are finite on plain images only."""
+    net, x = convolutions(), torch.full((1, 3, 8, 8), 0.5)
     with pytest.raises(ValueError, match="twice with the same logits"), torch.no_grad():
         collect_votes(lambda x: net(x.roll(int(torch.randint(3, ())), 3)), X, PLAN, model_hash="m")
-
-
-def test_rows_of_two_branches_are_refused():
-    """Inside `wings` the branch depends on the place in the batch."""
-    twin = twinsify(network("batch")).eval()
-    with torch.no_grad():
-        for name, buffer in twin.named_buffers():
-            if "frozen" in name and buffer.is_floating_point():
-                buffer.add_(0.5)
-    with wings(twin, 1), pytest.raises(ValueError, match="on its own"):
-        collect_votes(twin, X, PLAN)
+    with pytest.raises(Diverged, match="finite logits on fixed images"), torch.no_grad():
+        collect_votes(lambda x: net(x) + (0.9 - x.flatten(1).amax(1, keepdim=True)).sqrt(), x, PLAN, model_hash="m")
 
 
 def test_batches_of_one_have_no_company():
@@ -203,10 +199,3 @@ def test_batches_of_one_have_no_company():
     assert collect_votes(net, X, PLAN, batch_size=1).finished.all()
     with pytest.raises(ValueError, match="on its own"):
         collect_votes(net, X, PLAN, batch_size=2)
-
-
-def test_nan_on_fixed_images_is_refused():
-    """Logits that are finite on plain images only."""
-    net, x = convolutions(), torch.full((1, 3, 8, 8), 0.5)
-    with pytest.raises(Diverged, match="finite logits on fixed images"), torch.no_grad():
-        collect_votes(lambda x: net(x) + (0.9 - x.flatten(1).amax(1, keepdim=True)).sqrt(), x, PLAN, model_hash="m")

@@ -39,9 +39,11 @@ def test_reads_all_forms(log):
 @pytest.mark.parametrize("text", [CLOCK.replace("1:02:03", "1:02:03.000000").replace("1 day, 0:00:01.5", "24:00:01.500000"),
                                   PREDICT])
 def test_writes_what_it_read(log, tmp_path, text):
-    """Byte for byte, but for days, which become hours."""
+    """Byte for byte, but for days, which become hours; in the older form seconds, one digit after the point."""
     write_log(tmp_path / "new" / "copy", read_log(log(text)))
     assert (tmp_path / "new" / "copy").read_text() == text
+    write_log(tmp_path / "copy", read_log(log(SECONDS)), time_format="seconds")
+    assert (tmp_path / "copy").read_text() == SECONDS.replace("\t17\n", "\t17.0\n")
 
 
 def reshaped(text, change):
@@ -63,12 +65,6 @@ def test_descendants_are_read_by_the_names_of_columns(log, text, change):
     """The same rows as without what they add."""
     plain, other = read_log(log(text)), read_log(log(reshaped(text, change)))
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(plain[:5], other[:5], strict=True))
-
-
-def test_writes_seconds(log, tmp_path):
-    """The older form: one digit after the point."""
-    write_log(tmp_path / "copy", read_log(log(SECONDS)), time_format="seconds")
-    assert (tmp_path / "copy").read_text() == SECONDS.replace("\t17\n", "\t17.0\n")
 
 
 def test_radii_are_never_rounded_up():
@@ -132,8 +128,7 @@ def test_running_total_is_noticed(log):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "got 'an empty file'|an empty file"),
-    ("idx label\n1 2\n", "separated by tabs and each once in the first line"),
+    ("", "got 'an empty file'|an empty file"), ("idx label\n1 2\n", "separated by tabs and each once in the first line"),
     (SECONDS.replace("predict", "basePredict"), "each once in the first line of log, got .*basePredict"),
     (SECONDS.replace("radius", "label"), "each once in the first line"),
     (SECONDS.replace("\ttime", ""), "each once in the first line"),
@@ -142,10 +137,8 @@ def test_running_total_is_noticed(log):
     (SECONDS[:-8], "6 fields in line 4 of log, got 4; delete a line that was cut off"),
     (SECONDS + "20\t7\t-1\t0.0\t0\t15.6\n", "idx 20 in line 3 and line 5 of log; two logs are mixed"),
     (SECONDS.replace("0.378", "nan"), "numbers in line 2"),
-    (SECONDS.replace("0.378", "-0.378"), "radius of at least 0, in line 2"),
-    (SECONDS.replace("0.378", "inf"), "line 2"),
-    (SECONDS.replace("-1\t0.0", "-1\t0.2"), "-1 with radius 0"),
-    (SECONDS.replace("15.4", "soon"), "numbers in line 2"),
+    (SECONDS.replace("0.378", "-0.378"), "radius of at least 0, in line 2"), (SECONDS.replace("0.378", "inf"), "line 2"),
+    (SECONDS.replace("-1\t0.0", "-1\t0.2"), "-1 with radius 0"), (SECONDS.replace("15.4", "soon"), "numbers in line 2"),
     (SECONDS.replace("\t3\t3", "\tcat\t3"), "numbers in line 2"),
 ])
 def test_refused(log, text, message):

@@ -163,8 +163,7 @@ class SlowTiny(nn.Module):
     (0.5, 60.0, 32.0, 64),  # 224 pixels on a CPU: a block takes half a minute, a batch of 256 two
     (0.5, 0.0, 32.0, 64),
     (0.015, 60.0, 5.0, 256),  # whole batches, as many as fit
-    (1e-3, 60.0, 5.0, 256),
-    (1e-3, 0.2, 0.2, 64),
+    (1e-3, 60.0, 5.0, 256), (1e-3, 0.2, 0.2, 64),
 ])
 def test_rounds_are_as_small_as_they_must_be(tiny, undisturbed, tmp_path, monkeypatch, cost, save_every, most, least_batch):
     """Between two questions to `stop`, and from one file to the next, pass no more seconds than asked for, down to one block;
@@ -322,7 +321,8 @@ def test_predict_answers_or_abstains():
 
 
 def test_another_alpha_needs_no_draws(undisturbed):
-    """Radii at another alpha from the stored integers, by scipy; smaller alpha, smaller radii."""
+    """Radii at another alpha from the stored integers, by scipy; smaller alpha, smaller radii. Point estimates are votes over
+    draws, for the chosen class and for the label."""
     votes = undisturbed["certify"]
     for alpha in (0.2, 0.001):
         radius = votes.certified(alpha).radius
@@ -331,25 +331,18 @@ def test_another_alpha_needs_no_draws(undisturbed):
         assert radius == pytest.approx(np.where(low > 0.5, 0.5 * stats.norm.ppf(low), 0), abs=1e-8)
     sequential = undisturbed["sequential"]
     assert (sequential.certified(0.001).radius <= sequential.certified().radius).all()
-    low, looks = sequential.shares().low, np.array(sequential.plan.looks)
+    shares, rows, looks = sequential.shares(), np.arange(9), np.array(sequential.plan.looks)
+    assert shares.estimate == pytest.approx(sequential.votes[rows, sequential.chosen] / sequential.draws)
+    assert shares.label == pytest.approx(sequential.votes[rows, rows % 3] / sequential.draws)
+    assert (shares.low < shares.estimate).all() and (shares.low > 0).any()
     by_hand = [max(stats.binomtest(int(k), int(n)).proportion_ci(1 - 2 * a, "exact").low
                    for k, n, a in zip(row, looks, sequential.plan.alphas, strict=True) if k >= 0) for row in sequential.history]
-    assert low == pytest.approx(np.array(by_hand), abs=1e-8)
+    assert shares.low == pytest.approx(np.array(by_hand), abs=1e-8)
     with pytest.raises(ValueError, match="alpha in"):
         votes.certified(1.0)
     for name, least in (("certify", 333), ("sequential", 334), ("predict", 334)):
         with pytest.raises(ValueError, match=f"n of at least {least} at alpha .*, got 300: even if all votes agree"):
             undisturbed[name].certified(1e-100)
-
-
-def test_shares(undisturbed):
-    """Point estimates are votes over draws, for the chosen class and for the label; the bound lies below."""
-    votes = undisturbed["sequential"]
-    shares = votes.shares()
-    rows = np.arange(9)
-    assert shares.estimate == pytest.approx(votes.votes[rows, votes.chosen] / votes.draws)
-    assert shares.label == pytest.approx(votes.votes[rows, rows % 3] / votes.draws)
-    assert (shares.low < shares.estimate).all() and (shares.low > 0).any()
 
 
 def test_stop_if_wrong_is_flagged_and_keeps_accuracy():
@@ -446,38 +439,31 @@ def test_bfloat16_is_said_and_stored():
         collect_votes(net.bfloat16(), x, plan)
 
 
-def test_file_round_trip(undisturbed, tmp_path):
-    """Loaded votes equal the saved ones, settings included."""
-    for votes in undisturbed.values():
-        votes.save(tmp_path / "votes.npz")
-        loaded = load_votes(tmp_path / "votes.npz")
-        assert_equal(loaded, votes, ARRAYS)
-        assert loaded.settings == votes.settings and loaded.plan == votes.plan
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"votes": lambda v: v + 1}, "votes that add up to the draws"),
-    ({"draws": lambda v: v * 2, "votes": lambda v: v * 2}, "at most n"),
-    ({"history": lambda v: v + 300}, "at most n"),
-    ({"label": lambda v: v + 3}, "add up"),
-    ({"votes": lambda v: v[:5]}, "damaged|add up"),
-    ({"votes": lambda v: v + np.array([300, -300, 0], np.int32)}, "add up"),
-    ({"pilot": lambda v: v + np.array([70, -70, 0], np.int32)}, "add up"),
-    ({"history": lambda v: np.full_like(v, 300)}, "add up"),
-    ({"history": lambda v: np.full_like(v, -1)}, "add up"),
-    ({"chosen": lambda v: v + 3}, "add up"),
+@pytest.mark.parametrize("change", [
+    {"votes": lambda v: v + 1}, {"draws": lambda v: v * 2, "votes": lambda v: v * 2}, {"history": lambda v: v + 300},
+    {"label": lambda v: v + 3}, {"votes": lambda v: v[:5]}, {"votes": lambda v: v + np.array([300, -300, 0], np.int32)},
+    {"pilot": lambda v: v + np.array([70, -70, 0], np.int32)}, {"history": lambda v: np.full_like(v, 300)},
+    {"history": lambda v: np.full_like(v, -1)}, {"chosen": lambda v: v + 3},
 ])
-def test_contradicting_counts_are_refused(undisturbed, tmp_path, change, message):
+def test_contradicting_counts_are_refused(undisturbed, tmp_path, change):
     """Votes above n, below 0 or at a look above those drawn for the class, counts that do not add up, unknown classes."""
     votes = undisturbed["certify"]
     dataclasses.replace(votes, **{name: f(getattr(votes, name)) for name, f in change.items()}).save(tmp_path / "votes.npz")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="add up to the draws|at most n|damaged"):
         load_votes(tmp_path / "votes.npz")
 
 
-def test_damaged_file_is_named(tmp_path):
-    """A truncated or foreign file says what to do; a missing one is not found."""
+def test_files(undisturbed, tmp_path):
+    """Loaded votes equal the saved ones, settings included; a truncated or foreign file says what to do, a missing one is not
+    found."""
     file = tmp_path / "votes.npz"
+    with pytest.raises(FileNotFoundError):
+        load_votes(file)
+    for votes in undisturbed.values():
+        votes.save(file)
+        loaded = load_votes(file)
+        assert_equal(loaded, votes, ARRAYS)
+        assert loaded.settings == votes.settings and loaded.plan == votes.plan
     for content in (b"", b"PK\x03\x04 not a zip"):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="damaged or foreign one .*; delete it"):
@@ -485,8 +471,6 @@ def test_damaged_file_is_named(tmp_path):
     np.savez(file, a=np.ones(3))
     with pytest.raises(ValueError, match="damaged or foreign"):
         load_votes(file)
-    with pytest.raises(FileNotFoundError):
-        load_votes(tmp_path / "none.npz")
 
 
 def test_nothing_is_mixed(tiny, tmp_path):
@@ -566,37 +550,6 @@ class Outputs(nn.Module):
         return self.f(x.flatten(1)[:, :2])
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"seed": 1.5}, TypeError, "seed to be an integer, got 1.5"),
-    ({"seed": "1"}, TypeError, "seed to be an integer, got '1'"),
-    ({"batch_size": 64.0}, TypeError, "batch_size to be an integer, got 64.0"),
-    ({"save_every": "60"}, TypeError, "save_every to be a number, got '60'"),
-    ({"save_every": -1.0}, ValueError, "save_every of at least 0"),
-    ({"model_hash": 7}, TypeError, "model_hash to be text, got 7"),
-    ({"plan": {"sigma": 0.25}}, TypeError, "a network and a plan, got Outputs and dict"),
-    ({"forward": 3}, TypeError, "a network and a plan, got int and Plan"),
-    ({"images": [torch.rand(3, 4, 4)] * 2}, TypeError, "one tensor or array, got list; use torch.stack"),
-    ({"images": np.array(["a", "b"])}, TypeError, "one tensor or array"),
-    ({"labels": [0.0, 1.0]}, TypeError, "int64 labels of shape"),
-    ({"labels": ["cat", "dog"]}, TypeError, r"int64 labels of shape \(2,\), got list"),
-    ({"labels": [True, False]}, TypeError, "int64 labels"),
-    ({"labels": 1}, TypeError, "int64 labels of shape"),
-    ({"forward": Outputs(lambda z: (z, z)).eval()}, TypeError, "logits as one tensor, got tuple; wrap the network"),
-    ({"forward": Outputs(lambda z: {"logits": z}).eval()}, TypeError, "logits as one tensor, got dict"),
-    ({"forward": Outputs(nn.Linear(3, 2)).eval()}, ValueError, r"answers a single image, shape \(1, 3, 4, 4\) .* RuntimeError"),
-    ({"forward": nn.Conv2d(3, 2, 3).eval(), "images": torch.rand(2, 4, 4, 3)}, ValueError, "the order of their axes"),
-    ({"file": "/dev/null/votes.npz"}, ValueError, "a file that can be written"),
-])
-def test_arguments_are_refused_before_any_draw(change, error, message):
-    """What is expected, what came and what to do, in place of an error from within or after the work."""
-    passes = []
-    net = Outputs(lambda z: passes.append(1) or z).eval()
-    arguments = {"forward": net, "images": torch.rand(2, 3, 4, 4), "plan": certify_plan(sigma=0.25)} | change
-    with pytest.raises(error, match=message):
-        collect_votes(**arguments)
-    assert not passes
-
-
 def batch_statistics(net):
     net[1] = nn.BatchNorm1d(2, track_running_stats=False).eval()
 
@@ -605,35 +558,40 @@ def infinite(net):
     nn.init.constant_(net[0].bias, float("nan"))
 
 
-@pytest.mark.parametrize(("spoil", "arguments", "error", "message"), [
-    (lambda net: net.train(), {}, ValueError, "the network in training mode"),
-    (lambda net: net[1].train(), {}, ValueError, "got 1 in training mode"),
-    (lambda net: net[2].train(), {}, ValueError, "got 2 in training mode"),
-    (batch_statistics, {}, ValueError, "running statistics, got none in 1"),
-    (infinite, {}, Diverged, "finite logits on a clean image"),
-    (None, {"images": torch.rand(2, 3) * 255}, ValueError, r"images in \[0, 1\].*divide by 255"),
-    (None, {"images": torch.rand(2, 3) - 0.5}, ValueError, r"images in \[0, 1\]"),
-    (None, {"images": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "uint8 of shape"),
-    (None, {"images": torch.rand(0, 3)}, TypeError, "at least one image"),
-    (None, {"labels": torch.tensor([0, 2])}, ValueError, r"labels in 0..1, the classes of the network, got 0..2"),
-    (None, {"labels": torch.tensor([0, -1])}, ValueError, "labels in 0..1"),
-    (None, {"labels": torch.tensor([0.0, 1.0])}, TypeError, "int64 labels of shape"),
-    (None, {"indices": [3, 3]}, ValueError, "different indices"),
-    (None, {"indices": [3]}, ValueError, "2 different indices"),
-    (None, {"indices": [-1, 3]}, ValueError, "indices of at least 0"),
-    (None, {"precision": "half"}, ValueError, "precision to be one of float32"),
-    (None, {"batch_size": 0}, ValueError, "batch_size to be an integer of at least 1"),
+@pytest.mark.parametrize(("change", "message"), [
+    ({"seed": 1.5}, "seed to be an integer, got 1.5"), ({"seed": "1"}, "seed to be an integer, got '1'"),
+    ({"batch_size": 64.0}, "batch_size to be an integer, got 64.0"), ({"batch_size": 0}, "batch_size .* of at least 1"),
+    ({"save_every": "60"}, "save_every to be a number, got '60'"), ({"save_every": -1.0}, "save_every of at least 0"),
+    ({"model_hash": 7}, "model_hash to be text, got 7"), ({"precision": "half"}, "precision to be one of float32"),
+    ({"plan": {"sigma": 0.25}}, "a network and a plan, got Sequential and dict"),
+    ({"forward": 3}, "a network and a plan, got int and Plan"), ({"file": "/dev/null/votes.npz"}, "a file that can be written"),
+    ({"images": [torch.rand(3)] * 2}, "one tensor or array, got list; use torch.stack"),
+    ({"images": np.array(["a", "b"])}, "one tensor or array"), ({"images": torch.rand(0, 3)}, "at least one image"),
+    ({"images": torch.rand(2, 3) * 255}, r"images in \[0, 1\].*divide by 255"), ({"images": torch.rand(2, 3) - 0.5}, "images in"),
+    ({"images": torch.ones(2, 3, dtype=torch.int64)}, "uint8 of shape"),
+    *(({"labels": labels}, r"int64 labels of shape \(2,\)") for labels in (
+        [0.0, 1.0], ["cat", "dog"], [True, False], 1, torch.tensor([0.0, 1.0]))),
+    ({"labels": torch.tensor([0, 2])}, r"labels in 0..1, the classes of the network, got 0..2"),
+    ({"labels": torch.tensor([0, -1])}, "labels in 0..1"), ({"indices": [3, 3]}, "different indices"),
+    ({"indices": [3]}, "2 different indices"), ({"indices": [-1, 3]}, "indices of at least 0"),
+    ({"forward": Outputs(lambda z: (z, z)).eval()}, "logits as one tensor, got tuple; wrap the network"),
+    ({"forward": Outputs(lambda z: {"logits": z}).eval()}, "logits as one tensor, got dict"),
+    ({"forward": Outputs(nn.Linear(3, 2)).eval()}, r"answers a single image, shape \(1, 3\) .* RuntimeError"),
+    ({"forward": nn.Conv2d(3, 2, 3).eval(), "images": torch.rand(2, 4, 4, 3)}, "the order of their axes"),
+    (lambda net: net.train(), "the network in training mode"), (lambda net: net[1].train(), "got 1 in training mode"),
+    (lambda net: net[2].train(), "got 2 in training mode"), (batch_statistics, "running statistics, got none in 1"),
+    (infinite, "finite logits on a clean image"),
 ])
-def test_refused(spoil, arguments, error, message, tmp_path):
-    """One message, and no draw: the network sees one clean image at most, and no file appears."""
-    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).eval()
-    if spoil:
-        spoil(net)
-    seen = []
+def test_refused(change, message, tmp_path):
+    """What is expected, what came and what to do, before any draw: the network sees one clean image at most, and no file
+    appears."""
+    net, seen = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).eval(), []
+    if callable(change):
+        change(net)
     net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    arguments = {"images": torch.rand(2, 3), "file": tmp_path / "votes.npz"} | arguments
-    with pytest.raises(error, match=message):
-        collect_votes(net, plan=certify_plan(sigma=0.25), **arguments)
+    arguments = {"forward": net, "images": torch.rand(2, 3), "plan": certify_plan(sigma=0.25), "file": tmp_path / "votes.npz"}
+    with pytest.raises(Diverged if change is infinite else (ValueError, TypeError), match=message):
+        collect_votes(**arguments | (change if isinstance(change, dict) else {}))
     assert sum(seen) <= 1 and not (tmp_path / "votes.npz").exists()
 
 

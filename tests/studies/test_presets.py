@@ -60,6 +60,19 @@ def test_overrides(folder: Path, text: str, found: dict | str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_types_of_parameters() -> None:
+    """The defaults' types pass, int for float, None for numbers and text; inner keys of its own are not the matter here."""
+    defaults = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "seeds": [0], "optim": {"lr": 0.1, "epochs": 3}}
+    for values in ({}, {"eps": 1}, {"eps": 0.5, "steps": 7}, {"fast": False}, {"start": 3}, {"seeds": []}, {"seeds": [1, 2]},
+                   {"optim": {"lr": 1, "warmup": "any"}}, {"name": None}):
+        presets.check_parameters(values, defaults, "here")
+    for values, message in (({"eps": True}, "float for eps"), ({"steps": 5.0}, "int for steps"),
+                            ({"steps": True}, "int for steps"), ({"optim": {"lr": "1e-3"}}, "optim in here, lr, got '1e-3'"),
+                            ({"fast": 1}, "bool for fast"), ({"seeds": [0, "1"]}, "int for item of seeds")):
+        with pytest.raises(TypeError, match=message):
+            presets.check_parameters(values, defaults, "here")
+
+
 def test_unknown_presets_and_notebooks(folder: Path) -> None:
     """Each unknown name is answered with the known ones; a preset without a file names the file."""
     with pytest.raises(ValueError, match="preset to be one of toy, small, medium, paper, got 'smal'; did you mean 'small'"):

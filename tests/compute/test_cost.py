@@ -80,8 +80,7 @@ def test_following_is_counted_as_it_is_measured(epochs: int, every: int, dense: 
 
 
 @pytest.mark.parametrize(("evaluation", "expected"), [
-    (EvalSpec(kind="clean", images=40), 40),
-    (EvalSpec(kind="pgd", images=40, eps=0.1, steps=7), 40 * 14),
+    (EvalSpec(kind="clean", images=40), 40), (EvalSpec(kind="pgd", images=40, eps=0.1, steps=7), 40 * 14),
     (EvalSpec(kind="pgd", images=40, eps=0.1, steps=7, restarts=3), 40 * 42),
     (EvalSpec(kind="autoattack", images=40, eps=0.1, attacks=("apgd-ce",)), 40 * 200),
     (EvalSpec(kind="autoattack", images=40, eps=0.1), 40 * (200 + 0.35 * (1800 + 2700 + 5000))),
@@ -134,8 +133,7 @@ def test_memory(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("spec", "expected"), [
-    (DataSpec(name="cifar10"), (50_000, 10)),
-    (DataSpec(name="cifar10", val_images=1000), (49_000, 10)),
+    (DataSpec(name="cifar10"), (50_000, 10)), (DataSpec(name="cifar10", val_images=1000), (49_000, 10)),
     (DataSpec(name="cifar10", train_images=9500, val_images=500), (9500, 10)),
     (DataSpec(name="tinyimagenet32", exclude=tuple("abcdef"), val_images=1000), (96_000, 194)),
     (DataSpec(name="toy_source", image_size=16, train_images=50, val_images=10), (50, 10)),

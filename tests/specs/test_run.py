@@ -24,10 +24,7 @@ TUNED = RunSpec(data=DataSpec(name="cifar10", train_images=9500, val_images=500)
 
 # -- hashes ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("spec", "golden"), [
-    (AttackSpec(), "44136fa355b3"),
-    (OptimSpec(), "44136fa355b3"),
-    (SOURCE, "db45f54084c2"),
-    (TUNED, "f885598b5052"),
+    (AttackSpec(), "44136fa355b3"), (OptimSpec(), "44136fa355b3"), (SOURCE, "db45f54084c2"), (TUNED, "f885598b5052"),
     (replace(TUNED, source=replace(SOURCE, seed=1)), "6ace9cd41378"),
     (replace(TUNED, source=None, weights=WeightsSpec(file="resnet50.pt", classes=1000)), "b2a57b2b6dec"),
     (RunSpec(data=DataSpec(name="dogs64", exclude=("n02085620", "n02094433"), augment="resized_crop_flip", crop=24),

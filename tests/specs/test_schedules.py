@@ -22,12 +22,8 @@ def test_the_official_schedule(epoch: int, expected: float, per_epoch: int) -> N
 
 
 @pytest.mark.parametrize(("total", "milestones", "changes"), [
-    (10, (0.5,), [5]),
-    (12, (0.5, 5 / 6), [6, 10]),
-    (7, (0.5, 5 / 6), [4, 6]),
-    (3, (1 / 3, 2 / 3), [1, 2]),
-    (100, (0.3, 0.6, 0.9), [30, 60, 90]),
-    (5, (), []),
+    (10, (0.5,), [5]), (12, (0.5, 5 / 6), [6, 10]), (7, (0.5, 5 / 6), [4, 6]), (3, (1 / 3, 2 / 3), [1, 2]),
+    (100, (0.3, 0.6, 0.9), [30, 60, 90]), (5, (), []),
 ])
 def test_piecewise_in_iterations(total: int, milestones: tuple[float, ...], changes: list[int]) -> None:
     """The rate falls by ten at the first iteration whose progress has reached a milestone, and nowhere else."""

@@ -84,8 +84,8 @@ def test_starts(file: bool) -> None:
     ({"runs": {"at": {"data": {"images": 1}}}}, "runs.at.data"), ({"runs": {"at": {"before": [{"a": 1}]}}}, "runs.at.before"),
     ({"runs": {"at_random": {"model": {"arhc": "a"}}}}, "key of runs.at_random.model .*; did you mean 'arch'?"),
     ({"runs": {"at": {"model": {"arch": "thin_resnet10"}}}}, "source of arch thin_resnet10, got 'arch tiny_resnet'"),
-    ({"runs": {"at": {"targets": ["c"]}}}, "target of at to be one of a, b, got 'c'"),
-    ({"runs": {"at": {"seeds": [0, 7]}}}, "seeds of at among \\[0, 4\\], got \\[0, 7\\]"),
+    ({"runs": {"at": {"targets": ["c"]}}}, "targets of runs.at to be one of a, b, got 'c'"),
+    ({"runs": {"at": {"seeds": [0, 7]}}}, "seeds of runs.at to be one of 0, 4, got '7'"),
     ({"follow": {"evry": 1}}, "key of follow .*'every'?"), ({"follow": {"every": 0}}, "every > 0, got 0"),
     ({"follow": {"record_every": 3}}, "record_every 0 with awp_gamma, got 3"), ({"attack": {"eps": 8}}, "eps in .*write 8/255"),
 ])

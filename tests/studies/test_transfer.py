@@ -115,8 +115,7 @@ def test_normalisation_of_a_source(robust: dict | None) -> None:
 
 
 @pytest.mark.parametrize(("limits", "expected"), [
-    ({}, lambda data, name, seed: True),
-    ({"targets": ["a"]}, lambda data, name, seed: data == "a"),
+    ({}, lambda data, name, seed: True), ({"targets": ["a"]}, lambda data, name, seed: data == "a"),
     ({"methods": ["at", "l2sp", "twins_at_lambda3"]}, lambda data, name, seed: name in ("at", "l2sp", "twins_at_lambda3")),
     ({"seeds": [1]}, lambda data, name, seed: seed == 1),
     ({"targets": ["b"], "methods": ["at"], "seeds": [0]}, lambda *cell: cell == ("b", "at", 0)),
@@ -230,10 +229,10 @@ def measuring(**limits: object) -> dict:
     ({"sources": sources(FILE)}, "a source run for method 'joint', got 'a.pt'; joint training needs the images of the source"),
     ({"sources": sources(mean=[0.5, 0.5, 0.5])}, "mean and std, both or neither, in sources.robust"),
     ({"sources": sources(FILE, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])}, "pixels in .0, 1., .*divide by 255"),
-    (measuring(targets=["c"]), "target of an evaluation .* a, b"), (measuring(esp=0.1), "key of evaluations .*'eps'?"),
-    (measuring(methods=["l2ps"]), "method of an evaluation .* at, .*, twins_at_lambda3, got 'l2ps'; did you mean 'l2sp'?"),
-    (measuring(methods=["natural"]), "method of an evaluation .*'natural'"), (measuring(methods="at"), "a list for methods"),
-    (measuring(seeds=[0, 7]), "seeds of an evaluation among \\[0, 1\\], got \\[0, 7\\]"),
+    (measuring(targets=["c"]), "targets of an evaluation .* a, b, got 'c'"), (measuring(esp=0.1), "key of evaluations .*'eps'?"),
+    (measuring(methods=["l2ps"]), "methods of an evaluation .* at, .*, twins_at_lambda3, got 'l2ps'; did you mean 'l2sp'?"),
+    (measuring(methods=["natural"]), "methods of an evaluation .*'natural'"), (measuring(methods="at"), "a list for methods"),
+    (measuring(seeds=[0, 7]), "seeds of an evaluation .* 0, 1, got '7'"),
     ({"compared_on": ["cifar"]}, "data set of compared_on to be one of a, b, got 'cifar'"),
     *(({part: [name]}, f"method to be one of .*; did you mean '{meant}'?") for part, name, meant in (
         ("methods", "twin_at", "twins_at"), ("baselines", "l2ps", "l2sp"), ("controls", "at_lrr", "at_lr"))),

@@ -15,7 +15,12 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 
 def choose(value: str, legal: Iterable[str], what: str) -> str:
-    """Return `value` if it is one of `legal`, else raise a ValueError that lists them and guesses what was meant."""
+    """Return `value` if it is one of `legal`, else raise a ValueError that lists them and guesses what was meant.
+
+    >>> choose("tades", ["at", "trades"], "method")
+    Traceback (most recent call last):
+    ValueError: expected method to be one of at, trades, got 'tades'; did you mean 'trades'?
+    """
     legal = list(legal)
     if value in legal:
         return value
@@ -23,7 +28,7 @@ def choose(value: str, legal: Iterable[str], what: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of many names, for a message."""
+    """The first few of many names, for a message: a, b, c and 2 more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
 
 

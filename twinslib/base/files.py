@@ -45,15 +45,27 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write `value` as JSON, whole or not at all; equal values give equal bytes."""
     text = json.dumps(value, indent=1, sort_keys=True) + "\n"
     atomic_write(path, lambda tmp: Path(tmp).write_text(text))
 
 
 def read_json(path: Path) -> dict:
+    """What a file of JSON holds.
+
+    Raises:
+        ValueError: a damaged file, with what to do.
+    """
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON in {path}, got {error}; delete the file to compute it again") from None
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by name; nothing in it is run."""
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], compress: bool = False) -> None:

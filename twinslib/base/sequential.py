@@ -57,12 +57,10 @@ def certified_radius(successes: ArrayLike, trials: ArrayLike, sigma: float, alph
     sigma * Phi^-1(p_low) with the one-sided Clopper-Pearson bound p_low (Cohen et al. 2019, CERTIFY), never rounded up.
 
     Args:
-        successes: votes for the class that other draws have chosen, each in 0..trials.
-        trials: draws per image (n).
-        sigma: standard deviation of the noise.
+        successes, trials: votes for the class that other draws have chosen, and draws per image (n).
         alpha: allowed failure probability per image.
     Returns:
-        float64, pixel units; 0 where p_low <= 1/2, which means abstain.
+        float64, in [0, 1] pixels as `sigma`, the standard deviation of the noise; 0 where p_low <= 1/2, which means abstain.
     Raises:
         ValueError: see `lower_bound`, `check_sigma`.
     """
@@ -73,13 +71,18 @@ def certified_radius(successes: ArrayLike, trials: ArrayLike, sigma: float, alph
 def ceiling(n: int, alpha: float, sigma: float = 1.0) -> float:
     """sigma * Phi^-1(alpha^(1/n)), the largest radius n draws can give: where every curve over the radius ends.
 
-    In units of sigma, at alpha .001: 1.50, 2.46, 3.20, 3.81 for n = 100, 1,000, 10,000, 100,000.
+    >>> [round(ceiling(n, 0.001), 2) for n in (100, 1_000, 10_000, 100_000)]  # in units of sigma
+    [1.5, 2.46, 3.2, 3.81]
     """
     return float(certified_radius(n, n, sigma, alpha))
 
 
 def least_n(alpha: float, method: str = "certify") -> int:
-    """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree; for PREDICT, 2 / 2^n <= alpha."""
+    """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree; for PREDICT, 2 / 2^n <= alpha.
+
+    >>> least_n(0.001), least_n(0.001, "predict")
+    (10, 11)
+    """
     check_alpha(alpha)
     if choose(method, METHODS, "method") == "predict":
         return math.ceil(1 - math.log2(alpha) - 1e-12)
@@ -259,7 +262,11 @@ def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
 
 
 def spend(alpha: float, looks: int) -> tuple[float, ...]:
-    """alpha over the looks: one half for the last, the rest in equal parts; all for a single one."""
+    """alpha over the looks: one half for the last, the rest in equal parts; all for a single one.
+
+    >>> spend(0.04, 3)
+    (0.01, 0.01, 0.02)
+    """
     return (alpha,) if looks == 1 else (alpha / 2 / (looks - 1),) * (looks - 1) + (alpha / 2,)
 
 

@@ -12,7 +12,7 @@ from ..data import sets
 from ..data.sources import SOURCES
 from ..nets import arithmetic, models
 from ..specs.run import DataSpec, ModelSpec, RunSpec
-from ..store.jobs import Job, Task
+from ..store.jobs import Job, Task, tasks_of
 from ..store.store import NOT_RUN
 from ..studies.passes import forwards
 from . import provenance
@@ -97,11 +97,6 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
         else:
             images += batch
     return 3 * per_image * images / (time.perf_counter() - start)
-
-
-def tasks_of(jobs: Sequence[Job]) -> list[Task]:
-    """Every task of the jobs, done or not."""
-    return list(dict.fromkeys(t for job in jobs for t in [Task(job.spec), *(Task(job.spec, e) for e in job.measurements)]))
 
 
 def rate(worker: Worker, tasks: Sequence[Task]) -> tuple[float, str]:

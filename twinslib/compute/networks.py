@@ -59,7 +59,7 @@ class Networks:
             return self.start(spec)
         path = self.store.weights_path(spec, at)
         if path is None:
-            raise FileNotFoundError(f"expected the {at} weights of run {spec.hash} in {self.store.root}, got none; train it first")
+            raise FileNotFoundError(f"expected the {at} weights of run {spec.hash} in {self.store.root}, got none; train it")
         state, _ = load_weights(path)
         with self._named(path):
             model = load_into(self._shell(spec), state)

@@ -10,7 +10,7 @@ import torch
 from ..base.errors import Diverged
 from ..nets import arithmetic
 from ..specs.run import RunSpec
-from ..store.jobs import Job, Plan, Task
+from ..store.jobs import Job, Plan, Task, tasks_of
 from ..store.store import NOT_RUN
 from ..train.step import OutOfTime
 from .check import check
@@ -83,7 +83,8 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
         tasks, shipped = store.missing(planned), _shipped(planned)
         if tasks and (words := precision_in_words(planned, worker.device)):
             log.info(words)
-        check(worker.networks, [*tasks, *(Task(job.spec, e) for job in planned if not job.settled for e in (None, *job.measurements))])
+        waiting = [job for job in planned if not job.settled]
+        check(worker.networks, [*tasks, *tasks_of(waiting)])
         broken: set[RunSpec] = set()  # not trained, as this or a source failed
         while tasks:
             task = tasks[0]

@@ -12,7 +12,7 @@ import torch
 
 from ..attack import autoattack, masks
 from ..base.errors import Diverged
-from ..base.files import read_json, write_json, write_npz
+from ..base.files import read_json, read_npz, write_json, write_npz
 from ..certify import smoothing
 from ..nets import arithmetic
 from ..nets.checkpoint import load_weights, save_weights, tensor_hash
@@ -55,8 +55,8 @@ class Worker:
         record = read_json(path) if path.exists() else {"run": task.spec.hash}
         kind = "train again" if task.evaluation is None and self.store.run(task.spec) else task.kind  # only its weights are lost
         before = record.get(kind, {})
-        spent = before["seconds"] if before.get("unfinished") else 0.0
-        worked = before.get("processor_seconds", 0.0) if before.get("unfinished") else 0.0
+        stopped = before if before.get("unfinished") else {}
+        spent, worked = stopped.get("seconds", 0.0), stopped.get("processor_seconds", 0.0)
         started, clock, processor, extra = provenance.now(), time.perf_counter(), time.process_time(), {"unfinished": True}
         stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
         if not before:  # so that they also outlive a kill
@@ -75,15 +75,14 @@ class Worker:
         finally:
             seconds = spent + time.perf_counter() - clock
             worked += time.process_time() - processor
-            record[kind] = provenance.record(started, seconds, self.networks.device, rules=stamps, processor_seconds=round(worked, 3),
-                                             **extra)
+            extra |= {"rules": stamps, "processor_seconds": round(worked, 3)}
+            record[kind] = provenance.record(started, seconds, self.device, **extra)
             write_json(path, record)
 
     def _record_divergence(self, task: Task, error: Diverged) -> None:
         spec, e = task.spec, task.evaluation
-        record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), "epochs": error.epochs}
-        if e is not None:
-            record = {"spec": record["spec"], "measurement": json.loads(canonical_json(e)), "diverged": str(error)}
+        more = {"epochs": error.epochs} if e is None else {"measurement": json.loads(canonical_json(e))}
+        record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), **more}
         write_json(self.store.diverged_path(spec, e), record)
         self.store.work_path(f"{spec.hash}.ckpt" if e is None else f"{spec.hash}-{e.hash}.npz").unlink(missing_ok=True)
         if e is not None:
@@ -95,7 +94,7 @@ class Worker:
         start = self.networks.origin(spec) if spec.method.needs_origin else None
         source = self.networks.source_images(spec, start) if spec.method.source_weight else None
         checkpoint = self.store.work_path(f"{spec.hash}.ckpt")
-        history = fit(spec, model, data, device=self.networks.device, start=start, source=source, checkpoint=checkpoint, stop=stop,
+        history = fit(spec, model, data, device=self.device, start=start, source=source, checkpoint=checkpoint, stop=stop,
                       on_step=on_step)
         folder = self.store.root / "weights" if ship else self.store.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,15 +148,11 @@ class Worker:
                 arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
                 write_npz(path, arrays, compress=True)
                 computed = True
-            with np.load(path, allow_pickle=False) as stored:
-                parts.append({name: stored[name] for name in stored.files})
+            parts.append(read_npz(path))
             on_step(k + 1, len(blocks))
         stages = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         path = self.store.root / "masks" / f"{spec.hash}.npz"
-        merged = {}
-        if path.exists():
-            with np.load(path, allow_pickle=False) as stored:
-                merged = {name: stored[name] for name in stored.files}
+        merged = read_npz(path) if path.exists() else {}
         merged |= {f"{e.hash}/{name}": mask for name, mask in stages.items()}
         merged[f"{e.hash}/spec"] = np.array(canonical_json(e))
         write_npz(path, dict(sorted(merged.items())), compress=True)

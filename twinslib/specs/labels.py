@@ -55,7 +55,11 @@ def method_label(name: str) -> str:
 
 
 def eps_label(eps: float, threat: str = "linf") -> str:
-    """8/255 for a radius in the maximum norm, 0.5 (L2) for one in the Euclidean norm."""
+    """A radius for readers, in pixel units.
+
+    >>> eps_label(8 / 255), eps_label(0.5, "l2")
+    ('8/255', '0.5 (L2)')
+    """
     return f"{eps * 255:.3g}/255" if threat == "linf" else f"{eps:.3g} (L2)"
 
 

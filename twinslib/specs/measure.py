@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..base.errors import choose
 from ..base.sequential import Plan, certify_plan, sequential_plan
 from .choices import PRECISIONS, check_radius, check_step_size
-from .reading import _require, spec_hash
+from .reading import _require, _require_least, spec_hash
 from .strength import PARTS, STANDARD, Attack
 
 NETWORKS = ("last", "best", "start")
@@ -40,8 +40,7 @@ class EvalSpec:
         for name in self.attacks:
             choose(name, PARTS, "attack")
         _require(0 < len(self.attacks) == len(set(self.attacks)), "at least one attack, none twice", self.attacks)
-        for name in ("images", "steps", "restarts", "batch_size"):
-            _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
+        _require_least(self, 1, "images", "steps", "restarts", "batch_size")
         _require(self.kind == "clean" or self.eps > 0, "eps > 0 for an attack", self.eps)
 
     @functools.cached_property
@@ -88,8 +87,8 @@ class CertifySpec:
 
     def __post_init__(self) -> None:
         choose(self.precision, PRECISIONS, "precision")
-        _require(self.images > 0, "images > 0", self.images)
-        _require(self.restat_images >= 0, "restat_images >= 0", self.restat_images)
+        _require_least(self, 1, "images")
+        _require_least(self, 0, "restat_images")
         self.plan  # noqa: B018  what it refuses is refused before any work
 
     @property

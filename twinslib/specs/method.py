@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..base.errors import choose
 from .choices import OBJECTIVES
-from .reading import _require, from_dict
+from .reading import _require, _require_least, from_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,8 @@ class MethodSpec:
         choose(self.wings, ("single", "twins", "two_adaptive", "split", "frozen"), "wings")
         choose(self.attack_wing, ("adaptive", "frozen", "alternating"), "attack_wing")
         choose(self.kl_divisor, ("batch", "wing"), "kl_divisor")
-        for name in ("twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight", "source_weight",
-                     "awp_gamma"):
-            _require(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
+        _require_least(self, 0, "twins_weight", "trades_beta", "distill_weight", "feature_weight", "l2sp_weight", "source_weight",
+                       "awp_gamma")
         _require(self.two_branches or self.attack_wing == "adaptive", "attack_wing adaptive without two branches",
                  self.attack_wing)
         _require(self.source_classes is None or self.source_classes > 0, "source_classes > 0 or null", self.source_classes)
@@ -75,10 +74,9 @@ class MethodSpec:
         _require(self.source_weight == 0 or (self.wings, self.objective) == ("single", "at"),
                  "wings single and objective at with source_weight", f"{self.wings}, {self.objective}")
         choose(self.trains, ("all", "head"), "trains")
-        head_alone = self.wings == "single" and self.objective == "natural" and max(
-            self.distill_weight, self.feature_weight, self.l2sp_weight, self.source_weight) == 0
-        _require(self.trains == "all" or head_alone, "trains all but for plain natural training", self.name)
         plain = max(self.distill_weight, self.feature_weight, self.l2sp_weight, self.source_weight) == 0
+        _require(self.trains == "all" or (plain and (self.wings, self.objective) == ("single", "natural")),
+                 "trains all but for plain natural training", self.name)
         _require(self.awp_gamma == 0 or plain, "no other term of the loss with awp_gamma", self.name)
         _require(self.replays > 0, "replays > 0", self.replays)
         free = (self.objective, self.attack_wing) == ("at", "adaptive") and plain and self.awp_gamma == 0
@@ -175,6 +173,13 @@ METHODS = {
 
 
 def method(name: str, /, **changes: object) -> MethodSpec:
-    """The method called `name`, with `changes` to its switches."""
+    """The method called `name`, with `changes` to its switches.
+
+    >>> method("twins_at", twins_weight=0.4).halves
+    True
+
+    Raises:
+        ValueError, TypeError: an unknown name or switch, or a value that a switch cannot have.
+    """
     spec = METHODS[choose(name, METHODS, "method")]
     return from_dict(MethodSpec, {**dataclasses.asdict(spec), **changes})

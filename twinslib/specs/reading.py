@@ -16,6 +16,13 @@ def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
         raise ValueError(f"expected {expected}, got {got!r}" + (f"; {then}" if then else ""))
 
 
+def _require_least(spec: object, least: int, *names: str) -> None:
+    """Refuse fields of `spec` that are below 0, or (least 1) not above it."""
+    for name in names:
+        value = getattr(spec, name)
+        _require(value > 0 if least else value >= 0, f"{name} {'>' if least else '>='} 0", value)
+
+
 def _in_words(spec: object) -> str:
     return ", ".join(f"{key} {value}" for key, value in to_dict(spec).items())
 
@@ -44,12 +51,19 @@ def canonical_json(spec: object) -> str:
 
 
 def spec_hash(spec: object) -> str:
-    """12 hex digits that name the result of a spec."""
+    """12 hex digits that name the result of a spec: the SHA-256 of its one text."""
     return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:12]
 
 
 def from_dict(cls: type, values: dict, where: str = "") -> object:
-    """Build the dataclass `cls` from a plain dict; unknown keys and wrong types are refused (int is taken for float)."""
+    """Build the dataclass `cls` from a plain dict; an int is taken for a float, a list for a tuple, and nothing else converted.
+
+    Args:
+        where: what the values are called in messages; the name of the class by default.
+    Raises:
+        ValueError: unknown or missing keys, numbers that are not finite, values that the class refuses.
+        TypeError: a value of another type, null where the field knows none.
+    """
     if dataclasses.is_dataclass(values) and isinstance(values, cls):
         return values
     where = where or cls.__name__

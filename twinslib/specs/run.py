@@ -24,7 +24,7 @@ from .choices import (
     check_width,
 )
 from .method import MethodSpec
-from .reading import _in_words, _require, from_dict, spec_hash
+from .reading import _in_words, _require, _require_least, from_dict, spec_hash
 from .schedules import SCHEDULES
 
 
@@ -43,12 +43,12 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         choose(self.augment, AUGMENTATIONS, "augment")
-        _require(self.image_size > 0, "image_size > 0", self.image_size)
+        _require_least(self, 1, "image_size")
+        _require_least(self, 0, "val_images")
         if self.crop is not None:
             _require(0 < self.crop <= self.image_size, f"crop in 1..{self.image_size} (image_size) or null", self.crop)
             crops = self.crop == self.image_size or self.augment in ("resized_crop_flip", "center_crop")
             _require(crops, f"augment resized_crop_flip or center_crop with crop {self.crop}", self.augment)
-        _require(self.val_images >= 0, "val_images >= 0", self.val_images)
         _require(self.train_images is None or self.train_images > 0, "train_images > 0 or null", self.train_images)
 
 
@@ -120,16 +120,12 @@ class OptimSpec:
     def __post_init__(self) -> None:
         choose(self.schedule, SCHEDULES, "schedule")
         choose(self.precision, PRECISIONS, "precision")
-        _require(self.epochs > 0, "epochs > 0", self.epochs)
-        _require(self.batch_size > 0, "batch_size > 0", self.batch_size)
-        _require(self.lr > 0, "lr > 0", self.lr)
+        _require_least(self, 1, "epochs", "batch_size", "lr")
+        _require_least(self, 0, "weight_decay", "val_every", "val_steps")
         _require(0 <= self.momentum < 1, "momentum in [0, 1)", self.momentum)
-        _require(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
         _require(all(0 < m < 1 for m in self.milestones), "milestones in (0, 1), as shares of the run",
                  list(self.milestones), "divide epochs by their number, such as 30 / 60")
         _require(0 <= self.warmup < 1, "warmup in [0, 1), a share of the run", self.warmup)
-        _require(self.val_every >= 0, "val_every >= 0", self.val_every)
-        _require(self.val_steps >= 0, "val_steps >= 0", self.val_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +142,7 @@ class WeightsSpec:
 
     def __post_init__(self) -> None:
         _require("/" not in self.file and self.file, "the name of a file, without folders", self.file)
-        _require(self.classes > 0, "classes > 0", self.classes)
+        _require_least(self, 1, "classes")
         _require(self.accuracy is None or 0 < self.accuracy <= 1, "accuracy in (0, 1], a fraction", self.accuracy,
                  "divide a percentage by 100")
 
@@ -199,10 +195,8 @@ class FollowSpec:
         _require((self.features > 0) == bool(self.feature_epochs), "features and feature_epochs, both or neither",
                  [self.features, list(self.feature_epochs)])
         _require(all(e >= 0 for e in self.feature_epochs), "feature_epochs of at least 0", list(self.feature_epochs))
-        for name in ("record_every", "train_images", "test_images", "dense", "features"):
-            _require(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
-        for name in ("every", "steps"):
-            _require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name))
+        _require_least(self, 0, "record_every", "train_images", "test_images", "dense", "features")
+        _require_least(self, 1, "every", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)

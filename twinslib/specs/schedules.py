@@ -78,5 +78,9 @@ def climb(step: int, total_steps: int, share: float) -> float:
 def factor(schedule: str, step: int, total_steps: int, milestones: Sequence[float], warmup: float = 0.0) -> float:
     """Factor for optimiser step `step` (0-based) of `total_steps`: linear climb over the first `warmup` share of the
     run, then the schedule over the whole run's progress. Depends on nothing but its arguments, so nothing compounds
-    when a run is resumed."""
+    when a run is resumed.
+
+    >>> [factor("slow_fast", step, 10, ()) for step in (0, 4, 5, 6)]
+    [0.2, 1.0, 0.5, 0.25]
+    """
     return SCHEDULES[schedule](step / total_steps, milestones) * climb(step, total_steps, warmup)

@@ -48,6 +48,9 @@ class Attack:
 def parse(name: str) -> Attack:
     """The attack of that name: none, pgd20, pgd10x5 (restarts), or parts of AutoAttack such as apgd-ce+apgd-t.
 
+    >>> parse("pgd10x5").steps, sorted(["square", "pgd100", "none", "pgd20"], key=strength)
+    (10, ['none', 'pgd20', 'pgd100', 'square'])
+
     Raises:
         ValueError: any other name.
     """

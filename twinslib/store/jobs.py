@@ -57,3 +57,8 @@ class Task:
         if e.kind == "certify":
             return f"certify {what}: sigma {e.sigma:g}, at most {e.n:,} draws, {e.images} images"
         return f"evaluate {what}: {e.kind} {e.attack_name} eps {e.eps * 255:.3g}/255 on {e.images} images"
+
+
+def tasks_of(jobs: Sequence[Job]) -> list[Task]:
+    """Every task of the jobs, done or not."""
+    return list(dict.fromkeys(Task(job.spec, e) for job in jobs for e in (None, *job.measurements)))

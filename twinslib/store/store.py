@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base import paths
-from ..base.files import read_json
+from ..base.files import read_json, read_npz
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.reading import canonical_json
 from ..specs.run import DataSpec, RunSpec
@@ -45,11 +45,12 @@ class Store:
 
     def run(self, spec: RunSpec) -> dict | None:
         """The finished run's record, or None."""
-        path = self.root / "runs" / f"{spec.hash}.json"
-        if not path.exists():
-            return None
-        record = read_json(path)
-        if record["spec"] != json.loads(canonical_json(spec)):
+        return self._record(self.root / "runs" / f"{spec.hash}.json", spec)
+
+    @staticmethod
+    def _record(path: Path, spec: RunSpec) -> dict | None:
+        record = read_json(path) if path.exists() else None
+        if record is not None and record["spec"] != json.loads(canonical_json(spec)):
             raise ValueError(f"expected the spec of run {spec.hash} in {path}, got another one; restore or delete the file")
         return record
 
@@ -73,10 +74,7 @@ class Store:
     def course(self, spec: RunSpec) -> dict[str, np.ndarray] | None:
         """Arrays of a finished run that was followed (`follow.Follower.arrays`), or None."""
         path = self.root / "courses" / f"{spec.hash}.npz"
-        if self.run(spec) is None or not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        return read_npz(path) if self.run(spec) is not None and path.exists() else None
 
     def weights_path(self, spec: RunSpec, at: str = "last") -> Path | None:
         """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained.
@@ -115,11 +113,7 @@ class Store:
         return ((self.run(spec) or self._diverged(spec) or {}).get("epochs")) or []
 
     def _diverged(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> dict | None:
-        path = self.diverged_path(spec, measurement)
-        record = read_json(path) if path.exists() else None
-        if record is not None and record["spec"] != json.loads(canonical_json(spec)):
-            raise ValueError(f"expected the spec of run {spec.hash} in {path}, got another one; restore or delete the file")
-        return record
+        return self._record(self.diverged_path(spec, measurement), spec)
 
     def diverged_path(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> Path:
         return self.root / "diverged" / (f"{spec.hash}-{measurement.hash}.json" if measurement else f"{spec.hash}.json")

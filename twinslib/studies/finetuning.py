@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 from ..base.errors import check_keys, choose
@@ -10,6 +11,7 @@ from ..specs.method import method
 from ..specs.reading import from_dict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, start_model
 from ..store.jobs import Best, Job
+from .limits import check_limits, within, without
 
 STUDY, TUNING = "aft", "aft_tuning"
 RANDOM = "aft_random"  # the same epochs from random weights
@@ -30,8 +32,9 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
             (for the first seed), targets, seeds.
         schedules: the same for AFT with another schedule.
         lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these by
-            robust accuracy, which the claims compare, on the validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
-            they start from a network, that of "aft_random" where from random weights.
+            robust accuracy, which the claims compare, on the validation images of each target, with the first seed. Other runs
+            whose optim names no rate take that of "aft" where they start from a network, that of "aft_random" where from random
+            weights.
         fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
             seed, the rate of `main`), and on which targets (all where not named).
         widths: {widths, runs, targets}: the same for channels of the first stage; each width has a start of its own.
@@ -43,8 +46,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
     """
     for name, s in starts.items():
         check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
-        for target in s.get("targets", ()):
-            choose(target, targets, f"target of starts.{name}")
+        check_limits(s, {"targets": targets}, f"starts.{name}")
     for name, t in targets.items():
         check_keys(t, ("data",), f"targets.{name}")
     for where, group in (("main", main), ("schedules", schedules)):
@@ -52,10 +54,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
             check_keys(run, RUN_KEYS, f"{where}.{name}")
             if run.get("start") is not None:
                 choose(run["start"], starts, f"start of {where}.{name}")
-            for target in run.get("targets", ()):
-                choose(target, targets, f"target of {where}.{name}")
-            if not set(run.get("seeds", seeds)) <= set(seeds):
-                raise ValueError(f"expected seeds of {where}.{name} among {list(seeds)}, got {run['seeds']}")
+            check_limits(run, {"targets": targets, "seeds": seeds}, f"{where}.{name}")
     both = [name for name in schedules if name in main]
     if both:
         raise ValueError(f"expected runs of main and of schedules under names of their own, got {', '.join(both)} in both")
@@ -67,17 +66,9 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         raise ValueError("expected at least one learning rate in lrs, got none")
     for where, group, key in (("fractions", fractions, "images"), ("widths", widths, "widths")):
         check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
-        for name in group["runs"]:
-            choose(name, main, f"run of {where}")
-        for target in group.get("targets", ()):
-            choose(target, targets, f"target of {where}")
+        check_limits(group, {"runs": main, "targets": targets}, where)
     for e in evaluations:
-        for name in e.get("runs", ()):
-            choose(name, [*main, *schedules], "run of an evaluation")
-        for name in e.get("parts", ()):
-            choose(name, PARTS, "part of an evaluation")
-        if not set(e.get("seeds", seeds)) <= set(seeds):
-            raise ValueError(f"expected seeds of an evaluation among {list(seeds)}, got {e['seeds']}")
+        check_limits(e, {"runs": [*main, *schedules], "parts": PARTS, "seeds": seeds}, "an evaluation")
     jobs: list[Job] = []
 
     def data(target: str, images: int | None = None) -> DataSpec:
@@ -123,11 +114,9 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         if part == "schedule" or name in ("aft", RANDOM) or "lr" not in run.get("optim", {}):
             lr, waits = rate(name if part == "schedule" or name == "aft" else "aft" if run.get("start") else RANDOM, target)
             made = _with_lr(made, lr)
-        evals = []
-        for e in evaluations:
-            if name not in e.get("runs", (name,)) or part not in e.get("parts", (part,)) or seed not in e.get("seeds", (seed,)):
-                continue
-            values = {k: v for k, v in e.items() if k not in ("runs", "parts", "seeds", "at")}
+        evals, here = [], {"runs": name, "parts": part, "seeds": seed}
+        for e in (e for e in evaluations if within(e, here)):
+            values = without(e, (*here, "at"))
             for at in e.get("at", ("last",)):
                 found = from_dict(EvalSpec, {**values, "at": at}, "evaluations")
                 there = {"last": True, "best": made.optim.keep_best, "start": made.keep_head}[found.at]
@@ -136,25 +125,19 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         labels = (("part", part), ("start", run.get("start") or "random"))
         jobs.append(Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=not waits, labels=labels, candidates=waits))
 
-    for seed in seeds:
-        for target in targets:
-            def here(run: dict, seed: int = seed, target: str = target) -> bool:
-                origin = starts.get(run.get("start"), {})
-                return seed in run.get("seeds", (seed,)) and target in run.get("targets", origin.get("targets", (target,)))
+    for seed, target in itertools.product(seeds, targets):
+        def here(run: dict, seed: int = seed, target: str = target) -> bool:
+            return within(starts.get(run.get("start"), {}) | run, {"targets": target, "seeds": seed})
 
-            for name, run in main.items():
+        for part, runs in (("main", main), ("schedule", schedules)):
+            for name, run in runs.items():
                 if here(run):
-                    add("main", name, run, target, seed)
-            for name, run in schedules.items():
-                if here(run):
-                    add("schedule", name, run, target, seed)
-            if seed != seeds[0]:
-                continue
-            for part, key, group in (("fraction", "images", fractions), ("width", "widths", widths)):
-                for value in group[key] if target in group.get("targets", (target,)) else ():
-                    for name in group["runs"]:
-                        if here(main[name]):
-                            add(part, name, main[name], target, seed, **{"images" if part == "fraction" else "width": value})
+                    add(part, name, run, target, seed)
+        for part, key, group in (("fraction", "images", fractions), ("width", "widths", widths)):
+            if seed == seeds[0] and within(group, {"targets": target}):
+                for value, name in itertools.product(group[key], group["runs"]):
+                    if here(main[name]):
+                        add(part, name, main[name], target, seed, **{"images" if part == "fraction" else "width": value})
     sources = dict.fromkeys(job.spec.source for job in jobs if job.spec.source)
     return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources)]
 

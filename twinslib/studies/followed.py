@@ -10,7 +10,8 @@ from ..specs.method import METHODS, method
 from ..specs.reading import from_dict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, OptimSpec, RunSpec, start_model
 from ..store.jobs import Best, Job
-from .transfer import START, _sources
+from .limits import check_limits, within
+from .transfer import START, networks
 
 
 def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict], runs: dict[str, dict],
@@ -32,7 +33,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     Returns:
         Jobs, the start network first, then seed 0 of everything before seed 1 of anything.
     """
-    grid = _sources(arch, norm, sources)
+    grid = networks(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
     for name, target in targets.items():
         check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
@@ -42,10 +43,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
         check_keys(run, ("optim", "data", "model", "targets", "seeds", "before"), f"runs.{label}")
         for old in run.get("before", ()):
             check_keys(old, ("optim", "data", "model"), f"runs.{label}.before")
-        for name in run.get("targets", ()):
-            choose(name, targets, f"target of {label}")
-        if not set(run.get("seeds", seeds)) <= set(seeds):
-            raise ValueError(f"expected seeds of {label} among {list(seeds)}, got {run['seeds']}")
+        check_limits(run, {"targets": targets, "seeds": seeds}, f"runs.{label}")
 
     def made(seed: int, name: str, label: str, run: dict) -> RunSpec:
         target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
@@ -65,7 +63,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     evals, marks = tuple(from_dict(EvalSpec, e, "evaluations") for e in evaluations), tuple((labels or {}).items())
     jobs, kept = [], []
     for seed, name, (label, run) in itertools.product(seeds, targets, runs.items()):
-        if seed in run.get("seeds", (seed,)) and name in run.get("targets", (name,)):
+        if within(run, {"targets": name, "seeds": seed}):
             jobs.append(Job(study, made(seed, name, label, run), evals, labels=marks))
             kept += [Job(study, made(seed, name, label, old), (), settled=False) for old in run.get("before", ())]
     return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs, *kept]

@@ -8,7 +8,7 @@ from ..specs.run import RunSpec
 from ..store.jobs import Job, Plan
 from .finetuning import finetuning
 from .followed import followed, rates
-from .presets import SETTINGS, notebook, overrides, parameters
+from .presets import chosen
 from .smoothing import smoothing
 from .transfer import transfer
 
@@ -55,8 +55,6 @@ STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": rates,
 
 def plan(preset: str, number: str) -> tuple[Plan, dict]:
     """The jobs of notebook `number` at `preset`, as a function of how hyper-parameters are chosen, and the settings
-    (`SETTINGS`) that go with them."""
-    known = parameters(notebook(number))
-    values = known | overrides(preset, number, known)
-    settings = {k: values.pop(k) for k in SETTINGS}
+    (`presets.SETTINGS`) that go with them."""
+    values, settings = chosen(preset, number)
     return functools.partial(STUDIES[choose(number, STUDIES, "notebook with a study")], **values), settings

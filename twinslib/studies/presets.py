@@ -52,6 +52,13 @@ def overrides(preset: str, number: str, known: dict) -> dict:
     return values
 
 
+def chosen(preset: str, number: str) -> tuple[dict, dict]:
+    """(arguments of the study of notebook `number` at `preset`, but for `best`; the settings that go with them)."""
+    known = parameters(notebook(number))
+    values = known | overrides(preset, number, known)
+    return {k: v for k, v in values.items() if k not in SETTINGS}, {k: values[k] for k in SETTINGS}
+
+
 def check_parameters(values: dict, defaults: dict, where: str) -> None:
     """Refuse unknown names, and values of another type (YAML reads 1e-3 as text).
 

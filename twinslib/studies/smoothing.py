@@ -10,7 +10,10 @@ from ..specs.method import method
 from ..specs.reading import from_dict
 from ..specs.run import DataSpec, NoiseSpec, OptimSpec, RunSpec, start_model
 from ..store.jobs import Best, Job
+from .limits import check_limits, within, without
+from .presets import chosen
 from .rules import Cell
+from .transfer import transfer
 
 CROSSED = "crossed"
 FILTERS = ("pretraining", "finetuning", "norms", "targets", "seeds")
@@ -30,7 +33,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
             limit it. method: natural (default), natural_frozen or linear_probe.
         certifications: CertifySpec fields with `sigmas` (a list) in place of sigma, and any of `FILTERS`.
         best: chooses the hyper-parameters of the crossed runs; nothing else is chosen.
-        crossed: networks of another notebook to certify as well: {preset, notebook, methods, targets, seeds, certifications}.
+        crossed: networks of notebook 01 to certify as well: {preset, notebook, methods, targets, seeds, certifications}.
         study: name of the jobs' study, and so of its files of rows and epochs.
     Returns:
         Jobs labelled with pretraining, finetuning and norm: pre-trained networks that others start from, seed 0 of everything
@@ -47,9 +50,8 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         choose(f.get("method", "natural"), ("natural", "natural_frozen", "linear_probe"), f"method of finetuning.{name}")
     for where, limited in (("finetuning", finetuning.values()), ("certifications", certifications), ("evaluations", evaluations),
                            ("pretraining", pretraining.values()), ("targets", targets.values())):
-        for key, value in itertools.product(FILTERS, limited):
-            for item in value.get(key, ()):
-                choose(str(item), map(str, known[key]), f"{key} of {where}")
+        for values in limited:
+            check_limits(values, known, where)
     base = from_dict(OptimSpec, source["optim"], "source.optim")
     networks = {norm: start_model({"arch": arch, "norm": norm}, source, "source") for norm in norms}
     jobs: list[Job] = []
@@ -64,7 +66,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
     cells = itertools.product(seeds, targets, pretraining.items(), norms, finetuning.items())
     for seed, target, (p, pre), norm, (f, fine) in cells:
         here = {"pretraining": p, "finetuning": f, "norms": norm, "targets": target, "seeds": seed}
-        if not all(_applies(limits, here) for limits in (targets[target], pre, fine)):
+        if not all(within(limits, here) for limits in (targets[target], pre, fine)):
             continue
         t, origin = targets[target], start(p, norm, seeds[0])
         spec = RunSpec(
@@ -73,10 +75,9 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
             optim=from_dict(OptimSpec, {**optim, **t.get("optim", {}), **fine.get("optim", {})}, f"finetuning.{f}.optim"),
             source=origin, seed=seed)
         certs = tuple(dict.fromkeys(
-            cert for c in certifications if _applies(c, here) and not (c.get("restat_images") and norm != "batch")
+            cert for c in certifications if within(c, here) and not (c.get("restat_images") and norm != "batch")
             for cert in _certifications(c)))
-        evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in FILTERS}, "evaluations")
-                      for e in evaluations if _applies(e, here))
+        evals = tuple(from_dict(EvalSpec, without(e, FILTERS), "evaluations") for e in evaluations if within(e, here))
         labels = (("pretraining", p), ("finetuning", f), ("norm", norm))
         jobs.append(Job(study, spec, evals, certs=certs, labels=labels))
     sources = {job.spec.source: tuple(x for x in job.labels if x[0] != "finetuning") for job in jobs if job.spec.source}
@@ -87,22 +88,19 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
 def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Sequence[str], seeds: Sequence[int],
              certifications: Sequence[dict], best: Best, study: str) -> list[Job]:
     """Runs of another notebook with certifications in place of its evaluations, their start networks and candidates."""
-    from .plan import plan  # which lists this module's study
-
-    found = plan(preset, notebook)[0](best=best)
+    choose(notebook, ("01",), "notebook of crossed")  # whose study it has to be
+    found = transfer(**chosen(preset, notebook)[0], best=best)
     certs = tuple(spec for c in certifications for spec in _certifications(c))
     tuned = [job for job in found if job.study != "tuning" and not job.ship]
-    for what, wanted, there in (("methods", methods, (job.spec.method.name for job in tuned)),
-                                ("targets", targets, (job.spec.data.name for job in tuned)),
-                                ("seeds", seeds, (job.spec.seed for job in tuned))):
-        there = dict.fromkeys(map(str, there))
-        for item in wanted:
-            choose(str(item), there, f"{what} of crossed")
-    candidates = [dataclasses.replace(job, study=f"{study}_tuning") for job in found
-                  if job.study == "tuning" and job.spec.method.name in methods and job.spec.data.name in targets]
+    there = {key: dict.fromkeys(values) for key, values in (
+        ("methods", (job.spec.method.name for job in tuned)), ("targets", (job.spec.data.name for job in tuned)),
+        ("seeds", (job.spec.seed for job in tuned)))}
+    check_limits({"methods": methods, "targets": targets, "seeds": seeds}, there, "crossed")
+    wanted = [job for job in found if job.spec.method.name in methods and job.spec.data.name in targets and not job.ship]
+    candidates = [dataclasses.replace(job, study=f"{study}_tuning") for job in wanted if job.study == "tuning"]
     runs = [dataclasses.replace(job, study=study, evals=(), certs=certs, labels=(
         ("pretraining", CROSSED), ("finetuning", job.spec.method.name), ("norm", job.spec.model.norm)))
-        for job in tuned if job.spec.seed in seeds and job.spec.method.name in methods and job.spec.data.name in targets]
+        for job in wanted if job.study != "tuning" and job.spec.seed in seeds]
     origins = {job.spec.source for job in runs} - {None}
     starts = [dataclasses.replace(job, study=study, evals=(), labels=(("pretraining", CROSSED), ("norm", job.spec.model.norm)))
               for job in found if job.ship and job.spec in origins]
@@ -111,12 +109,8 @@ def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Seq
 
 def _certifications(values: dict) -> list[CertifySpec]:
     """One for each of `sigmas`."""
-    rest = {k: v for k, v in values.items() if k not in (*FILTERS, "sigmas")}
-    return [from_dict(CertifySpec, rest | {"sigma": sigma}, "certifications") for sigma in values["sigmas"]]
-
-
-def _applies(limits: dict, here: dict) -> bool:
-    return all(here[key] in limits.get(key, (here[key],)) for key in FILTERS)
+    return [from_dict(CertifySpec, without(values, (*FILTERS, "sigmas")) | {"sigma": sigma}, "certifications")
+            for sigma in values["sigmas"]]
 
 
 def _noise(values: dict, where: str) -> NoiseSpec | None:

@@ -11,9 +11,10 @@ from ..specs.method import METHODS, MethodSpec, method
 from ..specs.reading import from_dict
 from ..specs.run import AttackSpec, DataSpec, OptimSpec, RunSpec, WeightsSpec, start_model
 from ..store.jobs import Best, Job
+from .limits import check_limits, within, without
 
 
-def sources(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
+def networks(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
     """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
     training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std
     that images are normalised with, per channel in [0, 1]; ImageNet's where not given."""
@@ -64,7 +65,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     Returns:
         Jobs in order of priority: the start network, seed 0 of everything before seed 1 of anything, other sources.
     """
-    grid = _sources(arch, norm, sources)
+    grid = networks(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
     runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
@@ -81,15 +82,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     if "at_lr" in methods:
         raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")
     for e in evaluations:
-        for key in ("targets", "methods", "seeds"):
-            if not isinstance(e.get(key, []), list | tuple):
-                raise TypeError(f"expected a list for {key} of an evaluation, got {e[key]!r}")
-        for name in e.get("targets", ()):
-            choose(name, targets, "target of an evaluation")
-        for label in e.get("methods", ()):
-            choose(label, [*methods, *others], "method of an evaluation")
-        if not set(e.get("seeds", seeds)) <= set(seeds):
-            raise ValueError(f"expected seeds of an evaluation among {list(seeds)}, got {e['seeds']}")
+        check_limits(e, {"targets": targets, "methods": [*methods, *others], "seeds": seeds}, "an evaluation")
     for name in compared_on:
         choose(name, targets, "data set of compared_on")
     for label in others:
@@ -137,8 +130,7 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             for label in (*methods, *(others if name in compared_on else ())):
                 spec, waits = tuned(name, label)
                 here = {"targets": name, "methods": label, "seeds": seed}
-                evals = tuple(from_dict(EvalSpec, {k: v for k, v in e.items() if k not in here}, "evaluations")
-                              for e in evaluations if all(v in e.get(k, (v,)) for k, v in here.items()))
+                evals = tuple(from_dict(EvalSpec, without(e, here), "evaluations") for e in evaluations if within(e, here))
                 jobs.append(Job("transfer", dataclasses.replace(spec, seed=seed), evals, settled=not waits, candidates=waits))
     pretrained = [Job("transfer", spec, source_evals, ship=True) for spec in runs]
     return sorted([*jobs, *pretrained], key=lambda job: job.spec is not begin) if begin in runs else [*jobs, *pretrained]
@@ -162,6 +154,3 @@ def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:
     return dataclasses.replace(
         spec, method=from_dict(MethodSpec, {**dataclasses.asdict(spec.method), **switches}, "grids"),
         optim=from_dict(OptimSpec, {**dataclasses.asdict(spec.optim), "lr": values.get("lr", spec.optim.lr)}, "grids"))
-
-
-_sources = sources  # the argument of `transfer` has the same name

@@ -1,0 +1,38 @@
+"""What a study's parameters limit to some of its targets, seeds and the like: lists of names, checked before any run."""
+
+from collections.abc import Collection, Mapping
+
+from ..base.errors import choose
+
+
+def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -> None:
+    """Refuse lists in `limits` that name what the study does not have; a key that is left out limits nothing.
+
+    >>> check_limits({"seeds": [0, 7]}, {"seeds": [0, 1], "targets": ["cifar10"]}, "main.aft")
+    Traceback (most recent call last):
+    ValueError: expected seeds of main.aft to be one of 0, 1, got '7'
+
+    Raises:
+        TypeError: no list.
+        ValueError: another name than those of `known`.
+    """
+    for key, legal in known.items():
+        names = limits.get(key, ())
+        if not isinstance(names, list | tuple):
+            raise TypeError(f"expected a list for {key} of {where}, got {names!r}")
+        for name in names:
+            choose(str(name), map(str, legal), f"{key} of {where}")
+
+
+def within(limits: Mapping, here: Mapping[str, object]) -> bool:
+    """True where each list in `limits` holds what `here` has under its key.
+
+    >>> within({"seeds": [0]}, {"seeds": 0, "targets": "cifar10"}), within({"seeds": [0]}, {"seeds": 1})
+    (True, False)
+    """
+    return all(value in limits.get(key, (value,)) for key, value in here.items())
+
+
+def without(values: Mapping, keys: Collection[str]) -> dict:
+    """The values under all other keys."""
+    return {key: value for key, value in values.items() if key not in keys}

@@ -18,17 +18,14 @@ TEN = rows([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5, 0, 0, -1, -1], [0.
 
 
 def test_accuracy_by_hand():
-    """Right and far enough, of all images; a radius that is hit exactly counts; wrong and abstained images never do."""
+    """Right and far enough, of all images; a radius that is hit exactly counts; wrong and abstained images never do, and are
+    0 in the average. The abstention rate counts all labels alike."""
     points = certified_accuracy(TEN, [0, 0.25, 0.26, 0.5, 0.95, 1.01])
     assert [p.accuracy for p in points] == pytest.approx([0.6, 0.5, 0.3, 0.3, 0.1, 0.0])
     assert points[0].standard_error == pytest.approx(math.sqrt(0.6 * 0.4 / 10)) and points[0].n == 10
     reference = stats.binomtest(6, 10).proportion_ci(0.95, "exact")
     assert (points[0].low, points[0].high) == pytest.approx((reference.low, reference.high))
     assert certified_accuracy(TEN, [0], level=0.5)[0].low > points[0].low
-
-
-def test_averages_by_hand():
-    """ACR counts wrong and abstained images as 0; the abstention rate counts all labels alike."""
     counted = [0.1, 0.25, 0.25, 0.5, 0.7, 1, 0, 0, 0, 0]
     assert average_radius(TEN) == pytest.approx((0.28, np.std(counted, ddof=1) / 10 ** 0.5, 10))
     assert abstention_rate(TEN)[::2] == pytest.approx((0.2, 10))

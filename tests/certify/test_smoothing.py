@@ -193,19 +193,12 @@ def test_host_waits_once_a_round_where_batches_are_fast(tiny, monkeypatch):
 
 def test_more_images_join_a_file(tiny, undisturbed, tmp_path):
     """Finished images are taken from the file without a draw, others are added, and none is lost."""
-    file = tmp_path / "votes.npz"
+    file, calls, net = tmp_path / "votes.npz", [], copy.deepcopy(tiny[0])
     tiny_votes(tiny, PLANS["certify"], [1, 2], file=file)
     tiny_votes(tiny, PLANS["certify"], [0, 2, 7], file=file)
-    calls = 0
-
-    def count(*_):
-        nonlocal calls
-        calls += 1
-
-    net = copy.deepcopy(tiny[0])
-    net.register_forward_pre_hook(count)
+    net.register_forward_pre_hook(lambda *_: calls.append(1))
     again = tiny_votes((net, *tiny[1:]), PLANS["certify"], [7, 1], file=file)
-    assert calls == LOOKS
+    assert len(calls) == LOOKS
     assert_equal(again, undisturbed["certify"].rows(np.array([7, 1])))
     assert sorted(load_votes(file).index) == [100, 101, 102, 107]
 
@@ -397,15 +390,6 @@ def test_host_does_not_wait_between_batches(monkeypatch):
     assert waits.found == 1
 
 
-def test_fast_copy_certifies_alike():
-    """FoldedCopy in channels-last batches: the votes of the network it copies, but for rounding."""
-    model = make_model("tiny_resnet", 3, seed=0).eval()
-    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    plan = certify_plan(sigma=0.25, n=64, n0=16)
-    slow, fast = (collect_votes(net, images, plan) for net in (model, FoldedCopy(model)))
-    assert np.abs(slow.votes - fast.votes).max() <= 1 and slow.model_hash != fast.model_hash
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_stored_certifications_do_not_depend_on_batches(precision, dtype, tmp_path):
     """As the store certifies: a folded copy in either precision, in other batches and interrupted, has the same votes but for
@@ -418,6 +402,9 @@ def test_stored_certifications_do_not_depend_on_batches(precision, dtype, tmp_pa
     fast = FoldedCopy(model, dtype=dtype)
     plan, file = certify_plan(sigma=0.5, n=320, n0=64), tmp_path / "votes.npz"
     whole = collect_votes(fast, images, plan, precision=precision)
+    if precision == "float32":  # the network that it copies answers alike, under another hash
+        slow = collect_votes(model, images, plan)
+        assert np.abs(slow.votes - whole.votes).max() <= 1 and slow.model_hash != whole.model_hash
     while not collect_votes(fast, images, plan, precision=precision, batch_size=100, file=file, stop=lambda: True).finished.all():
         pass
     assert np.abs(whole.votes - load_votes(file).votes).sum() <= 0.01 * 2 * whole.draws.sum()

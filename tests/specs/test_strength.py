@@ -43,24 +43,16 @@ def test_the_order_is_total(attacks, random):
     assert kinds == sorted(kinds)
 
 
-@given(PGD, st.integers(1, 100), st.integers(1, 5))
-def test_more_steps_and_restarts_are_stronger(attack, steps, restarts):
-    """More of one with no less of the other."""
+@given(PGD, st.integers(1, 100), st.integers(1, 5), SUITE, st.sampled_from(PARTS))
+def test_more_is_stronger(attack, steps, restarts, suite, part):
+    """More steps or restarts with no less of the other; a part more, also where it completes the standard suite, while the
+    order of the parts makes no difference; and the ladder, whatever the names look like."""
     more = [Attack("pgd", attack.steps + steps, attack.restarts), Attack("pgd", attack.steps, attack.restarts + restarts)]
     assert all(strength(str(m)) > strength(str(attack)) for m in more)
-
-
-@given(SUITE, st.sampled_from(PARTS))
-def test_a_part_more_is_stronger(attack, part):
-    """Also where it completes the standard suite; the order of the parts makes no difference of strength."""
-    if part in attack.parts:
-        assert parse("+".join(reversed(attack.parts))).strength == attack.strength
+    if part in suite.parts:
+        assert parse("+".join(reversed(suite.parts))).strength == suite.strength
     else:
-        assert strength(f"{attack}+{part}") > strength(str(attack))
-
-
-def test_ladder():
-    """From the weakest to the strongest, whatever the names look like."""
+        assert strength(f"{suite}+{part}") > strength(str(suite))
     assert sorted(LADDER, key=strength) == LADDER
 
 

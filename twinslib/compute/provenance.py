@@ -18,11 +18,13 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "s
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @cache
 def version(package: str) -> str:
+    """The installed version of a package, or "absent"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -44,6 +46,7 @@ def commit() -> dict:
 
 @cache
 def cpu_model() -> str:
+    """The processor by name; "unknown" where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -42,6 +42,7 @@ class Worker:
 
     @property
     def device(self) -> torch.device:
+        """Where it computes."""
         return self.networks.device
 
     def do(self, task: Task, *, ship: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
@@ -89,6 +90,8 @@ class Worker:
             shutil.rmtree(self.store.work_path(f"{spec.hash}-{e.hash}"), ignore_errors=True)  # its blocks
 
     def train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
+        """Train a run from its start or its checkpoint and leave its weights, course and, last, its record; returns what its
+        provenance says besides. A run that is finished keeps its record: only its weights are made again."""
         model, data = self.networks.start(spec), self.networks.data(spec.data)
         foreign_start = {"start": self.networks.measure_start(spec, model)} if spec.weights else {}
         start = self.networks.origin(spec) if spec.method.needs_origin else None
@@ -128,6 +131,7 @@ class Worker:
         return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": history.precision}
 
     def evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
+        """Measure a finished run block by block, each kept in work/ until all are there and its masks appear."""
         data = self.networks.data(spec.data)
         model = FoldedCopy(self.networks.trained(spec, e.at))
         folder = self.store.work_path(f"{spec.hash}-{e.hash}")
@@ -162,10 +166,11 @@ class Worker:
         return {"batch_size": e.batch_size, "precision": "float32", "images": e.images, "checks": checks}
 
     def certify(self, spec: RunSpec, c: CertifySpec, stop, on_step) -> dict:
+        """Draw the votes of a finished run, kept in work/ until all images are settled; what was begun keeps its precision."""
         data, model = self.networks.data(spec.data), self.networks.trained(spec).eval()
         if c.restat_images:
             model = noise.reestimated(model, data.train_x[:c.restat_images], c.sigma, seed=c.seed)
-        file = self.store.work_path(f"{spec.hash}-{c.hash}.npz")  # what was begun goes on in its own precision
+        file = self.store.work_path(f"{spec.hash}-{c.hash}.npz")
         precision = load_votes(file).precision if file.exists() else arithmetic.chosen(c.precision, self.networks.device)
         network = FoldedCopy(model, dtype=arithmetic.dtype(precision))
         on_step(0, 1)

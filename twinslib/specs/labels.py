@@ -44,12 +44,18 @@ AUTOATTACK = "+".join(STANDARD)
 
 
 def dataset_label(name: str) -> str:
+    """A data set, or the mean of several, for readers; a name that is not known as it is."""
     if name == MEAN_OF_ALL:
         return "mean of data sets, also near chance"
     return "mean of data sets" if name == MEAN else DATASETS[name][0] if name in DATASETS else name
 
 
 def method_label(name: str) -> str:
+    """A method for readers.
+
+    >>> method_label("twins_at"), method_label("twins_at_lambda0.1")
+    ('TWINS-AT', 'TWINS-AT, λ 0.1')
+    """
     weight = re.fullmatch(r"twins_at_lambda(.+)", name)
     return f"TWINS-AT, λ {weight[1]}" if weight else METHODS.get(name, name)
 
@@ -102,8 +108,14 @@ def joined(*sentences: str, otherwise: str = "") -> str:
 
 
 def unique(values) -> list:
+    """Each value once, in the order of its first place."""
     return list(dict.fromkeys(values))
 
 
 def header(attack: str, threat: str, eps: float) -> str:
+    """Head of a column of accuracies.
+
+    >>> header("pgd20", "linf", 8 / 255)
+    'PGD-20 at 8/255'
+    """
     return "clean" if attack == "none" else f"{attack_label(attack)} at {eps_label(eps, threat)}"

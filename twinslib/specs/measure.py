@@ -45,6 +45,7 @@ class EvalSpec:
 
     @functools.cached_property
     def hash(self) -> str:
+        """The name of its results."""
         return spec_hash(self)
 
     @property
@@ -54,6 +55,7 @@ class EvalSpec:
 
     @property
     def attack_name(self) -> str:
+        """How rows name its attack (`strength.parse` reads it)."""
         if self.kind == "pgd":
             return str(Attack("pgd", self.steps, self.restarts))
         return str(Attack("none") if self.kind == "clean" else Attack("autoattack", parts=self.attacks))
@@ -102,6 +104,7 @@ class CertifySpec:
 
     @property
     def kind(self) -> str:
+        """Always "certify", as `EvalSpec.kind` is never."""
         return "certify"
 
     @property
@@ -111,4 +114,5 @@ class CertifySpec:
 
     @functools.cached_property
     def hash(self) -> str:
+        """The name of its results."""
         return spec_hash(self)

@@ -247,6 +247,7 @@ class RunSpec:
 
     @functools.cached_property
     def hash(self) -> str:
+        """The name of its results."""
         return spec_hash(self)
 
 

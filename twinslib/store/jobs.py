@@ -46,6 +46,7 @@ class Task:
 
     @property
     def kind(self) -> str:
+        """Its key in the provenance of its run: train, or evaluate or certify with the hash of the measurement."""
         e = self.evaluation
         return "train" if e is None else f"{'certify' if e.kind == 'certify' else 'evaluate'} {e.hash}"
 

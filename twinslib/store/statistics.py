@@ -17,4 +17,5 @@ def statistics(store: Store) -> pd.DataFrame:
 
 
 def statistics_path(store: Store) -> Path:
+    """The table of a store."""
     return store.root / "rows" / "statistics.csv"

@@ -69,6 +69,7 @@ class Store:
         return load_votes(path) if path.exists() else None
 
     def votes_path(self, spec: RunSpec, certification: CertifySpec) -> Path:
+        """Where the votes of a finished certification lie."""
         return self.root / "votes" / f"{spec.hash}-{certification.hash}.npz"
 
     def course(self, spec: RunSpec) -> dict[str, np.ndarray] | None:
@@ -116,6 +117,7 @@ class Store:
         return self._record(self.diverged_path(spec, measurement), spec)
 
     def diverged_path(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> Path:
+        """Where it is recorded that a run, or a measurement of it, diverged."""
         return self.root / "diverged" / (f"{spec.hash}-{measurement.hash}.json" if measurement else f"{spec.hash}.json")
 
     def lost_to(self, spec: RunSpec) -> RunSpec | None:
@@ -184,6 +186,7 @@ class Store:
         return list(dict.fromkeys(tasks[i] for i in order))
 
     def work_path(self, name: str) -> Path:
+        """A file in the work folder, which is made if needed."""
         folder = self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name

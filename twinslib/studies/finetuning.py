@@ -21,7 +21,8 @@ RUN_KEYS = ("start", "model", "optim", "attack", "switches", "follow", "targets"
 
 def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[str, dict], main: dict[str, dict],
                schedules: dict[str, dict], lrs: Sequence[float], fractions: dict, widths: dict, seeds: Sequence[int], optim: dict,
-               attack: dict, evaluations: Sequence[dict], best: Best) -> list[Job]:
+               attack: dict, evaluations: Sequence[dict], best: Best,
+               lrs_kept: Sequence[float] = ()) -> list[Job]:
     """Adversarial fine-tuning and what it is compared with.
 
     Args:
@@ -31,10 +32,11 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         main: method -> changes of its run: start (none: random weights), model, optim, attack, switches of the method, follow
             (for the first seed), targets, seeds.
         schedules: the same for AFT with another schedule.
-        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these by
-            robust accuracy, which the claims compare, on the validation images of each target, with the first seed. Other runs
-            whose optim names no rate take that of "aft" where they start from a network, that of "aft_random" where from random
-            weights.
+        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these on the
+            validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
+            they start from a network, that of "aft_random" where from random weights.
+        lrs_kept: rates that will join `lrs` once all runs at them are made; the candidates at them that are finished are kept, but
+            neither computed, chosen from, shown nor judged until then.
         fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
             seed, the rate of `main`), and on which targets (all where not named).
         widths: {widths, runs, targets}: the same for channels of the first stage; each width has a start of its own.
@@ -70,6 +72,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
     for e in evaluations:
         check_limits(e, {"runs": [*main, *schedules], "parts": PARTS, "seeds": seeds}, "an evaluation")
     jobs: list[Job] = []
+    kept: list[Job] = []
 
     def data(target: str, images: int | None = None) -> DataSpec:
         values = {"name": target, **targets[target].get("data", {})} | ({"train_images": images} if images else {})
@@ -103,10 +106,12 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         """Learning rate of a run of `schedules`, of "aft" or "aft_random", and the candidates that it waits for, if any."""
         base = spec(name, schedules.get(name, main.get(name)), target, seeds[0])
         candidates = [_with_lr(base, lr) for lr in lrs]
+        kept.extend(Job(STUDY, _with_lr(base, lr), (), settled=False, labels=(("part", "kept"), ("start", "random")))
+                    for lr in lrs_kept)
         if len(candidates) == 1:
             return candidates[0].optim.lr, ()
         jobs.extend(Job(TUNING, c, ()) for c in candidates)
-        chosen = best(candidates, by="robust")
+        chosen = best(candidates)
         return (chosen or candidates[0]).optim.lr, () if chosen else tuple(candidates)
 
     def add(part: str, name: str, run: dict, target: str, seed: int, **changes) -> None:
@@ -139,7 +144,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
                     if here(main[name]):
                         add(part, name, main[name], target, seed, **{"images" if part == "fraction" else "width": value})
     sources = dict.fromkeys(job.spec.source for job in jobs if job.spec.source)
-    return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources)]
+    return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources), *kept]
 
 
 def _with_lr(spec: RunSpec, lr: float) -> RunSpec:

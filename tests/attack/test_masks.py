@@ -569,11 +569,10 @@ def broken_networks():
     noise = torch.Generator().manual_seed(0)
     return {
         "repeatable": lambda x: net(x) + 0.1 * torch.randn(len(x), 10, generator=noise),
-        "eval_mode": lambda x: net(x) - net(x).mean(0),
-        "logits": lambda x: net(x).softmax(1),
+        "eval_mode": lambda x: net(x) - net(x).mean(0), "logits": lambda x: net(x).softmax(1),
         "gradient_nonzero": lambda x: net(x.mul(255).round().div(255)),
         "stronger_not_weaker": lambda x: flipped(Flipped.apply(x)),
-        "large_eps_breaks": lambda x: net(0.5 + 0.002 * (x - 0.5)),
+        "large_eps_breaks": lambda x: net(0.5 + 0.002 * (x - 0.5))
     }
 
 

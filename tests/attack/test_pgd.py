@@ -225,16 +225,11 @@ def test_training_mode_warns():
 
 BAD = [
     (dict(eps=8), ValueError, r"expected eps in \[0, 1\] \(pixel units\), got 8; write 8/255"),
-    (dict(eps=-0.1), ValueError, "got -0.1"),
-    (dict(eps=float("nan")), ValueError, "got nan"),
-    (dict(eps=-1.0, threat="l2"), ValueError, "at least 0"),
-    (dict(step_size=2), ValueError, "write 2/255"),
-    (dict(step_size=0), ValueError, "step_size above 0"),
-    (dict(steps=-1), ValueError, "steps"),
-    (dict(steps=2.5), TypeError, "steps"),
-    (dict(threat="linff"), ValueError, "did you mean 'linf'"),
-    (dict(loss="cee"), ValueError, "did you mean 'ce'"),
-    (dict(generator=None), ValueError, "random_start=False"),
+    (dict(eps=-0.1), ValueError, "got -0.1"), (dict(eps=float("nan")), ValueError, "got nan"),
+    (dict(eps=-1.0, threat="l2"), ValueError, "at least 0"), (dict(step_size=2), ValueError, "write 2/255"),
+    (dict(step_size=0), ValueError, "step_size above 0"), (dict(steps=-1), ValueError, "steps"),
+    (dict(steps=2.5), TypeError, "steps"), (dict(threat="linff"), ValueError, "did you mean 'linf'"),
+    (dict(loss="cee"), ValueError, "did you mean 'ce'"), (dict(generator=None), ValueError, "random_start=False"),
     (dict(loss="kl", random_start=False), ValueError, "gradient is zero"),
     (dict(x=torch.zeros(12, 3, 8, 8, dtype=torch.uint8)), TypeError, "divide uint8"),
     (dict(x=torch.zeros(3, 8, 8)), TypeError, "shape"),
@@ -244,15 +239,14 @@ BAD = [
     (dict(y=[0] * 12), TypeError, "y to be a tensor, got a list"),
     (dict(y=torch.zeros(12, dtype=torch.int64, device="meta")), TypeError, "on cpu"),
     (dict(eps="8/255"), TypeError, "eps to be a number, got '8/255'"),
-    (dict(eps=None), TypeError, "eps to be a number"),
-    (dict(eps=np.array([0.1])), TypeError, "eps to be a number"),
+    (dict(eps=None), TypeError, "eps to be a number"), (dict(eps=np.array([0.1])), TypeError, "eps to be a number"),
     (dict(step_size=True), TypeError, "step_size to be a number"),
     (dict(step_size=torch.tensor([0.1, 0.1])), TypeError, "step_size to be a number"),
     (dict(steps=True), TypeError, "steps to be an integer"),
     (dict(steps=np.float64(3)), TypeError, "steps to be an integer"),
     (dict(steps="3"), TypeError, "steps to be an integer"),
     (dict(steps=np.int64(-1)), ValueError, "steps to be an integer of at least 0"),
-    (dict(generator=0), TypeError, r"torch.Generator\(\)"),
+    (dict(generator=0), TypeError, r"torch.Generator\(\)")
 ]
 
 

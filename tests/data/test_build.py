@@ -131,11 +131,9 @@ def test_cub_2010(folder, monkeypatch):
     box = {"left": 10.0, "top": 14.0, "right": 50.0, "bottom": 46.0}
     pictures = {f"images/{file}": image(s, (60, 60), "PNG", border=8) for file, s in files.items()}
     write_tar(home / "images.tgz", {"images/._junk.jpg": b"x", **dict(reversed(pictures.items()))}, "w:gz")
-    write_tar(
-        home / "annotations.tgz",
-        {f"annotations-mat/{f.replace('.jpg', '.mat')}": mat(bbox=box, seg=np.zeros((2, 2))) for f in files},
-        "w:gz",
-    )
+    write_tar(home / "annotations.tgz",
+              {f"annotations-mat/{f.replace('.jpg', '.mat')}": mat(bbox=box, seg=np.zeros((2, 2))) for f in files},
+              "w:gz")
     lists = {
         "lists/train.txt": "\n".join(f for f in files if not f.endswith("_2.jpg")).encode(),
         "lists/test.txt": "\n".join(f for f in files if f.endswith("_2.jpg")).encode(),
@@ -157,11 +155,10 @@ def test_cub_2011(folder, monkeypatch):
     rows += [(4, "002.B/b2.jpg", 2, 0, 40)]
     members = {f"{root}/images/{file}": image(shade) for _, file, _, _, shade in rows[::-1]}
     members |= {
-        "attributes.txt": b"1 bill",
-        f"{root}/images.txt": "\n".join(f"{i} {file}" for i, file, *_ in rows).encode(),
+        "attributes.txt": b"1 bill", f"{root}/images.txt": "\n".join(f"{i} {file}" for i, file, *_ in rows).encode(),
         f"{root}/image_class_labels.txt": "\n".join(f"{i} {label}" for i, _, label, *_ in rows).encode(),
         f"{root}/train_test_split.txt": "\n".join(f"{row[0]} {row[3]}" for row in rows).encode(),
-        f"{root}/classes.txt": b"2 002.B\n1 001.A\n",
+        f"{root}/classes.txt": b"2 002.B\n1 001.A\n"
     }
     write_tar(folder / "archives" / "cub-200-2011" / "CUB_200_2011.tgz", members, "w:gz")
     build.build("cub200", size=8)
@@ -429,14 +426,12 @@ def test_publishers_images_keep_their_stored_pixels(folder, monkeypatch):
 
 
 BROKEN = {
-    "empty": b"",
-    "text": b"<html>not found</html>",
+    "empty": b"", "text": b"<html>not found</html>",
     "truncated JPEG": encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")[:1500],
     "truncated PNG": encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))[:5000],
     "32-bit integers": encoded(np.full((8, 8), 70000, np.int32), "TIFF"),
-    "32-bit floats": encoded(np.full((8, 8), 0.5, np.float32), "TIFF"),
-    "bomb, Pillow warns": b"P6 10000 10000 255\n",
-    "bomb, Pillow refuses": b"P6 90000 90000 255\n",
+    "32-bit floats": encoded(np.full((8, 8), 0.5, np.float32), "TIFF"), "bomb, Pillow warns": b"P6 10000 10000 255\n",
+    "bomb, Pillow refuses": b"P6 90000 90000 255\n"
 }
 
 
@@ -653,11 +648,9 @@ def test_an_image_missing_from_the_archive(folder, monkeypatch):
     expect(monkeypatch, "cub200", 2)
     root = "CUB_200_2011"
     members = {
-        f"{root}/images.txt": b"1 001.A/a.jpg\n2 002.B/b.jpg",
-        f"{root}/image_class_labels.txt": b"1 1\n2 2",
-        f"{root}/train_test_split.txt": b"1 1\n2 0",
-        f"{root}/classes.txt": b"1 001.A\n2 002.B",
-        f"{root}/images/001.A/a.jpg": image(1),
+        f"{root}/images.txt": b"1 001.A/a.jpg\n2 002.B/b.jpg", f"{root}/image_class_labels.txt": b"1 1\n2 2",
+        f"{root}/train_test_split.txt": b"1 1\n2 0", f"{root}/classes.txt": b"1 001.A\n2 002.B",
+        f"{root}/images/001.A/a.jpg": image(1)
     }
     write_tar(folder / "archives" / "cub-200-2011" / "CUB_200_2011.tgz", members, "w:gz")
     with pytest.raises(ValueError, match=r"002.B/b.jpg in .*no such member \(1 missing in all\)"):
@@ -761,11 +754,9 @@ def test_download_is_asked_for(publisher, folder, monkeypatch):
     """`download=True` fetches each archive of the set and then builds as from archives that were there."""
     address, server = publisher
     expect(monkeypatch, "cub200", 2)
-    monkeypatch.setitem(
-        SOURCES,
-        "cub200",
-        dataclasses.replace(SOURCES["cub200"], archives=(Archive("CUB_200_2011.tgz", f"{address}/x"),)),
-    )
+    monkeypatch.setitem(SOURCES, "cub200",
+                        dataclasses.replace(SOURCES["cub200"],
+                                            archives=(Archive("CUB_200_2011.tgz", f"{address}/x"),)))
     with pytest.raises(FileNotFoundError):
         build.build("cub200")
     assert server.asked == []

@@ -197,12 +197,8 @@ def test_toy_target_is_what_mlxtend_says():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=30, max_size=80),
-    val=st.integers(0, 10),
-    train=st.one_of(st.none(), st.integers(1, 10)),
-    seed=st.integers(0, 5),
-)
+@given(labels=st.lists(st.integers(0, 4), min_size=30, max_size=80), val=st.integers(0, 10),
+       train=st.one_of(st.none(), st.integers(1, 10)), seed=st.integers(0, 5))
 def test_split_is_disjoint_and_balanced(labels, val, train, seed):
     """Parts are disjoint and sorted, sizes as asked, and no class is behind another unless it has run out."""
     content = arrays(len(labels), 12, 4, 5)
@@ -243,11 +239,9 @@ def test_excluded_classes_are_gone_and_labels_are_dense():
     assert split.class_ids == (0, 3)
     device_set = sets.to_device(whole, split, "cpu")
     assert device_set.class_names == ("n00 kind 0", "n03 kind 3") and device_set.num_classes == 2
-    for part, images, labels in (
-        ("train", whole.train_images, whole.train_labels),
-        ("val", whole.train_images, whole.train_labels),
-        ("test", whole.test_images, whole.test_labels),
-    ):
+    for part, images, labels in (("train", whole.train_images, whole.train_labels),
+                                 ("val", whole.train_images, whole.train_labels),
+                                 ("test", whole.test_images, whole.test_labels)):
         index = getattr(split, part)
         assert torch.equal(getattr(device_set, f"{part}_x"), images[index])
         assert torch.equal(torch.tensor(split.class_ids)[getattr(device_set, f"{part}_y")], labels[index])
@@ -262,19 +256,16 @@ def test_split_of_other_images_is_refused():
         sets.to_device(other, sets.make_split(one), "cpu")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"exclude": ("n07",)}, "one of the 4 classes of mine, got 'n07'; did you mean 'n0"),
-        ({"exclude": ("n00", "n01", "n02")}, "at least 2 classes after exclude, got 1"),
-        ({"train_images": 25}, "at most 24 images"),
-        ({"train_images": 20, "val_images": 5}, "at most 24 images"),
-        ({"val_images": 24}, "at most 24 images"),
-        ({"train_images": 13, "exclude": ("n00", "n01")}, "at most 12 images"),
-        ({"train_images": 0}, "train_images >= 1"),
-        ({"val_images": -1}, "val_images >= 0"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"),
+                         [
+                             ({"exclude": ("n07",)}, "one of the 4 classes of mine, got 'n07'; did you mean 'n0"),
+                             ({"exclude": ("n00", "n01", "n02")}, "at least 2 classes after exclude, got 1"),
+                             ({"train_images": 25}, "at most 24 images"),
+                             ({"train_images": 20, "val_images": 5}, "at most 24 images"),
+                             ({"val_images": 24}, "at most 24 images"),
+                             ({"train_images": 13, "exclude": ("n00", "n01")}, "at most 12 images"),
+                             ({"train_images": 0}, "train_images >= 1"), ({"val_images": -1}, "val_images >= 0")
+                         ])
 def test_bad_split_arguments(arguments, message):
     """Unknown classes and more images than there are get one clear message."""
     with pytest.raises(ValueError, match=message):
@@ -386,21 +377,20 @@ def test_sizes():
     assert torch.equal(augment.augment(images, "crop_flip", draws(), size=12), augment.augment(images, "crop_flip", draws()))
 
 
-@pytest.mark.parametrize(
-    ("images", "kind", "arguments", "message"),
-    [
-        (batch(2), "crop_flop", {}, "did you mean 'crop_flip'"),
-        (batch(2).float(), "none", {}, "uint8"),
-        (batch(2)[0], "none", {}, r"\(B, C, S, S\)"),
-        (batch(2)[..., :5], "none", {}, r"\(B, C, S, S\)"),
-        (batch(2), "crop", {}, "torch.Generator"),
-        (batch(2), "resized_crop_flip", {}, "torch.Generator"),
-        (batch(2), "crop", {"size": 10, "generator": draws()}, "'crop' can make of 12 pixels, got 10"),
-        (batch(2), "none", {"size": 10}, "center_crop"),
-        (batch(2), "center_crop", {"size": 13}, "got 13"),
-        (batch(2), "resized_crop_flip", {"size": 0, "generator": draws()}, "got 0"),
-    ],
-)
+@pytest.mark.parametrize(("images", "kind", "arguments", "message"),
+                         [
+                             (batch(2), "crop_flop", {}, "did you mean 'crop_flip'"),
+                             (batch(2).float(), "none", {}, "uint8"),
+                             (batch(2)[0], "none", {}, r"\(B, C, S, S\)"),
+                             (batch(2)[..., :5], "none", {}, r"\(B, C, S, S\)"),
+                             (batch(2), "crop", {}, "torch.Generator"),
+                             (batch(2), "resized_crop_flip", {}, "torch.Generator"),
+                             (batch(2), "crop", {"size": 10, "generator": draws()},
+                              "'crop' can make of 12 pixels, got 10"),
+                             (batch(2), "none", {"size": 10}, "center_crop"),
+                             (batch(2), "center_crop", {"size": 13}, "got 13"),
+                             (batch(2), "resized_crop_flip", {"size": 0, "generator": draws()}, "got 0")
+                         ])
 def test_bad_augmentation(images, kind, arguments, message):
     """Wrong kind, shape, type, size or a missing generator is refused before any work."""
     with pytest.raises(ValueError, match=message):

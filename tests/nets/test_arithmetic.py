@@ -1,6 +1,5 @@
 """Reduced precision where the hardware has it, and full float32 whatever torch's switches say."""
 
-import doctest
 import os
 import platform
 import subprocess
@@ -25,8 +24,11 @@ SWITCHES = {  # how others set them: the new interface, the old one, both
 }
 PROGRAM = """
 import os, sys, torch
-from twinslib import arithmetic, evaluate, provenance, smoothing
-from twinslib.sequential import certify_plan
+from twinslib.attack import masks
+from twinslib.base.sequential import certify_plan
+from twinslib.certify import smoothing
+from twinslib.compute import provenance
+from twinslib.nets import arithmetic
 b = torch.backends
 
 def switches():
@@ -46,7 +48,7 @@ def case(code):
     exec(code)
     before = switches()
     images, labels = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    evaluate.clean_mask(forward, images, labels, batch_size=2)
+    masks.clean_mask(forward, images, labels, batch_size=2)
     smoothing.collect_votes(forward, images, certify_plan(sigma=0.25, n=64, n0=16, alpha=0.1), model_hash="plane")
     try:
         with arithmetic.full_float32("cpu"):
@@ -75,7 +77,7 @@ def test_full_float32_whatever_the_switches() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the bounds are those of x86")
 def test_no_bfloat16_on_an_older_instruction_set() -> None:
     """Where torch is kept to an instruction set without it, bfloat16 means float32."""
-    program = "from twinslib import arithmetic; print(arithmetic.chosen('bfloat16', 'cpu'))"
+    program = "from twinslib.nets import arithmetic; print(arithmetic.chosen('bfloat16', 'cpu'))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                           env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"})
     assert done.stdout.strip() == "float32", done.stderr
@@ -89,36 +91,26 @@ def test_bfloat16_on_a_gpu(capability: tuple[int, int], expected: str, monkeypat
     assert arithmetic.chosen("float32", "cuda:0") == "float32"
 
 
-@pytest.mark.parametrize(("native", "amx", "capability", "cap", "expected"), [
-    (True, False, "AVX512", "", True), (False, True, "AVX512", "ALL", True), (False, False, "AVX512", "", False),
-    (True, True, "AVX2", "", False), (True, True, "AVX512", "AVX512_CORE", False),
-    (True, False, "AVX512", "AVX512_CORE_BF16", True)])
-def test_bfloat16_on_x86(native: bool, amx: bool, capability: str, cap: str, expected: bool, monkeypatch) -> None:
-    """AVX512-BF16 or AMX, unless an older set is imposed; AVX-512 alone emulates it."""
+@pytest.mark.parametrize(("native", "amx", "avx2", "capability", "bound", "bfloat16", "avx"), [
+    (True, False, True, "AVX512", "", True, True), (False, True, True, "AVX512", "ALL", True, True),
+    (False, False, True, "AVX512", "", False, True), (True, True, True, "AVX2", "", False, True),
+    (True, True, True, "AVX512", "AVX512_CORE", False, True), (True, False, True, "AVX512", "AVX512_CORE_BF16", True, True),
+    (False, False, True, "AVX2", "AVX2", False, True), (True, True, True, "AVX512", "sse41", False, False),
+    (False, False, False, "DEFAULT", "", False, False)])
+def test_what_an_x86_has(native: bool, amx: bool, avx2: bool, capability: str, bound: str, bfloat16: bool, avx: bool,
+                         monkeypatch) -> None:
+    """AVX512-BF16 or AMX multiply in bfloat16, AVX-512 alone emulates it; an older set may be imposed; other processors than
+    x86 are not asked for AVX."""
     monkeypatch.setattr(arithmetic.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
-    assert arithmetic.has_bfloat16("cpu") == expected
-
-
-@pytest.mark.parametrize(("avx2", "bound", "expected"), [(True, "", True), (True, "AVX2", True), (True, "sse41", False),
-                                                         (False, "", False)])
-def test_avx(avx2: bool, bound: str, expected: bool, monkeypatch) -> None:
-    """Not on a processor without it, nor where oneDNN may not use it; other processors than x86 are not asked."""
-    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", bound)
-    assert arithmetic.has_avx() == expected
+    assert (arithmetic.has_bfloat16("cpu"), arithmetic.has_avx()) == (bfloat16, avx)
     monkeypatch.setattr(arithmetic.platform, "machine", lambda: "aarch64")
     assert arithmetic.has_avx()
-
-
-def test_examples() -> None:
-    """The examples in the docstrings are true."""
-    assert doctest.testmod(arithmetic).attempted >= 6 and doctest.testmod(arithmetic).failed == 0
 
 
 def test_words() -> None:

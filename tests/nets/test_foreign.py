@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import logging
+import random
 import zipfile
 from pathlib import Path
 
@@ -13,25 +14,16 @@ import torch
 import torchvision
 from torch import nn
 
+from tests.nets.made import bare, tiny
 from twinslib.nets import foreign
 from twinslib.nets.checkpoint import load_into, load_weights, save_weights
 from twinslib.nets.constants import split_constants
-from twinslib.nets.heads import find_head, replace_head
-from twinslib.nets.models import Classifier, build, make_model
+from twinslib.nets.heads import replace_head
+from twinslib.nets.models import make_model
 from twinslib.nets.placing import fitting
-from twinslib.specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.3, 0.2, 0.1)
 PAIRS = (torch.tensor(MEAN), torch.tensor(STD))
-
-
-def tiny(seed: int = 0, **changes) -> Classifier:
-    return make_model("tiny_resnet", 4, seed=seed, **changes)
-
-
-def bare(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict without normalisation, as others store it."""
-    return dict(tiny(seed).network.state_dict())
 
 
 def prefixed(prefix: str, state: dict) -> dict:
@@ -39,8 +31,14 @@ def prefixed(prefix: str, state: dict) -> dict:
 
 
 def fits(model: nn.Module, seed: int = 0) -> bool:
+    """True if the network has the weights of `bare(seed)`."""
     mine, theirs = model.network.state_dict(), bare(seed)
     return all(torch.equal(mine[k], theirs[k]) for k in theirs)
+
+
+def normalises(model: nn.Module, mean=MEAN, std=STD) -> bool:
+    stored = model.normalize.mean.flatten().tolist(), model.normalize.std.flatten().tolist()
+    return stored == (pytest.approx(mean), pytest.approx(std)) and model.normalize.mean.shape == (1, 3, 1, 1)
 
 
 def stored(path: Path, content: object) -> dict[str, torch.Tensor]:
@@ -48,43 +46,33 @@ def stored(path: Path, content: object) -> dict[str, torch.Tensor]:
     return load_weights(path)[0]
 
 
-# -- normalisation ---------------------------------------------------------------------------------------------------
+# -- normalisation -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
 @pytest.mark.parametrize(("mean", "std", "prefix"), [
     ("module.normalizer.new_mean", "module.normalizer.new_std", "module.model."), ("normalize.mean", "normalize.std", ""),
     ("0.mean", "0.std", "1."), ("normalize.mean", "normalize.std", "model."), ("mu", "sigma", ""), ("mean", "std", ""),
-    ("module.mu", "module.sigma", "module."), ("0.means", "0.sds", "1."), ("norm.data_mean", "norm.data_std", "net."),
-])
+    ("module.mu", "module.sigma", "module."), ("0.means", "0.sds", "1."), ("norm.data_mean", "norm.data_std", "net.")])
 def test_a_checkpoint_brings_its_normalisation(tmp_path, mean, std, prefix, shape):
     """Under the names and shapes of the usual libraries; ImageNet's constants, the default, give way to it, and copies and
     new files of the network keep it."""
     state = prefixed(prefix, bare()) | {mean: PAIRS[0].view(shape), std: PAIRS[1].view(shape)}
     model = load_into(tiny(1), stored(tmp_path / "a.pt", {"model": state, "epoch": 3}))
-    assert fits(model)
     save_weights(tmp_path / "again.safetensors", replace_head(model, 7, image_size=16, seed=0), {})
-    again = load_into(make_model("tiny_resnet", 7, seed=2), load_weights(tmp_path / "again.safetensors")[0])
-    for one in (model, again):
-        assert one.normalize.mean.flatten().tolist() == pytest.approx(MEAN)
-        assert one.normalize.std.flatten().tolist() == pytest.approx(STD)
-        assert one.normalize.mean.shape == (1, 3, 1, 1)
+    again = load_into(tiny(2, 7), load_weights(tmp_path / "again.safetensors")[0])
+    assert fits(model) and normalises(model) and normalises(again)
 
 
-@pytest.mark.parametrize("content", [
-    {"state_dict": bare(), "mean": list(MEAN), "std": list(STD)},
-    {"state_dict": bare(), "mean": PAIRS[0], "std": PAIRS[1]},
-    {"net": {"state_dict": bare(), "image_mean": MEAN, "image_std": STD}, "acc": 0.9},
-    {"state_dict": bare() | {"mu": 255 * PAIRS[0], "sigma": 255 * PAIRS[1]}},
-])
-def test_normalisation_beside_the_weights(tmp_path, content):
-    """As numbers or tensors beside the state dict, and for pixels in 0..255."""
+@pytest.mark.parametrize(("content", "mean", "std"), [
+    ({"state_dict": bare(), "mean": list(MEAN), "std": list(STD)}, MEAN, STD),
+    ({"state_dict": bare(), "mean": PAIRS[0], "std": PAIRS[1]}, MEAN, STD),
+    ({"net": {"state_dict": bare(), "image_mean": MEAN, "image_std": STD}, "acc": 0.9}, MEAN, STD),
+    ({"state_dict": bare() | {"mu": 255 * PAIRS[0], "sigma": 255 * PAIRS[1]}}, MEAN, STD),
+    ({"state_dict": bare() | {"mean": torch.tensor(0.5), "std": torch.tensor([0.25])}}, [0.5] * 3, [0.25] * 3)],
+    ids=["lists", "tensors", "nested", "0..255", "one number for all channels"])
+def test_forms_of_normalisation(tmp_path, content, mean, std):
+    """As numbers or tensors beside the state dict, for pixels in 0..255, one number or one per channel."""
     model = load_into(tiny(1), stored(tmp_path / "a.pt", content))
-    assert fits(model) and model.normalize.std.flatten().tolist() == pytest.approx(STD)
-
-
-def test_one_number_for_all_channels():
-    """A mean and a std of one number stand for every channel."""
-    model = load_into(tiny(1), bare() | {"mean": torch.tensor(0.5), "std": torch.tensor([0.25])})
-    assert model.normalize.mean.flatten().tolist() == [0.5] * 3 and model.normalize.std.flatten().tolist() == [0.25] * 3
+    assert fits(model) and normalises(model, mean, std)
 
 
 @pytest.mark.parametrize(("change", "conflict"), [(0.0, False), (5e-4, False), (0.01, True)])
@@ -93,39 +81,35 @@ def test_normalisation_that_was_asked_for(change, conflict):
     model = tiny(1, mean=MEAN, std=STD)
     state = bare() | {"mu": PAIRS[0] + change, "sigma": PAIRS[1]}
     if conflict:
-        with pytest.raises(ValueError, match=r"expected normalisation with mean \[0.5, 0.25, 0.125\].*got mean \[0.51, 0.26"):
+        with pytest.raises(ValueError, match=r"normalisation with mean \[0.5, 0.25, 0.125\].*got mean \[0.51, 0.26"):
             load_into(model, state)
-        assert not fits(model)
     else:
-        assert fits(load_into(model, state)) and model.normalize.mean.flatten().tolist() == pytest.approx(MEAN)
+        load_into(model, state)
+    assert fits(model) is not conflict and normalises(model)
 
 
 @pytest.mark.parametrize(("state", "message"), [
     ({"a.mean": PAIRS[0], "a.std": PAIRS[1], "b.mean": PAIRS[0] / 2, "b.std": PAIRS[1]}, "one normalisation, got .* in a.mean"),
     ({"mean": PAIRS[0], "std": torch.tensor([0.1, 0.0, 0.1])}, "positive std of normalisation, got"),
-    ({"mean": PAIRS[0] * float("nan"), "std": PAIRS[1]}, "finite constants"),
-])
+    ({"mean": PAIRS[0] * float("nan"), "std": PAIRS[1]}, "finite constants")])
 def test_normalisation_that_makes_no_sense(state, message):
     """Two that differ, a std of 0, NaN: refused."""
     with pytest.raises(ValueError, match=message):
         load_into(tiny(), bare() | state)
 
 
-def test_tensors_of_the_network_are_no_normalisation():
-    """A mean and std that the network itself has, or of another size, stay where they are."""
+def test_what_is_no_normalisation_of_the_network(caplog):
+    """A mean and std that the network itself has, or of another size, stay where they are; where the network has no
+    normalisation, that of the checkpoint is left out, with a warning."""
     own = {"head.mean": torch.ones(3), "head.std": torch.ones(3), "x.mean": torch.ones(5), "x.std": torch.ones(5)}
     assert split_constants(own, own=("mean", "std"))[1] is None and split_constants(own, own=("head.mean",))[0] == own
-
-
-def test_a_network_without_normalisation_says_so(caplog):
-    """Into a bare network the constants cannot go: they are left out, with a warning."""
     load_into(tiny(1).network, bare() | {"mu": PAIRS[0], "sigma": PAIRS[1]})
     assert "normalisation of the checkpoint left out" in caplog.text
 
 
-# -- names -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "backbone.", "resnet.", "encoder.", "0.", "1.", "_orig_mod.",
-                                    "module.encoder_q.", "network.", "a.b.c."])
+# -- names -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "0.", "1.", "_orig_mod.", "module.encoder_q.",
+                                    "network.", "a.b.c."])
 def test_any_prefix_is_found(prefix, caplog):
     """Also with tensors of other things beside the network, which are named."""
     assert fits(load_into(tiny(1), prefixed(prefix, bare())))
@@ -136,20 +120,21 @@ def test_any_prefix_is_found(prefix, caplog):
 def test_two_networks_in_one_state():
     """Refused with both prefixes, chosen by name, of no matter where they are the same."""
     state = prefixed("student.", bare(0)) | prefixed("teacher.", bare(1))
-    with pytest.raises(ValueError, match="got several behind the prefixes 'student.', 'teacher.'; choose one by prefix"):
+    with pytest.raises(ValueError, match="several behind the prefixes 'student.', 'teacher.'; choose one by prefix"):
         load_into(tiny(2), state)
     assert fits(load_into(tiny(2), state, prefix="teacher"), 1) and fits(load_into(tiny(2), state, prefix="student."), 0)
     assert fits(load_into(tiny(2), prefixed("a.", bare()) | prefixed("b.", bare())))
     with pytest.raises(ValueError, match="prefix of tensor names to be one of .*did you mean 'teacher.'"):
         load_into(tiny(2), state, prefix="teachr")
-    with pytest.raises(ValueError, match="got several behind the prefixes '', 'ema.'"):
+    with pytest.raises(ValueError, match="several behind the prefixes '', 'ema.'"):
         load_into(tiny(2), bare() | prefixed("ema.", bare(1)))
 
 
 @pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("ema", "teacher"),
-                                  ("model", "callbacks.average.weights")])
-def test_several_state_dicts_in_a_file(tmp_path, keys):
-    """Never one of two without being asked: refused with their names, and chosen by key."""
+                                  ("model", "callbacks.average.weights"), ("my_network",)])
+def test_state_dicts_in_a_file(tmp_path, keys):
+    """Never one of two without being asked: refused with their names, and chosen by key; where there is only one, or one
+    twice, there is nothing to ask."""
     content: dict = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3, 3)}}}, "epoch": 1}
     for seed, key in enumerate(keys):
         *outer, last = key.split(".")
@@ -158,6 +143,10 @@ def test_several_state_dicts_in_a_file(tmp_path, keys):
             inside = inside.setdefault(step, {})
         inside[last] = bare(seed)
     torch.save(content, tmp_path / "a.pt")
+    if len(keys) == 1:
+        assert fits(load_into(tiny(5), load_weights(tmp_path / "a.pt")[0]))
+        assert fits(load_into(tiny(5), stored(tmp_path / "b.pt", content | {"copy": bare()})))
+        return
     with pytest.raises(ValueError, match=f"one network in a.pt, got several: {', '.join(keys)}; choose one by key"):
         load_weights(tmp_path / "a.pt")
     for seed, key in enumerate(keys):
@@ -166,70 +155,53 @@ def test_several_state_dicts_in_a_file(tmp_path, keys):
         load_weights(tmp_path / "a.pt", key="other")
 
 
-@pytest.mark.parametrize("key", ["state_dict_ema", "ema", "teacher", "weights", "my_network"])
-def test_one_state_dict_under_any_key(tmp_path, key):
-    """Where there is only one there is nothing to ask; the same one twice is one."""
-    assert fits(load_into(tiny(1), stored(tmp_path / "a.pt", {key: bare(), "epoch": 3})))
-    assert fits(load_into(tiny(1), stored(tmp_path / "a.pt", {key: bare(), "copy": bare()})))
-
-
 @pytest.mark.parametrize("extra", [{}, {"fc.0.weight": torch.ones(9, 32), "fc.2.weight": torch.ones(4, 9)},
                                    {"other.weight": torch.ones(2)}])
 def test_a_backbone_without_head(extra):
     """Taken where its head is replaced anyway, else refused by name."""
     state = prefixed("encoder.", {k: v for k, v in bare().items() if not k.startswith("fc.")})
     state |= {k if k.startswith("other") else f"encoder.{k}": v for k, v in extra.items()}
-    head = tiny(1).network.fc.weight
     model = load_into(tiny(1), state, head="network.fc")
-    assert torch.equal(model.network.fc.weight, head) and torch.equal(model.network.conv1.weight, bare()["conv1.weight"])
+    assert torch.equal(model.network.fc.weight, tiny(1).network.fc.weight)
+    assert torch.equal(model.network.conv1.weight, bare()["conv1.weight"])
     with pytest.raises(ValueError, match="network.fc.weight, network.fc.bias missing"):
         load_into(tiny(1), state)
 
 
 @pytest.mark.parametrize(("make", "arch"), [
     (lambda: torchvision.models.resnet18(num_classes=4), "arch torchvision/resnet18"),
-    (lambda: torchvision.models.resnet34(num_classes=9), "arch torchvision/resnet34"),
     (lambda: torchvision.models.resnet50(num_classes=9), "arch resnet50 or arch torchvision/resnet50"),
     (lambda: make_model("resnet56", 10, seed=0).network, "arch resnet56"),
-    (lambda: make_model("thin_resnet10", 10, norm="group", seed=0).network, "arch thin_resnet10, norm group or layer"),
-])
+    (lambda: make_model("thin_resnet10", 10, norm="group", seed=0).network, "arch thin_resnet10, norm group or layer")])
 def test_another_architecture_is_named(make, arch):
     """An error says which of ours the tensors fit, behind any prefix."""
     state = prefixed("module.", make().state_dict())
     assert " or ".join(fitting(state)) == arch
     with pytest.raises(ValueError, match=f"got another architecture: .*saved from .{arch}.$"):
-        load_into(make_model("tiny_resnet", 4, seed=0), state)
+        load_into(tiny(), state)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHS if name.startswith("torchvision/")])
-def test_torchvision_networks_by_their_name(name):
-    """They have torchvision's tensors."""
-    with torch.device("meta"):
-        ours = build(name, 10, nn.BatchNorm2d).state_dict()
-        theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=10).state_dict()
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+# -- files -------------------------------------------------------------------------------------------------------------
+def file_of(kind: str, content: object) -> bytes:
+    """The bytes of a file of weights, as safetensors or in torch's new or older format."""
+    if kind == "safetensors":
+        return safetensors.torch.save(content, {"format": "pt"})
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=kind == "zip")
+    return file.getvalue()
 
 
-@pytest.mark.parametrize(("layers", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
-def test_cifar_resnets(layers, millions):
-    """Layers and parameters of He et al. (2016), table 6."""
-    model = make_model(f"resnet{layers}", 10, seed=0)
-    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == layers
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.04)
-    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-
-
-# -- files -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.th", "a"])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a"])
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "older"])
 def test_files_are_known_by_content(tmp_path, name, kind):
-    """Whatever a file is called."""
-    path = tmp_path / name
-    if kind == "safetensors":
-        path.write_bytes(safetensors.torch.save(bare(), {"format": "pt"}))
-    else:
-        torch.save(bare(), path, _use_new_zipfile_serialization=kind == "zip")
-    assert fits(load_into(tiny(1), load_weights(path)[0]))
+    """Whatever a file is called, whole or cut anywhere."""
+    whole = file_of(kind, bare())
+    (tmp_path / name).write_bytes(whole)
+    assert fits(load_into(tiny(1), load_weights(tmp_path / name)[0]))
+    for cut in (20, 40, len(whole) // 2, len(whole) - 9):
+        (tmp_path / name).write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=f"truncated or foreign.* in {name}.*delete it and make or fetch it again"):
+            load_weights(tmp_path / name)
 
 
 def zipped(name: str) -> bytes:
@@ -245,21 +217,21 @@ def zipped(name: str) -> bytes:
     (b'{"error":"Repository not found"}', "a text that begins with .*Repository"),
     (b"Entry not found\n", "a text that begins with 'Entry not found'"),
     (gzip.compress(b"x" * 99), "a compressed archive in .*unpack"),
-    (zipped("readme.txt"), "a zip archive of readme.txt in .*unpack"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
-    (b"", "truncated or foreign one of 0 bytes"),
-    (b"<html><title>Sign in</title>", "a web page"),
-    (safetensors.torch.save(bare())[:-9], "truncated or foreign"),
-    (safetensors.torch.save(bare())[:20], "truncated or foreign"),
-], ids=lambda value: "data" if isinstance(value, bytes) else value)
+    (zipped("readme.txt"), "a zip archive of readme.txt in .*unpack"), (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
+    (b"", "truncated or foreign one of 0 bytes"), (bytes(1000), "truncated or foreign one of 1,000 bytes"),
+    (random.Random(0).randbytes(5000), "truncated or foreign"), (b"\n<!DOCTYPE html><title>Sign in</title>", "a web page"),
+    *((file_of("zip", content), "state dict, plain or under state_dict, .* got .* in w")
+      for content in ({"epoch": 3, "lr": 0.1}, [1, 2], 3, {"model": {"depth": 18}}))],
+    ids=lambda value: "data" if isinstance(value, bytes) else value)
 def test_what_is_no_file_of_weights(tmp_path, name, data, message):
     """Each is called what it is, under any name."""
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"expected a whole .*{message}") as caught:
+    with pytest.raises(ValueError, match=f"expected a .*{message}") as caught:
         load_weights(tmp_path / name)
     assert name in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_programs_are_refused(tmp_path):
     """TorchScript would have to be run."""
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "w.pt")
@@ -269,12 +241,11 @@ def test_programs_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: (100 * t).to(torch.int8), "floating-point weights, got int8 in network.conv1.weight"),
-    (lambda t: t.to(torch.complex64), "floating-point weights, got complex64 in network.conv1.weight"),
+    (lambda t: t.to(torch.complex64), "floating-point weights, got complex64"),
     (lambda t: t > 0, "floating-point weights, got bool"),
     (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "floating-point weights, got qint8"),
     (lambda t: t.to("meta"), "a tensor without values in conv1.weight"),
-    (lambda t: t.to_sparse(), None), (lambda t: t.double(), None), (lambda t: t.flatten(1).to_sparse_csr(), r"of shape"),
-])
+    (lambda t: t.flatten(1).to_sparse_csr(), "of shape"), (lambda t: t.to_sparse(), None), (lambda t: t.double(), None)])
 def test_tensors_that_are_no_ordinary_numbers(change, message):
     """Quantised, complex and empty ones are refused by name; sparse and long ones are filled and rounded."""
     state = bare() | {"conv1.weight": change(bare()["conv1.weight"])}
@@ -303,17 +274,20 @@ def test_folders_of_the_hub(tmp_path):
     for name, values in (("config.json", {"pretrained_cfg": {"mean": MEAN, "std": STD}, "num_classes": 4}),
                          ("preprocessor_config.json", {"image_mean": MEAN, "image_std": STD})):
         (folder / name).write_text(json.dumps(values))
-        assert load_into(tiny(1), load_weights(folder)[0]).normalize.std.flatten().tolist() == pytest.approx(STD)
+        assert normalises(load_into(tiny(1), load_weights(folder)[0]))
     (folder / "other.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="one file of weights in the folder resnet, got model.safetensors, other.safetensors"):
+    with pytest.raises(ValueError, match="one file of weights in the folder resnet, got model.safetensors, other"):
+        load_weights(folder)
+    (folder / "config.json").write_text("{")
+    (folder / "other.safetensors").unlink()
+    with pytest.raises(ValueError, match="expected JSON in resnet/config.json"):
         load_weights(folder)
 
 
 @pytest.mark.parametrize(("name", "message"), [
     ("resnet20-20230115.pt", None), ("a-15012023.pt", None), ("a-202301151230.pt", None), ("a-20230115123059.pt", None),
     ("step-00100000.pt", None), ("vgg13-19584684.pth", "begins with 19584684"), ("a-20231315.pt", "begins with 20231315"),
-    ("a-12fca82f.th", "begins with 12fca82f"), ("a-1234567.pt", None), ("a_20239999.pt", None),
-])
+    ("a-12fca82f.th", "begins with 12fca82f"), ("a-1234567.pt", None), ("a_20239999.pt", None)])
 def test_dates_in_names(tmp_path, caplog, name, message):
     """Digits that can be a date are no SHA-256 that does not agree; others are."""
     caplog.set_level(logging.INFO)
@@ -324,26 +298,3 @@ def test_dates_in_names(tmp_path, caplog, name, message):
     else:
         foreign.check_name(tmp_path / name)
         assert ("date" in caplog.text) == (name.count("-") and len(name.split("-")[1]) > 10)
-
-
-# -- networks --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_auxiliary_outputs_are_named(name):
-    """In training mode these networks give several outputs: refused with what to do; in eval mode they work."""
-    network = torchvision.models.get_model(name, weights=None, num_classes=3, init_weights=False, aux_logits=True)
-    side = 75 if name == "inception_v3" else 32
-    assert find_head(Classifier(network), side) == "network.fc"
-    network.train()
-    for module in network.modules():
-        module.training = isinstance(module, type(network))  # norms and auxiliary heads in eval mode, for small images
-    network.aux1 = network.aux2 = network.AuxLogits = nn.Identity()
-    with pytest.raises(TypeError, match=r"expected logits of shape .*got \w+Outputs? from .*aux_logits"):
-        Classifier(network)(torch.rand(2, 3, side, side))
-
-
-@pytest.mark.parametrize(("mean", "std"), [((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), (IMAGENET_MEAN, (58.0,) * 3),
-                                           ((0.5, 0.5, -0.1), IMAGENET_STD)])
-def test_constants_of_other_units(mean, std):
-    """Constants of pixels in 0..255 are refused with the hint to divide."""
-    with pytest.raises(ValueError, match="expected mean and std of pixels in .0, 1., got .*divide by 255"):
-        make_model("tiny_resnet", 4, mean=mean, std=std, seed=0)

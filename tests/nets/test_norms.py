@@ -13,31 +13,19 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
+from tests.nets.made import equal, overridden, small
 from twinslib.nets.norms import TwinNorm, freeze_statistics, norm_layer, to_plain, twin_norms, twinsify, wings
 from twinslib.nets.split import ALL_FROZEN
 from twinslib.specs.choices import NORMS
 from twinslib.train.noise import mismatch, reestimated
 
-TORCHVISION = (
-    "resnet18",
-    "densenet121",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "shufflenet_v2_x0_5",
-    "mnasnet0_5",
-    "googlenet",
-    "regnet_y_400mf",
-    "resnext50_32x4d",
-)
-TIMM = (
-    "timm:resnet10t",
-    "timm:mobilenetv3_small_050",
-    "timm:densenet121",
-)  # the last two with norm and act in one
+NETWORKS = ("resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5",
+            "googlenet", "regnet_y_400mf", "own", "timm:resnet10t", "timm:mobilenetv3_small_050",  # the last two with
+            "timm:densenet121")  # norm and activation in one
 
 
 class OwnNetwork(nn.Module):
@@ -67,7 +55,7 @@ def build(name: str) -> nn.Module:
         extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
         model = torchvision.models.get_model(name, weights=None, num_classes=5, **extra)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.8, 1.2)
             if module.affine:
@@ -76,26 +64,14 @@ def build(name: str) -> nn.Module:
     return model
 
 
-def small() -> nn.Module:
-    """A cheap network with two batch norms."""
-    torch.manual_seed(0)
-    stem, body = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 6, 3)
-    return nn.Sequential(stem, nn.BatchNorm2d(4), nn.ReLU(), body, nn.BatchNorm2d(6), nn.Flatten())
-
-
-def overridden(model: nn.Module) -> nn.Module:
-    old = model[1].forward
-    model[1].forward = lambda x: old(x) + 1
-    return model
-
-
-def disturb(model: nn.Module) -> None:
+def disturb(model: nn.Module) -> nn.Module:
     """Make the two wings of a network differ in everything they own."""
     generator = torch.Generator().manual_seed(1)
     for _, twin in twin_norms(model):
         twin.adaptive.running_mean.add_(torch.rand(twin.adaptive.running_mean.shape, generator=generator))
         for parameter in twin.frozen.parameters():
             parameter.data.add_(0.1 * torch.rand(parameter.shape, generator=generator))
+    return model
 
 
 def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -103,11 +79,12 @@ def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers() if ".frozen." in f".{name}"}
 
 
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def state_of(model: nn.Module):
+    return next(twin_norms(model))[1].wings
 
 
-@pytest.mark.parametrize("name", [*TORCHVISION, "own", *TIMM])
+# -- the mathematics ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", NETWORKS)
 def test_twinsify_there_and_back(name):
     """The network is unchanged, twinned computes the same, a split equals both wings, and each wing exports exactly."""
     model = build(name).eval()
@@ -116,59 +93,19 @@ def test_twinsify_there_and_back(name):
     with torch.no_grad():
         logits = model(x)
         twin = twinsify(model)
-        assert equal(model.state_dict(), before) and next(twin_norms(model), None) is None
+        assert equal(model, before) and next(twin_norms(model), None) is None
         assert torch.equal(twin(x), logits)
         disturb(twin)
-        with wings(twin, "adaptive"):
-            adaptive = twin(x)
-        with wings(twin, "frozen"):
-            frozen = twin(x)
-        assert not torch.allclose(adaptive, frozen, atol=1e-4)
-        with wings(twin, 1):
-            assert torch.allclose(twin(x), torch.cat((frozen[:1], adaptive[1:])), rtol=1e-3, atol=1e-4)
-        for wing, want in (("adaptive", adaptive), ("frozen", frozen)):
+        found = {}
+        for wing in ("adaptive", "frozen"):
+            with wings(twin, wing):
+                found[wing] = twin(x)
             plain = to_plain(twin, wing)
-            assert torch.equal(plain(x), want)
-            assert plain.state_dict().keys() == before.keys()
-            assert {n: type(m) for n, m in plain.named_modules()} == {
-                n: type(m) for n, m in model.named_modules()
-            }
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own", "timm:resnet10t"])
-def test_frozen_stays_frozen(name):
-    """Statistics of the frozen wing are bit-identical after train() anywhere, optimiser steps and half batches."""
-    twin = twinsify(build(name))
-    kept = statistics(twin)
-    affine = {n: p.detach().clone() for n, p in twin.named_parameters() if ".frozen." in n}
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-    adaptive = next(twin_norms(twin))[1].adaptive.running_mean.clone()
-    for n in (2, "frozen", 0, 3):
-        twin.eval()
-        twin.train()
-        for module in twin.modules():
-            module.train()
-            module.training = True  # set directly, past every train()
-        with wings(twin, n):
-            twin(torch.rand(5, 3, 64, 64)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert kept and equal(statistics(twin), kept)
-    assert all(not torch.equal(p, affine[n]) for n, p in twin.named_parameters() if n in affine)
-    assert not torch.equal(next(twin_norms(twin))[1].adaptive.running_mean, adaptive)
-
-
-def test_frozen_wing_keeps_the_mode_of_other_parts():
-    """Only the norm of the frozen wing stays in eval mode; a part of a subclass, such as a drop layer, trains."""
-
-    class NormWithDrop(nn.BatchNorm2d):
-        def __init__(self, channels: int) -> None:
-            super().__init__(channels)
-            self.drop = nn.Dropout(0.5)
-
-    twin = twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), NormWithDrop(4)))[1].train()
-    assert twin.frozen.drop.training and not twin.frozen.training
-    assert not twin.eval().frozen.drop.training
+            assert torch.equal(plain(x), found[wing]) and plain.state_dict().keys() == before.keys()
+            assert {n: type(m) for n, m in plain.named_modules()} == {n: type(m) for n, m in model.named_modules()}
+        assert not torch.allclose(*found.values(), atol=1e-4)
+        with wings(twin, 1):
+            assert torch.allclose(twin(x), torch.cat((found["frozen"][:1], found["adaptive"][1:])), rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -177,9 +114,8 @@ def test_split_equals_two_wings(batch, data, train):
     """Any batch size and any split: output, gradients and statistics equal two separate passes, to 1e-12 in float64."""
     n = data.draw(st.integers(0, batch))
     torch.manual_seed(batch)
-    one = TwinNorm(nn.BatchNorm2d(3).double(), next(twin_norms(twinsify(small())))[1].wings)
-    disturb(one)
-    one.train(train)
+    one = TwinNorm(nn.BatchNorm2d(3).double(), state_of(twinsify(small())))
+    disturb(one).train(train)
     two = copy.deepcopy(one)
     x = torch.randn(batch, 3, 4, 5, dtype=torch.float64)
     x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -198,48 +134,63 @@ def test_split_equals_two_wings(batch, data, train):
         assert torch.allclose(a.double(), b.double(), atol=1e-12)
 
 
+class PlainTwin(nn.Module):
+    """The two wings as they are defined, without anything around them."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.adaptive, self.frozen, self.n = norm, copy.deepcopy(norm), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, rest = x.split((self.n, len(x) - self.n))
+        return torch.cat((self.frozen.eval()(first), self.adaptive(rest)))
+
+
+def test_training_is_bit_identical():
+    """Weights and statistics after steps of ordinary training are, to the bit, those of two plain batch norms and a split."""
+    models = twinsify(small()), nn.Sequential(*(PlainTwin(p) if isinstance(p, nn.BatchNorm2d) else p for p in small()))
+    for model in models:
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        for step in range(3):
+            x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            for layer in model:
+                layer.n = 3
+            with wings(model, 3) if next(twin_norms(model), None) else contextlib.nullcontext():
+                loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert equal(*models)
+
+
 @pytest.mark.parametrize("batch, n", [(1, 0), (4, 3)])
 def test_single_value_per_channel(batch, n):
     """One adaptive image at 1 x 1 in training: normalised with running statistics, which stay as they are."""
-    twin = twinsify(nn.Sequential(nn.BatchNorm2d(3)))
-    disturb(twin)
+    twin = disturb(twinsify(nn.Sequential(nn.BatchNorm2d(3))))
     before = copy.deepcopy(twin.state_dict())
     x = torch.randn(batch, 3, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value"):
         to_plain(twin).train()(x[:1])
     with wings(twin.train(), n):
         out = twin(x)
-    assert equal(twin.state_dict(), before) and twin[0].adaptive.training
+    assert equal(twin, before) and twin[0].adaptive.training
     assert torch.equal(out[n:], to_plain(twin).eval()(x[n:]))
 
 
-def test_wings_nest_and_restore():
-    """Outside every context all images are adaptive; nested contexts, also failing ones, give back what was."""
-    twin = twinsify(small())
-    state = next(twin_norms(twin))[1].wings
-    with wings(twin, 3):
-        with wings(twin, "frozen"):
-            assert state.n_frozen == ALL_FROZEN
-        with pytest.raises(RuntimeError), wings(twin, None):
-            assert state.n_frozen == 0
-            raise RuntimeError
-        assert state.n_frozen == 3
-    assert state.n_frozen == 0
-
-
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_keep_their_own_wings(clone):
-    """A copy has one state for all its layers, apart from the original's, and it starts all adaptive."""
-    twin = twinsify(small()).eval()
-    disturb(twin)
-    x = torch.rand(4, 3, 8, 8)
-    other = clone(twin)
-    with wings(other, 2):
-        assert torch.equal(other(x)[2:], twin(x)[2:]) and not torch.equal(other(x)[:2], twin(x)[:2])
-    with wings(twin, 2):
-        inside = copy.deepcopy(twin)
-    assert torch.equal(inside(x), other(x))
-    assert len({id(layer.wings) for _, layer in twin_norms(other)}) == 1
+def test_second_adaptive_is_ordinary():
+    """In the control with two adaptive wings each part of the batch meets the statistics of that part alone, and updates
+    its own branch; in eval mode each branch uses its own."""
+    twin, plain = twinsify(small(), second="adaptive").train(), [small().train(), small().train()]
+    x = torch.rand(6, 3, 8, 8)
+    with wings(twin, 4):
+        out = twin(x)
+    want = torch.cat((plain[0](x[:4]), plain[1](x[4:])))
+    assert torch.allclose(out, want, atol=1e-6) and not torch.allclose(small().train()(x), want, atol=1e-3)
+    assert torch.allclose(twin[1].frozen.running_mean, plain[0][1].running_mean)
+    assert not torch.allclose(twin[1].adaptive.running_mean, plain[0][1].running_mean)
+    with torch.no_grad():
+        for wing, network in zip(("frozen", "adaptive"), plain, strict=True):
+            assert torch.allclose(to_plain(twin, wing).eval()(x), network.eval()(x), atol=1e-6)
 
 
 def test_share_affine():
@@ -257,30 +208,77 @@ def test_share_affine():
     assert torch.equal(separate.adaptive.weight, separate.frozen.weight)
 
 
-def test_second_adaptive_is_ordinary():
-    """The control with two adaptive wings updates both statistics, each from its own images."""
-    twin = twinsify(small(), second="adaptive").train()
-    plain = small().train()
-    x = torch.rand(6, 3, 8, 8)
-    with wings(twin, 4):
-        twin(x)
-    plain(x[:4])
-    assert torch.allclose(twin[1].frozen.running_mean, plain[1].running_mean)
-    assert not torch.allclose(twin[1].adaptive.running_mean, plain[1].running_mean)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_format_and_bfloat16(memory_format):
+    """A split batch keeps its memory format, and runs in bfloat16 autocast with float32 statistics."""
+    twin = twinsify(small()).train()
+    x = torch.rand(5, 3, 8, 8).to(memory_format=memory_format)
+    with wings(twin, 2), torch.autocast("cpu", torch.bfloat16):
+        out = twin[1](twin[0](x))
+        twin(x).float().sum().backward()
+    assert out.is_contiguous(memory_format=memory_format) and out.dtype == torch.bfloat16
+    assert twin[1].adaptive.running_mean.dtype == torch.float32 and torch.isfinite(twin[0].weight.grad).all()
 
 
-def test_second_adaptive_normalises_with_its_own_batch():
-    """In training each part of the batch meets the statistics of that part alone; in eval mode each branch its own."""
-    twin = twinsify(small(), second="adaptive").train()
-    x = torch.rand(6, 3, 8, 8)
-    with wings(twin, 4):
-        out = twin(x)
-    plain = [small().train(), small().train()]
-    want = torch.cat((plain[0](x[:4]), plain[1](x[4:])))
-    assert torch.allclose(out, want, atol=1e-6) and not torch.allclose(small().train()(x), want, atol=1e-3)
-    with torch.no_grad():
-        for wing, network in zip(("frozen", "adaptive"), plain, strict=True):
-            assert torch.allclose(to_plain(twin, wing).eval()(x), network.eval()(x), atol=1e-6)
+@pytest.mark.parametrize("channels, groups", [(16, 16), (32, 32), (64, 32), (48, 24), (7, 7), (37, 1)])
+def test_norm_layers(channels, groups):
+    """Groups divide the channels and are at most 32; layer norm is one group."""
+    assert norm_layer("group")(channels).num_groups == groups and norm_layer("layer")(channels).num_groups == 1
+    assert type(norm_layer("batch")(channels)) is nn.BatchNorm2d
+    for norm in NORMS:
+        assert norm_layer(norm)(channels)(torch.rand(2, channels, 3, 3)).shape == (2, channels, 3, 3)
+
+
+# -- frozen stays frozen -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own", "timm:resnet10t"])
+def test_frozen_stays_frozen(name):
+    """Statistics of the frozen wing are bit-identical after train() anywhere, optimiser steps and half batches."""
+    twin = twinsify(build(name))
+    kept, adaptive = statistics(twin), next(twin_norms(twin))[1].adaptive.running_mean.clone()
+    affine = {n: p.detach().clone() for n, p in twin.named_parameters() if ".frozen." in n}
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    for n in (2, "frozen", 0, 3):
+        twin.eval()
+        twin.train()
+        for module in twin.modules():
+            module.train()
+            module.training = True  # set directly, past every train()
+        with wings(twin, n):
+            twin(torch.rand(5, 3, 64, 64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert kept and equal(statistics(twin), kept)
+    assert all(not torch.equal(p, affine[n]) for n, p in twin.named_parameters() if n in affine)
+    assert not torch.equal(next(twin_norms(twin))[1].adaptive.running_mean, adaptive)
+
+
+RESETS = {
+    "update_bn": lambda m: update_bn([torch.rand(4, 3, 8, 8)], m),
+    "averaged": lambda m: update_bn([torch.rand(4, 3, 8, 8)], AveragedModel(m)),
+    "reset": lambda m: m.apply(lambda layer: getattr(layer, "reset_running_stats", int)()),
+    "parameters": lambda m: m.apply(lambda layer: getattr(layer, "reset_parameters", int)()),
+    "synchronised": lambda m: RESETS["reset"](nn.SyncBatchNorm.convert_sync_batchnorm(m)),
+    "replaced": lambda m: (setattr(m[1], "frozen", to_plain(m, "frozen")[1]), RESETS["reset"](m)),
+    "estimated": lambda m: reestimated(m, torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 0.1, seed=0),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+@pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_frozen_statistics_survive_resets(reset, clone):
+    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing,
+    and a second adaptive one, are ordinary layers."""
+    twin = disturb(clone(twinsify(small())))
+    for _, layer in twin_norms(twin):
+        layer.frozen.running_mean.add_(1.0)
+        layer.adaptive.running_mean.add_(1.0)
+    kept = statistics(twin)
+    made = reset(twin)
+    assert equal(statistics(twin), kept) and (not isinstance(made, nn.Module) or equal(statistics(made), kept))
+    for network in (to_plain(twin, "frozen"), to_plain(twin), twinsify(small(), second="adaptive")):
+        RESETS["reset"](network)
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+        assert norms and not any(m.running_mean.any() or "reset_running_stats" in vars(m) for m in norms)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "own"])
@@ -305,111 +303,71 @@ def test_freeze_statistics(name):
     assert not equal(dict(model.named_buffers()), before)
 
 
-def test_freeze_statistics_needs_batch_norm():
-    """A network without statistics is refused by name."""
-    with pytest.raises(
-        ValueError, match="network with batch norm, got Sequential without; there is nothing to freeze"
-    ):
-        freeze_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)))
-
-
 def test_modes_are_kept():
-    """Conversion keeps each layer's mode, apart from the frozen norms."""
+    """Conversion keeps each layer's mode, apart from the frozen norms; parts of a subclass, such as a drop layer, follow it."""
+
+    class NormWithDrop(nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.drop = nn.Dropout(0.5)
+
     model = small().train()
     model[1].eval()
     twin = twinsify(model)
-    assert twin[4].adaptive.training and not twin[1].adaptive.training
-    assert not twin[4].frozen.training
+    assert twin[4].adaptive.training and not twin[1].adaptive.training and not twin[4].frozen.training
     assert to_plain(twin, "frozen")[4].training
+    twin = twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), NormWithDrop(4)))[1].train()
+    assert twin.frozen.drop.training and not twin.frozen.training and not twin.eval().frozen.drop.training
 
 
-def test_root_and_shared_layers():
-    """A bare batch norm becomes a TwinNorm; a norm used under two names stays one layer under both."""
-    assert isinstance(twinsify(nn.BatchNorm2d(3)), TwinNorm)
-    assert isinstance(to_plain(twinsify(nn.BatchNorm2d(3))), nn.BatchNorm2d)
-    twin = twinsify(OwnNetwork())
-    assert twin.norm is twin.same and isinstance(twin.head["bn"], TwinNorm)
-    plain = to_plain(twin)
-    assert plain.norm is plain.same and type(plain.norm) is nn.BatchNorm2d
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_memory_format_and_bfloat16(memory_format):
-    """A split batch keeps its memory format, and runs in bfloat16 autocast with float32 statistics."""
-    twin = twinsify(small()).train()
-    x = torch.rand(5, 3, 8, 8).to(memory_format=memory_format)
-    with wings(twin, 2), torch.autocast("cpu", torch.bfloat16):
-        out = twin[1](twin[0](x))
-        twin(x).float().sum().backward()
-    assert out.is_contiguous(memory_format=memory_format) and out.dtype == torch.bfloat16
-    assert twin[1].adaptive.running_mean.dtype == torch.float32
-    assert torch.isfinite(twin[0].weight.grad).all()
-
-
-def test_sync_batchnorm_is_converted():
-    """SyncBatchNorm, which does not run without a process group, is doubled like any other."""
-    twin = twinsify(nn.SyncBatchNorm.convert_sync_batchnorm(small())).eval()
-    assert type(twin[1].frozen) is nn.SyncBatchNorm
-    with wings(twin, 1), torch.no_grad():
-        assert torch.equal(twin(torch.zeros(2, 3, 8, 8)), small().eval()(torch.zeros(2, 3, 8, 8)))
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (
-            lambda: twinsify(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))),
-            "network with BatchNorm2d, got Seq",
-        ),
-        (lambda: twinsify(twinsify(small())), "twinned already"),
-        (lambda: twinsify(nn.BatchNorm2d(3, track_running_stats=False)), "False in the network itself"),
-        (lambda: twinsify(small(), second="fixed"), "one of adaptive, frozen, got 'fixed'"),
-        (lambda: to_plain(twinsify(small()), "both"), "one of adaptive, frozen, got 'both'"),
-        (lambda: to_plain(small(), "frozen"), "got an ordinary one"),
-        (lambda: to_plain(overridden(twinsify(small()))), "a method of its own"),
-        (lambda: wings(small(), 2).__enter__(), "with wings for n_frozen 2, got an ordinary one"),
-        (lambda: wings(twinsify(small()), -1).__enter__(), "got -1"),
-        *(
-            (
-                lambda n=n: wings(twinsify(small()), n).__enter__(),
-                "a number of images, .*got " + re.escape(repr(n)),
-            )
-            for n in (True, False, np.True_, 1.0, np.float64(2), [2])
-        ),
-        (lambda: wings(twinsify(small()), "half").__enter__(), "got 'half'"),
-        (lambda: norm_layer("instance"), "one of batch, group, layer, got 'instance'"),
-        (lambda: norm_layer("bach"), "did you mean 'batch'"),
-    ],
-)
-def test_errors(call, message):
-    """Bad calls say what was expected and what came."""
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_more_frozen_images_than_images():
-    """A split beyond the batch is refused by the layer, and the context still closes."""
+# -- the context -------------------------------------------------------------------------------------------------------
+def test_wings_nest_and_restore():
+    """Outside every context all images are adaptive; nested contexts, also failing ones, give back what was; whole numbers
+    of any library count images; an ordinary network takes all that means adaptive."""
     twin = twinsify(small())
-    with pytest.raises(ValueError, match=r"0\.\.3 \(the batch\), got 4"), wings(twin, 4):
-        twin(torch.rand(3, 3, 8, 8))
-    assert next(twin_norms(twin))[1].wings.n_frozen == 0
-
-
-def test_ordinary_network_accepts_all_adaptive():
-    """Code for both kinds of networks can always say `adaptive`."""
-    for n in (0, None, "adaptive"):
+    state = state_of(twin)
+    with wings(twin, 3):
+        with wings(twin, "frozen"):
+            assert state.n_frozen == ALL_FROZEN
+        with pytest.raises(RuntimeError), wings(twin, None):
+            assert state.n_frozen == 0
+            raise RuntimeError
+        with pytest.raises(ValueError, match=r"0\.\.3 \(the batch\), got 4"), wings(twin, np.uint8(4)):
+            assert state.n_frozen == 4
+            twin(torch.rand(3, 3, 8, 8))
+        assert state.n_frozen == 3
+    assert state.n_frozen == 0
+    for n in (0, None, "adaptive", np.int64(0)):
         with wings(small(), n):
             pass
 
 
-@pytest.mark.parametrize("channels, groups", [(16, 16), (32, 32), (64, 32), (48, 24), (7, 7), (37, 1)])
-def test_norm_layers(channels, groups):
-    """Groups divide the channels and are at most 32; layer norm is one group."""
-    assert norm_layer("group")(channels).num_groups == groups
-    assert norm_layer("layer")(channels).num_groups == 1
-    assert type(norm_layer("batch")(channels)) is nn.BatchNorm2d
-    for norm in NORMS:
-        assert norm_layer(norm)(channels)(torch.rand(2, channels, 3, 3)).shape == (2, channels, 3, 3)
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m)),
+                                   lambda m: AveragedModel(m).module])
+@pytest.mark.parametrize("n", [3, "frozen"])
+def test_copies_keep_their_own_wings(clone, n):
+    """What is copied or saved, also inside a context, is all adaptive, has one state for all its layers, apart from the
+    original's, and nothing of the context in it."""
+    twin = disturb(twinsify(small()).eval())
+    x = torch.rand(4, 3, 8, 8)
+    want, names = twin(x), set(vars(twin))
+    with wings(twin, n):
+        other, shallow = clone(twin), copy.copy(twin)
+        assert torch.equal(other(x), want) and not torch.equal(twin(x), want)
+    assert torch.equal(shallow(x), want) and set(vars(shallow)) == names
+    for made in (other, clone(twin)):
+        assert set(vars(made)) == set(vars(twin)) == names and torch.equal(made(x), want)
+        assert len({layer.wings for _, layer in twin_norms(made)}) == 1
+        assert made.state_dict().keys() == twin.state_dict().keys()
+        with wings(made, n):
+            assert not torch.equal(made(x), want) and torch.equal(twin(x), want)
 
 
 class Joined(nn.Module):
@@ -445,29 +403,20 @@ def test_every_state_is_set():
         assert {state.n_frozen for state in states} == {0}
 
 
-CUTS = {
-    "chunks": lambda x: x.chunk(2),
-    "one by one": lambda x: x.split(1),
-    "crops": lambda x: [torch.cat((x, x.flip(3)))],
-    "frames": lambda x: [torch.stack((x, x.flip(3)), 1).flatten(0, 1)],
-}
+CUTS = {"chunks": lambda x: x.chunk(2), "one by one": lambda x: x.split(1),
+        "crops": lambda x: [torch.cat((x, x.flip(3)))],
+        "frames": lambda x: [torch.stack((x, x.flip(3)), 1).flatten(0, 1)]}
 
 
-@pytest.mark.parametrize(
-    "call", [lambda model, x: model(x), lambda model, x: model(x=x), lambda model, x: nn.Sequential(model)(x)]
-)
+@pytest.mark.parametrize("call", [lambda model, x: model(x), lambda model, x: model(x=x),
+                                  lambda model, x: nn.Sequential(model)(x)])
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_cut_batches_are_refused(cut, call):
-    """A network that cuts or folds its batch inside has no first images at its norms: refused when part of the batch is for one
-    wing, and right when all of it is; the context is left as it was."""
+    """A network that cuts or folds its batch inside has no first images at its norms: refused when part of the batch is for
+    one wing, and right when all of it is; the context is left as it was."""
     model, x = twinsify(Joined(small(), cut=cut)), torch.rand(8, 3, 8, 8)
     for n in (4, 1, 8):
-        with (
-            pytest.raises(
-                ValueError, match="expected 8 rows at each batch norm, one per image of the batch, got"
-            ),
-            wings(model, n),
-        ):
+        with pytest.raises(ValueError, match="expected 8 rows at each batch norm, one per image"), wings(model, n):
             call(model, x)
     for n in (0, "frozen"):
         with wings(model, n):
@@ -516,18 +465,14 @@ def test_recomputed_passes_split_as_they_did(reentrant, inside):
 
     gradients = []
     for on in (True, False):
-        model = twinsify(Checkpointed(*small()).eval())
+        model = disturb(twinsify(Checkpointed(*small()).eval()))
         Checkpointed.on = on
-        disturb(model)
-        x, weight = (
-            torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(),
-            torch.arange(96.0),
-        )
+        x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
         model(x).sum().backward()  # no context so far
         outs = []
         for n in (2, 5, "frozen", "adaptive"):
             with wings(model, n):
-                outs.append((model(x) * weight.view(1, -1)).square().sum())
+                outs.append((model(x) * torch.arange(96.0).view(1, -1)).square().sum())
                 if inside:
                     outs.pop().backward()
         if outs:
@@ -540,8 +485,8 @@ def test_recomputed_passes_split_as_they_did(reentrant, inside):
 
 @pytest.mark.parametrize("outer", [True, False])
 def test_unknown_splits_are_refused(outer):
-    """A pass outside of contexts, and a checkpoint within a checkpoint, whose split is not known when it is computed again, are
-    refused in a network that has been split."""
+    """A pass outside of contexts, and a checkpoint within a checkpoint, whose split is not known when it is computed again,
+    are refused in a network that has been split."""
     model = twinsify(small()).train()
     x = torch.rand(4, 3, 8, 8, requires_grad=True)
     with wings(model, 2):
@@ -553,6 +498,7 @@ def test_unknown_splits_are_refused(outer):
             out.sum().backward()
 
 
+# -- other machinery of torch ------------------------------------------------------------------------------------------
 def test_replicas_are_refused():
     """DataParallel over several devices, whose replicas see a part of the batch, is refused by name, also with replicas
     from before the context; on one device it is right."""
@@ -567,72 +513,41 @@ def test_replicas_are_refused():
         for call in (model[1]._replicate_for_data_parallel, lambda: replica(torch.rand(4, 4, 6, 6))):
             with pytest.raises(ValueError, match="got DataParallel, which gives each device a part"):
                 call()
-    whole = nn.DataParallel(model.eval())
-    disturb(model)
+    whole = nn.DataParallel(disturb(model.eval()))
     with wings(model, 3):
         want = model(x)
     with wings(whole, 3):
         assert torch.equal(whole(x), want)
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def test_distributed_processes_split_their_own_batch(process_group):
+def test_distributed_processes_split_their_own_batch(tmp_path):
     """Under DistributedDataParallel loss, gradients and statistics are those of the network with the process's own batch."""
-    models = [twinsify(small()), twinsify(small())]
-    for model in models:
-        disturb(model)
-    for model in (nn.parallel.DistributedDataParallel(models[0]), models[1]):
-        with wings(model, 3):
-            model(torch.linspace(-1, 1, 1536).view(8, 3, 8, 8)).square().sum().backward()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        models = [disturb(twinsify(small())) for _ in range(2)]
+        for model in (nn.parallel.DistributedDataParallel(models[0]), models[1]):
+            with wings(model, 3):
+                model(torch.linspace(-1, 1, 1536).view(8, 3, 8, 8)).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-5)
     assert equal(dict(models[0].named_buffers()), dict(models[1].named_buffers()))
 
 
-def saved(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "clone",
-    [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m)), lambda m: AveragedModel(m).module],
-)
-@pytest.mark.parametrize("n", [3, "frozen"])
-def test_no_split_is_left_in_copies_and_files(clone, n):
-    """What is copied or saved inside a context is all adaptive, has one state, and nothing of the context in it."""
-    twin = twinsify(small()).eval()
-    disturb(twin)
-    x = torch.rand(4, 3, 8, 8)
-    want, names = twin(x), set(vars(twin))
-    with wings(twin, n):
-        other = clone(twin)
-        assert torch.equal(other(x), want) and not torch.equal(twin(x), want)
-    assert set(vars(other)) == set(vars(twin)) == names and torch.equal(other(x), want)
-    assert len({layer.wings for _, layer in twin_norms(other)}) == 1
-    assert other.state_dict().keys() == twin.state_dict().keys()
-    with wings(other, n):
-        assert not torch.equal(other(x), want)
-    shallow = None
-    with wings(twin, n):
-        shallow = copy.copy(twin)
-    assert torch.equal(shallow(x), want) and set(vars(shallow)) == names
-
-
-def test_compiled_networks_are_split():
-    """A compiled network splits as the network itself does, and is compiled still after the context."""
-    twin, x = twinsify(small()).eval(), torch.rand(4, 3, 8, 8)
-    disturb(twin)
+def test_other_kinds_of_layers_and_networks():
+    """A bare batch norm becomes a TwinNorm; a norm used under two names stays one layer under both; SyncBatchNorm, which does
+    not run without a process group, is doubled like any other; a compiled network splits as the network itself does."""
+    assert isinstance(twinsify(nn.BatchNorm2d(3)), TwinNorm)
+    assert isinstance(to_plain(twinsify(nn.BatchNorm2d(3))), nn.BatchNorm2d)
+    twin = twinsify(OwnNetwork())
+    assert twin.norm is twin.same and isinstance(twin.head["bn"], TwinNorm)
+    assert (plain := to_plain(twin)).norm is plain.same and type(plain.norm) is nn.BatchNorm2d
+    twin = twinsify(nn.SyncBatchNorm.convert_sync_batchnorm(small())).eval()
+    assert type(twin[1].frozen) is nn.SyncBatchNorm
+    with wings(twin, 1), torch.no_grad():
+        assert torch.equal(twin(torch.zeros(2, 3, 8, 8)), small().eval()(torch.zeros(2, 3, 8, 8)))
+    twin, x = disturb(twinsify(small()).eval()), torch.rand(4, 3, 8, 8)
     with wings(twin, 3):
         want = twin(x)
     twin.compile(backend="eager")
@@ -642,47 +557,13 @@ def test_compiled_networks_are_split():
     assert twin._compiled_call_impl is compiled and not torch.equal(twin(x), want)
 
 
-RESETS = {
-    "update_bn": lambda m: update_bn([torch.rand(4, 3, 8, 8)], m),
-    "averaged": lambda m: update_bn([torch.rand(4, 3, 8, 8)], AveragedModel(m)),
-    "reset": lambda m: m.apply(lambda layer: getattr(layer, "reset_running_stats", int)()),
-    "parameters": lambda m: m.apply(lambda layer: getattr(layer, "reset_parameters", int)()),
-    "synchronised": lambda m: RESETS["reset"](nn.SyncBatchNorm.convert_sync_batchnorm(m)),
-    "replaced": lambda m: (setattr(m[1], "frozen", to_plain(m, "frozen")[1]), RESETS["reset"](m)),
-    "estimated": lambda m: reestimated(m, torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 0.1, seed=0),
-}
-
-
-@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
-@pytest.mark.parametrize("clone", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_frozen_statistics_survive_resets(reset, clone):
-    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing,
-    and a second adaptive one, are ordinary layers."""
-    twin = clone(twinsify(small()))
-    disturb(twin)
-    for _, layer in twin_norms(twin):
-        layer.frozen.running_mean.add_(1.0)
-        layer.adaptive.running_mean.add_(1.0)
-    kept = statistics(twin)
-    made = reset(twin)
-    assert equal(statistics(twin), kept)
-    if isinstance(made, nn.Module):
-        assert equal(statistics(made), kept)
-    for network in (to_plain(twin, "frozen"), to_plain(twin), twinsify(small(), second="adaptive")):
-        RESETS["reset"](network)
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        assert norms and not any(m.running_mean.any() or "reset_running_stats" in vars(m) for m in norms)
-
-
 def test_hooks_of_a_layer_stay_with_its_wings():
     """Hooks on a batch norm of a twinned network are on the exported layer too, around those that were there before."""
     model, calls = nn.Sequential(nn.BatchNorm2d(3)).eval(), []
     for name in ("inner", "outer"):
         model = twinsify(model) if name == "outer" else model
         model[0].register_forward_pre_hook(lambda m, inputs, name=name: calls.append(f"{name} in"))
-        model[0].register_forward_hook(
-            lambda m, inputs, out, name=name: calls.append(f"{name} out") or out + 1
-        )
+        model[0].register_forward_hook(lambda m, inputs, out, name=name: calls.append(f"{name} out") or out + 1)
     x = torch.rand(2, 3, 4, 4)
     for wing in ("adaptive", "frozen"):
         calls.clear()
@@ -694,9 +575,10 @@ def test_hooks_of_a_layer_stay_with_its_wings():
 
 
 def test_copies_hold_nothing_of_the_network():
-    """Functions put on a module, or on its hooks, that hold a part of the network by closure, default or name hold that of the
-    copy; tensors with a history are copied."""
-    model = overridden(small()).train()
+    """Functions put on a module, or on its hooks, that hold a part of the network by closure, default or name hold that of
+    the copy; tensors with a history are copied."""
+    model = small().train()
+    overridden(model[1])
     model[3].forward = lambda x, old=model[3].forward, *, times=2: old(x) * times
     model[4].register_forward_hook(lambda m, inputs, out: out * model[0].weight.sum())
     model[0].seen = model[0].weight * 2
@@ -704,7 +586,7 @@ def test_copies_hold_nothing_of_the_network():
     x = torch.rand(4, 3, 8, 8)
     for made in (to_plain(model).eval(), twinsify(model).eval()):
         made(x)
-        assert equal(model.state_dict(), kept)
+        assert equal(model, kept)
         before = made(x)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -713,49 +595,34 @@ def test_copies_hold_nothing_of_the_network():
         model.load_state_dict(kept)
 
 
-class PlainTwin(nn.Module):
-    """The two wings as they are defined, without anything around them."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.adaptive, self.frozen, self.n = norm, copy.deepcopy(norm), 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, rest = x.split((self.n, len(x) - self.n))
-        return torch.cat((self.frozen.eval()(first), self.adaptive(rest)))
-
-
-def test_training_is_bit_identical():
-    """Weights and statistics after steps of ordinary training are, to the bit, those of two plain batch norms and a split."""
-    models = []
-    for make in (
-        lambda m: twinsify(m),
-        lambda m: nn.Sequential(*(PlainTwin(p) if isinstance(p, nn.BatchNorm2d) else p for p in m)),
-    ):
-        model = make(small()).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-        for step in range(3):
-            x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(step))
-            for layer in model:
-                layer.n = 3
-            with wings(model, 3) if next(twin_norms(model), None) else contextlib.nullcontext():
-                loss = model(x).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        models.append(model.state_dict())
-    assert equal(*models)
-
-
-@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
-def test_numbers_of_numpy(kind):
-    """Whole numbers of any library count images."""
-    twin = twinsify(small())
-    with wings(twin, kind(3)):
-        assert next(twin_norms(twin))[1].wings.n_frozen == 3
-
-
 def test_mismatch_of_a_twinned_network():
     """Only layers that images pass are measured; all of them are."""
     found = mismatch(twinsify(small()), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 0.1)
     assert list(found) == ["1.adaptive", "4.adaptive"]
+
+
+def changed_twin() -> nn.Module:
+    twin = twinsify(small())
+    overridden(twin[1])
+    return twin
+
+
+GROUPED = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: twinsify(GROUPED), "network with BatchNorm2d, got Seq"), (lambda: twinsify(twinsify(small())), "twinned already"),
+    (lambda: freeze_statistics(GROUPED), "network with batch norm, got Sequential without"),
+    (lambda: twinsify(nn.BatchNorm2d(3, track_running_stats=False)), "False in the network itself"),
+    (lambda: twinsify(small(), second="fixed"), "one of adaptive, frozen, got 'fixed'"),
+    (lambda: to_plain(twinsify(small()), "both"), "one of adaptive, frozen, got 'both'"),
+    (lambda: to_plain(small(), "frozen"), "got an ordinary one"), (lambda: to_plain(changed_twin()), "a method of its own"),
+    (lambda: wings(small(), 2).__enter__(), "with wings for n_frozen 2, got an ordinary one"),
+    *((lambda n=n: wings(twinsify(small()), n).__enter__(), "a number of images, .*got " + re.escape(repr(n)))
+      for n in (-1, "half", True, False, np.True_, 1.0, np.float64(2), [2])),
+    (lambda: norm_layer("instance"), "one of batch, group, layer, got 'instance'"),
+    (lambda: norm_layer("bach"), "did you mean 'batch'")])
+def test_errors(call, message):
+    """Bad calls say what was expected and what came."""
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -153,13 +153,12 @@ def checks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step
         slope = input_gradient(forward, x, y).flatten(1).abs().amax(1)
         return {
             "inputs_in_range": bool(0 <= x.min() and 1 / 255 < x.max() <= 1),
-            "repeatable": _agree(logits, clean_logits(forward, x, y)),
-            "eval_mode": _agree(logits[:len(half)], half),
+            "repeatable": _agree(logits, clean_logits(forward, x, y)), "eval_mode": _agree(logits[:len(half)], half),
             "logits": not bool(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)).all()),
             "gradient_nonzero": bool(((slope > 0) & (slope < torch.inf)).all()),
             "norm_kept": _legal(x_adv, x, eps, threat),
             "stronger_not_weaker": many_steps <= one_step + slack and one_step <= noise_left + slack,
-            "large_eps_breaks": 4 * left(large, large / 4, 20) <= len(x),
+            "large_eps_breaks": 4 * left(large, large / 4, 20) <= len(x)
         }
 
 

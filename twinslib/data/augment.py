@@ -24,9 +24,8 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32, copy=True).div_(255)
 
 
-def augment(
-    images: Tensor, kind: str, generator: torch.Generator | None = None, *, size: int | None = None
-) -> Tensor:
+def augment(images: Tensor, kind: str, generator: torch.Generator | None = None, *,
+            size: int | None = None) -> Tensor:
     """Return augmented images, float32 in [0, 1], computed on the images' device without a host synchronisation.
 
     Kinds: "none"; "crop", a random crop after a border of 4 zero pixels; "crop_flip", the same and a horizontal flip
@@ -86,9 +85,8 @@ def _resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) ->
     return _resize_boxes(images, top, left, height, width, flip, size)
 
 
-def _crop_boxes(
-    batch: int, side: int, generator: torch.Generator, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor,
+                                                                                                  Tensor, Tensor]:
     """Sample (top, left, height, width), each (B,) in whole pixels: the first of ten tries that fits, or all."""
     tries = torch.rand(2, batch, 10, generator=generator, device=device)
     area = side * side * (0.08 + 0.92 * tries[0])

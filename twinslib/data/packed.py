@@ -150,42 +150,24 @@ def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:
             raise ValueError(f"expected {expected} in {where}, got {got}; {then}")
 
     names = arrays["class_names"]
-    require(
-        names.ndim == 1 and names.dtype.kind == "U",
-        "class_names (C,) of str",
-        f"shape {names.shape} of {names.dtype}",
-        "save it as np.array(names, dtype=str)",
-    )
+    require(names.ndim == 1 and names.dtype.kind == "U", "class_names (C,) of str",
+            f"shape {names.shape} of {names.dtype}", "save it as np.array(names, dtype=str)")
     require(len(names) >= 2, "at least 2 class_names", len(names), "a classifier needs two classes")
     require(len(set(names.tolist())) == len(names), "distinct class_names", "a name twice", "rename one of them")
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        require(
-            images.dtype == np.uint8,
-            f"{part}_images of uint8 (0 to 255)",
-            images.dtype,
-            "scale to 0..255 and use .astype('uint8')",
-        )
-        require(
-            images.ndim == 4 and images.shape[3] == 3 and images.shape[1] == images.shape[2] > 0,
-            f"{part}_images (N, S, S, 3), square RGB",
-            f"shape {images.shape}",
-            "crop to a square and put channels last",
-        )
+        require(images.dtype == np.uint8, f"{part}_images of uint8 (0 to 255)", images.dtype,
+                "scale to 0..255 and use .astype('uint8')")
+        require(images.ndim == 4 and images.shape[3] == 3 and images.shape[1] == images.shape[2] > 0,
+                f"{part}_images (N, S, S, 3), square RGB", f"shape {images.shape}",
+                "crop to a square and put channels last")
         require(labels.dtype == np.int64, f"{part}_labels of int64", labels.dtype, "use .astype('int64')")
-        require(
-            len(images) > 0 and labels.shape == images.shape[:1],
-            f"{part}_labels (N,), one per image and at least one",
-            f"shape {labels.shape} for {len(images)} images",
-            "save labels and images of the same length",
-        )
+        require(len(images) > 0 and labels.shape == images.shape[:1],
+                f"{part}_labels (N,), one per image and at least one",
+                f"shape {labels.shape} for {len(images)} images", "save labels and images of the same length")
         low, high = labels.min(), labels.max()
-        require(
-            0 <= low and high < len(names),
-            f"{part}_labels in 0..{len(names) - 1} ({len(names)} class_names)",
-            f"labels {low}..{high}",
-            "number the classes from 0",
-        )
+        require(0 <= low and high < len(names), f"{part}_labels in 0..{len(names) - 1} ({len(names)} class_names)",
+                f"labels {low}..{high}", "number the classes from 0")
     sides = arrays["train_images"].shape[1], arrays["test_images"].shape[1]
     require(sides[0] == sides[1], "train and test images of the same side", f"{sides[0]} and {sides[1]}", "resize one")
 
@@ -212,11 +194,8 @@ def doubles(arrays: dict[str, np.ndarray], files: dict[str, list[str]] | None = 
         both += [(first, image) for image in group if train and image[0] == "test"]
         classes += [(first, image) for image in group if image[1] != first[1]][:1]
         again += [(first, image) for image in train[1:]]
-    told = (
-        (both, "test images that are training images too"),
-        (classes, "images in more than one class"),
-        (again, "training images that repeat another, so that one may train and its double validate"),
-    )
+    told = ((both, "test images that are training images too"), (classes, "images in more than one class"),
+            (again, "training images that repeat another, so that one may train and its double validate"))
     return [f"{what}: {len(pairs)} ({', '.join(f'{a[2]} = {b[2]}' for a, b in pairs[:3])}{', …' * (len(pairs) > 3)})"
             for pairs, what in told if pairs]
 
@@ -270,11 +249,8 @@ def _toy_arrays(grey: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     test = rank_in_class(labels, np.arange(len(labels))) % 5 == 0
     rgb = grey[..., None].repeat(3, axis=3)
     return {
-        "train_images": rgb[~test],
-        "train_labels": labels[~test],
-        "test_images": rgb[test],
-        "test_labels": labels[test],
-        "class_names": np.array([str(digit) for digit in range(10)]),
+        "train_images": rgb[~test], "train_labels": labels[~test], "test_images": rgb[test],
+        "test_labels": labels[test], "class_names": np.array([str(digit) for digit in range(10)])
     }
 
 

@@ -111,11 +111,8 @@ def _cub_2010(folder: Path, size: int) -> Arrays:
     for name, content in stream(folder / "annotations.tgz", lambda name: name.endswith(".mat")):
         box = loadmat(io.BytesIO(content))["bbox"][0, 0]
         boxes["/".join(name.split("/")[-2:])] = tuple(float(box[k].item()) for k in ("left", "top", "right", "bottom"))
-    require_members(
-        folder / "annotations.tgz",
-        [f.removesuffix(".jpg") + ".mat" for part in lists.values() for f in part],
-        boxes,
-    )
+    require_members(folder / "annotations.tgz",
+                    [f.removesuffix(".jpg") + ".mat" for part in lists.values() for f in part], boxes)
     names = sorted({file.split("/")[0] for part in lists.values() for file in part})
     label = {name: i for i, name in enumerate(names)}
     train, test = (
@@ -156,9 +153,8 @@ def _stanford_dogs(name: str, cut: bool, folder: Path, size: int) -> Arrays:
             boxes[member.removeprefix("Annotation/") + ".jpg"] = tuple(
                 float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
             )
-        require_members(
-            folder / "annotation.tar", members, [f"Annotation/{file.removesuffix('.jpg')}" for file in boxes]
-        )
+        require_members(folder / "annotation.tar", members,
+                        [f"Annotation/{file.removesuffix('.jpg')}" for file in boxes])
     names = dict(
         (label, file.split("/")[0]) for part in files for label, file in zip(labels[part], files[part], strict=True)
     )
@@ -213,16 +209,12 @@ READERS: dict[str, Callable[[Path, int], Arrays]] = {
     "tinyimagenet32": _tiny_imagenet,
     "cifar10": lambda folder, size: _cifar("cifar10", datasets.CIFAR10, folder, size),
     "cifar100": lambda folder, size: _cifar("cifar100", datasets.CIFAR100, folder, size),
-    "caltech64": lambda folder, size: _caltech(
-        "caltech64", datasets.Caltech101, lambda n: np.full_like(n, 30),
-        "101_ObjectCategories/{0}/image_{2:04d}.jpg", folder, size,
-    ),
+    "caltech64": lambda folder, size: _caltech("caltech64", datasets.Caltech101, lambda n: np.full_like(n, 30),
+                                               "101_ObjectCategories/{0}/image_{2:04d}.jpg", folder, size),
     "cub64": _cub_2010,
     "dogs64": lambda folder, size: _stanford_dogs("dogs64", True, folder, size),
-    "caltech256": lambda folder, size: _caltech(
-        "caltech256", datasets.Caltech256, lambda n: n - n // 10,
-        "256_ObjectCategories/{0}/{1:03d}_{2:04d}.jpg", folder, size,
-    ),
+    "caltech256": lambda folder, size: _caltech("caltech256", datasets.Caltech256, lambda n: n - n // 10,
+                                                "256_ObjectCategories/{0}/{1:03d}_{2:04d}.jpg", folder, size),
     "cub200": _cub_2011,
-    "dogs": lambda folder, size: _stanford_dogs("dogs", False, folder, size),
+    "dogs": lambda folder, size: _stanford_dogs("dogs", False, folder, size)
 }

@@ -34,14 +34,8 @@ class Split:
     seed: int = 0
 
 
-def make_split(
-    packed: PackedSet,
-    *,
-    exclude: Iterable[str] = (),
-    train_images: int | None = None,
-    val_images: int = 0,
-    seed: int = 0,
-) -> Split:
+def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: int | None = None,
+               val_images: int = 0, seed: int = 0) -> Split:
     """Choose images: drop classes, hold out validation images, take a training subset, each as balanced as possible.
 
     Classes take turns, each giving its next image in a random order fixed by `seed`, so a smaller training subset is
@@ -77,15 +71,9 @@ def make_split(
     order = permutation(len(packed.test_labels), 0)
     test = order[np.isin(packed.test_labels.numpy()[order], class_ids)]
     return Split(
-        train=torch.from_numpy(np.sort(train)),
-        val=torch.from_numpy(np.sort(val)),
-        test=torch.from_numpy(test),
-        class_ids=class_ids,
-        fingerprint=packed.fingerprint,
-        exclude=exclude,
-        train_images=train_images,
-        val_images=val_images,
-        seed=seed,
+        train=torch.from_numpy(np.sort(train)), val=torch.from_numpy(np.sort(val)), test=torch.from_numpy(test),
+        class_ids=class_ids, fingerprint=packed.fingerprint, exclude=exclude, train_images=train_images,
+        val_images=val_images, seed=seed
     )
 
 
@@ -183,11 +171,9 @@ def to_device(packed: PackedSet, split: Split, device: torch.device | str) -> De
     new_label = torch.full((len(packed.class_names),), -1, dtype=torch.int64)
     new_label[list(split.class_ids)] = torch.arange(len(split.class_ids))
     parts = {}
-    for part, images, labels in (
-        ("train", packed.train_images, packed.train_labels),
-        ("val", packed.train_images, packed.train_labels),
-        ("test", packed.test_images, packed.test_labels),
-    ):
+    for part, images, labels in (("train", packed.train_images, packed.train_labels),
+                                 ("val", packed.train_images, packed.train_labels),
+                                 ("test", packed.test_images, packed.test_labels)):
         indices = getattr(split, part)
         parts[f"{part}_x"] = images[indices].to(device)
         parts[f"{part}_y"] = new_label[labels[indices]].to(device)

@@ -48,11 +48,9 @@ _IMAGENET_TERMS = "images from ImageNet: non-commercial research and education o
 _PHOTO_TERMS = "images stay with their photographers: non-commercial research and education only"
 _DOGS_ARCHIVES = tuple(
     Archive(name, _DOGS + name, sha256=digest)
-    for name, digest in (
-        ("images.tar", "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58"),
-        ("lists.tar", "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c"),
-        ("annotation.tar", "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd"),
-    )
+    for name, digest in (("images.tar", "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58"),
+                         ("lists.tar", "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c"),
+                         ("annotation.tar", "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd"))
 )
 SOURCES: dict[str, DataSource] = {
     "tinyimagenet32": DataSource(

@@ -64,9 +64,8 @@ def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Te
     return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 
 
-def load_into(
-    model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True, prefix: str = "", head: str = ""
-) -> nn.Module:
+def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True, prefix: str = "",
+              head: str = "") -> nn.Module:
     """Copy tensors into a network, in place, and return it; nothing is copied if anything is wrong.
 
     Names need not be equal: the prefix that wrappers have added is found, also for the network inside a `Classifier`,
@@ -206,9 +205,8 @@ def _fits(state: Mapping[str, torch.Tensor]) -> str:
     return f" ({known})" if known else ""
 
 
-def _shape_message(
-    wrong: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], fits: str
-) -> str:
+def _shape_message(wrong: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
+                   fits: str) -> str:
     first = wrong[0]
     want, got = tuple(expected[first].shape), tuple(found[first].shape)
     head = first.rpartition(".")[0]

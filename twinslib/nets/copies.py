@@ -8,13 +8,8 @@ import torch
 from torch import nn
 
 HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks"
 )
 
 
@@ -64,13 +59,9 @@ def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
 
     names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
     names = {name: swap(value) for name, value in names.items() if is_copied(value)}
-    made = FunctionType(
-        function.__code__,
-        function.__globals__ | names if names else function.__globals__,
-        function.__name__,
-        tuple(map(swap, function.__defaults__ or ())) or None,
-        tuple(CellType(swap(cell.cell_contents)) for cell in function.__closure__ or ()),
-    )
+    made = FunctionType(function.__code__, function.__globals__ | names if names else function.__globals__,
+                        function.__name__, tuple(map(swap, function.__defaults__ or ())) or None,
+                        tuple(CellType(swap(cell.cell_contents)) for cell in function.__closure__ or ()))
     made.__kwdefaults__ = {key: swap(value) for key, value in (function.__kwdefaults__ or {}).items()} or None
     return made if changed else function
 

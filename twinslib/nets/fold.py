@@ -47,14 +47,8 @@ class FoldedCopy(nn.Module):
         TypeError: the network gives anything but a tensor.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        wing: str = "adaptive",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, *, wing: str = "adaptive", dtype: torch.dtype = torch.float32,
+                 channels_last: bool | None = None) -> None:
         super().__init__()
         self.dtype, self.wing = dtype, wing
         if channels_last is None:

@@ -44,14 +44,8 @@ class Classifier(nn.Module):
         mean, std: per channel, for pixels in [0, 1]; ImageNet's by default.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        upsample: int | None = None,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
-    ) -> None:
+    def __init__(self, network: nn.Module, *, upsample: int | None = None, mean: tuple[float, ...] = IMAGENET_MEAN,
+                 std: tuple[float, ...] = IMAGENET_STD) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
         self.upsample = upsample
@@ -90,13 +84,8 @@ class SmallResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        norm: Callable[[int], nn.Module],
-        *,
-        blocks: tuple[int, ...],
-        width: int,
-        stem_stride: int,
+        self, num_classes: int, norm: Callable[[int], nn.Module], *, blocks: tuple[int, ...], width: int,
+        stem_stride: int
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, stride=stem_stride, padding=1, bias=False)
@@ -181,15 +170,8 @@ def build(arch: str, num_classes: int, norm: Callable[[int], nn.Module], width: 
 
 
 def make_model(
-    arch: str,
-    num_classes: int,
-    *,
-    norm: str = "batch",
-    upsample: int | None = None,
-    width: int | None = None,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-    seed: int,
+    arch: str, num_classes: int, *, norm: str = "batch", upsample: int | None = None, width: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, seed: int
 ) -> Classifier:
     """A new network in training mode; equal arguments give equal weights, and no global random state is touched.
 

@@ -42,9 +42,7 @@ class TwinNorm(nn.Module):
         second: "frozen", or "adaptive" for the control with two ordinary batch norms.
     """
 
-    def __init__(
-        self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen"
-    ) -> None:
+    def __init__(self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen") -> None:
         super().__init__()
         self.keeps_statistics = second == "frozen"
         self.adaptive = norm
@@ -166,11 +164,8 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
             f"{' and others' if len(bare) > 3 else ''}; the frozen wing has nothing to keep"
         )
     state = Wings()
-    return _replace(
-        duplicate(model),
-        _BatchNorm,
-        lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second),
-    )
+    return _replace(duplicate(model), _BatchNorm,
+                    lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second))
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
@@ -247,9 +242,7 @@ def check_wing(model: nn.Module, wing: str) -> None:
     """Raise ValueError unless `wing` is "adaptive", or "frozen" and the network is twinned."""
     choose(wing, WINGS, "wing")
     if wing == "frozen" and next(twin_norms(model), None) is None:
-        raise ValueError(
-            "expected a network with a frozen wing, got an ordinary one; make it with twinsify()"
-        )
+        raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
 
 
 @contextlib.contextmanager

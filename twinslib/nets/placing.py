@@ -68,10 +68,9 @@ def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", he
     rivals = [p for p in whole if p != prefix]
     rest = [name for name in names if not name.startswith(tuple(p for p in rivals if not prefix.startswith(p)))]
     inside = [name for name in rest if name.startswith(prefix) and name[len(prefix):] not in wanted]
-    return Placing(
-        prefix, placed, [w for w in needed if w not in placed],
-        [name for name in inside if not (head and name[len(prefix):].startswith(f"{head}."))],
-        [name for name in rest if not name.startswith(prefix)], rivals)
+    return Placing(prefix, placed, [w for w in needed if w not in placed],
+                   [name for name in inside if not (head and name[len(prefix):].startswith(f"{head}."))],
+                   [name for name in rest if not name.startswith(prefix)], rivals)
 
 
 @functools.cache

@@ -38,9 +38,7 @@ class Split:
             )
         if self.n_frozen > rows:
             n = self.n_frozen
-            raise ValueError(
-                f"expected n_frozen in 0..{rows} (the batch), got {n}; call wings() for each batch"
-            )
+            raise ValueError(f"expected n_frozen in 0..{rows} (the batch), got {n}; call wings() for each batch")
 
 
 class Wings:
@@ -113,9 +111,7 @@ def _count_images(inputs: tuple) -> int | None:
     for value in inputs:
         if isinstance(value, torch.Tensor) and value.ndim:
             return len(value)
-        parts = (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-        )
+        parts = (value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ())
         if (count := _count_images(tuple(parts))) is not None:
             return count
     return None

@@ -106,8 +106,7 @@ class Step:
         self.memory_format = memory_format(model, device)
         self.device_type = torch.device(device).type
         self.precision = precision or arithmetic.chosen(spec.optim.precision, device)
-        self.retention = Retention(model, spec, start=start, source=source,
-                                   count=self.passes.through,
+        self.retention = Retention(model, spec, start=start, source=source, count=self.passes.through,
                                    make_attack=partial(Attacker, passes=self.passes, precision=self.precision))
         self.attackers = []
         self.free = FreePerturbation(spec.attack) if spec.method.replays > 1 else None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.attack.made import DEVICES, THREATS, conv_net, linear_net, pictures, seeded
 from twinslib.attack import autoattack as attack_autoattack
 from twinslib.attack.autoattack import autoattack, autoattack_masks, checks
 from twinslib.attack.masks import block_seed, clean_mask, pgd_losses, pgd_mask
@@ -17,40 +18,24 @@ from twinslib.base.errors import Diverged
 from twinslib.nets import arithmetic
 from twinslib.specs import strength
 
-DEVICES = ["cpu", pytest.param("cuda", marks=[
-    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
 FAST = ("apgd-ce", "apgd-t")
 STANDARD = strength.STANDARD
+KINDS = ("clean", "pgd", "losses", "autoattack", "checks")
 
 
-def linear_net(classes=10, side=6, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, classes))
-        nn.init.normal_(net[1].weight)
-        net[1].bias.data = -0.5 * net[1].weight.data.sum(1)
-    return net.eval()
-
-
-def conv_net(classes=10, seed=0):
-    """A small network with batch norm; centred, so that random images spread over the classes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16),
-                            nn.ReLU(), nn.Flatten(), nn.Linear(64, classes))
-        with torch.no_grad():
-            for _ in range(30):
-                logits = net(torch.rand(64, 3, 6, 6))
-        net[-1].bias.data -= logits.mean(0)
-    return net.eval()
-
-
-def pictures(net, n, side=6, low=0, high=256, device="cpu"):
-    """Random uint8 images, labelled as the network sees them."""
-    images = torch.randint(low, high, (n, 3, side, side), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(1))
-    labels = net(images / 255).argmax(1)
-    return images.to(device), labels.to(device)
+def measure(kind, net, images, labels, *, number=float, integer=int, **changes):
+    """Masks (losses, checks) of one kind, its arguments made by `number` and `integer`, with changes."""
+    attack = dict(eps=number(0.03125), seed=integer(3))
+    steps = dict(step_size=number(0.0078125), steps=integer(3))
+    options = {"batch_size": integer(4)} | {
+        "clean": {}, "pgd": attack | steps | dict(restarts=integer(2), block=integer(1)), "losses": attack | steps,
+        "autoattack": attack | dict(attacks=["apgd-ce"], block=integer(1)), "checks": attack | steps}[kind] | changes
+    if kind == "checks":
+        del options["batch_size"]
+        return torch.tensor(list(checks(net, images, labels, **options).values()))
+    function = {"clean": clean_mask, "pgd": pgd_mask, "losses": pgd_losses, "autoattack": autoattack_masks}[kind]
+    found = function(net, images, labels, **options)
+    return found[1] if kind == "losses" else list(found.values())[-1] if kind == "autoattack" else found
 
 
 def distances(net, images, threat):
@@ -82,12 +67,12 @@ def test_autoattack_equals_the_closed_form(threat, attacks, device):
 
 
 def test_stages_equal_one_call_of_the_package():
-    """Attacks run one by one on what is left give the mask of one call of the package with both, image by image."""
+    """Attacks run one by one on what is left give the mask of one call of the package with both, image by image, which leaves at
+    most as many images as PGD."""
     import pyautoattack
 
     net = conv_net().requires_grad_(False)
-    images, labels = pictures(net, 12)
-    labels[0] = (labels[0] + 1) % 10
+    images, labels = pictures(net, 12, wrong=1)
     masks = autoattack_masks(net, images, labels, eps=4 / 255, attacks=FAST, batch_size=12, seed=5, block=3)
     with torch.random.fork_rng(devices=[]):
         adversary = pyautoattack.AutoAttack(net, eps=4 / 255, seed=block_seed(5, "autoattack", 3), version="standard")
@@ -96,10 +81,11 @@ def test_stages_equal_one_call_of_the_package():
     counts = [int(mask.sum()) for mask in masks.values()]
     assert list(masks) == ["apgd-ce", "apgd-ce+apgd-t"]
     assert torch.equal(masks["apgd-ce+apgd-t"], predicted == labels)
-    assert counts == sorted(counts, reverse=True) and 0 < counts[-1] < 11
+    mask = pgd_mask(net, images, labels, eps=4 / 255, step_size=1 / 255, steps=20, restarts=2, batch_size=40)
+    assert 11 > mask.sum() >= counts[0] >= counts[1] > 0
 
 
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_settings_are_those_of_the_standard_version(threat):
     """Every number of the four attacks equals the package's own standard set-up (a custom list starts from others)."""
     import pyautoattack
@@ -116,39 +102,23 @@ def test_settings_are_those_of_the_standard_version(threat):
         assert ours.attacks_to_run == [name]
 
 
-def test_pgd_never_beats_autoattack():
-    """Convolutional network: AutoAttack leaves at most as many images as PGD, PGD at most the clean ones."""
-    net = conv_net()
-    images, labels = pictures(net, 24)
-    eps = 4 / 255
-    pgd = pgd_mask(net, images, labels, eps=eps, step_size=1 / 255, steps=20, restarts=2, batch_size=40)
-    best = autoattack_masks(net, images, labels, eps=eps, attacks=FAST, batch_size=40)["apgd-ce+apgd-t"]
-    assert 0 < best.sum() <= pgd.sum() < 24
-
-
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("measure", ["clean", "pgd", "autoattack"])
-def test_blocks_equal_the_whole_run(measure, device):
-    """Blocks computed one at a time, last first, give the masks of one call; another seed gives other starts."""
+@pytest.mark.parametrize("kind", ["clean", "pgd", "autoattack"])
+def test_blocks_equal_the_whole_run(kind, device):
+    """Blocks computed one at a time, last first, give the masks of one call."""
     net = conv_net()
-    images, labels = pictures(net, 22, device=device)
-    labels[1] = (labels[1] + 1) % 10
+    images, labels = pictures(net, 22, device=device, wrong=1)
     net.to(device)
 
-    def masks(a, b, block, seed=0):
-        x, y = images[a:b], labels[a:b]
-        if measure == "clean":
-            return clean_mask(net, x, y, batch_size=8)
-        call = dict(eps=3 / 255, batch_size=8, seed=seed, block=block)
-        if measure == "pgd":
-            return pgd_mask(net, x, y, step_size=1 / 255, steps=3, restarts=2, **call)
-        return autoattack_masks(net, x, y, attacks=("apgd-ce",), **call)["apgd-ce"]
+    def masks(a, b, block):
+        place = {} if kind == "clean" else {"block": block, "eps": 3 / 255}
+        return measure(kind, net, images[a:b], labels[a:b], batch_size=8, **place)
 
     whole = masks(0, 22, 0)
     parts = {k: masks(8 * k, 8 * k + 8, k) for k in (2, 0, 1)}
     assert torch.equal(torch.cat([parts[k] for k in range(3)]), whole)
     assert whole.dtype == torch.bool and whole.device.type == "cpu" and whole.shape == (22,)
-    assert not whole[1] and 0 < whole.sum() < 22
+    assert not whole[0] and 0 < whole.sum() < 22
 
 
 @pytest.mark.parametrize(("threat", "eps"), [("linf", 4 / 255), ("l2", 0.3)])
@@ -156,15 +126,14 @@ def test_losses_after_pgd_by_hand(threat, eps):
     """Every image, also one that is wrong at once, is attacked to the end from the start of its block, and loss and prediction
     are those of the last iterate."""
     net = conv_net()
-    images, labels = pictures(net, 20)
-    labels[:3] = (labels[:3] + 1) % 10
+    images, labels = pictures(net, 20, wrong=3)
     attack = dict(eps=eps, step_size=eps / 3, steps=4, threat=threat)
     mask, losses = pgd_losses(net, images, labels, **attack, seed=5, batch_size=8)
     assert mask.shape == losses.shape == (20,) and (mask.dtype, losses.dtype) == (torch.bool, torch.float32)
     assert mask.device.type == losses.device.type == "cpu" and not losses.requires_grad
     for number, start in enumerate((0, 8, 16)):
         part = slice(start, start + 8)
-        generator = torch.Generator().manual_seed(block_seed(5, "pgd", number))
+        generator = seeded(block_seed(5, "pgd", number))
         x_adv = pgd(net, images[part] / 255, labels[part], **attack, generator=generator)
         probabilities = net(x_adv).double().softmax(1)
         assert torch.equal(mask[part], probabilities.argmax(1) == labels[part])
@@ -174,16 +143,6 @@ def test_losses_after_pgd_by_hand(threat, eps):
     assert (losses > clean).sum() >= 18 and losses[:3].min() > clean[:3].min() and 0 < mask.sum() < 17
     other = pgd_losses(net, images, labels, **attack, seed=6, batch_size=8)[1]
     assert not torch.equal(other, losses)
-
-
-def test_losses_without_an_attack():
-    """With eps 0 they are the losses of the clean images, and the mask is the clean one."""
-    net = conv_net()
-    images, labels = pictures(net, 10)
-    labels[::3] = (labels[::3] + 1) % 10
-    mask, losses = pgd_losses(net, images, labels, eps=0, step_size=0.1, steps=3, batch_size=4)
-    assert torch.equal(mask, clean_mask(net, images, labels, batch_size=4)) and mask.sum() == 6
-    torch.testing.assert_close(losses, F.cross_entropy(net(images / 255), labels, reduction="none"))
 
 
 def test_starts_depend_on_seed_and_block():
@@ -250,7 +209,7 @@ def test_global_state_is_given_back_after_an_error():
     assert torch.equal(before, torch.get_rng_state()) and all(p.requires_grad for p in failing.parameters())
 
 
-@pytest.mark.parametrize("kind", ["clean", "pgd", "losses", "autoattack"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_float32_inside_autocast(kind):
     """An autocast around the evaluation changes nothing, and the TF32 switches come out as they went in."""
     net = conv_net()
@@ -264,27 +223,20 @@ def test_float32_inside_autocast(kind):
 
     switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     with torch.autocast("cpu", torch.bfloat16):
-        if kind == "clean":
-            clean_mask(forward, images, labels, batch_size=5)
-        elif kind == "pgd":
-            pgd_mask(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
-        elif kind == "losses":
-            pgd_losses(forward, images, labels, eps=0.01, step_size=0.01, steps=2, batch_size=5)
-        else:
-            autoattack_masks(forward, images, labels, eps=0.01, attacks=("apgd-ce",), batch_size=5)
+        measure(kind, forward, images, labels)
     assert {kind for found in seen for kind in found} == {torch.float32, "ieee"}
     assert switches == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
 def test_eps_zero_is_clean_accuracy():
-    """With eps 0 every measure is the clean mask."""
+    """With eps 0 every measure is the clean mask, and the losses are those of the clean images."""
     net = conv_net()
-    images, labels = pictures(net, 10)
-    labels[::3] = (labels[::3] + 1) % 10
-    clean = clean_mask(net, images, labels, batch_size=4)
-    assert clean.sum() == 6
-    assert torch.equal(clean, pgd_mask(net, images, labels, eps=0, step_size=0.1, steps=3, batch_size=4))
-    assert torch.equal(clean, autoattack_masks(net, images, labels, eps=0, attacks=FAST, batch_size=4)["apgd-ce"])
+    images, labels = pictures(net, 10, wrong=4)
+    clean, call = clean_mask(net, images, labels, batch_size=4), dict(eps=0, step_size=0.1, steps=3, batch_size=4)
+    mask, losses = pgd_losses(net, images, labels, **call)
+    assert clean.sum() == 6 and torch.equal(mask, clean) and torch.equal(clean, pgd_mask(net, images, labels, **call))
+    torch.testing.assert_close(losses, F.cross_entropy(net(images / 255), labels, reduction="none"))
+    assert torch.equal(clean, measure("autoattack", net, images, labels, eps=0))
 
 
 def test_no_image_left_ends_well():
@@ -295,51 +247,47 @@ def test_no_image_left_ends_well():
     assert [int(m.sum()) for m in masks.values()] == [0, 0, 0, 0]
 
 
-def with_(**changes):
-    return changes
-
-
 BAD = [
-    (with_(net=linear_net(3), labels=torch.zeros(4, dtype=torch.int64)), ValueError,
+    (dict(net=linear_net(3), labels=torch.zeros(4, dtype=torch.int64)), ValueError,
      "at least 4 classes of the network for apgd-t, got 3; attack with apgd-ce, fab-t, square", "autoattack"),
-    (with_(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes",
+    (dict(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes",
      "clean pgd losses autoattack"),
-    (with_(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", "autoattack"),
-    (with_(attacks=()), ValueError, "at least one attack", "autoattack"),
-    (with_(attacks=("square", "square")), ValueError, "none twice", "autoattack"),
-    (with_(eps=8), ValueError, "write 8/255", "pgd losses autoattack"),
-    (with_(threat="l1"), ValueError, "threat", "pgd losses autoattack"),
-    (with_(net=linear_net().train()), ValueError, "in training mode; use eval_mode", "clean pgd losses autoattack"),
-    (with_(net=linear_net().double()), ValueError, "float32 network, got 1.weight", "clean pgd losses autoattack"),
-    (with_(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", "clean pgd losses autoattack"),
-    (with_(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", "clean pgd losses autoattack"),
-    (with_(labels=torch.full((4,), 10)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
-    (with_(labels=torch.full((4,), -1)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
-    (with_(labels=torch.zeros(3, dtype=torch.int64)), TypeError, "int64 labels of shape", "clean pgd losses autoattack"),
-    (with_(labels=torch.zeros(4)), TypeError, "int64", "clean pgd losses autoattack"),
-    (with_(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd losses autoattack"),
-    (with_(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd losses autoattack"),
-    (with_(batch_size=0), ValueError, "batch_size", "clean pgd losses autoattack"),
-    (with_(batch_size=2.0), TypeError, "batch_size", "clean pgd losses autoattack"),
-    (with_(batch_size=True), TypeError, "batch_size", "clean pgd losses autoattack"),
-    (with_(batch_size=1, labels=torch.tensor([0, 0, 0, 10])), ValueError, r"labels in 0\.\.9", "pgd losses autoattack"),
-    (with_(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", "clean pgd losses autoattack"),
-    (with_(images=np.zeros((4, 3, 6, 6))), TypeError, "uint8 images", "clean pgd losses autoattack"),
-    (with_(images=[torch.zeros(3, 6, 6)] * 4), TypeError, "uint8 images|images as a tensor", "clean pgd losses autoattack"),
-    (with_(labels=[0.0] * 4), TypeError, "int64", "clean pgd losses autoattack"),
-    (with_(labels=[[0], [0, 1], [0], [0]]), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
-    (with_(labels=["a"] * 4), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
-    (with_(labels=[True] * 4), TypeError, "int64", "clean pgd losses autoattack"),
-    (with_(labels=None), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
-    (with_(seed=True), TypeError, "seed", "pgd losses autoattack"),
-    (with_(seed=0.0), TypeError, "seed", "pgd losses autoattack"),
-    (with_(block=0.5), TypeError, "block", "pgd autoattack"),
-    (with_(eps="0.1"), TypeError, "eps to be a number", "pgd losses autoattack"),
-    (with_(attacks="apgd-ce+square"), ValueError, "attack to be one of", "autoattack"),
-    (with_(net=lambda x: (linear_net()(x),)), TypeError, "logits alone, got a tuple", "clean pgd losses autoattack"),
-    (with_(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), None)), TypeError, "logits alone, got a Out",
+    (dict(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", "autoattack"),
+    (dict(attacks=()), ValueError, "at least one attack", "autoattack"),
+    (dict(attacks=("square", "square")), ValueError, "none twice", "autoattack"),
+    (dict(eps=8), ValueError, "write 8/255", "pgd losses autoattack"),
+    (dict(threat="l1"), ValueError, "threat", "pgd losses autoattack"),
+    (dict(net=linear_net().train()), ValueError, "in training mode; use eval_mode", "clean pgd losses autoattack"),
+    (dict(net=linear_net().double()), ValueError, "float32 network, got 1.weight", "clean pgd losses autoattack"),
+    (dict(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", "clean pgd losses autoattack"),
+    (dict(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", "clean pgd losses autoattack"),
+    (dict(labels=torch.full((4,), 10)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
+    (dict(labels=torch.full((4,), -1)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
+    (dict(labels=torch.zeros(3, dtype=torch.int64)), TypeError, "int64 labels of shape", "clean pgd losses autoattack"),
+    (dict(labels=torch.zeros(4)), TypeError, "int64", "clean pgd losses autoattack"),
+    (dict(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (dict(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (dict(batch_size=0), ValueError, "batch_size", "clean pgd losses autoattack"),
+    (dict(batch_size=2.0), TypeError, "batch_size", "clean pgd losses autoattack"),
+    (dict(batch_size=True), TypeError, "batch_size", "clean pgd losses autoattack"),
+    (dict(batch_size=1, labels=torch.tensor([0, 0, 0, 10])), ValueError, r"labels in 0\.\.9", "pgd losses autoattack"),
+    (dict(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", "clean pgd losses autoattack"),
+    (dict(images=np.zeros((4, 3, 6, 6))), TypeError, "uint8 images", "clean pgd losses autoattack"),
+    (dict(images=[torch.zeros(3, 6, 6)] * 4), TypeError, "uint8 images|images as a tensor", "clean pgd losses autoattack"),
+    (dict(labels=[0.0] * 4), TypeError, "int64", "clean pgd losses autoattack"),
+    (dict(labels=[[0], [0, 1], [0], [0]]), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (dict(labels=["a"] * 4), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (dict(labels=[True] * 4), TypeError, "int64", "clean pgd losses autoattack"),
+    (dict(labels=None), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
+    (dict(seed=True), TypeError, "seed", "pgd losses autoattack"),
+    (dict(seed=0.0), TypeError, "seed", "pgd losses autoattack"),
+    (dict(block=0.5), TypeError, "block", "pgd autoattack"),
+    (dict(eps="0.1"), TypeError, "eps to be a number", "pgd losses autoattack"),
+    (dict(attacks="apgd-ce+square"), ValueError, "attack to be one of", "autoattack"),
+    (dict(net=lambda x: (linear_net()(x),)), TypeError, "logits alone, got a tuple", "clean pgd losses autoattack"),
+    (dict(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), None)), TypeError, "logits alone, got a Out",
      "clean pgd losses autoattack"),
-    (with_(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", "pgd losses"),
+    (dict(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", "pgd losses"),
 ]
 
 
@@ -351,14 +299,7 @@ def test_bad_arguments(change, error, message, kind):
     call = dict(net=linear_net(), images=images, labels=labels, batch_size=4) | change
     positional = [call.pop(name) for name in ("net", "images", "labels")]
     with pytest.raises(error, match=message):
-        if kind == "clean":
-            clean_mask(*positional, **call)
-        elif kind == "pgd":
-            pgd_mask(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
-        elif kind == "losses":
-            pgd_losses(*positional, **(dict(eps=0.1, step_size=0.1, steps=1) | call))
-        else:
-            autoattack_masks(*positional, **(dict(eps=0.1, attacks=FAST) | call))
+        measure(kind, *positional, **({"attacks": FAST} if kind == "autoattack" else {}) | call)
 
 
 @pytest.fixture
@@ -381,27 +322,10 @@ def test_labels_are_checked_before_the_first_attack():
     seen = []
     images, labels = pictures(linear_net(), 4)
     labels[-1] = 10
-    for measure in (pgd_mask, pgd_losses):
+    for kind in ("pgd", "losses"):
         with pytest.raises(ValueError, match="labels in"):
-            measure(lambda x: seen.append(len(x)) or linear_net()(x), images, labels, eps=0.1, step_size=0.1, steps=1,
-                    batch_size=2)
+            measure(kind, lambda x: seen.append(len(x)) or linear_net()(x), images, labels, batch_size=2)
     assert seen == [1, 1]
-
-
-def measure(kind, net, images, labels, *, number=float, integer=int):
-    """Masks of one kind, its arguments made by `number` and `integer`."""
-    options, aa = dict(batch_size=integer(4)), dict(attacks=["apgd-ce"], block=integer(1))
-    attack = options | dict(eps=number(0.03125), seed=integer(3))
-    steps = dict(step_size=number(0.0078125), steps=integer(3))
-    return {"clean": lambda: clean_mask(net, images, labels, **options),
-            "pgd": lambda: pgd_mask(net, images, labels, **attack, **steps, restarts=integer(2), block=integer(1)),
-            "losses": lambda: pgd_losses(net, images, labels, **attack, **steps)[1],
-            "autoattack": lambda: autoattack_masks(net, images, labels, **attack, **aa)["apgd-ce"],
-            "checks": lambda: torch.tensor(list(checks(net, images, labels, eps=attack["eps"], seed=attack["seed"],
-                                                       **steps).values()))}[kind]()
-
-
-KINDS = ("clean", "pgd", "losses", "autoattack", "checks")
 
 
 @pytest.mark.parametrize("taken", [
@@ -412,8 +336,7 @@ KINDS = ("clean", "pgd", "losses", "autoattack", "checks")
 def test_arrays_and_lists_are_taken(taken, short):
     """Images as an array, labels as array, list or tuple, of any integers, read-only and flipped ones too."""
     net = conv_net()
-    images, labels = pictures(net, 6)
-    labels[0] = (labels[0] + 1) % 10
+    images, labels = pictures(net, 6, wrong=1)
     for kind in KINDS:
         assert torch.equal(measure(kind, net, *taken(images, labels)), measure(kind, net, images, labels)), kind
 
@@ -487,7 +410,7 @@ def rooted(net, where=lambda x: torch.ones(len(x), dtype=torch.bool)):
     return lambda x: net(x) + torch.where(where(x), 0.0, 1.0).mul(x.flatten(1).sum(1)).mul(1e-6).sqrt()[:, None]
 
 
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_a_network_without_gradients_is_refused(threat, short):
     """Neither PGD nor a part of AutoAttack that uses gradients calls it robust, and the checks say why."""
     net = conv_net().requires_grad_(False)
@@ -503,7 +426,7 @@ def test_a_network_without_gradients_is_refused(threat, short):
     assert not found["gradient_nonzero"] and not found["norm_kept"]
 
 
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"])
 def test_single_images_without_a_gradient_are_broken(name, threat, caplog, short):
     """They are not counted as robust, and the others, which no perturbation of this size can break, are."""
@@ -577,12 +500,15 @@ def broken_networks():
 
 
 def test_sound_network_passes_all_checks():
-    """Nothing is flagged for an ordinary network in eval mode, under either threat."""
+    """Nothing is flagged for an ordinary network in eval mode, under either threat; pixels of 0 and 1, as rounding a float image
+    gives, fail the range check."""
     net = conv_net()
     images, labels = pictures(net, 64)
     for threat, eps in (("linf", 4 / 255), ("l2", 0.2)):
         result = checks(net, images, labels, eps=eps, step_size=eps / 4, steps=10, threat=threat)
         assert all(result.values()), result
+    dark = pictures(net, 16, high=2)
+    assert not checks(net, *dark, eps=0.1, step_size=0.1, steps=1)["inputs_in_range"]
 
 
 @pytest.mark.parametrize("name", list(broken_networks()))
@@ -594,40 +520,21 @@ def test_broken_network_fails_its_check(name):
     assert not checks(forward, images, labels, eps=8 / 255, step_size=2 / 255, steps=10)[name]
 
 
-def test_images_scaled_twice_are_seen():
-    """Pixels of 0 and 1 in a uint8 array, as rounding a float image gives, fail the range check."""
-    net = conv_net()
-    images, labels = pictures(net, 16, high=2)
-    assert not checks(net, images, labels, eps=0.1, step_size=0.1, steps=1)["inputs_in_range"]
+def dynamic(x):
+    """Differentiates at test time."""
+    with torch.enable_grad():
+        x.detach().requires_grad_().sum().backward()
 
 
 @pytest.mark.parametrize(("fault", "check"), [
-    (lambda logits: logits + 0.1 * torch.randn(logits.shape), "repeatable"),
-    (lambda logits: logits.softmax(1), "logits"),
-])
+    (lambda x, logits: logits + 0.1 * torch.randn(logits.shape), "repeatable"), (lambda x, logits: logits.softmax(1), "logits"),
+    (lambda x, logits: (dynamic(x), logits)[1], "no_gradient_in_forward")])
 def test_warnings_of_the_package_become_checks(fault, check, caplog):
-    """A randomised network and one that returns probabilities are recorded and logged; a later sound one is not."""
+    """A randomised network, one that returns probabilities and one that differentiates at test time are recorded and logged; a
+    later sound one is not."""
     net = linear_net().requires_grad_(False)
     images, labels = pictures(net, 6)
     call = dict(eps=0.002, attacks=("apgd-ce",), batch_size=6)
-    result = autoattack(lambda x: fault(net(x)), images, labels, **call)
-    assert not result.checks[check]
-    autoattack_masks(lambda x: fault(net(x)), images, labels, **call)
-    assert check in caplog.text
-    assert all(autoattack(net, images, labels, **call).checks.values())
-
-
-def test_a_gradient_inside_the_network_is_recorded():
-    """A defence that differentiates at test time is flagged, and does not mark the next network."""
-    net = linear_net().requires_grad_(False)
-    images, labels = pictures(net, 4)
-
-    def dynamic(x):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            leaf.sum().backward()
-        return net(x)
-
-    call = dict(eps=0.002, attacks=("apgd-ce",), batch_size=4)
-    assert not autoattack(dynamic, images, labels, **call).checks["no_gradient_in_forward"]
-    assert autoattack(net, images, labels, **call).checks["no_gradient_in_forward"]
+    assert not autoattack(lambda x: fault(x, net(x)), images, labels, **call).checks[check]
+    autoattack_masks(lambda x: fault(x, net(x)), images, labels, **call)
+    assert check in caplog.text and all(autoattack(net, images, labels, **call).checks.values())

@@ -9,52 +9,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from tests.attack.made import DEVICES, THREATS, batch, linear, seeded, sensitive_net
+from tests.attack.made import smooth_net as conv_net
 from twinslib.attack import pgd as attack_pgd
 from twinslib.attack.pgd import eval_mode, pgd, pgd_robust_mask, random_point
 from twinslib.specs import choices
 
-DEVICES = ["cpu", pytest.param("cuda", marks=[
-    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
 RADII = {"linf": 8 / 255, "l2": 0.5}
-
-
-def seeded(seed=0, device="cpu"):
-    return torch.Generator(device).manual_seed(seed)
-
-
-def batch(n=12, side=8, classes=5, low=0.0, high=1.0, device="cpu", dtype=torch.float32):
-    x = (low + (high - low) * torch.rand(n, 3, side, side, generator=seeded(1))).to(device, dtype)
-    return x, torch.randint(classes, (n,), generator=seeded(2)).to(device)
-
-
-def conv_net(classes=5, device="cpu", dtype=torch.float32):
-    """A small smooth network in eval mode whose batch norm has seen data."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 3, stride=2),
-                            nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(72, classes))
-        net(torch.rand(32, 3, 8, 8))
-    return net.eval().requires_grad_(False).to(device, dtype)
-
-
-def sensitive_net(classes=5, device="cpu", dtype=torch.float32):
-    """Two smooth layers that small perturbations can turn: nearly half of random images break at linf 2/255."""
-    first = torch.randn(32, 192, generator=seeded(12)).to(device, dtype) / 4
-    last = torch.randn(classes, 32, generator=seeded(13)).to(device, dtype)
-    return lambda x: torch.tanh((x.flatten(1) - 0.5) @ first.T) @ last.T
-
-
-def linear(classes, side=8, dtype=torch.float32):
-    weight = torch.randn(classes, 3 * side * side, generator=seeded(3), dtype=torch.float64).to(dtype)
-    return lambda x: F.linear(x.flatten(1), weight), weight
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("loss", "random_start"), [("ce", True), ("ce", False), ("kl", True), ("margin", True),
                                                     ("margin", False)])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_attack_is_legal(threat, loss, random_start, device):
     """Within eps, within [0, 1], detached, of the same kind as x, and at least as bad as the clean image."""
     x, y = batch(device=device)
@@ -80,7 +48,7 @@ def test_attack_is_legal(threat, loss, random_start, device):
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("random_start", [True, False])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_attack_is_strong(threat, random_start, loss):
     """Two-class linear model away from the pixel bounds: the best point is x + eps times the dual of w, reached."""
     x, y = batch(classes=2, low=0.3, high=0.7, dtype=torch.float64)
@@ -108,7 +76,7 @@ def test_margin_attack_finds_the_best_class():
     torch.testing.assert_close(reached.median(), best.median(), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_pgd_is_the_textbook_iteration(threat):
     """The loop start, step, project, clip written out, with the same start; the last iterate is kept."""
     x, y = batch()
@@ -134,29 +102,18 @@ def test_pgd_is_the_textbook_iteration(threat):
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("threat", ["linf", "l2"])
-def test_same_generator_same_result(threat):
-    """Equal seeds give equal bits, other seeds other images, and torch's global random state is not used."""
-    x, y = batch()
-    before = torch.get_rng_state()
-    one, two, other = (pgd(conv_net(), x, y, eps=RADII[threat], step_size=0.01, steps=3, threat=threat,
-                           generator=seeded(s)) for s in (7, 7, 8))
-    assert torch.equal(one, two) and not torch.equal(one, other)
-    assert torch.equal(before, torch.get_rng_state())
-
-
 @pytest.mark.parametrize(("eps", "steps"), [(0.0, 5), (8 / 255, 0)])
 def test_nothing_to_do_is_identity(eps, steps):
     """eps 0 or no step gives x itself, without a forward pass and without a generator."""
     x, y = batch()
-
-    def refuse(_):
-        raise AssertionError("the network must not be asked")
-
     assert torch.equal(pgd(refuse, x, y, eps=eps, step_size=0.01, steps=steps), x)
 
 
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+def refuse(_):
+    raise AssertionError("the network must not be asked")
+
+
+@pytest.mark.parametrize("threat", THREATS)
 def test_start_fills_the_ball(threat):
     """20,000 starts: mean 0; linf uniform (mean size eps/2), l2 uniform radius (mean eps/2, largest near eps)."""
     x = torch.full((20_000, 3, 2, 2), 0.5)
@@ -167,7 +124,7 @@ def test_start_fills_the_ball(threat):
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_tiny_and_huge_gradients_move_alike(threat, scale):
     """The step does not depend on the size of the gradient, from 1e-12 to 1e12."""
     x, y = batch(classes=2, low=0.3, high=0.7)
@@ -186,15 +143,19 @@ def test_kl_moves_away_from_given_logits():
 
 
 def test_attack_touches_nothing_but_the_images():
-    """Parameter gradients stay None, batch statistics keep their bits, x is not written to, no_grad is no obstacle."""
+    """Parameter gradients stay None, batch statistics keep their bits, x is not written to, no_grad is no obstacle; equal seeds
+    give equal bits, other seeds other images, and torch's global random state is not used."""
     x, y = batch()
     net = conv_net().requires_grad_(True).train()
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    x_before = x.clone()
+    x_before, before = x.clone(), torch.get_rng_state()
     with eval_mode(net), torch.no_grad():
-        for threat, loss in itertools.product(["linf", "l2"], choices.LOSSES):
-            pgd(net, x, y, eps=0.1, step_size=0.02, steps=3, threat=threat, loss=loss, generator=seeded())
-            pgd_robust_mask(net, x, y, eps=0.1, step_size=0.02, steps=3, threat=threat, loss=loss, generator=seeded())
+        for threat, loss in itertools.product(THREATS, choices.LOSSES):
+            call = dict(eps=0.1, step_size=0.02, steps=3, threat=threat, loss=loss)
+            one, two, other = (pgd(net, x, y, generator=seeded(s), **call) for s in (7, 7, 8))
+            assert torch.equal(one, two) and not torch.equal(one, other)
+            pgd_robust_mask(net, x, y, generator=seeded(), **call)
+    assert torch.equal(before, torch.get_rng_state())
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert torch.equal(x, x_before) and not x.requires_grad
@@ -202,8 +163,10 @@ def test_attack_touches_nothing_but_the_images():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_eval_mode_restores_each_module(fails):
-    """A frozen norm inside a training network stays frozen afterwards, also when the body raises."""
+    """A frozen norm inside a training network stays frozen afterwards, also when the body raises; without it an attack warns."""
     net = conv_net().train()
+    with pytest.warns(UserWarning, match="use eval_mode"):
+        pgd(net, *batch(), eps=0.1, step_size=0.1, steps=1, generator=seeded())
     net[1].eval()
     modes = [m.training for m in net.modules()]
     try:
@@ -214,13 +177,6 @@ def test_eval_mode_restores_each_module(fails):
     except KeyError:
         pass
     assert [m.training for m in net.modules()] == modes and not net[1].training and net[4].training
-
-
-def test_training_mode_warns():
-    """A network in training mode is attacked only with a warning that says what to do."""
-    x, y = batch()
-    with pytest.warns(UserWarning, match="use eval_mode"):
-        pgd(conv_net().train(), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded())
 
 
 BAD = [
@@ -250,30 +206,22 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("attack", [pgd, pgd_robust_mask])
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
+RESTARTS = [(dict(restarts=0), ValueError, "restarts"), (dict(restarts=True), TypeError, "restarts"),
+            (dict(restarts=np.float32(2)), TypeError, "restarts"), (dict(restarts=2, random_start=False), ValueError, "restarts")]
+
+
+@pytest.mark.parametrize(("attack", "change", "error", "message"), [
+    *((attack, *bad) for attack in (pgd, pgd_robust_mask) for bad in BAD), *((pgd_robust_mask, *bad) for bad in RESTARTS)])
 def test_bad_arguments_fail_before_any_work(attack, change, error, message):
     """Each wrong argument gives one clear message before the network is asked."""
-    def refuse(_):
-        raise AssertionError("the network must not be asked")
-
     x, y = batch()
     call = dict(x=x, y=y, eps=8 / 255, step_size=2 / 255, steps=3, generator=seeded()) | change
     with pytest.raises(error, match=message):
         attack(refuse, call.pop("x"), call.pop("y"), **call)
 
 
-@pytest.mark.parametrize("change", [dict(restarts=0), dict(restarts=True), dict(restarts=np.float32(2)),
-                                    dict(restarts=2, random_start=False)])
-def test_bad_restarts(change):
-    """No restart, what is no number of them, and several restarts from one point, are refused."""
-    x, y = batch()
-    with pytest.raises((ValueError, TypeError), match="restarts"):
-        pgd_robust_mask(conv_net(), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded(), **change)
-
-
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 @pytest.mark.parametrize("loss", choices.LOSSES)
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device):
@@ -345,20 +293,8 @@ def test_more_restarts_never_help_the_network():
     assert not (three & ~one).any() and not (one & ~last).any()
 
 
-def test_nan_is_not_robust():
-    """A network whose logits turn NaN under attack is not credited with class 0."""
-    x, _ = batch()
-    y = torch.zeros(len(x), dtype=torch.int64)
-
-    def breaks(z):
-        logits = torch.cat([z.flatten(1).sum(1, keepdim=True), torch.zeros(len(z), 2)], 1)
-        return logits if torch.equal(z, x) else logits + torch.nan
-
-    assert not pgd_robust_mask(breaks, x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded()).any()
-
-
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, torch.tensor, Fraction])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_numbers_of_any_kind(threat, kind):
     """NumPy scalars, arrays and tensors without dimensions, and fractions are taken as the plain number."""
     x, y = batch()
@@ -419,7 +355,7 @@ def spoiled(net, x, which, value, *, pixels=slice(None), later=False):
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("pixels", [slice(None), slice(7, 8)], ids=["image", "pixel"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_an_image_without_a_gradient_is_not_robust(threat, value, pixels, later, caplog):
     """Not one pixel of it at one iterate may be missing; the other images come out as with a sound network."""
     x, _ = batch()
@@ -434,7 +370,7 @@ def test_an_image_without_a_gradient_is_not_robust(threat, value, pixels, later,
 
 @pytest.mark.parametrize("loss", choices.LOSSES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
+@pytest.mark.parametrize("threat", THREATS)
 def test_training_sees_what_was_not_attacked(threat, value, loss):
     """The last iterate of such an image is not finite, nor is the loss on it; all other images are attacked as ever."""
     x, y = batch()

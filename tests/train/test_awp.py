@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.train.test_loop import batch, device_set, network, spec, winged
+from tests.train.made import batch, close, equal, gradients, network, spec, state, trained, winged
 from twinslib.train.awp import perturbed
-from twinslib.train.loop import fit
-from twinslib.train.step import OutOfTime, Step, generator
+from twinslib.train.step import Step, generator
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -27,15 +26,10 @@ def small(seed: int = 0) -> nn.Module:
     return net.train()
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 def moved(net: nn.Module, loss: torch.Tensor, gamma: float) -> dict[str, torch.Tensor]:
     """The textbook's weights by name: w + gamma ||w|| g / ||g|| for each tensor of two or more dimensions."""
-    gradients = torch.autograd.grad(loss, list(net.parameters()))
     return {name: p.detach() + gamma * p.detach().pow(2).sum().sqrt() * g / g.pow(2).sum().sqrt()
-            for (name, p), g in zip(net.named_parameters(), gradients, strict=True) if p.ndim > 1}
+            for (name, p), g in zip(net.named_parameters(), gradients(loss, net).values(), strict=True) if p.ndim > 1}
 
 
 @settings(max_examples=10, deadline=None)
@@ -66,9 +60,10 @@ def test_perturbation_by_hand(seed: int, gamma: float) -> None:
         assert not torch.equal(buffer, before[name]) and ("tracked" not in name or buffer == 1)
 
 
-@pytest.mark.parametrize("where", ["body", "loss"])
-def test_everything_is_restored_after_an_error(where: str) -> None:
-    """Whether the pass that finds the direction fails half-way or what is done inside, weights and statistics are as before."""
+@pytest.mark.parametrize("where", ["body", "loss", ""])
+def test_everything_is_restored(where: str) -> None:
+    """Whether the pass that finds the direction fails half-way, or what is done inside, or the perturbation has no size,
+    weights and statistics are as before."""
     net, (x, y) = small(), batch(8, torch.float64)
     before = state(net)
 
@@ -78,10 +73,14 @@ def test_everything_is_restored_after_an_error(where: str) -> None:
             raise ArithmeticError
         return F.cross_entropy(logits, y)
 
-    with pytest.raises(ArithmeticError), perturbed(net, loss, 0.1):
-        assert not torch.equal(net[0].weight, before["0.weight"])
-        raise ArithmeticError
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    if where:
+        with pytest.raises(ArithmeticError), perturbed(net, loss, 0.1):
+            assert not torch.equal(net[0].weight, before["0.weight"])
+            raise ArithmeticError
+    else:
+        with perturbed(net, loss, 0.0):
+            assert equal(net, before)
+    assert equal(net, before)
 
 
 def test_weights_without_a_direction_stay() -> None:
@@ -93,8 +92,8 @@ def test_weights_without_a_direction_stay() -> None:
         net[7].weight.zero_()  # no gradient reaches what is before it
     before = state(net)
     with perturbed(nn.ModuleList([net]), lambda: F.cross_entropy(net[:8](x), y), 0.1):
-        assert all(torch.equal(net.get_parameter(name), before[name]) for name in ("0.weight", "3.weight", "unused.weight"))
-        assert torch.equal(net[7].weight, before["7.weight"])  # its norm is 0
+        names = ("0.weight", "3.weight", "unused.weight", "7.weight")  # the norm of the last is 0
+        assert all(torch.equal(net.get_parameter(name), before[name]) for name in names)
     with torch.no_grad():
         net[7].weight.fill_(0.01)
     with perturbed(net, lambda: F.cross_entropy(net[:8](x), y), 0.1):
@@ -113,45 +112,14 @@ def test_a_step_by_hand(name: str) -> None:
     inputs = {"clean": x, "adversarial": attack(x, y, generator("cpu", s.seed, "attack", 0))}
     there.load_state_dict(moved(rest, Step(rest, s, "cpu").loss(inputs, y)[0], 0.02), strict=False)
     want = Step(there, s, "cpu").loss(inputs, y)[0]
-    gradients = torch.autograd.grad(want, list(there.parameters()))
     loss, _ = Step(model, s, "cpu")(x, y, 0, 0.05)
     torch.testing.assert_close(loss, want.detach(), rtol=1e-9, atol=0)
-    for (k, p), g in zip(model.named_parameters(), gradients, strict=True):
-        torch.testing.assert_close(p.detach(), before[k] - 0.05 * (g + 0.1 * before[k]), rtol=1e-8, atol=1e-12)
-    for buffer, b in zip(model.buffers(), there.buffers(), strict=True):
-        torch.testing.assert_close(buffer, b, rtol=1e-9, atol=1e-12)
+    close(dict(model.named_parameters()), {k: nn.Parameter(before[k] - 0.05 * (g + 0.1 * before[k]))
+                                           for k, g in gradients(want, there).items()}, rtol=1e-8, atol=1e-12)
+    close(dict(model.named_buffers()), dict(there.named_buffers()), rtol=1e-9, atol=1e-12)
 
 
 def test_without_size_it_is_plain_training() -> None:
     """With gamma 0 the method is AT bit for bit; with its own gamma it is not."""
-    trained = {}
-    for label, s in (("at", spec("at")), ("zero", spec("at_awp", awp_gamma=0.0)), ("awp", spec("at_awp"))):
-        trained[label] = network()
-        fit(s, trained[label], device_set(), device="cpu")
-    at, zero = (list(trained[label].state_dict().values()) for label in ("at", "zero"))
-    assert all(map(torch.equal, at, zero))
-    assert not any(map(torch.equal, trained["at"].parameters(), trained["awp"].parameters()))
-
-
-def test_a_perturbation_of_size_zero_changes_nothing() -> None:
-    """Neither weights nor statistics, though the direction is found."""
-    net, (x, y) = small(), batch(8, torch.float64)
-    before = state(net)
-    with perturbed(net, lambda: F.cross_entropy(net(x), y), 0.0):
-        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_stopped_and_resumed(tmp_path) -> None:
-    """Stopped after every step, it ends with the weights of an undisturbed run."""
-    s, whole = spec("at_awp"), network()
-    history, stops = fit(s, whole, device_set(), device="cpu"), 0
-    while True:
-        model = network(int(stops > 0))  # once there is a checkpoint, what is given plays no part
-        try:
-            again = fit(s, model, device_set(), device="cpu", checkpoint=tmp_path / "c", stop=lambda: True)
-            break
-        except OutOfTime:
-            stops += 1
-    assert stops == 5 and again.epochs == history.epochs
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
+    at, zero, own = (trained(run)[1] for run in (spec("at"), spec("at_awp", awp_gamma=0.0), spec("at_awp")))
+    assert equal(at, zero) and not any(map(torch.equal, at.parameters(), own.parameters()))

@@ -1,6 +1,5 @@
 """Free and Fast adversarial training against the textbook, passes against counts by hand, best weights, eps warm-up, features."""
 
-import copy
 import itertools
 from dataclasses import replace
 
@@ -9,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.train.test_loop import device_set, network, spec, winged
+from tests.train.made import close, device_set, equal, network, spec, state, trained
+from tests.train.test_resume import keeping_best
 from twinslib.attack import masks
 from twinslib.attack import pgd as attack_pgd
 from twinslib.attack.pgd import pgd
@@ -22,18 +22,13 @@ from twinslib.specs.schedules import climb
 from twinslib.train import loop
 from twinslib.train.loop import fit
 from twinslib.train.passes import Passes
-from twinslib.train.step import OutOfTime, Step, generator
+from twinslib.train.step import Step, generator
 
 EPS = 16 / 255
 
 
 def free(m: int = 3) -> RunSpec:
     return replace(spec("at", optim={"batch_size": 8, "val_every": 1}, replays=m), attack=AttackSpec(eps=EPS))
-
-
-def keeping_best(run: RunSpec) -> RunSpec:
-    """`run` with validation images, whose best epoch is kept."""
-    return replace(run, data=replace(run.data, val_images=10), optim=replace(run.optim, keep_best=True))
 
 
 def batches(n: int, *sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -62,8 +57,7 @@ def test_free_equals_the_textbook() -> None:
             delta[:len(x)] = (x + moved).clamp(0, 1) - x
             optimizer.step()
             torch.testing.assert_close(step.free.delta, delta, rtol=0, atol=1e-6)
-            for a, b in zip(ours.state_dict().values(), hand.state_dict().values(), strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+            close(ours, hand, atol=1e-6)
     assert delta.abs().max() <= EPS + 1e-6 and delta.abs().max() > EPS / 2
 
 
@@ -89,25 +83,19 @@ def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(labels.sort().values, data.train_y.sort().values)
 
 
-def test_free_with_a_growing_radius() -> None:
-    """With a strength below 1 the perturbation stays in the smaller ball."""
-    step, (x, y) = Step(network(), free(2), "cpu"), batches(3, 8)[0]
-    for count in range(3):
-        step(x, y, count, 0.05, 0.25)
-        assert 0 < step.free.delta.abs().max() <= EPS / 4 + 1e-6
-
-
+@pytest.mark.parametrize("strength", [1.0, 0.25])
 @pytest.mark.parametrize("threat", ["linf", "l2"])
-def test_free_stays_in_the_ball_and_in_the_image(threat: str) -> None:
-    """Whatever came before, what passes lies in [0, 1], and what it leaves for the next batch in the ball."""
+def test_free_stays_in_the_ball_and_in_the_image(threat: str, strength: float) -> None:
+    """Whatever came before, what passes lies in [0, 1], and what it leaves for the next batch in the ball, whose radius a
+    strength below 1 makes smaller."""
     run = replace(free(2), attack=AttackSpec(eps=0.5 if threat == "l2" else EPS, threat=threat))
     step = Step(network(), run, "cpu")
     for count, (x, y) in enumerate(b for b in batches(2, 8, 8, 3) for _ in range(2)):
         inside = step.free.images(x).detach()
         assert 0 <= inside.min() and inside.max() <= 1
-        step(x, y, count, 0.01)
+        step(x, y, count, 0.01, strength)
         norms = step.free.delta[:len(x)].flatten(1).norm(dim=1) if threat == "l2" else step.free.delta.abs()
-        assert norms.max() <= run.attack.eps + 1e-6
+        assert 0 < norms.max() <= strength * run.attack.eps + 1e-6
 
 
 def test_fast_equals_the_textbook() -> None:
@@ -147,8 +135,7 @@ def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, b
     run = spec(name, optim={"val_every": 1}, **switches)
     if name != "linear_probe" and name != "at_awp":
         run = replace(run, follow=FollowSpec(record_every=1, test_images=5, steps=2))
-    model = winged(run, network())
-    history = fit(run, model, device_set(), device="cpu", start=network(), source=device_set())
+    history, _ = trained(run)
     assert [(r["forward_images"], r["backward_images"]) for r in history.epochs] == [(20 * forward, 20 * backward)] * 2
 
 
@@ -175,31 +162,7 @@ def test_what_is_paused_or_has_no_gradient_is_not_counted() -> None:
     assert passes.take() == (8, 3) and passes.take() == (0, 0)
 
 
-# -- resume, best weights, collapse --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("run", [
-    keeping_best(free(3)),
-    keeping_best(replace(spec("at", optim={"val_every": 1}), attack=AttackSpec(steps=1, eps_warmup=0.7))),
-    replace(spec("at"), follow=FollowSpec(features=6, feature_epochs=(0, 1, 2), steps=2)),
-], ids=["free", "eps warm-up", "features"])
-def test_resumed_after_every_step(run: RunSpec, tmp_path) -> None:
-    """Stopped after each step, in the middle of replays too, a run ends with the same weights, best weights, rows (passes
-    too) and features as an undisturbed one."""
-    whole, data = network(), device_set()
-    undisturbed = fit(run, whole, data, device="cpu")
-    for _ in range(100):
-        model = network()
-        try:
-            history = fit(run, model, data, device="cpu", checkpoint=tmp_path / "c", stop=lambda: True)
-            break
-        except OutOfTime:
-            pass
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
-    assert history.epochs == undisturbed.epochs and history.best.keys() == undisturbed.best.keys()
-    assert all(torch.equal(history.best[k], v) for k, v in undisturbed.best.items())
-    assert history.course.keys() == undisturbed.course.keys()
-    assert all(np.array_equal(history.course[k], v) for k, v in undisturbed.course.items())
-
-
+# -- best weights, collapse ---------------------------------------------------------------------------------------------
 def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
     """Of four epochs whose robust validation accuracies are 0.2, 0.4, 0.4, 0.3 the second's weights are kept, the first of
     equals, as `course.best_epoch` says; the network itself ends at the last."""
@@ -207,43 +170,34 @@ def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
     row = loop._epoch_row
 
     def measured(run, model, *rest):
-        states.append(copy.deepcopy(model.state_dict()))
+        states.append(state(model))
         return row(run, model, *rest) | {"val_robust_acc": next(values)}
 
     monkeypatch.setattr(loop, "_epoch_row", measured)
-    model = network()
-    history = fit(keeping_best(spec("at", optim={"epochs": 4, "val_every": 1})), model, device_set(), device="cpu")
-    assert course.best_epoch(history.epochs) == 2
-    assert all(torch.equal(history.best[k], v) for k, v in states[1].items())
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in states[3].items())
+    history, model = trained(keeping_best(spec("at", optim={"epochs": 4})))
+    assert course.best_epoch(history.epochs) == 2 and equal(history.best, states[1]) and equal(model, states[3])
     assert not any(torch.equal(history.best[k], states[3][k]) for k in history.best if k.endswith("conv1.weight"))
 
 
-@pytest.mark.parametrize(("robust", "kind", "epoch"), [
-    ([0.2, 0.3, 0.32, 0.3, 0.31], None, None), ([0.32, 0.3, 0.28, 0.27], None, None), ([0.2, 0.3, 0.151], None, None),
-    ([], None, None), ([None, None], None, None), ([0.4, 0.3, 0.25, 0.21], None, None),
-    ([0.2, 0.3, 0.15], "at once", 3), ([0.2, 0.3, 0.0, 0.3], "at once", 3), ([None, 0.3, None, 0.1], "at once", 4),
-    ([0.15, 0.07], "at once", 2), ([0.14, 0.0], "at once", 2), ([0.28, 0.145, 0.0], "at once", 3),
-    ([0.28, 0.17, 0.09, 0.0], "slowly", 3), ([0.4, 0.3, 0.21, 0.16], "slowly", 4),
-    ([0.0, 0.0, 0.0], NEVER, 1), ([0.01, 0.05, 0.007], NEVER, 2), ([0.1, 0.104, 0.08], NEVER, 2), ([0.0], NEVER, 1),
+@pytest.mark.parametrize(("robust", "images", "classes", "kind", "epoch"), [
+    *((robust, 10**6, 10, kind, epoch) for robust, kind, epoch in [
+        ([0.2, 0.3, 0.32, 0.3, 0.31], None, None), ([0.32, 0.3, 0.28, 0.27], None, None), ([0.2, 0.3, 0.151], None, None),
+        ([], None, None), ([None, None], None, None), ([0.4, 0.3, 0.25, 0.21], None, None),
+        ([0.2, 0.3, 0.15], "at once", 3), ([0.2, 0.3, 0.0, 0.3], "at once", 3), ([None, 0.3, None, 0.1], "at once", 4),
+        ([0.15, 0.07], "at once", 2), ([0.14, 0.0], "at once", 2), ([0.28, 0.145, 0.0], "at once", 3),
+        ([0.28, 0.17, 0.09, 0.0], "slowly", 3), ([0.4, 0.3, 0.21, 0.16], "slowly", 4)]),
+    ([0.0, 0.0, 0.0], 10**6, 10, NEVER, 1), ([0.01, 0.05, 0.007], 10**6, 10, NEVER, 2), ([0.0], 10**6, 10, NEVER, 1),
+    ([0.02, 0.01], 200, 200, None, None), ([0.03, 0.015, 0.015], 200, 200, None, None), ([0.1, 0.05], 200, 200, None, None),
+    ([0.1, 0.05], 2000, 200, "at once", 2), ([0.03, 0.0], 1000, 200, "at once", 2), ([], 0, 10, None, None),
+    ([0.005, 0.01, 0.01], 200, 200, NEVER, 2), ([0.14, 0.0], 100, 10, NEVER, 1), ([0.55, 0.5], 200, 2, NEVER, 1),
+    ([0.9, 0.3], 200, 2, "at once", 2),
 ])
-def test_collapse(robust: list, kind: str | None, epoch: int | None) -> None:
+def test_collapse(robust: list, images: int, classes: int, kind: str | None, epoch: int | None) -> None:
     """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it; less, which
-    is robust overfitting, is not meant; what never rises above chance had no robustness."""
+    is robust overfitting, is not meant, nor is a fall of a few images; what never rises above chance had no robustness."""
     rows = [{"epoch": i + 1} | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust)]
-    found = collapsed(rows)
+    found = collapsed(rows, images=images, classes=classes)
     assert (found and found.kind, found and found.epoch) == (kind, epoch)
-
-
-@pytest.mark.parametrize(("robust", "images", "classes", "kind"), [
-    ([0.02, 0.01], 200, 200, None), ([0.03, 0.015, 0.015], 200, 200, None), ([0.1, 0.05], 200, 200, None),
-    ([0.1, 0.05], 2000, 200, "at once"), ([0.03, 0.0], 1000, 200, "at once"), ([0.005, 0.01, 0.01], 200, 200, NEVER),
-    ([], 0, 10, None), ([0.14, 0.0], 100, 10, NEVER), ([0.55, 0.5], 200, 2, NEVER), ([0.9, 0.3], 200, 2, "at once"),
-])
-def test_collapse_against_noise(robust: list[float], images: int, classes: int, kind: str | None) -> None:
-    """A fall of a few images is no fall, and a best that chance explains is none."""
-    found = collapsed([{"epoch": i, "val_robust_acc": value} for i, value in enumerate(robust)], images=images, classes=classes)
-    assert (found and found.kind) == kind
 
 
 def test_noise_is_no_collapse() -> None:
@@ -292,7 +246,7 @@ def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: fl
         monkeypatch.setattr(masks, kind, watched(kind))
     run = replace(spec(name, optim={"epochs": 1, "val_steps": 3}), attack=attack,
                   follow=FollowSpec(train_images=4, test_images=5, steps=2))
-    fit(run, winged(run, network()), device_set(), device="cpu")
+    trained(run)
     assert {(kind, n) for kind, n, _ in seen} == {("pgd_mask", 10), ("pgd_mask", 5), ("pgd_losses", 4)}
     for _, n, call in seen:
         assert (call["threat"], call["eps"], call["steps"]) == (attack.threat, attack.eps, 3 if n == 10 else 2)

@@ -1,4 +1,4 @@
-"""Following a run: it changes nothing, measures what is there, survives interruption, and decides nothing by test images."""
+"""Following a run: it measures what is there, and decides nothing by test images; `test_resume` shows that it changes nothing."""
 
 import contextlib
 import copy
@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.train.test_loop import network, spec, winged
+from tests.train.made import equal, network, spec, winged
+from tests.train.made import trained as trained_on
 from twinslib.attack import masks
 from twinslib.attack.pgd import pgd
 from twinslib.data.augment import augment
@@ -17,8 +18,7 @@ from twinslib.data.sets import DeviceSet
 from twinslib.evidence import course
 from twinslib.nets.fold import FoldedCopy
 from twinslib.nets.norms import to_plain
-from twinslib.specs.method import METHODS
-from twinslib.specs.run import AttackSpec, FollowSpec, NoiseSpec, RunSpec
+from twinslib.specs.run import AttackSpec, FollowSpec, RunSpec
 from twinslib.train.follow import Follower
 from twinslib.train.loop import History, fit
 from twinslib.train.step import OutOfTime
@@ -38,42 +38,14 @@ def image_set(n: int = 20, side: int = 16, poisoned: bool = False) -> DeviceSet:
     return DeviceSet(x[:n], y[:n], x[n:n + 15], y[n:n + 15], x[n + 15:], y[n + 15:], tuple("0123456789"))
 
 
-def followed(name: str, follow: FollowSpec | None = FOLLOW, **optim) -> RunSpec:
+def followed(name: str, follow: FollowSpec = FOLLOW, **optim) -> RunSpec:
     """A short run; what is recorded of the weights is left out where it is not defined."""
     s = spec(name, optim={"val_every": 1, "val_steps": 2} | optim)
-    s = replace(s, noise=NoiseSpec(sigmas=(0.25, 0.5)) if "noise" in name else None)
-    recordable = not (s.method.awp_gamma or s.method.trains == "head")
-    return replace(s, follow=follow if recordable or follow is None else replace(follow, record_every=0))
+    return replace(s, follow=replace(follow, record_every=0) if s.method.awp_gamma else follow)
 
 
 def trained(s: RunSpec, data: DeviceSet | None = None, **options) -> tuple[History, torch.nn.Module]:
-    """(history, network) of the run from the same start; the global random state stays where it is."""
-    start, model, source = network(1), winged(s, network()), image_set() if s.method.source_weight else None
-    state = torch.get_rng_state()
-    history = fit(s, model, data or image_set(), device="cpu", start=start, source=source, **options)
-    assert torch.equal(state, torch.get_rng_state())
-    return history, model
-
-
-def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
-
-
-def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    """Same names in the same order, same types and values."""
-    return list(a) == list(b) and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
-
-
-# -- nothing changes -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", METHODS)
-def test_following_changes_nothing(name: str) -> None:
-    """For every method, weights, statistics and per-epoch rows are bit-identical with and without a recorder and
-    measurements."""
-    s = followed(name)
-    on, model = trained(s)
-    assert on.course and (set(on.course) >= {"angle", "losses", "drift_mean"}) == (s.follow.record_every > 0)
-    off, plain = trained(replace(s, follow=None))
-    assert equal(model, plain) and on.epochs == off.epochs and off.course == {}
+    return trained_on(s, data or image_set(), **options)
 
 
 # -- what is measured ------------------------------------------------------------------------------------------------
@@ -85,10 +57,10 @@ def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path
     found = trained(s)[0].course
     assert found["epoch"].tolist() == [0, 1, 2]
     for i in range(3):
-        model, left = winged(s, network()), iter([False, False, True] if i == 1 else [False] * 9)  # three steps an epoch
+        model = winged(s, network())
         if i:
             with contextlib.suppress(OutOfTime):
-                fit(replace(s, follow=None), model, data, device="cpu", stop=lambda left=left: next(left))
+                fit(replace(s, follow=None), model, data, device="cpu", stop=iter([False] * (3 * i - 1) + [True] * 9).__next__)
         net, plain = FoldedCopy(model), to_plain(model).eval()
         attack = s.attack.measured(2)
         for part, n in (("train", 9), ("test", 11)):
@@ -147,32 +119,24 @@ def test_due(every: int, dense: int, epochs: int, measured: list[int]) -> None:
     assert [e for e in range(epochs + 1) if follower.due(e)] == measured
 
 
-def test_only_due_epochs_are_measured() -> None:
-    """Masks are kept where they are due; the drift of statistics, which costs nothing, after every epoch."""
-    found = trained(followed("at", FollowSpec(record_every=5, test_images=4, every=2, steps=1), epochs=3))[0].course
-    assert found["epoch"].tolist() == [0, 2, 3] and found["test_robust"].shape == (3, 4)
-    assert sorted(set(found["drift_epoch"])) == [1, 2, 3] and found["steps"].tolist() == [0, 5]
+WEIGHTS = {"layers", "steps", "lr", "losses", "w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle", "drift_epoch",
+           "drift_layer", "drift_mean", "drift_log_var"}
 
 
-@pytest.mark.parametrize(("follow", "names"), [
-    (FollowSpec(), set()),
-    (FollowSpec(train_images=4), {"epoch", "train_clean", "train_robust", "train_loss"}),
-    (FollowSpec(test_images=4), {"epoch", "test_clean", "test_robust"}),
-    (FollowSpec(record_every=4), {"layers", "steps", "lr", "losses", "w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle",
-                                  "drift_epoch", "drift_layer", "drift_mean", "drift_log_var"}),
-], ids=["nothing", "training images", "test images", "weights"])
-def test_names_of_what_is_followed(follow: FollowSpec, names: set[str]) -> None:
-    """What is not asked for is not there; masks are boolean, losses float32, and every array can be kept as it is."""
-    found = trained(followed("at", replace(follow, steps=1)))[0].course
+@pytest.mark.parametrize(("name", "follow", "names"), [
+    ("at", FollowSpec(), set()), ("at", FollowSpec(train_images=4), {"epoch", "train_clean", "train_robust", "train_loss"}),
+    ("at", FollowSpec(test_images=4), {"epoch", "test_clean", "test_robust"}), ("at", FollowSpec(record_every=5), WEIGHTS),
+    ("natural", FollowSpec(test_images=4), {"epoch", "test_clean"})])
+def test_names_of_what_is_followed(name: str, follow: FollowSpec, names: set[str]) -> None:
+    """What is not asked for is not there, nor robustness of a run without an attack; masks are boolean, losses float32, and
+    every array can be kept as it is; drift, which costs nothing, is there for every epoch, others for those that are due."""
+    found = trained(followed(name, replace(follow, steps=1, every=2), epochs=3))[0].course
+    assert names != WEIGHTS or (sorted(set(found["drift_epoch"])), found["steps"].tolist()) == ([1, 2, 3], [0, 5])
+    assert not names or names == WEIGHTS or found["epoch"].tolist() == [0, 2, 3]
     assert set(found) == names
     assert all(found[k].dtype == bool and found[k].shape == (3, 4) for k in names & (IMAGES - {"train_loss"}))
     assert "train_loss" not in names or (found["train_loss"].dtype == np.float32 and found["train_loss"].shape == (3, 4))
     assert all(a.dtype != object for a in found.values())
-
-
-def test_natural_training_has_no_robust_test_accuracy() -> None:
-    """A run without an attack is measured on clean test images alone."""
-    assert set(trained(followed("natural", FollowSpec(test_images=4)))[0].course) == {"epoch", "test_clean"}
 
 
 @pytest.mark.parametrize(("follow", "message"), [
@@ -182,74 +146,11 @@ def test_natural_training_has_no_robust_test_accuracy() -> None:
 def test_too_many_images_are_refused(follow: FollowSpec, message: str, tmp_path) -> None:
     """More images than there are stop the run before its first step, and nothing is written; as many as there are do not."""
     s, model = followed("at", follow), network()
-    before, steps = copy.deepcopy(model), []
+    before = copy.deepcopy(model)
     with pytest.raises(ValueError, match=message):
-        fit(s, model, image_set(), device="cpu", checkpoint=tmp_path / "c", on_step=lambda done, total: steps.append(done))
-    assert equal(model, before) and not steps and not (tmp_path / "c").exists()
+        fit(s, model, image_set(), device="cpu", checkpoint=tmp_path / "c")
+    assert equal(model, before) and not (tmp_path / "c").exists()
     Follower(replace(s, follow=FollowSpec(train_images=20, test_images=15)), model, image_set())
-
-
-# -- interruptions ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("stops", [{1}, {3}, {4}, {2, 5}, {1, 2, 3, 4, 5}], ids=str)
-@pytest.mark.parametrize("name", ["twins_trades", "at_awp"])
-def test_stopped_and_resumed(name: str, stops: set[int], tmp_path) -> None:
-    """Stopped in the middle of an epoch, at its end or after every step, a run ends with the same arrays, rows and weights."""
-    s = followed(name)
-    history, model = trained(s)
-    done, stretches = [0], 0
-    while True:
-        try:
-            again, other = trained(s, checkpoint=tmp_path / "c", stop=lambda: done[0] in stops,
-                                   on_step=lambda step, total: done.__setitem__(0, step))
-            break
-        except OutOfTime:
-            stretches += 1
-    assert stretches == len(stops) and same(again.course, history.course)
-    assert again.epochs == history.epochs and equal(other, model)
-
-
-@pytest.mark.parametrize("killed", [2, 3, 5])
-def test_killed_and_resumed(killed: int, tmp_path) -> None:
-    """Killed without a word, a run goes on from the end of the last whole epoch, or from the start, to the same arrays."""
-    s = followed("twins_at")
-    history, model = trained(s)
-
-    def die(step: int, total: int) -> None:
-        if step == killed:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(s, checkpoint=tmp_path / "c", on_step=die)
-    steps = []
-    again, other = trained(s, checkpoint=tmp_path / "c", on_step=lambda step, total: steps.append(step))
-    assert steps[0] == (1 if killed < 3 else 4)
-    assert same(again.course, history.course) and again.epochs == history.epochs and equal(other, model)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_resumed_on_a_gpu(tmp_path) -> None:
-    """Lines of before and after an interruption, from the disk and from the device, go together."""
-    s, data = followed("twins_at"), image_set()
-    data = replace(data, **{k: v.cuda() for k, v in vars(data).items() if isinstance(v, torch.Tensor)})
-    calls = iter([False, False, True, *[False] * 9])
-    with pytest.raises(OutOfTime):
-        fit(s, winged(s, network()).cuda(), data, device="cuda", checkpoint=tmp_path / "c", stop=lambda: next(calls))
-    found = fit(s, winged(s, network()).cuda(), data, device="cuda", checkpoint=tmp_path / "c").course
-    assert found["steps"].tolist() == [0, 2, 4] and found["losses"].shape == (3, 2) and found["epoch"].tolist() == [0, 1, 2]
-
-
-def test_state_goes_over_to_another_follower() -> None:
-    """What a follower has kept is its whole state: another one that gets it goes on alike."""
-    s, data, model = followed("at"), image_set(), network()
-    one = Follower(s, model, data)
-    one.measure(model, 0)
-    other = Follower(s, model, data)
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for follower in (one, other):
-        follower.measure(network(5), 1)
-    assert same(one.arrays(), other.arrays()) and len(one.arrays()["epoch"]) == 2
-    assert one.arrays()["drift_mean"].max() > 0
 
 
 # -- the choice of an epoch ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Selection of source classes: the plan against another solver, a fixed point and the conditions of the optimum."""
+"""Selection of source classes: the plan against another solver and the conditions of the optimum."""
 
 import numpy as np
 import ot
@@ -13,18 +13,6 @@ def problem(source: int, target: int, length: int = 8) -> np.ndarray:
     """Cosine costs between random features that are not negative, as they are behind a ReLU."""
     g = np.random.default_rng(source * 100 + target)
     return cosine_cost(np.abs(g.normal(size=(source, length))), np.abs(g.normal(size=(target, length))))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_plan_is_the_fixed_point_of_scaling(shape: tuple[int, int]) -> None:
-    """u = (a / Kv)^f1, v = (b / K'u)^f2 with K = ab' exp(-cost / entropy) and f = penalty / (penalty + entropy)."""
-    cost = problem(*shape)
-    a, b = np.full(shape[0], 1 / shape[0]), np.full(shape[1], 1 / shape[1])
-    k, u, v = np.outer(a, b) * np.exp(-cost / 1.0), np.ones(shape[0]), np.ones(shape[1])
-    for _ in range(3000):
-        u = (a / (k @ v)) ** (1 / (1 + 1))
-        v = (b / (k.T @ u)) ** (100 / (100 + 1))
-    np.testing.assert_allclose(transport_plan(cost), u[:, None] * k * v, rtol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")
@@ -50,11 +38,7 @@ def test_plan_is_optimal(shape: tuple[int, int], flip: int) -> None:
     gradient = cost + np.log(plan * n * m) + np.log(plan.sum(1) * n)[:, None] + 100 * np.log(plan.sum(0) * m)
     assert np.abs(gradient).max() < 1e-6
     assert plan.min() > 0 and plan.sum() < 1
-
-
-def test_one_class_on_each_side_by_hand() -> None:
-    """One number p with cost + (1 + 1 + 100) log p = 0."""
-    assert transport_plan(np.array([[5.1]])) == pytest.approx(np.exp(-0.05))
+    assert transport_plan(np.array([[5.1]])) == pytest.approx(np.exp(-0.05))  # cost + (1 + 1 + 100) log p = 0
 
 
 def test_cosine_cost_by_hand() -> None:

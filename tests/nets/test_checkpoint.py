@@ -235,17 +235,15 @@ def code_everywhere(boom: Path) -> dict[str, bytes]:
 
     name, state = text(str(boom)), pickle.dumps({"a.b": 1}, 2)
     return {
-        "reduce": pickle.dumps(Bomb(boom), 2),
-        "inst": b"(" + name + b"ios\nmkdir\n.",
-        "obj": b"(cos\nmkdir\n" + name + b"o.",
-        "newobj": b"cos\nmkdir\n" + name + b"\x85\x81.",
+        "reduce": pickle.dumps(Bomb(boom), 2), "inst": b"(" + name + b"ios\nmkdir\n.",
+        "obj": b"(cos\nmkdir\n" + name + b"o.", "newobj": b"cos\nmkdir\n" + name + b"\x85\x81.",
         "dotted": b"\x80\x04\x8c\x05posix\x8c\x05mkdir\x93" + name + b"\x85R.",
         "through getattr": b"cbuiltins\ngetattr\n(cos\npath\nX\x02\x00\x00\x00osttR" + name + b"\x85R.",
         "eval": b"cbuiltins\neval\n" + text(f"__import__('os').mkdir({str(boom)!r})") + b"\x85R.",
         "setstate": b"c__main__\nx\n)R}" + text("__setstate__") + b"cos\nmkdir\nsb" + name + b"b.",
         "class changed": b"ccollections\nOrderedDict\nN}" + text("__setstate__") + b"cos\nmkdir\ns\x86b.",
         "helper changed": b"ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__defaults__") + b"Ns\x86b.",
-        "list items": b"cos\nmkdir\n" + name + b"\x85R(" + state[2:-1] + b"e.",
+        "list items": b"cos\nmkdir\n" + name + b"\x85R(" + state[2:-1] + b"e."
     }
 
 

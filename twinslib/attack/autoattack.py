@@ -36,6 +36,8 @@ class AutoAttackResult(NamedTuple):
 def check_attacks(attacks: Sequence[str], classes: int, what: str = "the network") -> None:
     """Refuse parts of AutoAttack that cannot run on a network of so few classes.
 
+    >>> check_attacks(["apgd-ce"], classes=2)
+
     Args:
         what: whose classes they are, for the message.
     """
@@ -153,7 +155,8 @@ def checks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step
         slope = input_gradient(forward, x, y).flatten(1).abs().amax(1)
         return {
             "inputs_in_range": bool(0 <= x.min() and 1 / 255 < x.max() <= 1),
-            "repeatable": _agree(logits, clean_logits(forward, x, y)), "eval_mode": _agree(logits[:len(half)], half),
+            "repeatable": _agree(logits, clean_logits(forward, x, y)),
+            "eval_mode": _agree(logits[:len(half)], half),
             "logits": not bool(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)).all()),
             "gradient_nonzero": bool(((slope > 0) & (slope < torch.inf)).all()),
             "norm_kept": _legal(x_adv, x, eps, threat),

@@ -30,13 +30,21 @@ MEND = "mend the layer that it comes from, such as a root at 0 or a division by 
 
 
 def block_seed(seed: int, purpose: str, block: int) -> int:
-    """Seed of one block, in 0..2^63 - 1; the streams of different seeds, purposes and blocks are unrelated."""
+    """Seed of one block, in 0..2^63 - 1; the streams of different seeds, purposes and blocks are unrelated.
+
+    >>> block_seed(0, "pgd", 1)
+    3946584418323278954
+    """
     digest = hashlib.sha256(f"{integer(seed, 'seed')}/{purpose}/{block}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def clean_mask(forward: Forward, images: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
     """True where the clean image is classified correctly.
+
+    >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+    >>> clean_mask(lambda x: torch.stack([1 - x[:, 0, 0, 0], x[:, 0, 0, 0]], 1), images, [0, 0], batch_size=2)
+    tensor([ True, False])
 
     Args:
         images: uint8, shape (N, 3, S, S), a tensor on the device of the network or a NumPy array.

@@ -47,6 +47,10 @@ def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float,
     the device. eps 0 or steps 0 return x itself. Where a gradient is not finite the image becomes NaN, and with it the
     loss: it must not pass for an image that was attacked.
 
+    >>> x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    >>> pgd(lambda x: x.flatten(1), x, y, eps=0.25, step_size=0.25, steps=1, random_start=False)
+    tensor([[[[0.2500, 0.7500]]]])
+
     Args:
         forward: images (B, C, H, W) in [0, 1] to logits (B, K); its parameters should be frozen, its norms in eval.
         x: clean images, float32 (float64 for checks), shape (B, C, H, W), in [0, 1]; the range is not checked.
@@ -173,7 +177,11 @@ def logits_of(forward: Forward, x: Tensor) -> Tensor:
 
 
 def finite(values: Tensor) -> Tensor:
-    """True for each image all of whose values are finite; values (B, ...), result bool (B,)."""
+    """True for each image all of whose values are finite; values (B, ...), result bool (B,).
+
+    >>> finite(torch.tensor([[1.0, 2.0], [1.0, float("nan")]]))
+    tensor([ True, False])
+    """
     return values.mul(0).flatten(1).sum(1) == 0  # 0 times NaN or infinity is NaN; far cheaper than isfinite on a CPU
 
 

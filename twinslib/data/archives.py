@@ -49,14 +49,11 @@ def fetch(archive: Archive, folder: Path) -> Path:
         else:
             raise OSError(f"expected {archive.url} to answer, got {error}; fetch it by hand into {folder}") from error
     except urllib.error.URLError as error:
-        raise OSError(
-            f"expected to reach {archive.url}, got {error.reason}; fetch it by hand into {folder}, or run again"
-        ) from error
+        raise OSError(f"expected to reach {archive.url}, got {error.reason}; fetch it by hand into {folder}, or run "
+                      "again") from error
     if length is not None and part.stat().st_size != start + int(length):
-        raise OSError(
-            f"expected {start + int(length)} bytes of {archive.file}, got {part.stat().st_size}; "
-            "the connection ended early, run again to continue"
-        )
+        raise OSError(f"expected {start + int(length)} bytes of {archive.file}, got {part.stat().st_size}; the "
+                      "connection ended early, run again to continue")
     if (differs := _differs(archive, part)) is not None:
         part.unlink()
         raise ValueError(f"expected {differs[0]} of {archive.url}, got {differs[1]}; run again, or tell the publisher")
@@ -79,15 +76,13 @@ def require_archives(name: str) -> None:
     home = archive_dir(name)
     absent = [archive for archive in SOURCES[name].archives if not (home / archive.file).is_file()]
     if absent:
-        raise FileNotFoundError(
-            f"expected {', '.join(a.file for a in absent)} in {home}, got no such file; fetch it from "
-            f"{SOURCES[name].page}, or run 'python -m twinslib data build {name} --download'"
-        )
+        raise FileNotFoundError(f"expected {', '.join(a.file for a in absent)} in {home}, got no such file; fetch "
+                                f"it from {SOURCES[name].page}, or run 'python -m twinslib data build {name} "
+                                "--download'")
     for archive in SOURCES[name].archives:
         if (differs := _differs(archive, home / archive.file)) is not None:
-            raise ValueError(
-                f"expected {differs[0]} of {home / archive.file}, got {differs[1]}; delete it and fetch it again"
-            )
+            raise ValueError(f"expected {differs[0]} of {home / archive.file}, got {differs[1]}; delete it and "
+                             "fetch it again")
 
 
 def stream(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -117,7 +112,5 @@ def require_members(path: Path, names: Iterable[str], found: Iterable[str]) -> N
     found = set(found)
     absent = [name for name in names if name not in found]
     if absent:
-        raise ValueError(
-            f"expected {absent[0]} in {path}, got no such member ({len(absent)} missing in all); "
-            "this is another edition or a part of the archive, fetch it again"
-        )
+        raise ValueError(f"expected {absent[0]} in {path}, got no such member ({len(absent)} missing in all); this "
+                         "is another edition or a part of the archive, fetch it again")

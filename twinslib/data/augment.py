@@ -13,14 +13,24 @@ _PAD = 4  # zero border of the random crop, in pixels; the usual recipe for 32-p
 
 
 def centre(images: Tensor, size: int | None) -> Tensor:
-    """The middle of images (…, S, S) at `size` pixels; all of them for None."""
+    """The middle of images (…, S, S) at `size` pixels; all of them for None.
+
+    >>> centre(torch.arange(16).view(4, 4), 2).tolist()
+    [[5, 6], [9, 10]]
+    """
     side = images.shape[-1]
-    a = 0 if size is None else (side - size) // 2
-    return images if size is None or size >= side else images[..., a:a + size, a:a + size].contiguous()
+    if size is None or size >= side:
+        return images
+    a = (side - size) // 2
+    return images[..., a:a + size, a:a + size].contiguous()
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Turn uint8 images into float32 in [0, 1]."""
+    """Turn uint8 images into float32 in [0, 1].
+
+    >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([0.0000, 0.2000, 1.0000])
+    """
     return images.to(torch.float32, copy=True).div_(255)
 
 
@@ -85,8 +95,7 @@ def _resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) ->
     return _resize_boxes(images, top, left, height, width, flip, size)
 
 
-def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor,
-                                                                                                  Tensor, Tensor]:
+def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
     """Sample (top, left, height, width), each (B,) in whole pixels: the first of ten tries that fits, or all."""
     tries = torch.rand(2, batch, 10, generator=generator, device=device)
     area = side * side * (0.08 + 0.92 * tries[0])

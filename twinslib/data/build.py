@@ -74,14 +74,11 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
         try:
             arrays = READERS[name](home, size)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"expected readable archives of {name} in {home}, got a damaged one ({error}); delete and fetch it anew"
-            ) from error
+            raise ValueError(f"expected readable archives of {name} in {home}, got a damaged one ({error}); delete "
+                             "and fetch it anew") from error
         if len(arrays["class_names"]) != known.num_classes:
-            raise ValueError(
-                f"expected {known.num_classes} classes in the archives of {name} in {home}, "
-                f"got {len(arrays['class_names'])}; fetch the archives again"
-            )
+            raise ValueError(f"expected {known.num_classes} classes in the archives of {name} in {home}, got "
+                             f"{len(arrays['class_names'])}; fetch the archives again")
     check_arrays(arrays, name)
     for sentence in doubles(arrays, files):
         log.warning("%s: %s", name, sentence)
@@ -150,10 +147,8 @@ def _check(args: argparse.Namespace) -> int:
             labels.bincount(minlength=len(packed.class_names)).tolist()
             for labels in (packed.train_labels, packed.test_labels)
         ]
-        print(
-            f"{name}: {len(packed.train_labels)} training and {len(packed.test_labels)} test images, "
-            f"{len(packed.class_names)} classes, {packed.image_size} px, fingerprint {packed.fingerprint}"
-        )
+        print(f"{name}: {len(packed.train_labels)} training and {len(packed.test_labels)} test images, "
+              f"{len(packed.class_names)} classes, {packed.image_size} px, fingerprint {packed.fingerprint}")
         width = max(map(len, packed.class_names))
         for class_name, train, test in zip(packed.class_names, *counts, strict=True):
             print(f"  {class_name:{width}} {train:>6} {test:>6}")

@@ -17,7 +17,11 @@ _ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of TIFF and EXIF
 
 
 def formats() -> list[str]:
-    """Formats that are read, as far as this Pillow has them."""
+    """Formats that are read, as far as this Pillow has them.
+
+    >>> formats()[:2]
+    ['PNG', 'JPEG']
+    """
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 

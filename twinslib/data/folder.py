@@ -38,10 +38,9 @@ def image_folder(folder: Path, size: int) -> tuple[Arrays, dict[str, list[str]]]
         per_class = [list(_images(of[name], skipped)) for name in names]
         empty = [f"{part}/{name}" for name, found in zip(names, per_class, strict=True) if not found]
         if empty:
-            raise ValueError(
-                f"expected images in every class of {folder}, got none in {', '.join(empty[:5])} ({len(empty)} in all; "
-                f"skipped: {_counts(skipped) or 'nothing'}); add images or move the class away"
-            )
+            raise ValueError(f"expected images in every class of {folder}, got none in {', '.join(empty[:5])} "
+                             f"({len(empty)} in all; skipped: {_counts(skipped) or 'nothing'}); add images or move "
+                             "the class away")
         files[part] = [file for found in per_class for file in found]
         labels[part] = [label for label, found in enumerate(per_class) for _ in found]
     if skipped:
@@ -113,10 +112,8 @@ def _classes(part: Path, skipped: Counter[str]) -> dict[str, Path]:
             raise ValueError(f"expected class names in UTF-8 in {part}, got {path.name!r}; rename it") from error
         other = alike.setdefault(name.casefold().strip(), path.name)
         if other != path.name:
-            raise ValueError(
-                f"expected classes that differ in more than upper and lower case, accents' spelling or spaces in {part}, "
-                f"got {other!r} and {path.name!r}; rename or merge them"
-            )
+            raise ValueError("expected classes that differ in more than upper and lower case, accents' spelling or "
+                             f"spaces in {part}, got {other!r} and {path.name!r}; rename or merge them")
         found[name] = path
     return found
 
@@ -126,10 +123,8 @@ def _agreed(classes: dict[str, dict[str, Path]], folder: Path) -> list[str]:
     single = [f"{name!r} in one only ({part})" for part, other in (("train", "test"), ("test", "train"))
               for name in sorted(classes[part].keys() - classes[other].keys())]
     if single:
-        raise ValueError(
-            f"expected the same classes in train and test of {folder}, got {', '.join(single[:5])}, {len(single)} in "
-            "all; add the missing folders of images or move the others away"
-        )
+        raise ValueError(f"expected the same classes in train and test of {folder}, got {', '.join(single[:5])}, "
+                         f"{len(single)} in all; add the missing folders of images or move the others away")
     if len(names) < 2:
         raise ValueError(f"expected at least 2 folders of classes in {folder / 'train'}, got {len(names)}; add more")
     return names

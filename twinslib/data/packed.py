@@ -75,10 +75,8 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
     stored = arrays["train_images"].shape[1]
     size = stored if image_size is None else image_size
     if size < 1 or stored % size:
-        raise ValueError(
-            f"expected image_size to divide the stored side of {stored} pixels ({where}), got {image_size}; "
-            "choose a whole fraction or build the set at another size"
-        )
+        raise ValueError(f"expected image_size to divide the stored side of {stored} pixels ({where}), got "
+                         f"{image_size}; choose a whole fraction or build the set at another size")
     images = {key: _to_nchw(shrink(arrays[key], stored // size)) for key in ("train_images", "test_images")}
     labels = {key: torch.from_numpy(arrays[key]) for key in ("train_labels", "test_labels")}
     return PackedSet(name=name, **images, **labels, class_names=tuple(arrays["class_names"].tolist()))
@@ -87,10 +85,8 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
 def check_name(name: str) -> None:
     """ValueError unless `name` can name an image set; so no name leads out of the data folder."""
     if not NAME.fullmatch(name):
-        raise ValueError(
-            f"expected the bare name of an image set (letters, digits, . + - _), got {name!r}; "
-            f"put NAME.npz or folders NAME/train and NAME/test into {paths.data_dir()}"
-        )
+        raise ValueError(f"expected the bare name of an image set (letters, digits, . + - _), got {name!r}; put "
+                         f"NAME.npz or folders NAME/train and NAME/test into {paths.data_dir()}")
 
 
 def packed_path(name: str) -> Path:
@@ -108,17 +104,13 @@ def missing(name: str) -> str:
     if name in SOURCES:
         source = SOURCES[name]
         archives = ", ".join(archive.file for archive in source.archives)
-        return (
-            f"expected {name}.npz in {folder}, got no such file; put {archives} (from {source.page}) into "
-            f"{folder / 'archives' / source.folder} and run 'python -m twinslib data build {name}', "
-            "or add --download to fetch them"
-        )
+        return (f"expected {name}.npz in {folder}, got no such file; put {archives} (from {source.page}) into "
+                f"{folder / 'archives' / source.folder} and run 'python -m twinslib data build {name}', or add "
+                "--download to fetch them")
     own = sorted(path.stem for path in folder.glob("*.npz")) if folder.is_dir() else []
     known = [*TOY_SETS, *SOURCES, *(stem for stem in own if stem not in SOURCES)]
-    return (
-        f"expected an image set, one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}; "
-        f"a set of your own is a file {name}.npz in {folder} (set TWINS_DATA to use another folder)"
-    )
+    return (f"expected an image set, one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}; a set of "
+            f"your own is a file {name}.npz in {folder} (set TWINS_DATA to use another folder)")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -136,9 +128,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             then = "save class_names with dtype=str" if pickled else "delete it and build or copy it again"
             raise ValueError(f"expected an .npz file of plain arrays at {path}, got {got}; {then}") from error
     if absent:
-        raise ValueError(
-            f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is missing"
-        )
+        raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is "
+                         "missing")
     return arrays
 
 
@@ -201,7 +192,11 @@ def doubles(arrays: dict[str, np.ndarray], files: dict[str, list[str]] | None = 
 
 
 def shrink(images: np.ndarray, factor: int) -> np.ndarray:
-    """Average (N, S, S, C) uint8 images over factor x factor blocks, with the exact rounding of Pillow's `reduce`."""
+    """Average (N, S, S, C) uint8 images over factor x factor blocks, with the exact rounding of Pillow's `reduce`.
+
+    >>> shrink(np.array([[0, 1], [2, 3]], np.uint8).reshape(1, 2, 2, 1), 2).item()
+    2
+    """
     if factor == 1:
         return images
     n, side, _, channels = images.shape
@@ -255,13 +250,21 @@ def _toy_arrays(grey: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def permutation(n: int, seed: int) -> np.ndarray:
-    """Random order of 0..n-1 from raw PCG64 output, so the same with every version of numpy."""
+    """Random order of 0..n-1 from raw PCG64 output, so the same with every version of numpy.
+
+    >>> permutation(5, seed=0).tolist()
+    [3, 2, 1, 0, 4]
+    """
     keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
     return np.argsort(keys, kind="stable")
 
 
 def rank_in_class(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """For each index, how many earlier ones in `indices` have the same label."""
+    """For each index, how many earlier ones in `indices` have the same label.
+
+    >>> rank_in_class(np.array([7, 3, 7]), np.array([0, 1, 2])).tolist()
+    [0, 0, 1]
+    """
     chosen = labels[indices]
     by_class = np.argsort(chosen, kind="stable")
     counts = np.bincount(chosen)

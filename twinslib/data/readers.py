@@ -56,6 +56,9 @@ def square(image: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
 
     A square whose side is a multiple of `size` is averaged exactly (`Image.reduce`); others are resized bilinearly
     with antialiasing.
+
+    >>> square(Image.new("RGB", (6, 4), "white"), 2).shape
+    (2, 2, 3)
     """
     image = image.convert("RGB")
     if box is not None:

@@ -60,10 +60,8 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
     usable = np.flatnonzero(np.isin(labels, class_ids))
     wanted = val_images + (1 if train_images is None else train_images)
     if wanted > len(usable):
-        raise ValueError(
-            f"expected at most {len(usable)} images, the training images of {packed.name} that are usable, "
-            f"got train_images={train_images} and val_images={val_images}; ask for fewer"
-        )
+        raise ValueError(f"expected at most {len(usable)} images, the training images of {packed.name} that are "
+                         f"usable, got train_images={train_images} and val_images={val_images}; ask for fewer")
     shuffled = usable[permutation(len(usable), seed)]
     val, rest = np.split(_taking_turns(shuffled, labels), [val_images])
     train = _taking_turns(shuffled[np.isin(shuffled, rest)], labels)[:train_images]
@@ -110,9 +108,8 @@ def load_split(path: Path) -> Split:
             lists = {key: tuple(rest.pop(key)) for key in ("class_ids", "exclude")}
             return Split(**indices, **lists, **rest)
         except (*DAMAGED, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(
-                f"expected a stored split at {path}, got a damaged or foreign file ({error}); delete it to make it anew"
-            ) from error
+            raise ValueError(f"expected a stored split at {path}, got a damaged or foreign file ({error}); delete "
+                             "it to make it anew") from error
 
 
 def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
@@ -134,10 +131,8 @@ def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
     differs = [f"{key}: {value!r} here, {getattr(stored, key)!r} there" for key, value in asked.items()
                if getattr(stored, key) != value]
     if differs:
-        raise ValueError(
-            f"expected the stored split {path} to match, got one that differs in {'; '.join(differs)}; "
-            "choose another path or delete the file"
-        )
+        raise ValueError(f"expected the stored split {path} to match, got one that differs in {'; '.join(differs)}; "
+                         "choose another path or delete the file")
     return stored
 
 
@@ -165,9 +160,8 @@ def to_device(packed: PackedSet, split: Split, device: torch.device | str) -> De
         ValueError: the split was made from other images.
     """
     if split.fingerprint != packed.fingerprint:
-        raise ValueError(
-            f"expected a split of {packed.name} ({packed.fingerprint}), got one of {split.fingerprint}; make it anew"
-        )
+        raise ValueError(f"expected a split of {packed.name} ({packed.fingerprint}), got one of "
+                         f"{split.fingerprint}; make it anew")
     new_label = torch.full((len(packed.class_names),), -1, dtype=torch.int64)
     new_label[list(split.class_ids)] = torch.arange(len(split.class_ids))
     parts = {}

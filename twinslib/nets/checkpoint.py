@@ -96,11 +96,9 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     _refuse_rivals(state, placing)
     unexpected = placing.unexpected or (placing.outside if placing.missing else [])
     if (strict and (placing.missing or unexpected)) or not placing.names:
-        raise ValueError(
-            f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another architecture: "
-            f"{some([ours[name] for name in placing.missing])} missing, {some(unexpected)} unexpected; "
-            f"make the model these weights were saved from{_fits(state)}"
-        )
+        raise ValueError(f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another "
+                         f"architecture: {some([ours[name] for name in placing.missing])} missing, "
+                         f"{some(unexpected)} unexpected; make the model these weights were saved from{_fits(state)}")
     found = {ours[name]: _plain(ours[name], state[theirs], expected[ours[name]]) for name, theirs in placing.names.items()}
     wrong = [name for name, tensor in found.items() if tensor.shape != expected[name].shape]
     if wrong:
@@ -123,6 +121,9 @@ def tensor_hash(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and values, hex; the same for equal states whatever file or device they are in.
 
     (The bytes of a torch file depend on more than its tensors.)
+
+    >>> tensor_hash({"w": torch.ones(2)})[:8]
+    '2b95105f'
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -160,10 +161,8 @@ def load_training(path: str | Path, *, config: str) -> dict:
     if not isinstance(stored, dict) or stored.keys() != {"config", "state"}:
         raise ValueError(f"expected a training checkpoint, got another torch file in {path.name}; choose another path")
     if stored["config"] != config:
-        raise ValueError(
-            f"expected checkpoint of config {config}, got {stored['config']} in {path.name}; "
-            "choose another run name, or delete the file to start again"
-        )
+        raise ValueError(f"expected checkpoint of config {config}, got {stored['config']} in {path.name}; choose "
+                         "another run name, or delete the file to start again")
     return stored["state"]
 
 
@@ -211,14 +210,10 @@ def _shape_message(wrong: list[str], expected: Mapping[str, torch.Tensor], found
     want, got = tuple(expected[first].shape), tuple(found[first].shape)
     head = first.rpartition(".")[0]
     if {name.rpartition(".")[0] for name in wrong} == {head} and want[1:] == got[1:] and len(want) in (1, 2):
-        return (
-            f"expected a head of {want[0]} classes in {head}, got {got[0]}; "
-            f"make the model with {got[0]} classes, load, then replace_head"
-        )
-    return (
-        f"expected {first} of shape {want}, got {got} ({len(wrong)} tensors differ); "
-        f"make the model these weights were saved from{fits}"
-    )
+        return (f"expected a head of {want[0]} classes in {head}, got {got[0]}; make the model with {got[0]} "
+                "classes, load, then replace_head")
+    return (f"expected {first} of shape {want}, got {got} ({len(wrong)} tensors differ); make the model these "
+            f"weights were saved from{fits}")
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -229,7 +224,6 @@ def _check_plain(value: object, where: str) -> None:
         for i, item in enumerate(value):
             _check_plain(item, f"{where}[{i}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN_TYPES:
-        raise TypeError(
-            f"expected tensors and plain types in a checkpoint, got {type(value).__module__}.{type(value).__name__} "
-            f"at {where}; convert it, for example with float()"
-        )
+        raise TypeError("expected tensors and plain types in a checkpoint, got "
+                        f"{type(value).__module__}.{type(value).__name__} at {where}; convert it, for example with "
+                        "float()")

@@ -21,6 +21,9 @@ def split_constants(
     The constants are a pair of tensors called mean and std (or mu and sigma, new_mean and new_std, ...), in any module,
     of one number or one per channel. Those for pixels in 0..255 are divided by 255.
 
+    >>> split_constants({"mu": torch.tensor([127.5]), "sigma": torch.tensor([51.0]), "w": torch.ones(2)})[1]
+    (tensor([0.5000, 0.5000, 0.5000]), tensor([0.2000, 0.2000, 0.2000]))
+
     Args:
         own: names that belong to the network itself.
     Raises:

@@ -39,8 +39,7 @@ def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Mod
 
 
 def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
-    """A function with copies in the place of what it holds of a copied network; itself if it holds nothing of
-    it.
+    """A function with copies in the place of what it holds of a copied network; itself if it holds nothing of it.
 
     Args:
         memo: of `copy.deepcopy`, id of an object -> its copy.
@@ -80,6 +79,10 @@ def hooks_of(module: nn.Module) -> tuple[int, ...]:
 
 
 def is_changed(module: nn.Module, hooks: bool = True) -> bool:
-    """True if a module may do something else than its class does: it has methods of its own, or (if `hooks`) hooks."""
+    """True if a module may do something else than its class does: it has methods of its own, or (if `hooks`) hooks.
+
+    >>> is_changed(nn.ReLU())
+    False
+    """
     own = any(callable(getattr(type(module), name, None)) for name in vars(module))
     return own or (hooks and bool(hooks_of(module)))

@@ -1,9 +1,8 @@
 """A fast copy of a network to attack and to evaluate with.
 
-An attack needs gradients with respect to the image only, in eval mode, many times per training step.
-`FoldedCopy` has frozen parameters, its batch norms multiplied into the convolutions before them, and runs in
-the dtype and memory format that are fastest; `refresh()` brings it up to date with the network in training
-for little.
+An attack needs gradients with respect to the image only, in eval mode, many times per training step. `FoldedCopy` has
+frozen parameters, its batch norms multiplied into the convolutions before them, and runs in the dtype and memory
+format that are fastest; `refresh()` brings it up to date with the network in training for little.
 """
 
 import logging
@@ -35,9 +34,11 @@ class FoldedCopy(nn.Module):
     compared once with the network itself, on two random images of their shape: if logits differ, it is made
     again without folding, with a warning. `folded` is the number of folded batch norms.
 
+    >>> FoldedCopy(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten())).folded
+    1
+
     Args:
-        model: a `Classifier`, whose normalisation is kept in float32, or any other network, whose input is
-            cast.
+        model: a `Classifier`, whose normalisation is kept in float32, or any other network, whose input is cast.
         wing: "adaptive" or "frozen".
         dtype: of weights and activations. Images may have any float dtype; logits come back in theirs.
         channels_last: memory format inside (None: the faster one, see `models.memory_format`); images may

@@ -13,6 +13,9 @@ from .models import _refuse_output, _seeded
 def find_head(model: nn.Module, image_size: int) -> str:
     """The name of the last linear layer, found by running a random image: the layer whose output is the model's output.
 
+    >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), image_size=2)
+    '1'
+
     Raises:
         ValueError: no linear layer gives the output.
         TypeError: the output is more than logits.
@@ -40,10 +43,8 @@ def find_head(model: nn.Module, image_size: int) -> str:
     for name, out in reversed(calls):
         if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
             return name
-    raise ValueError(
-        f"expected a network that ends in a linear layer, got {type(model).__name__} in which none of "
-        f"{len(hooks)} linear layers gives the output; put a linear head on it first"
-    )
+    raise ValueError(f"expected a network that ends in a linear layer, got {type(model).__name__} in which none of "
+                     f"{len(hooks)} linear layers gives the output; put a linear head on it first")
 
 
 def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: int) -> nn.Module:
@@ -51,6 +52,9 @@ def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: i
 
     The head is found by what it does, not by its name (see `find_head`), so this works for any network that ends in a
     linear layer. It gets PyTorch's default initialisation from `seed`; no global random state is touched.
+
+    >>> replace_head(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 3, image_size=2, seed=0)[1].out_features
+    3
 
     Args:
         image_size: side in pixels of an image the network accepts.

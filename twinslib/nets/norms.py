@@ -78,11 +78,9 @@ class TwinNorm(nn.Module):
 
     def _refuse_replicas(self) -> None:
         if self.wings.n_frozen > 0:
-            raise ValueError(
-                f"expected whole batches inside wings(model, {self.wings.n_frozen}), got DataParallel, which "
-                "gives each device a part; use one device, or DistributedDataParallel, where each process splits "
-                "its own batch"
-            )
+            raise ValueError(f"expected whole batches inside wings(model, {self.wings.n_frozen}), got DataParallel, "
+                             "which gives each device a part; use one device, or DistributedDataParallel, where "
+                             "each process splits its own batch")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         split = self.wings.active[-1]
@@ -138,13 +136,14 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
     Both wings start at the network's statistics, weights and biases (Liu et al. 2023). All images go through
     the adaptive wing, so the copy computes what the original computes, until `wings` says otherwise.
 
+    >>> twin = twinsify(nn.Sequential(nn.BatchNorm2d(3)))
+    >>> [name for name, _ in twin_norms(twin)]
+    ['0']
+
     Args:
-        model: any network with `BatchNorm2d` (or 1d, 3d, SyncBatchNorm, or subclasses), in any mode, which is
-            kept.
-        share_affine: False: each wing trains its own weight and bias (the official code); True: one pair for
-            both.
-        second: "frozen"; or "adaptive", a control whose second wing is ordinary batch norm with its own
-            statistics.
+        model: any network with `BatchNorm2d` (or 1d, 3d, SyncBatchNorm, or subclasses), in any mode, which is kept.
+        share_affine: False: each wing trains its own weight and bias (the official code); True: one pair for both.
+        second: "frozen"; or "adaptive", a control whose second wing is ordinary batch norm with its own statistics.
     Raises:
         ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown
             `second`.
@@ -154,15 +153,13 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
         raise ValueError("expected a network without wings, got one that is twinned already; use it as it is")
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        raise ValueError(
-            f"expected a network with BatchNorm2d, got {type(model).__name__} without; wings live in batch norm only"
-        )
+        raise ValueError(f"expected a network with BatchNorm2d, got {type(model).__name__} without; wings live in "
+                         "batch norm only")
     bare = [name or "the network itself" for name, module in norms if module.running_mean is None]
     if bare:
-        raise ValueError(
-            f"expected batch norm with running statistics, got track_running_stats=False in {', '.join(bare[:3])}"
-            f"{' and others' if len(bare) > 3 else ''}; the frozen wing has nothing to keep"
-        )
+        raise ValueError("expected batch norm with running statistics, got track_running_stats=False in "
+                         f"{', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}; the frozen wing has "
+                         "nothing to keep")
     state = Wings()
     return _replace(duplicate(model), _BatchNorm,
                     lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second))
@@ -177,9 +174,8 @@ def freeze_statistics(model: nn.Module) -> nn.Module:
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        raise ValueError(
-            f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze"
-        )
+        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing "
+                         "to freeze")
     for norm in norms:
         norm.eval()
     return model
@@ -212,6 +208,9 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     Its layers have the types and names of the network before `twinsify`, so any tool that knows that network
     can load it. A network without wings is copied as it is, and has only an adaptive wing.
 
+    >>> type(to_plain(twinsify(nn.BatchNorm2d(3)), "frozen")).__name__
+    'BatchNorm2d'
+
     Raises:
         ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were
             replaced.
@@ -223,10 +222,8 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
 def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
     """The batch norm of one wing, in the mode of the layer and with its hooks around those of its own."""
     if is_changed(twin, hooks=False):
-        raise ValueError(
-            "expected batch norms with two wings as twinsify makes them, got one with a method of its own, which "
-            "one wing alone cannot have; put it on the network before twinsify"
-        )
+        raise ValueError("expected batch norms with two wings as twinsify makes them, got one with a method of its "
+                         "own, which one wing alone cannot have; put it on the network before twinsify")
     norm = getattr(twin, wing).train(twin.training)
     vars(norm).pop("reset_running_stats", None)
     for store in HOOKS:
@@ -251,11 +248,10 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
     through the adaptive one; afterwards, also after an error, the split is what it was (outside any context:
     all adaptive).
 
-    The batch is the first tensor that `model` is called with, or where only parts of it are called, what they
-    get. The network must keep its images in order, one row each, up to every batch norm; another number of
-    rows is refused. What `torch.utils.checkpoint` computes again is split as it was, wherever the backward
-    pass runs. Under DistributedDataParallel each process splits its own batch; DataParallel over several
-    devices is refused.
+    The batch is the first tensor that `model` is called with, or where only parts of it are called, what they get.
+    The network must keep its images in order, one row each, up to every batch norm; another number of rows is
+    refused. What `torch.utils.checkpoint` computes again is split as it was, wherever the backward pass runs. Under
+    DistributedDataParallel each process splits its own batch; DataParallel over several devices is refused.
 
     Args:
         n_frozen: 0 or None or "adaptive", "frozen" (all images), or a number of images up to the batch size.
@@ -267,16 +263,14 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
     number = isinstance(n_frozen, Integral) and not isinstance(n_frozen, bool)
     word = n_frozen is None or isinstance(n_frozen, str)
     if not (n_frozen >= 0 if number else word and n_frozen in words):
-        raise ValueError(
-            f"expected n_frozen as a number of images, at least 0, 'adaptive' or 'frozen', got {n_frozen!r}"
-        )
+        raise ValueError("expected n_frozen as a number of images, at least 0, 'adaptive' or 'frozen', got "
+                         f"{n_frozen!r}")
     n = int(n_frozen) if number else words[n_frozen]
     states = {twin.wings for _, twin in twin_norms(model)}  # several where twinned networks are joined
     if not states:
         if n:
-            raise ValueError(
-                f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; twinsify"
-            )
+            raise ValueError(f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; "
+                             "twinsify")
         yield
         return
     split, compiled = Split(n), vars(model).get("_compiled_call_impl")
@@ -302,6 +296,9 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
 
     "group" is GroupNorm with the largest number of groups up to 32 that divides the channels; "layer" is
     GroupNorm with one group, over channels and both spatial axes.
+
+    >>> norm_layer("group")(48).num_groups
+    24
 
     Raises:
         ValueError: unknown norm.

@@ -29,6 +29,9 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
     A pair is a `Conv2d` and a norm that alone follows it, each called once, without hooks or methods of its own,
     whose tensors are in no other layer and are not read elsewhere in the forward pass. The convolutions have a
     bias afterwards; their values are for the caller to set, see `folded_weights`.
+
+    >>> fold_pairs(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval())[1]
+    [('0', '1')]
     """
     if "forward" in vars(network) or any(hooks_of(module) for module in network.modules()):
         return network, []  # tracing forgets them

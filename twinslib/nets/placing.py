@@ -43,6 +43,9 @@ def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", he
 
     The prefix is the one behind which all of the network is, or else most of it: `module.`, `1.` of a Sequential, any other.
 
+    >>> place(["module.w", "module.b", "loss.w"], ["w", "b"]).prefix
+    'module.'
+
     Args:
         wanted: names of the network.
         prefix: the one to take; empty: found.

@@ -10,8 +10,7 @@ ALL_FROZEN = -1
 
 
 class Split:
-    """One context of `wings`: how many images of a batch are for the frozen wing, and which passes ran
-    inside.
+    """One context of `wings`: how many images of a batch are for the frozen wing, and which passes ran inside.
 
     Autograd numbers what it records. So a backward pass that recomputes a part of a forward pass (activation
     checkpointing) knows, by the number of the node it is at, in which context that forward pass ran.
@@ -30,20 +29,17 @@ class Split:
         ):  # a part of the network is called on its own: its norms must see equally many rows
             self.images = rows
         if rows != self.images:
-            raise ValueError(
-                f"expected {self.images} rows at each batch norm, one per image of the batch, got {rows}; a "
-                "network that cuts or reshapes the batch inside (chunks, crops, frames, DataParallel) cannot be "
-                "split: pass the images of each wing on their own, in wings(model, 'frozen') and wings(model, "
-                "'adaptive')"
-            )
+            raise ValueError(f"expected {self.images} rows at each batch norm, one per image of the batch, got "
+                             f"{rows}; a network that cuts or reshapes the batch inside (chunks, crops, frames, "
+                             "DataParallel) cannot be split: pass the images of each wing on their own, in "
+                             "wings(model, 'frozen') and wings(model, 'adaptive')")
         if self.n_frozen > rows:
             n = self.n_frozen
             raise ValueError(f"expected n_frozen in 0..{rows} (the batch), got {n}; call wings() for each batch")
 
 
 class Wings:
-    """How many images of a batch go through the frozen wing; one object shared by all `TwinNorm`s of a
-    network.
+    """How many images of a batch go through the frozen wing; one object shared by all `TwinNorm`s of a network.
 
     `n_frozen` is 0 (all adaptive), `ALL_FROZEN`, or a number of images up to the batch size. A copy or a file
     of a network has a state of its own, which starts all adaptive.
@@ -75,11 +71,9 @@ class Wings:
         for split in (*self.past, *reversed(inside)):  # inner contexts end first
             if split.first <= number < split.end:
                 return split
-        raise ValueError(
-            "expected a forward pass inside wings() for a backward pass that recomputes it, got one outside "
-            "(or nested checkpoints), so its split is not known; run the forward pass inside wings(model, "
-            "'adaptive')"
-        )
+        raise ValueError("expected a forward pass inside wings() for a backward pass that recomputes it, got one "
+                         "outside (or nested checkpoints), so its split is not known; run the forward pass inside "
+                         "wings(model, 'adaptive')")
 
 
 class Entry:

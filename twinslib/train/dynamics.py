@@ -177,7 +177,11 @@ def scale_check(model: torch.nn.Module, layer: str, factors: Sequence[float], x:
 
 
 def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Angle between two tensors in radians, accurate for small ones: 2 atan2(|u - v|, |u + v|) of the unit vectors (Kahan)."""
+    """Angle between two tensors in radians, accurate for small ones: 2 atan2(|u - v|, |u + v|) of the unit vectors (Kahan).
+
+    >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])).item()
+    1.5707963705062866
+    """
     u, v = (t.double().flatten() / t.double().norm().clamp(min=1e-300) for t in (a, b))
     return (2 * torch.atan2((u - v).norm(), (u + v).norm())).to(a.dtype)
 

@@ -13,7 +13,11 @@ from ..specs.run import NoiseSpec
 
 
 def levels(spec: NoiseSpec, n: int, generator: torch.Generator) -> torch.Tensor:
-    """The sigma of each of n images, shape (n,), on the generator's device."""
+    """The sigma of each of n images, shape (n,), on the generator's device.
+
+    >>> levels(NoiseSpec(sigmas=(0.25,)), 3, torch.Generator())
+    tensor([0.2500, 0.2500, 0.2500])
+    """
     device = generator.device
     if spec.draw == "uniform":
         low, high = min(spec.sigmas), max(spec.sigmas)

@@ -13,6 +13,9 @@ def kl_sum(clean_logits: torch.Tensor, adv_logits: torch.Tensor) -> torch.Tensor
     """KL(p(x) || p(x')) summed over the images; gradients flow through both sides, as in the official code.
 
     In logarithms: where a probability underflows to 0, the gradient with respect to it would be NaN.
+
+    >>> kl_sum(torch.zeros(2, 3), torch.zeros(2, 3)).item()
+    0.0
     """
     return F.kl_div(F.log_softmax(adv_logits, 1), F.log_softmax(clean_logits, 1), reduction="sum", log_target=True)
 
@@ -40,6 +43,9 @@ def split_wings(method: MethodSpec, batch_size: int) -> tuple[int, list[tuple[sl
     TWINS splits the batch, it does not copy it (official code: first half frozen, second half adaptive); with an odd
     batch the adaptive wing gets the extra image, a batch of one goes to the adaptive wing alone. Controls with other
     branches split alike.
+
+    >>> split_wings(MethodSpec(name="twins_at", wings="twins", twins_weight=0.4), 9)
+    (4, [(slice(0, 4, None), 0.4), (slice(4, 9, None), 1.0)])
     """
     if not method.halves:
         return 0, [(slice(0, batch_size), 1.0)]

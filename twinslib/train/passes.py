@@ -17,7 +17,13 @@ class Passes:
     _paused: bool = field(default=False, init=False, repr=False)
 
     def through(self, network: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        """`network`, counted: a call counts its images forward, and backward when a gradient comes back through its output."""
+        """`network`, counted: a call counts its images forward, and backward when a gradient comes back through its output.
+
+        >>> passes = Passes()
+        >>> _ = passes.through(torch.nn.Identity())(torch.zeros(5, 3))
+        >>> passes.take()
+        (5, 0)
+        """
 
         def counted(x: torch.Tensor) -> torch.Tensor:
             out = network(x)

@@ -30,7 +30,11 @@ class OutOfTime(Exception):
 
 
 def generator(device: torch.device | str, seed: int, purpose: str, count: int) -> torch.Generator:
-    """Generator on `device` for the `count`-th use of `purpose`; streams of different purposes are independent."""
+    """Generator on `device` for the `count`-th use of `purpose`; streams of different purposes are independent.
+
+    >>> generator("cpu", 0, "attack", 1).initial_seed() == generator("cpu", 0, "attack", 2).initial_seed()
+    False
+    """
     digest = hashlib.sha256(f"{seed}/{purpose}/{count}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

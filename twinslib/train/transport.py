@@ -26,6 +26,9 @@ class Selection(NamedTuple):
 def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Mean feature of each class, (classes, d), from features (N, d) and labels (N,) in 0..classes - 1.
 
+    >>> class_means(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 1]), 2).tolist()
+    [[2.0], [5.0]]
+
     Raises:
         ValueError: shapes that do not fit, or a class without images.
     """
@@ -42,7 +45,11 @@ def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nd
 
 
 def cosine_cost(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(1 - cosine similarity) / 0.1 for each pair of rows; a row of zeros is at right angles to all."""
+    """(1 - cosine similarity) / 0.1 for each pair of rows; a row of zeros is at right angles to all.
+
+    >>> cosine_cost(np.eye(2), np.array([[1.0, 0.0], [-1.0, 0.0]])).tolist()
+    [[0.0, 20.0], [10.0, 10.0]]
+    """
     def unit(rows: np.ndarray) -> np.ndarray:
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
@@ -60,6 +67,9 @@ def transport_plan(cost: np.ndarray) -> np.ndarray:
 
 def select_classes(source_means: np.ndarray, target_means: np.ndarray, keep: int) -> Selection:
     """The `keep` source classes from which most mass is transported; ties go to the smaller id.
+
+    >>> select_classes(np.eye(3), np.eye(3)[[2, 0]], keep=2).classes.tolist()
+    [0, 2]
 
     Args:
         source_means, target_means: (classes, d), as `class_means` makes them with one network.

@@ -2,6 +2,7 @@
 
 import sys
 from collections import namedtuple
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -247,52 +248,35 @@ def test_no_image_left_ends_well():
     assert [int(m.sum()) for m in masks.values()] == [0, 0, 0, 0]
 
 
-BAD = [
+ALL, ATTACKS, AUTO = KINDS[:4], KINDS[1:4], ("autoattack",)
+BAD = [  # what is changed, the error, and of which measures
     (dict(net=linear_net(3), labels=torch.zeros(4, dtype=torch.int64)), ValueError,
-     "at least 4 classes of the network for apgd-t, got 3; attack with apgd-ce, fab-t, square", "autoattack"),
-    (dict(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes",
-     "clean pgd losses autoattack"),
-    (dict(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", "autoattack"),
-    (dict(attacks=()), ValueError, "at least one attack", "autoattack"),
-    (dict(attacks=("square", "square")), ValueError, "none twice", "autoattack"),
-    (dict(eps=8), ValueError, "write 8/255", "pgd losses autoattack"),
-    (dict(threat="l1"), ValueError, "threat", "pgd losses autoattack"),
-    (dict(net=linear_net().train()), ValueError, "in training mode; use eval_mode", "clean pgd losses autoattack"),
-    (dict(net=linear_net().double()), ValueError, "float32 network, got 1.weight", "clean pgd losses autoattack"),
-    (dict(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", "clean pgd losses autoattack"),
-    (dict(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", "clean pgd losses autoattack"),
-    (dict(labels=torch.full((4,), 10)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
-    (dict(labels=torch.full((4,), -1)), ValueError, r"labels in 0\.\.9", "clean pgd losses autoattack"),
-    (dict(labels=torch.zeros(3, dtype=torch.int64)), TypeError, "int64 labels of shape", "clean pgd losses autoattack"),
-    (dict(labels=torch.zeros(4)), TypeError, "int64", "clean pgd losses autoattack"),
-    (dict(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", "clean pgd losses autoattack"),
-    (dict(images=torch.zeros(4, 6, 6, 3, dtype=torch.uint8)), TypeError, "uint8 images", "clean pgd losses autoattack"),
-    (dict(batch_size=0), ValueError, "batch_size", "clean pgd losses autoattack"),
-    (dict(batch_size=2.0), TypeError, "batch_size", "clean pgd losses autoattack"),
-    (dict(batch_size=True), TypeError, "batch_size", "clean pgd losses autoattack"),
-    (dict(batch_size=1, labels=torch.tensor([0, 0, 0, 10])), ValueError, r"labels in 0\.\.9", "pgd losses autoattack"),
-    (dict(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", "clean pgd losses autoattack"),
-    (dict(images=np.zeros((4, 3, 6, 6))), TypeError, "uint8 images", "clean pgd losses autoattack"),
-    (dict(images=[torch.zeros(3, 6, 6)] * 4), TypeError, "uint8 images|images as a tensor", "clean pgd losses autoattack"),
-    (dict(labels=[0.0] * 4), TypeError, "int64", "clean pgd losses autoattack"),
-    (dict(labels=[[0], [0, 1], [0], [0]]), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
-    (dict(labels=["a"] * 4), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
-    (dict(labels=[True] * 4), TypeError, "int64", "clean pgd losses autoattack"),
-    (dict(labels=None), TypeError, "labels as a tensor or an array", "clean pgd losses autoattack"),
-    (dict(seed=True), TypeError, "seed", "pgd losses autoattack"),
-    (dict(seed=0.0), TypeError, "seed", "pgd losses autoattack"),
-    (dict(block=0.5), TypeError, "block", "pgd autoattack"),
-    (dict(eps="0.1"), TypeError, "eps to be a number", "pgd losses autoattack"),
-    (dict(attacks="apgd-ce+square"), ValueError, "attack to be one of", "autoattack"),
-    (dict(net=lambda x: (linear_net()(x),)), TypeError, "logits alone, got a tuple", "clean pgd losses autoattack"),
-    (dict(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), None)), TypeError, "logits alone, got a Out",
-     "clean pgd losses autoattack"),
-    (dict(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", "pgd losses"),
+     "at least 4 classes of the network for apgd-t, got 3; attack with apgd-ce, fab-t, square", AUTO),
+    (dict(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes", ALL),
+    (dict(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", AUTO),
+    (dict(attacks="apgd-ce+square"), ValueError, "attack to be one of", AUTO),
+    (dict(attacks=()), ValueError, "at least one attack", AUTO), (dict(attacks=("fab", "fab")), ValueError, "none twice", AUTO),
+    (dict(eps=8), ValueError, "write 8/255", ATTACKS), (dict(eps="0.1"), TypeError, "eps to be a number", ATTACKS),
+    (dict(threat="l1"), ValueError, "threat", ATTACKS), (dict(seed=True), TypeError, "seed", ATTACKS),
+    (dict(seed=0.0), TypeError, "seed", ATTACKS), (dict(block=0.5), TypeError, "block", ("pgd", "autoattack")),
+    (dict(net=linear_net().train()), ValueError, "in training mode; use eval_mode", ALL),
+    (dict(net=linear_net().double()), ValueError, "float32 network, got 1.weight", ALL),
+    (dict(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", ALL),
+    (dict(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", ALL),
+    (dict(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), 0)), TypeError, "logits alone, got a Out", ALL),
+    (dict(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", ("pgd", "losses")),
+    *((dict(labels=torch.full((4,), label)), ValueError, r"labels in 0\.\.9", ALL) for label in (10, -1)),
+    *((dict(labels=labels), TypeError, "int64", ALL) for labels in (torch.zeros(3).long(), torch.zeros(4), [True] * 4)),
+    *((dict(labels=labels), TypeError, "labels as a tensor or", ALL) for labels in ([[0], [0, 1], [0], [0]], ["a"] * 4, None)),
+    *((dict(images=images), TypeError, "uint8 images|images as a tensor", ALL)
+      for images in (torch.rand(4, 3, 6, 6), np.zeros((4, 3, 6, 6)), [torch.zeros(3, 6, 6)] * 4)),
+    (dict(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", ALL),
+    (dict(batch_size=0), ValueError, "batch_size", ALL), (dict(batch_size=2.0), TypeError, "batch_size", ALL),
 ]
 
 
 @pytest.mark.parametrize(("change", "error", "message", "kind"), [
-    (change, error, message, kind) for change, error, message, kinds in BAD for kind in kinds.split()])
+    (change, error, message, kind) for change, error, message, kinds in BAD for kind in kinds])
 def test_bad_arguments(change, error, message, kind):
     """Each wrong argument gives one clear message."""
     images, labels = pictures(linear_net(), 4)
@@ -339,25 +323,19 @@ def test_arrays_and_lists_are_taken(taken, short):
     images, labels = pictures(net, 6, wrong=1)
     for kind in KINDS:
         assert torch.equal(measure(kind, net, *taken(images, labels)), measure(kind, net, images, labels)), kind
+    for names in ("apgd-ce", np.array(["apgd-ce"])):  # attacks too
+        assert list(autoattack_masks(net, images, labels, eps=0.01, attacks=names, batch_size=6)) == ["apgd-ce"]
 
 
 @pytest.mark.parametrize(("number", "integer"), [(np.float32, np.int64), (np.float64, np.uint8), (torch.tensor, torch.tensor),
-                                                 (np.array, np.array)])
+                                                 (np.array, np.array), (Fraction, int)])
 def test_scalars_of_any_kind(number, integer, short):
-    """NumPy scalars and tensors without dimensions give what plain numbers give."""
+    """NumPy scalars, tensors without dimensions and fractions give what plain numbers give."""
     net = conv_net()
     images, labels = pictures(net, 6)
     for kind in KINDS:
         one, other = (measure(kind, net, images, labels, **call) for call in ({}, dict(number=number, integer=integer)))
         assert torch.equal(one, other), kind
-
-
-def test_one_attack_by_its_name():
-    """A single name need not be put into a tuple; an array of names does too."""
-    net = linear_net()
-    images, labels = pictures(net, 4)
-    for names in ("apgd-ce", ["apgd-ce"], np.array(["apgd-ce"])):
-        assert list(autoattack_masks(net, images, labels, eps=0.01, attacks=names, batch_size=4)) == ["apgd-ce"]
 
 
 # -- few classes ------------------------------------------------------------------------------------------------------

@@ -45,8 +45,6 @@ def offline(monkeypatch):
 
 
 # -- one test per publisher's layout -------------------------------------------------------------------------------
-
-
 def test_tiny_imagenet(folder, monkeypatch):
     """Training folders, validation list and the first synonym are read; 64 pixels are halved by averaging."""
     expect(monkeypatch, "tinyimagenet32")
@@ -231,8 +229,6 @@ def test_own_folder_of_images(folder, caplog, capsys):
 
 
 # -- a folder of one's own: kinds of files -------------------------------------------------------------------------
-
-
 def raw_png(depth, kind, line, clear):
     """A PNG of 8 equal rows with a transparent grey or colour, which Pillow cannot write at all depths."""
 
@@ -360,8 +356,6 @@ def test_damaged_images_in_archives_are_named(folder, monkeypatch):
 
 
 # -- a folder of one's own: what is taken --------------------------------------------------------------------------
-
-
 def test_hidden_files_are_ignored_and_others_counted(folder, caplog):
     """Copies that tools leave behind neither become a class nor double images; other files are counted by ending."""
     hidden = ("train/.ipynb_checkpoints/a.png", "test/.ipynb_checkpoints/a.png", "train/cat/.ipynb_checkpoints/0.png",
@@ -453,8 +447,6 @@ def test_one_rule_for_names(name, folder):
 
 
 # -- images --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("box", "size", "expected"),
     [
@@ -496,8 +488,6 @@ def test_the_test_crop_is_the_official_one(shape):
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
-
-
 def test_missing_and_damaged_archives(folder, monkeypatch):
     """Missing, foreign, truncated and incomplete archives are named, and no packed file appears."""
     expect(monkeypatch, "cub200")
@@ -537,8 +527,6 @@ def test_build_arguments(folder):
 
 
 # -- fetching ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def publisher():
     """A server on this machine that knows ranges; `cut` ends an answer early. Yields its address and handler."""
@@ -610,8 +598,7 @@ def test_download_is_asked_for(publisher, folder, monkeypatch):
     address, server = publisher
     expect(monkeypatch, "cub200")
     monkeypatch.setitem(SOURCES, "cub200",
-                        dataclasses.replace(SOURCES["cub200"],
-                                            archives=(Archive("CUB_200_2011.tgz", f"{address}/x"),)))
+                        dataclasses.replace(SOURCES["cub200"], archives=(Archive("CUB_200_2011.tgz", f"{address}/x"),)))
     with pytest.raises(FileNotFoundError):
         build.build("cub200")
     assert server.asked == []
@@ -621,8 +608,6 @@ def test_download_is_asked_for(publisher, folder, monkeypatch):
 
 
 # -- python -m twinslib data ---------------------------------------------------------------------------------------
-
-
 def test_every_source_is_complete():
     """Each known set has a reader, an archive and a page, and the command explains it."""
     assert set(SOURCES) == set(readers.READERS)

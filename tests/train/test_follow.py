@@ -18,7 +18,7 @@ from twinslib.data.sets import DeviceSet
 from twinslib.evidence import course
 from twinslib.nets.fold import FoldedCopy
 from twinslib.nets.norms import to_plain
-from twinslib.specs.run import AttackSpec, FollowSpec, RunSpec
+from twinslib.specs.run import FollowSpec, RunSpec
 from twinslib.train.follow import Follower
 from twinslib.train.loop import History, fit
 from twinslib.train.step import OutOfTime
@@ -78,18 +78,6 @@ def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path
                 want = F.cross_entropy(plain(x_adv), y, reduction="none")
                 assert found["train_loss"][i] == pytest.approx(want.numpy(), rel=0.02, abs=0.01)
     assert len({a.tobytes() for a in found["train_loss"]}) == 3  # it does move
-
-
-def test_attack_of_the_measurements() -> None:
-    """Threat and eps are those of the training attack, the number of steps is the follower's own, each eps / 2 long."""
-    s = followed("at")
-    s = replace(s, attack=AttackSpec(threat="l2", eps=0.7, step_size=0.3, steps=1), follow=replace(FOLLOW, steps=4))
-    data, model = image_set(), winged(s, network())
-    follower = Follower(s, model, data)
-    follower.measure(model, 0)
-    mask, losses = masks.pgd_losses(FoldedCopy(model), data.train_x[:9], data.train_y[:9], eps=0.7, step_size=0.7 / 2, steps=4,
-                                       threat="l2", seed=s.seed, batch_size=250)
-    assert np.array_equal(follower.arrays()["train_loss"][0], losses)
 
 
 def test_training_images_are_measured_at_their_centre() -> None:

@@ -295,7 +295,7 @@ def test_exif_turns_images(form, orientation, folder):
     """A camera's note on how it was held is followed, once: the packed image equals the one turned before storing."""
     upright = np.kron(np.array([[0, 60], [120, 240]], np.uint8), np.ones((8, 8), np.uint8))
     stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
-              6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1)}[orientation]  # fmt: skip
+              6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1)}[orientation]
     exif = Image.Exif()
     exif[274] = orientation
     note = {"tiffinfo": {274: orientation}} if form == "TIFF" else {"exif": exif}
@@ -359,21 +359,21 @@ def test_damaged_images_in_archives_are_named(folder, monkeypatch):
 def test_hidden_files_are_ignored_and_others_counted(folder, caplog):
     """Copies that tools leave behind neither become a class nor double images; other files are counted by ending."""
     hidden = ("train/.ipynb_checkpoints/a.png", "test/.ipynb_checkpoints/a.png", "train/cat/.ipynb_checkpoints/0.png",
-              "train/cat/._0.png", "train/__MACOSX/a.png", "train/dog/Thumbs.db", "train/.DS_Store")  # fmt: skip
+              "train/cat/._0.png", "train/__MACOSX/a.png", "train/dog/Thumbs.db", "train/.DS_Store")
     other = ("train/cat/a.HEIC", "train/cat/b.heic", "train/dog/labels.txt", "test/dog/more.zip", "train/dog/README")
     frames = [Image.new("RGB", (8, 8), (40 * i, 0, 9)) for i in range(1, 4)]
     pets(folder, {
         **{name: image(7) for name in (*hidden, *other, "train/loose.png")},
         "train/cat/deep/er/a.png": image(200), "test/cat/thin.png": image(201, (30, 4)),
         "train/dog/film.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-    })  # fmt: skip
+    })
     build.build("pets", size=8)
     packed = data_packed.load_packed("pets")
     assert packed.class_names == ("cat", "dog") and len(packed.train_labels) == 6 and len(packed.test_labels) == 3
     assert packed.train_images[5, :, 0, 0].tolist() == [40, 0, 9]
     for piece in ("2 .heic", "1 .txt", "1 .zip", "1 without ending", "1 .png beside the class folders",
                   "several frames, of which the first is taken: 1 (train/dog/film.gif)",
-                  "a side below 8 pixels, enlarged: 1 (test/cat/thin.png)", "less than half: 1 (test/cat/thin.png)"):  # fmt: skip
+                  "a side below 8 pixels, enlarged: 1 (test/cat/thin.png)", "less than half: 1 (test/cat/thin.png)"):
         assert piece in caplog.text, piece
     assert "checkpoints" not in caplog.text and "Thumbs" not in caplog.text
 
@@ -399,27 +399,23 @@ def test_doubles_are_reported(folder, caplog, capsys):
     build.build("pets", size=8)
     for piece in ("test images that are training images too: 1 (train/cat/1.png = test/dog/copy.bmp)",
                   "images in more than one class: 1 (train/cat/1.png = test/dog/copy.bmp)",
-                  "training images that repeat another", ": 1 (train/dog/1.png = train/dog/again.png)"):  # fmt: skip
+                  "training images that repeat another", ": 1 (train/dog/1.png = train/dog/again.png)"):
         assert piece in caplog.text, piece
     caplog.clear()
     assert call("check", "pets") == 0
     assert "train image 1 (cat) = test image 2 (dog)" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda p: write(p, {"test/fox/0.png": image(1)}), r"same classes .* got 'fox' in one only \(test\), 1 in all; add"),
-        (lambda p: (p / "test/dog").rename(p / "test/Dog"), "'dog' in one only .train., 'Dog' in one only .test., 2 in all"),
-        (lambda p: (p / "train/CAT").mkdir(), "upper and lower case.*'CAT' and 'cat'; rename or merge"),
-        (lambda p: [(p / part / "dog").rename(p / "old") and shutil.rmtree(p / "old") for part in ("train", "test")],
-         "at least 2 folders of classes in .*train, got 1"),
-        (lambda p: (p / "test/cat/0.png").rename(p / "test/cat/0.heic"),
-         r"images in every class of .*, got none in test/cat \(1 in all; skipped: 1 .heic\)"),
-        (lambda p: [(p / part / os.fsdecode(b"caf\xe9")).mkdir() for part in ("train", "test")], "class names in UTF-8"),
-    ],
-    ids=["one part", "other case", "case only", "one class", "no image", "not UTF-8"],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda p: write(p, {"test/fox/0.png": image(1)}), r"same classes .* got 'fox' in one only \(test\), 1 in all; add"),
+    (lambda p: (p / "test/dog").rename(p / "test/Dog"), "'dog' in one only .train., 'Dog' in one only .test., 2 in all"),
+    (lambda p: (p / "train/CAT").mkdir(), "upper and lower case.*'CAT' and 'cat'; rename or merge"),
+    (lambda p: [(p / part / "dog").rename(p / "old") and shutil.rmtree(p / "old") for part in ("train", "test")],
+     "at least 2 folders of classes in .*train, got 1"),
+    (lambda p: (p / "test/cat/0.png").rename(p / "test/cat/0.heic"),
+     r"images in every class of .*, got none in test/cat \(1 in all; skipped: 1 .heic\)"),
+    (lambda p: [(p / part / os.fsdecode(b"caf\xe9")).mkdir() for part in ("train", "test")], "class names in UTF-8"),
+], ids=["one part", "other case", "case only", "one class", "no image", "not UTF-8"])
 def test_classes_that_do_not_fit(change, message, folder):
     """Classes in one part only, alike but for case, without images or alone are refused before any image is read."""
     pets(folder)
@@ -447,16 +443,13 @@ def test_one_rule_for_names(name, folder):
 
 
 # -- images --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("box", "size", "expected"),
-    [
-        ((10, 10, 30, 20), (100, 80), (10, 5, 30, 25)),  # the short side grows around its middle
-        ((0, 0, 20, 10), (100, 80), (0, 0, 20, 20)),  # but stays in the image
-        ((90, 60, 100, 80), (100, 80), (80, 60, 100, 80)),
-        ((0, 0, 100, 80), (100, 80), (10, 0, 90, 80)),  # no larger than the image
-        ((5, 5, 5, 5), (100, 80), (4, 4, 5, 5)),  # an empty box still gives a pixel
-    ],
-)
+@pytest.mark.parametrize(("box", "size", "expected"), [
+    ((10, 10, 30, 20), (100, 80), (10, 5, 30, 25)),  # the short side grows around its middle
+    ((0, 0, 20, 10), (100, 80), (0, 0, 20, 20)),  # but stays in the image
+    ((90, 60, 100, 80), (100, 80), (80, 60, 100, 80)),
+    ((0, 0, 100, 80), (100, 80), (10, 0, 90, 80)),  # no larger than the image
+    ((5, 5, 5, 5), (100, 80), (4, 4, 5, 5)),  # an empty box still gives a pixel
+])
 def test_square_around_a_box(box, size, expected):
     """The square holds the box where the image allows it and never leaves the image."""
     assert readers._square_around(box, size) == expected

@@ -209,16 +209,13 @@ def test_excluded_classes_are_gone_and_labels_are_dense():
     assert torch.equal(split.test, everything[torch.isin(whole.test_labels[everything], torch.tensor([0, 3]))])
 
 
-@pytest.mark.parametrize(("arguments", "message"),
-                         [
-                             ({"exclude": ("n07",)}, "one of the 4 classes of mine, got 'n07'; did you mean 'n0"),
-                             ({"exclude": ("n00", "n01", "n02")}, "at least 2 classes after exclude, got 1"),
-                             ({"train_images": 25}, "at most 24 images"),
-                             ({"train_images": 20, "val_images": 5}, "at most 24 images"),
-                             ({"val_images": 24}, "at most 24 images"),
-                             ({"train_images": 13, "exclude": ("n00", "n01")}, "at most 12 images"),
-                             ({"train_images": 0}, "train_images >= 1"), ({"val_images": -1}, "val_images >= 0")
-                         ])
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"exclude": ("n07",)}, "one of the 4 classes of mine, got 'n07'; did you mean 'n0"),
+    ({"exclude": ("n00", "n01", "n02")}, "at least 2 classes after exclude, got 1"),
+    ({"train_images": 25}, "at most 24 images"), ({"train_images": 20, "val_images": 5}, "at most 24 images"),
+    ({"val_images": 24}, "at most 24 images"), ({"train_images": 13, "exclude": ("n00", "n01")}, "at most 12 images"),
+    ({"train_images": 0}, "train_images >= 1"), ({"val_images": -1}, "val_images >= 0"),
+])
 def test_bad_split_arguments(arguments, message):
     """Unknown classes and more images than there are get one clear message."""
     with pytest.raises(ValueError, match=message):
@@ -323,20 +320,19 @@ def test_sizes():
     assert torch.equal(augment.augment(images, "crop_flip", draws(), size=12), augment.augment(images, "crop_flip", draws()))
 
 
-@pytest.mark.parametrize(("images", "kind", "arguments", "message"),
-                         [
-                             (batch(2), "crop_flop", {}, "did you mean 'crop_flip'"),
-                             (batch(2).float(), "none", {}, "uint8"),
-                             (batch(2)[0], "none", {}, r"\(B, C, S, S\)"),
-                             (batch(2)[..., :5], "none", {}, r"\(B, C, S, S\)"),
-                             (batch(2), "crop", {}, "torch.Generator"),
-                             (batch(2), "resized_crop_flip", {}, "torch.Generator"),
-                             (batch(2), "crop", {"size": 10, "generator": draws()},
-                              "'crop' can make of 12 pixels, got 10"),
-                             (batch(2), "none", {"size": 10}, "center_crop"),
-                             (batch(2), "center_crop", {"size": 13}, "got 13"),
-                             (batch(2), "resized_crop_flip", {"size": 0, "generator": draws()}, "got 0")
-                         ])
+@pytest.mark.parametrize(("images", "kind", "arguments", "message"), [
+    (batch(2), "crop_flop", {}, "did you mean 'crop_flip'"),
+    (batch(2).float(), "none", {}, "uint8"),
+    (batch(2)[0], "none", {}, r"\(B, C, S, S\)"),
+    (batch(2)[..., :5], "none", {}, r"\(B, C, S, S\)"),
+    (batch(2), "crop", {}, "torch.Generator"),
+    (batch(2), "resized_crop_flip", {}, "torch.Generator"),
+    (batch(2), "crop", {"size": 10, "generator": draws()},
+     "'crop' can make of 12 pixels, got 10"),
+    (batch(2), "none", {"size": 10}, "center_crop"),
+    (batch(2), "center_crop", {"size": 13}, "got 13"),
+    (batch(2), "resized_crop_flip", {"size": 0, "generator": draws()}, "got 0"),
+])
 def test_bad_augmentation(images, kind, arguments, message):
     """Wrong kind, shape, type, size or a missing generator is refused before any work."""
     with pytest.raises(ValueError, match=message):

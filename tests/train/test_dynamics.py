@@ -178,8 +178,8 @@ def test_quantities_by_hand(name: str) -> None:
     step = Step(model, s, "cpu", recorder=recorder)
     old = {k: w.detach().numpy().astype(np.float64) for k, w in followed_layers(model).items()}
     other = copy.deepcopy(model)
-    inputs = {"clean": x, "adversarial": Step(copy.deepcopy(model), s, "cpu").attackers[0](x, y, generator("cpu", s.seed,
-                                                                                                      "attack", 0))}
+    attack = Step(copy.deepcopy(model), s, "cpu").attackers[0]
+    inputs = {"clean": x, "adversarial": attack(x, y, generator("cpu", s.seed, "attack", 0))}
     step(x, y, 0, 0.05)
     n, parts = split_wings(s.method, 8)
     halves, losses = [], [0.0, 0.0]

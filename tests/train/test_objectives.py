@@ -53,16 +53,15 @@ def test_kl_sum_is_the_formula() -> None:
         assert torch.isfinite(value) and all(torch.isfinite(v.grad).all() for v in far.values())
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("natural", lambda z, y: ce(z["clean"], y)),
-    ("at", lambda z, y: ce(z["adversarial"], y)),
-    ("trades", lambda z, y: ce(z["clean"], y) + 6 * kl(z["clean"], z["adversarial"]) / len(y)),
-])
-def test_single_network_losses(name: str, expected) -> None:
-    """Natural, AT (of the adversarial logits alone) and TRADES with beta 6, mean over the batch, against the formulas; the wing
-    is the whole batch, so the divisor makes no difference."""
+@pytest.mark.parametrize(("name", "inputs", "expected"), [
+    ("natural", ("clean",), lambda z, y: ce(z["clean"], y)), ("at", ("adversarial",), lambda z, y: ce(z["adversarial"], y)),
+    ("trades", ("adversarial", "clean"), lambda z, y: ce(z["clean"], y) + 6 * kl(z["clean"], z["adversarial"]) / len(y))])
+def test_single_network_losses(name: str, inputs: tuple[str, ...], expected) -> None:
+    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas; the wing is
+    the whole batch, so the divisor makes no difference."""
     z, y = logits(8), labels(8)
-    used = {"adversarial": z["adversarial"]} if name == "at" else z
+    used = {kind: z[kind] for kind in inputs}
+    assert METHODS[name].inputs == inputs == OBJECTIVES[name] and METHODS[name].attacks is (name != "natural")
     for divisor in ("batch", "wing"):
         torch.testing.assert_close(wing_loss(method(name, kl_divisor=divisor), used, y), expected(z, y))
 
@@ -108,45 +107,25 @@ def test_trades_gradient_flows_through_both_sides(name: str) -> None:
     assert ((z["clean"].grad - alone["clean"].grad).abs().sum(1) > 1e-6).all()
 
 
-@pytest.mark.parametrize(("n", "weight", "normalize", "n_frozen", "parts"), [
-    (8, 0.4, False, 4, [((0, 4), 0.4), ((4, 8), 1.0)]),
-    (9, 0.4, False, 4, [((0, 4), 0.4), ((4, 9), 1.0)]),
-    (8, 1.0, True, 4, [((0, 4), 0.5), ((4, 8), 0.5)]),
-    (9, 3.0, True, 4, [((0, 4), 0.75), ((4, 9), 0.25)]),
-    (2, 1.0, False, 1, [((0, 1), 1.0), ((1, 2), 1.0)]),
-    (3, 0.0, False, 1, [((0, 1), 0.0), ((1, 3), 1.0)]),
-    (1, 0.4, False, 0, [((0, 1), 1.0)]),
-])
-def test_split_wings(n: int, weight: float, normalize: bool, n_frozen: int, parts: list) -> None:
-    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out."""
-    spec = method("twins_at", twins_weight=weight, normalize_loss=normalize)
-    assert split_wings(spec, n) == (n_frozen, [(slice(*ends), pytest.approx(w)) for ends, w in parts])
-
-
-@pytest.mark.parametrize("weight", [0.4, 1.0])
-@pytest.mark.parametrize("n", [1, 2, 8, 9])
-@pytest.mark.parametrize("wings", ["two_adaptive", "split"])
-def test_controls_weigh_the_halves_as_twins_does(wings: str, n: int, weight: float) -> None:
-    """Slices, weights and so the loss are those of TWINS; a network with one branch sends no image to a second one."""
-    twins, control = (method("twins_at", wings=w, twins_weight=weight) for w in ("twins", wings))
-    n_second, parts = split_wings(control, n)
-    assert parts == split_wings(twins, n)[1] and n_second == (n // 2 if wings == "two_adaptive" else 0)
-    assert wing_loss(control, logits(n), labels(n)) == wing_loss(twins, logits(n), labels(n))
-
-
-@pytest.mark.parametrize("wings", ["single", "frozen"])
-def test_whole_batches_stay_whole(wings: str) -> None:
-    """One network, also one with frozen statistics, has one part of weight 1, and the switches of wings change nothing."""
-    spec = MethodSpec(name="at", wings=wings, twins_weight=0.4, normalize_loss=True)
-    assert split_wings(spec, 9) == (0, [(slice(0, 9), 1.0)])
-
-
-def test_split_loss_of_equal_halves_is_a_multiple_of_the_mean() -> None:
-    """The halves' means, weighted 1 and 1, are twice the mean over the batch; normalised they are the mean itself."""
-    z, y = logits(8), labels(8)
-    whole = wing_loss(METHODS["at"], z, y)
-    torch.testing.assert_close(wing_loss(METHODS["at_split"], z, y), 2 * whole)
-    torch.testing.assert_close(wing_loss(method("at_split", normalize_loss=True), z, y), whole)
+@pytest.mark.parametrize(("n", "weight", "normalize", "parts"), [
+    (8, 0.4, False, [((0, 4), 0.4), ((4, 8), 1.0)]), (9, 0.4, False, [((0, 4), 0.4), ((4, 9), 1.0)]),
+    (8, 1.0, True, [((0, 4), 0.5), ((4, 8), 0.5)]), (9, 3.0, True, [((0, 4), 0.75), ((4, 9), 0.25)]),
+    (2, 1.0, False, [((0, 1), 1.0), ((1, 2), 1.0)]), (3, 0.0, False, [((0, 1), 0.0), ((1, 3), 1.0)]),
+    (1, 0.4, False, [((0, 1), 1.0)])])
+def test_split_wings(n: int, weight: float, normalize: bool, parts: list) -> None:
+    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out. Controls weigh the
+    halves as TWINS does, and so have its loss; a network with one branch sends no image to a second one, and one that is not
+    split has one part of weight 1, whatever the switches of the wings say."""
+    twins = method("twins_at", twins_weight=weight, normalize_loss=normalize)
+    want = [(slice(*ends), pytest.approx(w)) for ends, w in parts]
+    assert split_wings(twins, n) == (n // 2, want)
+    for wings, second in (("two_adaptive", n // 2), ("split", 0)):
+        control = replace(twins, wings=wings)
+        assert split_wings(control, n) == (second, want)
+        assert wing_loss(control, logits(n), labels(n)) == wing_loss(twins, logits(n), labels(n))
+    for wings in ("single", "frozen"):
+        spec = MethodSpec(name="at", wings=wings, twins_weight=weight, normalize_loss=normalize)
+        assert split_wings(spec, n) == (0, [(slice(0, n), 1.0)])
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 128])
@@ -158,15 +137,3 @@ def test_wings_cover_the_batch_once(name: str, n: int) -> None:
     assert covered == list(range(n)) and all(part.stop > part.start for part, _ in parts)
     assert n_frozen == (n // 2 if METHODS[name].wings in ("twins", "two_adaptive") else 0)
     assert torch.isfinite(wing_loss(METHODS[name], logits(n), labels(n)))
-
-
-@pytest.mark.parametrize(("name", "inputs", "attacks"), [
-    ("natural", ("clean",), False),
-    ("at", ("adversarial",), True),
-    ("trades", ("adversarial", "clean"), True),
-])
-def test_passes(name: str, inputs: tuple[str, ...], attacks: bool) -> None:
-    """Which passes a method makes, in their order, and whether it needs an attack."""
-    spec = next(m for m in METHODS.values() if m.objective == name)
-    assert spec.inputs == inputs and spec.attacks is attacks
-    assert OBJECTIVES.keys() == {"natural", "at", "trades"} == {m.objective for m in METHODS.values()}

@@ -12,7 +12,7 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000
 MOST_PIXELS = 2**30 // 12  # from here on Pillow warns of a decompression bomb
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}  # fmt: skip
+          8: Image.Transpose.ROTATE_90}
 _ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of TIFF and EXIF
 
 

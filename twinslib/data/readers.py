@@ -186,10 +186,8 @@ def _cifar(name: str, make: Callable[..., datasets.VisionDataset], folder: Path,
     return arrays
 
 
-def _caltech(
-    name: str, make: Callable[..., datasets.VisionDataset], train_of: Callable[[np.ndarray], np.ndarray], file: str,
-    folder: Path, size: int,
-) -> Arrays:  # fmt: skip
+def _caltech(name: str, make: Callable[..., datasets.VisionDataset], train_of: Callable[[np.ndarray], np.ndarray],
+             file: str, folder: Path, size: int) -> Arrays:
     """Split each class at random (seed 0); `train_of` turns its number of images into that of training images.
 
     `file` says how an image lies in torchvision's folder, by its category, label from 1 and number.

@@ -70,8 +70,7 @@ def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: i
     new.to(old.weight.device, old.weight.dtype).train(old.training)
     if not name:
         return new
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    model.set_submodule(name, new)
     return model
 
 
@@ -109,6 +108,5 @@ def with_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
     view = copy.deepcopy(model, memo)
     if not name:
         return head
-    parent, _, child = name.rpartition(".")
-    setattr(view.get_submodule(parent), child, head)
+    view.set_submodule(name, head)
     return view

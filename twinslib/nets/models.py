@@ -91,13 +91,9 @@ class SmallResNet(nn.Module):
         stages, channels = [], width
         for stage, count in enumerate(blocks):
             out = width * 2**stage
-            for block in range(count):
-                stride = 2 if stage and not block else 1
-                shortcut = None
-                if stride != 1 or channels != out:
-                    shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), norm(out))
-                stages.append(BasicBlock(channels, out, stride, shortcut, norm_layer=norm))
-                channels = out
+            stages += _stage(channels, out, count, norm, lambda c=channels, o=out: nn.Sequential(
+                nn.Conv2d(c, o, 1, stride=2, bias=False), norm(o)))
+            channels = out
         self.blocks = nn.Sequential(*stages)
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
@@ -123,13 +119,9 @@ class Cifar10ResNet(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm(16)
         channels = 16
         for stage, out in enumerate((16, 32, 64)):
-            layer = []
-            for block in range(blocks):
-                stride = 2 if stage and not block else 1
-                shortcut = PaddedShortcut(out - channels) if channels != out else None
-                layer.append(BasicBlock(channels, out, stride, shortcut, norm_layer=norm))
-                channels = out
+            layer = _stage(channels, out, blocks, norm, lambda c=channels, o=out: PaddedShortcut(o - c))
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
+            channels = out
         self.linear = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -139,6 +131,14 @@ class Cifar10ResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
+
+
+def _stage(channels: int, out: int, blocks: int, norm: Callable[[int], nn.Module],
+           shortcut: Callable[[], nn.Module]) -> list[BasicBlock]:
+    """Basic blocks to `out` channels; where these are more than come in, the first halves the side, past `shortcut()`."""
+    wider = channels != out
+    first = BasicBlock(channels, out, 2 if wider else 1, shortcut() if wider else None, norm_layer=norm)
+    return [first, *(BasicBlock(out, out, norm_layer=norm) for _ in range(blocks - 1))]
 
 
 class PaddedShortcut(nn.Module):

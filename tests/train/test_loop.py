@@ -195,15 +195,17 @@ def test_frozen_statistics_of_one_network() -> None:
     torch.testing.assert_close(found, list(gradients(want, hand).values()))
 
 
-@pytest.mark.parametrize("name", ["twins_trades", "frozen_at"])
+@pytest.mark.parametrize("name", ["twins_trades", "frozen_at", "natural", "natural_frozen", "linear_probe"])
 def test_frozen_stays_frozen_in_training(name: str) -> None:
-    """Training with attacks and measurements leaves the frozen statistics bit-identical and moves everything else."""
+    """Training with attacks and measurements leaves frozen statistics, and all but the head of a linear probe, bit-identical and
+    moves everything else."""
     run = spec(name, optim={"val_every": 1})
     model = winged(run, network())
-    before = state(model)
+    before, buffers = state(model), {k for k, _ in model.named_buffers()}
     fit(run, model, device_set(), device="cpu")
-    kept = {k for k, _ in model.named_buffers() if name == "frozen_at" or ".frozen." in k or k.startswith("normalize.")}
-    assert len(kept) > 10 and kept == {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
+    still = buffers if "frozen" in name else {k for k in buffers if ".frozen." in k or k.startswith("normalize.")}
+    still = {k for k in before if ".fc." not in k} if name == "linear_probe" else still
+    assert still == {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
 
 
 # -- every method ------------------------------------------------------------------------------------------------------

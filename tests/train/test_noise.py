@@ -94,21 +94,6 @@ def test_training_sees_the_noise_of_its_spec(name: str, spec: NoiseSpec) -> None
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
-def test_what_a_fine_tuning_moves() -> None:
-    """A linear probe moves the head alone, frozen statistics stay bit-identical while all weights move, else everything moves."""
-    start = RunSpec(data=DATA, model=ModelSpec(arch="tiny_resnet"), method=method("natural"), optim=OptimSpec())
-    for name in ("natural", "natural_frozen", "linear_probe"):
-        model = noise.reestimated(make_model("tiny_resnet", 4, seed=0), IMAGES, 0.5, seed=0, batch_size=32)
-        before = {k: v.clone() for k, v in model.state_dict().items()}
-        step = Step(model, run(name, source=start), "cpu")
-        for count in range(3):
-            step(IMAGES.float() / 255, torch.arange(32) % 4, count, 0.1)
-        moved = {k for k, v in step.model.state_dict().items() if not torch.equal(v, before[k])}
-        everything = {k for k in before if not k.startswith("normalize.")}
-        weights, head = set(dict(model.named_parameters())), {k for k in before if before[k].shape[:1] == (4,)}
-        assert moved == {"natural": everything, "natural_frozen": weights, "linear_probe": head}[name], name
-
-
 # -- statistics estimated again ---------------------------------------------------------------------------------------
 def test_reestimated_holds_the_statistics_of_noisy_images() -> None:
     """The first batch norm stores mean and unbiased variance of what it meets; weights and the network given stay as they are."""

@@ -57,8 +57,8 @@ def test_kl_sum_is_the_formula() -> None:
     ("natural", ("clean",), lambda z, y: ce(z["clean"], y)), ("at", ("adversarial",), lambda z, y: ce(z["adversarial"], y)),
     ("trades", ("adversarial", "clean"), lambda z, y: ce(z["clean"], y) + 6 * kl(z["clean"], z["adversarial"]) / len(y))])
 def test_single_network_losses(name: str, inputs: tuple[str, ...], expected) -> None:
-    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas; the wing is
-    the whole batch, so the divisor makes no difference."""
+    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas; the
+    wing is the whole batch, so the divisor makes no difference."""
     z, y = logits(8), labels(8)
     used = {kind: z[kind] for kind in inputs}
     assert METHODS[name].inputs == inputs == OBJECTIVES[name] and METHODS[name].attacks is (name != "natural")

@@ -69,7 +69,7 @@ def pgd_mask(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, st
              batch_size: int, block: int = 0) -> Tensor:
     """True where the prediction is right on the clean image and on every PGD iterate of every restart.
 
-    See `clean_mask` for images, labels, result and errors, `attacks.pgd_robust_mask` for the attack. `Diverged` here
+    See `clean_mask` for images, labels, result and errors, `pgd.pgd_robust_mask` for the attack. `Diverged` here
     stands for a network without finite gradients; logits that are not finite break the image.
 
     Args:
@@ -95,7 +95,7 @@ def pgd_losses(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
                threat: str = "linf", seed: int = 0, batch_size: int) -> tuple[Tensor, Tensor]:
     """(True where the prediction is right at PGD's last iterate, cross-entropy there in nats), each (N,), on the CPU.
 
-    Every image is attacked to the end, so that losses can be averaged; see `pgd_mask` for the arguments, `attacks.pgd` for the
+    Every image is attacked to the end, so that losses can be averaged; see `pgd_mask` for the arguments, `pgd.pgd` for the
     attack.
 
     Raises:
@@ -117,7 +117,7 @@ def pgd_losses(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
 
 
 def check_attacked(x_adv: Tensor) -> None:
-    """Refuse what `attacks.pgd` returns where a gradient was not finite."""
+    """Refuse what `pgd.pgd` returns where a gradient was not finite."""
     failed = int((~finite(x_adv)).sum())
     if failed:
         raise Diverged(f"expected finite gradients with respect to the images, got NaN or infinity on {failed} of "

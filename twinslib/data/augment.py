@@ -34,8 +34,7 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32, copy=True).div_(255)
 
 
-def augment(images: Tensor, kind: str, generator: torch.Generator | None = None, *,
-            size: int | None = None) -> Tensor:
+def augment(images: Tensor, kind: str, generator: torch.Generator | None = None, *, size: int | None = None) -> Tensor:
     """Return augmented images, float32 in [0, 1], computed on the images' device without a host synchronisation.
 
     Kinds: "none"; "crop", a random crop after a border of 4 zero pixels; "crop_flip", the same and a horizontal flip

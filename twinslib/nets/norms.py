@@ -29,11 +29,10 @@ WINGS = ("adaptive", "frozen")
 class TwinNorm(nn.Module):
     """Batch norm with an adaptive and a frozen wing; the frozen wing's statistics never change.
 
-    The adaptive wing behaves like the layer it was made from (BatchNorm1d, 2d, 3d, SyncBatchNorm or any
-    subclass), with one exception: a training batch with a single value per channel, where batch norm is not
-    defined, is normalised with the running statistics, which stay as they are. The frozen wing normalises
-    with its running statistics whatever `train()` says; parts of a subclass around the norm (activation,
-    drop) follow the mode as usual.
+    The adaptive wing behaves like the layer it was made from (BatchNorm1d, 2d, 3d, SyncBatchNorm or any subclass), with
+    one exception: a training batch with a single value per channel, where batch norm is not defined, is normalised with
+    the running statistics, which stay as they are. The frozen wing normalises with its running statistics whatever
+    `train()` says; parts of a subclass around the norm (activation, drop) follow the mode as usual.
 
     Args:
         norm: the layer to double; it becomes the adaptive wing, a deep copy the second one.

@@ -29,7 +29,7 @@ def followed_layers(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 @dataclass
 class Recorder:
-    """Rides on `train.Step`: every `every`-th step it keeps one line of QUANTITIES per layer, without changing a weight.
+    """Rides on `step.Step`: every `every`-th step it keeps one line of QUANTITIES per layer, without changing a weight.
 
     w_norm is ||w|| before the step; g_norm the norm of the gradient of the whole loss, without weight decay; g_first and
     g_second those of the weighted losses of the two halves (equal to g_norm and 0 where the batch is not split); cos_wg the

@@ -24,7 +24,7 @@ def check_images(spec: RunSpec, train: int, test: int) -> None:
 
 
 class Follower:
-    """Rides on `train.fit` as the run's `FollowSpec` says; its arrays are kept with the run.
+    """Rides on `loop.fit` as the run's `FollowSpec` says; its arrays are kept with the run.
 
     At the end of each epoch that is due, and before the first as epoch 0, the network as it would be deployed (adaptive wing,
     eval mode, float32) is measured on the first training images, without augmentation, and on the first test images.

@@ -44,8 +44,7 @@ def nearest_classes(start: torch.nn.Module, source: DeviceSet, target: DeviceSet
                     size: int | None = None) -> DeviceSet:
     """`source` with the training images of its `keep` classes from which unbalanced optimal transport moves most mass to
     the target's classes, by mean features of `start` in eval mode; labels keep their numbers."""
-    means = [transport.class_means(image_features(start, d.train_x, size=size), d.train_y.cpu().numpy(),
-                                  d.num_classes)
+    means = [transport.class_means(image_features(start, d.train_x, size=size), d.train_y.cpu().numpy(), d.num_classes)
              for d in (source, target)]
     chosen = torch.from_numpy(transport.select_classes(*means, keep).classes).to(source.train_y.device)
     kept = torch.isin(source.train_y, chosen)

@@ -1,15 +1,12 @@
 """Networks of the grid of adversarial fine-tuning made up for tests: masks and costs are given, nothing is trained."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 
-from twinslib.base.files import write_json, write_npz
+from tests import store_made
+from twinslib.base.files import write_json
 from twinslib.evidence.networks import Network
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import Store
@@ -69,11 +66,7 @@ def epochs(count: int, per_epoch: int, robust: list[float] | None = None) -> lis
 def finish(store: Store, run: RunSpec, rows: list[dict], masks: dict[EvalSpec, np.ndarray] | None = None, *,
            seconds: float = 60.0, rules: dict | None = None, split: str = "s") -> None:
     """Leave in the store what a finished run and its evaluations leave."""
-    write_json(Path(store.root) / "runs" / f"{run.hash}.json",
-               {"spec": json.loads(canonical_json(run)), "split": split, "epochs": rows, "train_images": run.data.train_images,
-                "val_images": run.data.val_images, "classes": 10})
-    write_json(store.root / "provenance" / f"{run.hash}.json",
-               {"run": run.hash, "train": {"seconds": seconds, "processor_seconds": seconds / 2, "rules": rules or {}}})
-    if masks:
-        arrays = {f"{e.hash}/{e.attack_name}": np.asarray(mask) for e, mask in masks.items()}
-        write_npz(store.root / "masks" / f"{run.hash}.npz", arrays, compress=True)
+    store_made.finish(store, run, masks, stamps=rules or {}, split=split, epochs=rows, train_images=run.data.train_images,
+                      val_images=run.data.val_images, classes=10)
+    times = {"seconds": seconds, "processor_seconds": seconds / 2, "rules": rules or {}}
+    write_json(store.root / "provenance" / f"{run.hash}.json", {"run": run.hash, "train": times})

@@ -1,7 +1,7 @@
 """A finished store made up for tests: records, masks, votes and courses of every job of a plan; nothing is trained or drawn."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,28 @@ def fill(store: Store, jobs: Sequence[Job]) -> None:
                 votes(job.spec, c).save(path)
 
 
+def finish(store: Store, spec: RunSpec, masks: Mapping[EvalSpec, object] | None = None, *, course: Mapping | None = None,
+           stamps: Mapping[str, str] | None = None, entries: Mapping[str, dict] | None = None, **record: object) -> None:
+    """Leave what one finished run leaves that began when the rules had these stamps (None: before there were rules).
+
+    Args:
+        masks: by evaluation, of AutoAttack by stage. course: its arrays, where it is followed. entries: further provenance.
+        record: further fields of the run's record.
+    """
+    train = {"seconds": 1.0} | ({} if stamps is None else {"rules": stamps})
+    described = {"spec": json.loads(canonical_json(spec)), "split": f"{spec.data.name}-0"} | record
+    for folder, value in (("runs", described), ("provenance", {"train": train, **(entries or {})})):
+        path = store.root / folder / f"{spec.hash}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    stages = {f"{e.hash}/{name}": np.array(mask, bool) for e, found in (masks or {}).items()
+              for name, mask in (found if isinstance(found, dict) else {e.attack_name: found}).items()}
+    for folder, arrays in (("masks", stages), ("courses", course)):
+        if arrays:
+            (store.root / folder).mkdir(exist_ok=True)
+            np.savez(store.root / folder / f"{spec.hash}.npz", **arrays)  # `write_npz` would wait for the disk
+
+
 def random(spec: RunSpec, *words: object) -> np.random.Generator:
     return np.random.default_rng([int(spec.hash, 16), *(len(str(w)) for w in words)])
 
@@ -63,8 +85,8 @@ def train(store: Store, spec: RunSpec) -> None:
         rows.append(row)
     images = spec.data.train_images or 500
     write_json(store.root / "runs" / f"{spec.hash}.json",
-               {"spec": json.loads(canonical_json(spec)), "split": store_store.split_name(spec.data), "epochs": rows, "classes": 10,
-                "train_images": images, "val_images": spec.data.val_images, "weights": "0" * 64})
+               {"spec": json.loads(canonical_json(spec)), "split": store_store.split_name(spec.data), "epochs": rows,
+                "classes": 10, "train_images": images, "val_images": spec.data.val_images, "weights": "0" * 64})
     stamps = rules.stamps()
     write_json(store.root / "provenance" / f"{spec.hash}.json", {"run": spec.hash, "train": ENTRY | {"rules": stamps}})
     weights = store.root / "weights" / f"{spec.hash}.safetensors"

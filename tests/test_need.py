@@ -8,7 +8,7 @@ import pytest
 
 from twinslib import need
 from twinslib.claims import ledger as claims_ledger
-from twinslib.claims.effects import NOT_TESTED
+from twinslib.claims.verdict import NOT_TESTED
 from twinslib.compute import cost, queue
 from twinslib.compute.queue import Report
 from twinslib.compute.worker import Worker

@@ -10,12 +10,12 @@ import torch
 
 from .base.files import write_json
 from .claims import ledger
-from .claims import transfer as transfer_claims
-from .claims.effects import NOT_TESTED
+from .claims.kinds import concerns
+from .claims.transfer import least_datasets
+from .claims.verdict import NOT_TESTED
 from .compute import cost, provenance, queue
 from .compute.queue import Report
 from .compute.worker import Worker
-from .evidence import pairs
 from .specs.labels import dataset_label, method_label, unique
 from .store.jobs import Job, Plan, Task
 from .store.store import NOT_RUN, Store
@@ -95,12 +95,12 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
     judges = claim.rule.measure != "shown" and store.preset in rules.SCALES
     if not judges or ledger.judge(claim, store, jobs).verdict != NOT_TESTED:
         return Need(claim, (), ())
-    rule, kind = claim.rule, ledger.KINDS[claim.rule.measure]
+    rule = claim.rule
     beside = {name for pair in rule.controls for name in pair} - {name for pair in rule.pairs for name in pair}
     cells: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         data, waits = job.spec.data.name, not job.settled and job.candidates
-        if (job.settled or waits) and data in (rule.datasets or (data,)) and kind.concerns(job, rule):
+        if (job.settled or waits) and data in (rule.datasets or (data,)) and concerns(job, rule):
             if job.spec.method.name not in beside:
                 cells.setdefault((data, job.spec.seed), []).append(job)
     compared = {(job.spec.method.name, job.labels) for mine in cells.values() for job in mine}
@@ -112,7 +112,7 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
         seeds = sorted((cell for cell in left if cell[0] == data), key=lambda cell: (_work(left[cell]), cell))
         if len(seeds) >= rule.min_seeds:
             chosen[data] = seeds[:rule.min_seeds]
-    least = max(rule.min_datasets, pairs.LEAST_DATASETS if kind is transfer_claims and rule.measure == "gain" else 1)
+    least = least_datasets(rule)
     if len(chosen) < least:
         return Need(claim, (), ())
     order = sorted(chosen, key=lambda data: sum(_work(left[cell]) for cell in chosen[data]))[:least]

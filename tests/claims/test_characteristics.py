@@ -9,7 +9,7 @@ import pytest
 from twinslib import __main__ as cli
 from twinslib.claims import characteristics
 from twinslib.claims.characteristics import CLAIMED, COLUMNS, NONE, WORDS, rates, sentence, simulate, stored
-from twinslib.claims.effects import NOT, PARTLY, REPRODUCED
+from twinslib.claims.verdict import NOT, PARTLY, REPRODUCED
 from twinslib.studies import rules
 
 JUDGED = [c for c in rules.claims() if c.rule.measure != "shown"]

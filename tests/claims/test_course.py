@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
+from tests.store_made import finish
 from twinslib.claims import course, ledger
-from twinslib.claims.effects import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, pair_label
+from twinslib.claims.effects import Effect
+from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED
 from twinslib.specs.labels import dataset_label
 from twinslib.specs.method import method
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import Store
@@ -58,15 +59,8 @@ def made(gap=0, rate=1.0, angle=1.0, losses=(1.0,) * 5, ends=(9.0, 0.1), train=(
     return {k: np.array(v) for k, v in arrays.items()}, rows
 
 
-def finish(store, s, stamps, arrays, rows, **record):
-    """Leave the files of a finished run that began when the rules had these stamps; None: before there were rules."""
-    texts = {"runs": {"spec": json.loads(canonical_json(s)), "epochs": rows, "train_images": 100, **record},
-             "provenance": {"train": {"seconds": 1.0} | ({} if stamps is None else {"rules": stamps})}}
-    for folder, value in texts.items():
-        (store.root / folder).mkdir(exist_ok=True)
-        (store.root / folder / f"{s.hash}.json").write_text(json.dumps(value))
-    (store.root / "courses").mkdir(exist_ok=True)
-    np.savez(store.root / "courses" / f"{s.hash}.npz", **arrays)
+def followed(store, s, stamps, arrays, rows, **record):
+    finish(store, s, course=arrays, stamps=stamps, epochs=rows, train_images=100, **record)
     return Job("followed", s, ())
 
 
@@ -77,7 +71,7 @@ def fill(store, claim, levels, datasets=("cifar10",), seeds=(0, 1, 2), stamps=..
     for dataset, name, seed in product(datasets, levels, seeds):
         level = levels[name](dataset, seed) if callable(levels[name]) else levels[name]
         if level is not None:
-            jobs.append(finish(store, spec(name, dataset, seed, **changes), stamps, *made(**level)))
+            jobs.append(followed(store, spec(name, dataset, seed, **changes), stamps, *made(**level)))
     return jobs
 
 
@@ -350,7 +344,7 @@ def test_plateaus_of_other_lengths_are_not_compared(store, monkeypatch):
     for name, epochs in (("at_long_plateau", 12), ("at_short_plateau", 10)):
         for seed in range(3):
             s = dataclasses.replace(spec(name, seed=seed), optim=OptimSpec(epochs=epochs, milestones=(0.5,)))
-            jobs.append(finish(store, s, {claim.id: claim.rule.stamp}, *made(gap=50)))
+            jobs.append(followed(store, s, {claim.id: claim.rule.stamp}, *made(gap=50)))
     assert ledger.judge(claim, store, jobs).verdict == NOT_TESTED
 
 
@@ -359,7 +353,7 @@ def test_gaps_that_end_at_chance_are_no_gaps(store):
     for name in ("C7", "AFT-C3", "AFT-C5", "AFT-C6"):
         claim, jobs = LEDGER[name], []
         for (method_name, level), seed in product(CLEAR[name].items(), range(3)):
-            jobs.append(finish(store, spec(method_name, seed=seed), {name: claim.rule.stamp}, *made(**level), classes=2))
+            jobs.append(followed(store, spec(method_name, seed=seed), {name: claim.rule.stamp}, *made(**level), classes=2))
         found = ledger.judge(claim, store, jobs)
         assert found.verdict == NOT_TESTED and found.why.startswith("near chance (50.0 %) at one end: CIFAR-10") and found.flagged
 
@@ -405,12 +399,6 @@ TURNED = {
     "C5": {"twins_at": {"rate": 0.5, "angle": 0.5}}, "C6": {"twins_at": {"losses": [2.0] * 5}}, "C7": {"twins_at": {"gap": 80}},
     "AFT-C3": {"at_slow_fast": {"gap": 80}}, "AFT-C5": {"at_random": {"gap": -80}}, "AFT-C6": {"at_short_plateau": {"gap": 80}},
 }
-
-
-def test_every_measure_of_a_rule_is_judged():
-    """The ledger's claims on courses are those of this file, and each measure has effects and a verdict."""
-    assert set(OURS) == set(CLEAR) == set(TURNED) and {LEDGER[name].rule.measure for name in OURS} == set(course.MEASURES)
-    assert course.EFFECTS.keys() == course.CONDITIONS.keys() <= rules.MEASURES.keys()
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -463,13 +451,6 @@ def test_a_data_set_with_too_few_seeds_does_not_decide(store):
     assert [e.dataset for e in found.detail] == ["cifar10", "cub64"]
 
 
-def test_other_methods_are_no_detail(store):
-    """Gaps of methods that the rule does not name are left out."""
-    rule = LEDGER["AFT-C5"].rule
-    found = course.evidence(store, fill(store, LEDGER["AFT-C5"], {"trades": {"gap": 0}, "at_random": {"gap": 80}}), rule)
-    assert len(found.effects) == 1 and {e.method for e in found.detail} == {"at_random"}
-
-
 @pytest.mark.parametrize(("changes", "level", "counts"), [
     ({}, {}, True), ({"attack": AttackSpec(eps=8 / 255 * (1 + 1e-9))}, {}, True),
     ({"attack": AttackSpec(eps=4 / 255)}, {}, False), ({"attack": AttackSpec(threat="l2")}, {}, False),
@@ -490,66 +471,9 @@ def test_runs_without_the_measurement_do_not_count(store, name, gone):
     for method_name, seed in product(CLEAR[name], range(3)):
         arrays, rows = made(**CLEAR[name][method_name])
         del arrays[gone]
-        jobs.append(finish(store, spec(method_name, "cifar10", seed), {claim.id: claim.rule.stamp}, arrays, rows))
+        jobs.append(followed(store, spec(method_name, "cifar10", seed), {claim.id: claim.rule.stamp}, arrays, rows))
     found = ledger.judge(claim, store, jobs)
     assert (found.verdict, found.detail) == (NOT_TESTED, ()) and "none" in found.why
-
-
-@pytest.mark.parametrize("preset", ["toy", "test"])
-def test_toy_is_never_a_verdict(tmp_path, preset):
-    """Runs of a toy preset judge nothing, however clear they are."""
-    store = Store(preset, root=tmp_path)
-    for name in ("C5", "C7"):
-        found = ledger.judge(LEDGER[name], store, fill(store, LEDGER[name], CLEAR[name]))
-        assert (found.verdict, found.why) == (NOT_TESTED, f"a {preset} run only checks that everything works")
-
-
-# -- which runs count ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("stamps", [None, {}, {"C1": "1:000000000000"}], ids=["before all rules", "none then", "of others"])
-def test_runs_from_before_the_rule_do_not_count(store, name, stamps):
-    """They are counted as such and not used, neither for nor against."""
-    claim = LEDGER[name]
-    old = fill(store, claim, CLEAR[name] | TURNED[name], stamps=stamps)
-    found = ledger.judge(claim, store, old)
-    assert (found.verdict, found.not_counted, found.runs, found.detail) == (NOT_TESTED, len(old), (), ())
-    new = fill(store, claim, CLEAR[name], seeds=(3, 4, 5))
-    found = ledger.judge(claim, store, old + new)
-    assert (found.verdict, found.not_counted) == (REPRODUCED, len(old)) and {e.seeds for e in found.effects} == {3}
-    assert ledger.to_table([found]).iloc[0]["n"].endswith(f"; began before the rule: {len(old)}")
-
-
-def test_a_rule_edited_after_the_runs_is_refused(store):
-    """Another margin under the same version is no longer the rule of the runs."""
-    claim = LEDGER["C7"]
-    jobs = fill(store, claim, CLEAR["C7"])
-    edited = dataclasses.replace(claim, rule=dataclasses.replace(claim.rule, margin=0.02))
-    with pytest.raises(ValueError, match="expected the rule of C7 as it was when run .* began"):
-        ledger.judge(edited, store, jobs)
-
-
-def test_runs_that_are_no_runs_of_the_claim(store):
-    """Runs that are not followed, not settled, kept for others to start from, or of other methods change nothing."""
-    claim = LEDGER["C7"]
-    jobs = fill(store, claim, CLEAR["C7"])
-    against = fill(store, claim, {"at": {"gap": 0}, "twins_at": {"gap": 90}, "trades": {"gap": 0}}, ["cub64"])
-    unsettled = [dataclasses.replace(j, settled=False) for j in against[:6]]
-    shipped = Job("followed", spec("at", "cub64", 7), (), ship=True)
-    plain = Job("transfer", spec("at", "cifar10", 0, follow=None), ())
-    for j in (shipped, plain):
-        finish(store, j.spec, None, *made())
-    found = ledger.judge(claim, store, [shipped, plain, *unsettled, against[-1], *jobs])
-    assert found == ledger.judge(claim, store, jobs) and found.verdict == REPRODUCED and found.not_counted == 0
-
-
-def test_two_runs_for_one_key_are_refused(store):
-    """It is not known which of two runs is meant."""
-    claim = LEDGER["C5"]
-    jobs = fill(store, claim, CLEAR["C5"])
-    other = dataclasses.replace(jobs[0].spec, optim=OptimSpec(epochs=10, lr=0.5))
-    twice = finish(store, other, {claim.id: claim.rule.stamp}, *made())
-    with pytest.raises(ValueError, match="expected one run per data set, method and seed, got two for cifar10, at, 0"):
-        ledger.judge(claim, store, [*jobs, twice])
 
 
 # -- table and file -----------------------------------------------------------------------------------------------------
@@ -560,20 +484,6 @@ def stamped(store, names=tuple(CLEAR), seeds=(0, 1, 2)):
         for method_name, level in CLEAR[name].items():
             levels[method_name] = levels.get(method_name, {}) | level
     return fill(store, LEDGER["C5"], levels, seeds=seeds, stamps=rules.stamps())
-
-
-def test_table(store):
-    """One line per claim, each effect in its own unit with its interval; weights and losses have no radius."""
-    jobs = stamped(store, ("C5", "C6", "C7"))
-    table = ledger.to_table([ledger.judge(LEDGER[name], store, jobs) for name in ("C5", "C6", "C7")]).set_index("claim")
-    assert table["verdict"].tolist() == [REPRODUCED] * 3 and table["robust at"].tolist() == ["—", "—", "8/255"]
-    assert table.loc["C5", "effect"].split("; ")[:2] == ["TWINS-AT / AT, lr/||w||² on CIFAR-10: 2.00 [2.00, 2.00] at 96.7 %",
-                                                         "TWINS-AT / AT, angle per step on CIFAR-10: 3.00 [3.00, 3.00] at 96.7 %"]
-    assert table.loc["C6", "effect"].split("; ")[1] == ("TWINS-AT - AT, lr × (1 + λ), PGD loss on training images on CIFAR-10: "
-                                                        "-0.50 [-0.50, -0.50] nats")
-    assert table.loc["C7", "effect"] == "TWINS-AT - AT, gap on CIFAR-10: -3.0 [-4.1, -1.9]"
-    assert table.loc["C7", "n"] == "data sets: 1, seeds: 3, images: 1,000"
-    assert not table.isna().any(axis=None)
 
 
 def test_one_seed_in_table_and_file(store):
@@ -613,12 +523,6 @@ def effect(*pair, metric="gap", unit="points", value=0.0123, low=-0.02, high=0.0
 def test_effect_as_text(made, text):
     """Points with one digit, ratios without a sign, losses in nats, no interval where there is none, no negative zero."""
     assert str(made) == text
-
-
-def test_labels_of_pairs():
-    """A difference, a ratio, or one method by itself."""
-    assert pair_label(("twins_at", "at")) == "TWINS-AT - AT" and pair_label(("twins_at", "at"), "times") == "TWINS-AT / AT"
-    assert pair_label(("at_random", "at_random")) == pair_label(("at_random", "at_random"), "times") == "AT, random start"
 
 
 def test_rule_of_another_pair(store):

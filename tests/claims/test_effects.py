@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from twinslib.base import stats
-from twinslib.claims import effects, ledger
-from twinslib.claims.effects import (
+from twinslib.claims import kinds, ledger, verdict
+from twinslib.claims.effects import Effect
+from twinslib.claims.verdict import (
     CREDIT,
     INCONCLUSIVE,
     NOT,
     NOT_TESTED,
     PARTLY,
     REPRODUCED,
-    Effect,
     Evidence,
     decide,
     judge,
@@ -41,7 +41,7 @@ def effect(low: float, high: float, metric: str = "clean", **more: object) -> Ef
                      "seeds": 3, "value": (low + high) / 2, "low": low, "high": high} | more)
 
 
-@pytest.mark.parametrize(("clean", "robust", "verdict"), [
+@pytest.mark.parametrize(("clean", "robust", "expected"), [
     ((0.01, 0.05), (0.001, 0.002), REPRODUCED),  # above 0, if less than claimed
     ((0.01, 0.05), (-0.005, 0.004), PARTLY), ((0.01, 0.05), (-0.02, 0.03), INCONCLUSIVE),
     ((0.01, 0.05), (-0.008, -0.001), NOT),  # does not reach 0
@@ -49,11 +49,11 @@ def effect(low: float, high: float, metric: str = "clean", **more: object) -> Ef
     ((0.0, 0.05), (0.01, 0.05), INCONCLUSIVE),  # 0 is not above 0
     ((0.001, 0.01), (-0.02, 0.03), INCONCLUSIVE),  # less than claimed, but not nothing
 ])
-def test_decide(clean, robust, verdict) -> None:
+def test_decide(clean, robust, expected) -> None:
     """All bounds of one alternative; an interval below what is claimed and not above what is asked refutes."""
-    assert decide(RULE, [effect(*clean), effect(*robust, "robust")]) == verdict
+    assert decide(RULE, [effect(*clean), effect(*robust, "robust")]) == expected
     turned = [effect(-clean[1], -clean[0]), effect(-robust[1], -robust[0], "robust")]
-    assert decide(dataclasses.replace(RULE, lower=True), turned) == verdict
+    assert decide(dataclasses.replace(RULE, lower=True), turned) == expected
 
 
 def test_alternatives_and_conditions() -> None:
@@ -84,8 +84,8 @@ def test_near_chance() -> None:
     e = effect(0.0, 0.1, ours=0.3, theirs=0.149, chance=0.1)
     assert e.near_chance(0.05) and not e.near_chance(0.04) and not effect(0.0, 0.1).near_chance(0.5)
     other = effect(0.0, 0.1, "robust", ours=0.5, theirs=0.5, chance=0.1)
-    assert effects.apart([e, other], RULE) == [e, other]  # a data set, not a measure
-    assert effects.apart([other, dataclasses.replace(e, dataset="cub64")], RULE) == [dataclasses.replace(e, dataset="cub64")]
+    assert verdict.apart([e, other], RULE) == [e, other]  # a data set, not a measure
+    assert verdict.apart([other, dataclasses.replace(e, dataset="cub64")], RULE) == [dataclasses.replace(e, dataset="cub64")]
 
 
 def test_levels_of_intervals_that_decide_together() -> None:
@@ -184,5 +184,5 @@ def test_committed_verdicts_follow_from_their_effects() -> None:
     """Each verdict of `small` is one of the five, and its effects are those of the present rules."""
     stamps = rules.stamps()
     for name, record in json.loads(SMALL.read_text()).items():
-        assert record["verdict"] in effects.VERDICTS and record["stamp"] == stamps[name] and set(ledger.KINDS) >= {
+        assert record["verdict"] in verdict.VERDICTS and record["stamp"] == stamps[name] and set(kinds.KINDS) >= {
             c.rule.measure for c in rules.claims() if c.id == name}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.aft_made import N, epochs, finish, network, reaching, spec
-from twinslib.claims import effects, finetuning, ledger
+from twinslib.claims import finetuning, kinds, ledger, verdict
 from twinslib.claims.effects import Effect
 from twinslib.claims.finetuning import attacks, paired
 from twinslib.evidence.networks import Network
@@ -20,18 +20,11 @@ LEDGER = {c.id: c for c in rules.claims() if c.rule.measure in rules.FINETUNED}
 LINF = LEDGER["AFT-C1"].rule.robust
 
 
-@pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    """judge(claim, networks): the verdict by the ledger's rule."""
-    store = Store("small", root=tmp_path)
-
-    def judge(claim: str, found: list[Network]) -> dict:
-        monkeypatch.setattr(finetuning, "finished", lambda store, jobs: found)
-        rule = LEDGER[claim].rule
-        e = finetuning.evidence(store, [n.job for n in found], rule)
-        return {"verdict": effects.judge(rule, e), "why": e.lack or e.said, "effects": e.effects, "detail": e.detail}
-
-    return judge
+def judged(claim: str, found: list[Network]) -> dict:
+    """The verdict by the ledger's rule."""
+    rule = LEDGER[claim].rule
+    e = finetuning.weigh(finetuning.rows(found), {}, rule)
+    return {"verdict": verdict.judge(rule, e), "why": e.lack or e.said, "effects": e.effects, "detail": e.detail}
 
 
 def every(*args: object, seeds=SEEDS, **options: object) -> list[Network]:
@@ -48,7 +41,7 @@ def aft(clean: float, robust: float, spent: float = 6000.0, before: float | None
 
 
 # -- AFT-C1 ---------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("ours", "last", "before", "verdict"), [
+@pytest.mark.parametrize(("ours", "last", "before", "expected"), [
     ((0.80, 0.50), (0.72, 0.30), 4000.0, "reproduced"),
     ((0.75, 0.402), (0.72, 0.402), 3900.0, "partly"),  # cheaper, clean higher, robust within a point
     ((0.75, 0.402), (0.72, 0.402), 4000.0, "not"),  # only three times as cheap, robust no more than 0.8 points higher
@@ -58,18 +51,18 @@ def aft(clean: float, robust: float, spent: float = 6000.0, before: float | None
     ((0.70, 0.45), (0.72, 0.30), 4000.0, "not"),  # clean is not higher
     ((0.80, (0.36, 0.41, 0.46)), (0.72, 0.41), 4000.0, "inconclusive"),  # seeds disagree
 ])
-def test_beats(judged, ours, last, before, verdict) -> None:
+def test_beats(ours, last, before, expected) -> None:
     """Against the best epoch (0.70 clean, 0.40 robust, three times the passes), then against the last."""
     robust = ours[1] if isinstance(ours[1], tuple) else (ours[1],) * 3
     mine = [network("aft", ours[0], r, start="natural", spent=6000.0, before=before, seed=s)
             for s, r in zip(SEEDS, robust, strict=True)]
     result = judged("AFT-C1", [*mine, *at((0.70, 0.40), last)])
-    assert result["verdict"] == verdict and result["why"].startswith("of 2 intervals ")
+    assert result["verdict"] == expected and result["why"].startswith("of 2 intervals ")
     assert [e.metric for e in result["effects"]] == ["clean", "robust"] * 2 + ["passes"]
     assert all((e.seeds, e.images) == (3, N) for e in result["effects"][:4])
 
 
-def test_effects_say_which_epoch(judged) -> None:
+def test_effects_say_which_epoch() -> None:
     """Effects are named by what is compared, passes by their own name."""
     effects = judged("AFT-C1", [*aft(0.8, 0.5), *at((0.7, 0.4), (0.72, 0.3))])["effects"]
     assert str(effects[0]).startswith("AFT - AT, random start, clean on CIFAR-10: +10.0 [")
@@ -79,7 +72,7 @@ def test_effects_say_which_epoch(judged) -> None:
 
 
 # -- AFT-C2 ---------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("ours", "spent", "aft_spent", "before", "verdict"), [
+@pytest.mark.parametrize(("ours", "spent", "aft_spent", "before", "expected"), [
     ((0.75, 0.402), (81, 81, 81), 10, 60, "reproduced"),
     ((0.75, 0.402), (80, 80, 80), 10, 60, "partly"),  # 8 is not above 8
     ((0.75, 0.402), (81, 90, 99), 10, 60, "inconclusive"),  # the interval reaches below 8, and with the start below 1
@@ -88,26 +81,26 @@ def test_effects_say_which_epoch(judged) -> None:
     ((0.75, 0.389), (90, 90, 90), 10, 0, "inconclusive"),  # about one
     ((0.70, 0.40), (90, 90, 90), 10, 0, "inconclusive"),  # clean is not higher
 ])
-def test_cheaper(judged, ours, spent, aft_spent, before, verdict) -> None:
+def test_cheaper(ours, spent, aft_spent, before, expected) -> None:
     """More than eight times the passes in one accounting, and accuracy within a point; more passes in both is partly."""
     found = aft(*ours, spent=aft_spent, before=before)
     found += [network("at_scratch", 0.70, 0.40, at="best", spent=s, seed=seed) for seed, s in zip(SEEDS, spent, strict=True)]
     result = judged("AFT-C2", found)
-    assert result["verdict"] == verdict
+    assert result["verdict"] == expected
     given, whole = result["effects"][:2]
     assert given.value == pytest.approx(np.prod(spent) ** (1 / 3) / aft_spent)
     assert whole.value == pytest.approx(np.prod(spent) ** (1 / 3) / (aft_spent + before))
     assert (given.low < given.value) == (len(set(spent)) > 1)
 
 
-def test_cheaper_needs_the_cost_of_the_start(judged) -> None:
+def test_cheaper_needs_the_cost_of_the_start() -> None:
     """Without the passes of the start network nothing is judged."""
     found = [*aft(0.75, 0.39, before=None), *every("at_scratch", 0.7, 0.4, at="best", spent=10**6)]
     assert judged("AFT-C2", found)["verdict"] == "not tested at this scale"
 
 
 # -- AFT-C3b --------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("others", "verdict"), [
+@pytest.mark.parametrize(("others", "expected"), [
     ((0.45, 0.45, 0.45, 0.46), "reproduced"),
     ((0.45, 0.45, 0.45, 0.499), "partly"),  # above one-cycle, but unclear
     ((0.45, 0.45, 0.50, 0.45), "partly"),  # level with cosine
@@ -117,18 +110,18 @@ def test_cheaper_needs_the_cost_of_the_start(judged) -> None:
     ((0.45, 0.55, 0.45, 0.45), "not"),
     ((0.45, (0.42, 0.48, 0.54), 0.45, 0.45), "inconclusive"),
 ])
-def test_best_schedule(judged, others, verdict) -> None:
+def test_best_schedule(others, expected) -> None:
     """Clearly above constant and piecewise; clearly above the other two, or at least not behind."""
     names = ("aft_constant", "aft_piecewise", "aft_cosine", "aft_one_cycle")
     found = [network(name, 0.7, share[s] if isinstance(share, tuple) else share, part="schedule", start="natural", seed=s)
              for name, share in zip(names, others, strict=True) for s in SEEDS]
     result = judged("AFT-C3b", [*aft(0.7, 0.5), *found])
-    assert result["verdict"] == verdict and {e.level for e in result["effects"]} == {0.975}
+    assert result["verdict"] == expected and {e.level for e in result["effects"]} == {0.975}
     assert judged("AFT-C3b", [*aft(0.7, 0.5), *found[:-1]])["verdict"] == "not tested at this scale"  # two seeds of the last
 
 
 # -- AFT-C4 ---------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("public", "own", "random", "start", "verdict"), [
+@pytest.mark.parametrize(("public", "own", "random", "start", "expected"), [
     (0.40, 0.40, 0.30, 0.02, "reproduced"), (0.39, 0.40, 0.30, 0.049, "reproduced"),
     (0.37, 0.40, 0.30, 0.02, "partly"),  # three points behind, more or less
     (0.40, 0.40, 0.40, 0.02, "not"),  # a natural start is no better than a random one
@@ -137,13 +130,13 @@ def test_best_schedule(judged, others, verdict) -> None:
     (0.40, 0.40, (0.30, 0.38, 0.46), 0.02, "inconclusive"),
     (0.40, 0.40, 0.30, 0.05, "not tested at this scale"),  # a start was not a natural network
 ])
-def test_any_start(judged, public, own, random, start, verdict) -> None:
+def test_any_start(public, own, random, start, expected) -> None:
     """The public network ends within three points of our own, ours above a random start; both natural ones began below 5 %."""
     found = [*aft(0.7, own), *aft(0.9, 0.01, at="start"), *every("aft_public", 0.7, public, start="public", before=None),
              *every("aft_public", 0.9, start, at="start", start="public", before=None),
              *(network("aft_random", 0.6, random[s] if isinstance(random, tuple) else random, seed=s) for s in SEEDS)]
     result = judged("AFT-C4", found)
-    assert result["verdict"] == verdict and f"before at most {100 * start:.1f} %" in result["why"]
+    assert result["verdict"] == expected and f"before at most {100 * start:.1f} %" in result["why"]
     gained = result["effects"][2] if result["effects"] else result["detail"][2]
     assert str(gained).startswith("AFT, public start, PGD-20 on CIFAR-10") and gained.where == "after minus before"
     two = [n for n in found if (n.at, n.spec.method.name, n.spec.seed) != ("start", "aft_public", 2)]
@@ -152,7 +145,7 @@ def test_any_start(judged, public, own, random, start, verdict) -> None:
 
 # -- what counts ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("claim", LEDGER)
-def test_too_few_seeds(judged, claim: str) -> None:
+def test_too_few_seeds(claim: str) -> None:
     """No runs, or two seeds, are no verdict; what two seeds show is kept as detail."""
     assert judged(claim, [])["why"].endswith("finished of all of it: none")
     methods = {name for pair in LEDGER[claim].rule.pairs for name in pair}
@@ -163,7 +156,7 @@ def test_too_few_seeds(judged, claim: str) -> None:
     assert "3 seeds of all that is compared are needed on 1 data set" in result["why"] and "2 on CIFAR-10" in result["why"]
 
 
-def test_strongest_attack_that_counts(judged) -> None:
+def test_strongest_attack_that_counts() -> None:
     """AutoAttack decides where it stands on enough images of as many seeds as PGD, else PGD."""
     def decided(images: int, seeds=SEEDS) -> str:
         ours = [network("aft", 0.8, 0.5, start="natural", before=0.0, seed=s, auto=(0.4, images) if s in seeds else None)
@@ -174,7 +167,7 @@ def test_strongest_attack_that_counts(judged) -> None:
     assert decided(N) == "apgd-ce+apgd-t+fab-t+square" and decided(N - 1) == "pgd20" == decided(N, seeds=(0, 1))
 
 
-def test_other_radii_do_not_count(judged) -> None:
+def test_other_radii_do_not_count() -> None:
     """Accuracy under another threat or radius is not what the rule asks for."""
     for change in ({"eps": 4 / 255}, {"threat": "l2", "eps": 0.5}):
         found = [*aft(0.8, 0.5, **change), *at((0.7, 0.4), (0.7, 0.3), **change)]
@@ -190,7 +183,7 @@ def test_pairs_are_on_the_same_images() -> None:
     assert paired({0: ours}, {0: theirs}, "pgd20", few)[2] == pytest.approx(1 - 0.4)
     assert paired({0: ours}, {1: theirs}, "none", LINF) is None and paired({}, {}, "none", LINF) is None
     moved = network("at_scratch", 0.7, 0.4, fold="t")
-    assert paired({0: ours}, {0: moved}, "none", LINF)  # fewer training images, the same test images
+    assert paired({0: ours}, {0: moved}, "none", LINF)  # another split, the same test images
     moved = network("at_scratch", 0.7, 0.4, fold="t", split=1)
     with pytest.raises(ValueError, match="expected aft and at_scratch on the same test images"):
         paired({0: ours}, {0: moved}, "none", LINF)
@@ -211,7 +204,7 @@ def test_runs_that_a_rule_compares(claim: str, concerned: set) -> None:
     jobs = [network(name, 0.5, part=part).job for part, name in (
         ("main", "aft"), ("main", "at_scratch"), ("schedule", "aft_cosine"), ("fraction", "aft"), ("width", "aft"))]
     jobs += [Job("aft_tuning", spec("aft"), ()), Job("aft", spec("natural"), (), labels=(("part", "start"), ("start", "random")))]
-    found = {(dict(j.labels)["part"], j.spec.method.name) for j in jobs if finetuning.concerns(j, LEDGER[claim].rule)}
+    found = {(dict(j.labels)["part"], j.spec.method.name) for j in jobs if kinds.concerns(j, LEDGER[claim].rule)}
     assert found == concerned
 
 
@@ -228,13 +221,13 @@ def test_ledger_from_a_store(tmp_path) -> None:
         finish(store, run, epochs(10, 600, [0.1] * 4 + [0.4] + [0.2] * 5), masks[run], rules=rules.stamps())
         if run.source:
             finish(store, run.source, epochs(3, 100))
-    verdict = ledger.judge(LEDGER["AFT-C1"], store, list(merged.values()))
-    assert (verdict.verdict, len(verdict.runs), verdict.not_counted) == ("reproduced", 6, 0)
-    text = ledger.to_table([verdict]).iloc[0]
+    found = ledger.judge(LEDGER["AFT-C1"], store, list(merged.values()))
+    assert (found.verdict, len(found.runs), found.not_counted) == ("reproduced", 6, 0)
+    text = ledger.to_table([found]).iloc[0]
     assert text["n"] == "data sets: 1, seeds: 3, images: 1,000" and "+10.0 [" in text["effect"]
     cheap = ledger.to_table([ledger.judge(LEDGER["AFT-C2"], store, list(merged.values()))]).iloc[0]
     assert cheap["verdict"] == "not" and "passes on CIFAR-10: 0.50 [0.50, 0.50] (start given)" in cheap["effect"]
     run = next(iter(merged))
     finish(store, run, epochs(10, 600), masks[run])
-    verdict = ledger.judge(LEDGER["AFT-C1"], store, list(merged.values()))
-    assert (verdict.verdict, verdict.not_counted) == ("not tested at this scale", 1)
+    found = ledger.judge(LEDGER["AFT-C1"], store, list(merged.values()))
+    assert (found.verdict, found.not_counted) == ("not tested at this scale", 1)

@@ -15,17 +15,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.store_made import finish
 from twinslib import __main__ as cli
 from twinslib.base import paths, stats
 from twinslib.base.files import read_json, write_json
 from twinslib.claims import ledger
-from twinslib.claims.effects import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, VERDICTS
+from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, VERDICTS
+from twinslib.evidence import frame, public
 from twinslib.evidence import pairs as evidence_pairs
-from twinslib.evidence import public
 from twinslib.specs import labels as specs_labels
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import Store
@@ -61,18 +61,6 @@ def job(dataset="cifar10", name="at", seed=0, evals=(CLEAN, PGD), **more):
     return Job("transfer", spec, tuple(evals), **more)
 
 
-def finish(store, job, masks, stamps):
-    """Leave what a run leaves that began when the rules had these stamps; None: before there were rules."""
-    for folder, value in (("runs", {"spec": json.loads(canonical_json(job.spec)), "split": f"{job.spec.data.name}-0"}),
-                          ("provenance", {"train": {"seconds": 1.0} | ({} if stamps is None else {"rules": stamps})})):
-        path = store.root / folder / f"{job.spec.hash}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(value))
-    (store.root / "masks").mkdir(exist_ok=True)
-    with open(mask_path(store, job), "wb") as file:  # `packed.write_npz` would wait for the disk
-        np.savez(file, **{f"{e.hash}/{e.attack_name}": m for e, m in masks.items()})
-
-
 def mask_path(store, job):
     return store.root / "masks" / f"{job.spec.hash}.npz"
 
@@ -100,7 +88,7 @@ def fill(store, claim, levels, datasets=DATASETS, seeds=(0, 1, 2), stamps=..., e
         level = levels[name]
         masks = {e: level(dataset, e) if callable(level) else mask(level, images=e.images) for e in evals}
         jobs.append(job(dataset, name, seed, evals))
-        finish(store, jobs[-1], masks, stamps)
+        finish(store, jobs[-1].spec, masks, stamps=stamps)
     return jobs
 
 
@@ -345,16 +333,6 @@ def test_too_little_is_not_tested(store, claim, lack):
     assert found.why.startswith("3 seeds are needed, finished are: ") and "data sets" in found.why
 
 
-def test_why_counts_what_is_there(store):
-    """The reason names the comparison, the measures and on how many data sets there is enough."""
-    claim = claim_of(rule_of())
-    levels = {"twins_at": 100, "at": 0}
-    jobs = fill(store, claim, levels, DATASETS[:2]) + fill(store, claim, levels, ["cub64"], [0])
-    found = ledger.judge(claim, store, jobs)
-    assert found.why == "3 seeds are needed, finished are: TWINS-AT - AT, clean and robust, on 2 of 3 data sets"
-    assert [(e.dataset, e.seeds) for e in found.detail[:3]] == [("cifar10", 3), ("caltech64", 3), ("cub64", 1)]
-
-
 @pytest.mark.parametrize("preset", ["toy", "test"])
 def test_toy_is_never_a_verdict(tmp_path, preset):
     """Runs of a toy preset judge nothing, however many and clear they are."""
@@ -384,7 +362,7 @@ def test_runs_that_are_no_runs_of_the_claim(store):
     tuning = Job("tuning", dataclasses.replace(jobs[0].spec, optim=OptimSpec(lr=0.5)), ())
     followed = Job("followed", dataclasses.replace(jobs[0].spec, follow=FollowSpec(test_images=N)), ())
     for j in (source, tuning, followed):
-        finish(store, j, {CLEAN: mask()}, stamps=None)
+        finish(store, j.spec, {CLEAN: mask()})
     found = ledger.judge(claim, store, [source, tuning, followed, *unsettled, *jobs, job(name="natural")])
     assert found == ledger.judge(claim, store, jobs) and found.verdict == REPRODUCED
     assert found.runs == tuple(sorted(j.spec.hash for j in jobs)) and found.not_counted == 0
@@ -453,7 +431,7 @@ def test_over_two_data_sets_only_their_own_intervals_count():
     """Two values say nothing of other data sets, so their mean has the interval that theirs combine to."""
     found = [(0.02, 0.01, 0.03), (0.04, 0.01, 0.07)]
     half = math.hypot(0.01, 0.03) / 2
-    assert evidence_pairs.mean_interval(found) == pytest.approx((0.03, 0.03 - half, 0.03 + half))
+    assert frame.mean_interval(found) == pytest.approx((0.03, 0.03 - half, 0.03 + half))
 
 
 def test_an_unfinished_training_has_no_stamp_yet(store):
@@ -638,15 +616,6 @@ def test_file_is_complete(store):
     path.unlink()
     ledger.write(store, ledger.judge_all(store, jobs, "01")[::-1])
     assert path.read_bytes() == before
-
-
-def test_claims_of_other_notebooks_stay(store):
-    """Judging one claim replaces its entry and leaves the others."""
-    path = store.root / "claims.json"
-    path.write_text(json.dumps({"D1": {"verdict": "kept"}, "C2": {"verdict": "old"}}))
-    ledger.write(store, [ledger.judge(LEDGER["C2"], store, [])])
-    stored = json.loads(path.read_text())
-    assert stored["D1"] == {"verdict": "kept"} and stored["C2"]["verdict"] == NOT_TESTED and set(stored) == {"C2", "D1"}
 
 
 def test_file_is_written_whole_or_not_at_all(store, monkeypatch):

@@ -1,23 +1,22 @@
 """Verdicts on certified accuracy: each rule reproduced, partly met, missed, and without enough runs, on made-up radii."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.smoothing_made import RADII, N, measured, reaching, spec
-from twinslib.base.files import write_json
-from twinslib.claims import effects, ledger, smoothing
+from tests.store_made import finish
+from twinslib.claims import kinds, ledger, smoothing, verdict
 from twinslib.evidence.cells import grid_radius, select, stack
+from twinslib.evidence.frame import Row
 from twinslib.specs.measure import EvalSpec
-from twinslib.specs.reading import canonical_json
 from twinslib.store.jobs import Job
 from twinslib.store.statistics import STATISTICS
 from twinslib.store.store import Store
 from twinslib.studies import plan, rules
-from twinslib.studies.rules import Rule, Smooth, cell
+from twinslib.studies.rules import Cell, Rule, Smooth, cell
 
 SEEDS = (0, 1, 2)
 SMOOTH = Smooth(sigmas=(0.25, 0.5), radii=(0.25, 0.5), n=1000, alpha=0.001, min_images=N)
@@ -31,19 +30,22 @@ def rule(claim: str, **changes: object) -> Rule:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    """judge(rule, found): the verdict on made-up certifications, by the code that reads the store's."""
+def judged(tmp_path):
+    """judge(rule, found): the verdict on made-up certifications; masks: (cell, seed) -> right without noise."""
     store = Store("small", root=tmp_path)
 
     def judge(rule: Rule, found: list, masks: dict | None = None) -> dict:
-        monkeypatch.setattr(smoothing, "finished", lambda store, jobs: found)
-        monkeypatch.setattr(smoothing, "clean_masks", lambda store, jobs: masks or {})
-        jobs = [Job("smoothing", m.spec, ()) for m in found] or [Job("smoothing", spec(), ())]
-        e = smoothing.evidence(store, jobs, rule)
-        return {"verdict": effects.judge(rule, e), "why": e.lack or e.said, "effects": e.effects, "detail": e.detail}
+        clean = [Row("smoothing", spec(seed), labels(c), "clean", m) for (c, seed), m in (masks or {}).items()]
+        datasets = list(dict.fromkeys(m.dataset for m in found)) or ["cifar10"]
+        e = smoothing.weigh(found, clean, datasets, {}, rule, store)
+        return {"verdict": verdict.judge(rule, e), "why": e.lack or e.said, "effects": e.effects, "detail": e.detail}
 
     judge.store = store
     return judge
+
+
+def labels(c: Cell) -> tuple:
+    return ("pretraining", c.pretraining), ("finetuning", c.finetuning), ("norm", c.norm)
 
 
 def every(name: str, *shares: float, sigmas=(0.25, 0.5), seeds=SEEDS, **options: object) -> list:
@@ -78,7 +80,7 @@ def test_grid_radius() -> None:
 
 
 # -- RS-C1, RS-C8 ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("ours", "theirs", "reference", "verdict"), [
+@pytest.mark.parametrize(("ours", "theirs", "reference", "expected"), [
     ((0.68, 0.58), (0.2, 0.1), (0.7, 0.6), "reproduced"),
     ((0.6, 0.4), (0.2, 0.1), (0.7, 0.6), "partly"),  # keeps two thirds at one radius
     ((0.30, 0.1), (0.2, 0.1), (0.35, 0.1), "partly"),  # 10 points, by no clear interval; the reference's 10 % asks for nothing
@@ -86,10 +88,10 @@ def test_grid_radius() -> None:
     ((0.60, 0.50), (0.59, 0.52), (0.62, 0.55), "not"),
     ((0.1, 0.1), (0.0, 0.0), (0.2, 0.1), "not tested at this scale"),  # the reference never exceeds 20 %
 ])
-def test_carried(judged, ours, theirs, reference, verdict) -> None:
+def test_carried(judged, ours, theirs, reference, expected) -> None:
     """Ten points above clean pre-training and 80 % of the reference, on average clearly, wherever that exceeds 20 %."""
     found = [*every("mixed/clean/group", *ours), *every("clean/clean/group", *theirs), *every("mixed/noise*/group", *reference)]
-    assert judged(rule("RS-C1"), found)["verdict"] == verdict
+    assert judged(rule("RS-C1"), found)["verdict"] == expected
 
 
 def test_effects_of_carried(judged) -> None:
@@ -112,16 +114,16 @@ def test_too_few_seeds(judged) -> None:
     assert judged(rule("RS-C1"), found[:-1])["detail"] != () and judged(rule("RS-C1"), found[:6])["detail"] == ()
 
 
-@pytest.mark.parametrize(("second", "verdict"), [((0.68, 0.58), "reproduced"), ((0.42, 0.3), "partly"),
+@pytest.mark.parametrize(("second", "expected"), [((0.68, 0.58), "reproduced"), ((0.42, 0.3), "partly"),
                                                  ((0.1, 0.05), "not")])
-def test_carried_widely(judged, second, verdict) -> None:
+def test_carried_widely(judged, second, expected) -> None:
     """RS-C8 asks the same of two data sets; one data set is no verdict."""
     found = []
     for dataset, ours in (("cifar10", (0.68, 0.58)), ("caltech64", second)):
         for name, shares in (("mixed/clean/group", ours), ("clean/clean/group", (0.2, 0.1)), ("mixed/noise*/group", (0.7, 0.6))):
             run = dataclasses.replace(spec(), data=dataclasses.replace(spec().data, name=dataset))
             found += every(name, *shares, dataset=dataset, run=run)
-    assert judged(rule("RS-C8"), found)["verdict"] == verdict
+    assert judged(rule("RS-C8"), found)["verdict"] == expected
     assert judged(rule("RS-C8"), [m for m in found if m.dataset == "cifar10"])["verdict"] == "not tested at this scale"
 
 
@@ -150,37 +152,32 @@ def family(one: dict, three: dict, **options: object) -> list:
     return found + [m for s, shares in three.items() for m in every("noise*/noise*/group", *shares, sigmas=[s], **options)]
 
 
-@pytest.mark.parametrize(("one", "verdict", "said"), [
+@pytest.mark.parametrize(("one", "expected", "said"), [
     ({0.25: (0.7, 0.1), 0.5: (0.5, 0.5)}, "reproduced", "mean above -2 points at 2 of 2 radii, better at 2"),
     ({0.25: (0.6, 0.1), 0.5: (0.5, 0.4)}, "inconclusive", "mean above -2 points at 2 of 2 radii, better at 0"),
     ({0.25: (0.45, 0.1), 0.5: (0.4, 0.25)}, "not", "mean above -2 points at 0"),
 ])
-def test_one_for_all(judged, one, verdict, said) -> None:
+def test_one_for_all(judged, one, expected, said) -> None:
     """The best level at each radius of both families is compared, not level by level (parity on the same images has no width)."""
     found = family(one, {0.25: (0.6, 0.2), 0.5: (0.3, 0.4)})
-    if verdict == "inconclusive":  # the same share, on other images: the interval has a width
+    if expected == "inconclusive":  # the same share, on other images: the interval has a width
         found = [dataclasses.replace(m, certified=m.certified._replace(radius=m.certified.radius[::-1],
                                                                        prediction=m.certified.prediction[::-1]))
                  if m.cell.pretraining == "mixed" else m for m in found]
     result = judged(rule("RS-C2"), found)
-    assert result["verdict"] == verdict and said in result["why"]
+    assert result["verdict"] == expected and said in result["why"]
 
 
-def finish(store: Store, *specs) -> None:
-    """Leave the record that a finished training leaves."""
-    for s in specs:
-        write_json(store.root / "runs" / f"{s.hash}.json", {"spec": json.loads(canonical_json(s)), "train_images": 100})
-
-
-@pytest.mark.parametrize(("one", "three", "share", "verdict"), [
+@pytest.mark.parametrize(("one", "three", "share", "expected"), [
     (1000, 20_000, 0.7, "reproduced"), (1000, 20_000, 0.5, "not"), (1000, 1000, 0.7, "not")])
-def test_cost(judged, one, three, share, verdict) -> None:
+def test_cost(judged, one, three, share, expected) -> None:
     """Passes of training (3 for each image and epoch; a shared start once) and draws of one network over those of one for each
     level: under one half, at parity of accuracy."""
     starts = [spec(lr=lr) for lr in (0.2, 0.3, 0.4)]
     runs = {seed: spec(seed, source=starts[0]) for seed in SEEDS}
     many = {(seed, s): spec(seed, source=start) for seed in SEEDS for s, start in zip((0.25, 0.5), starts[1:], strict=True)}
-    finish(judged.store, *starts, *runs.values(), *many.values())
+    for s in (*starts, *runs.values(), *many.values()):
+        finish(judged.store, s, train_images=100)
     found = [measured("mixed/clean/group", s, reaching(share, share), seed=seed, run=runs[seed], draws=one)
              for seed in SEEDS for s in (0.25, 0.5)]
     found += [measured(f"noise{s}/noise{s}/group", s, reaching(0.6, 0.6), seed=seed, run=many[seed, s], draws=three)
@@ -189,34 +186,34 @@ def test_cost(judged, one, three, share, verdict) -> None:
     effect = result["effects"][0]
     training = 3 * 100 * 60  # of one network
     assert effect.value == pytest.approx((4 * training + 2 * three) / (2 * training + 2 * one)) and effect.unit == "times"
-    assert result["verdict"] == verdict and "of training alone 0.50" in result["why"]
+    assert result["verdict"] == expected and "of training alone 0.50" in result["why"]
 
 
 # -- RS-C4, RS-C5 ---------------------------------------------------------------------------------------------------------
 OTHERS = ("clean", "noise0.25", "noise0.5", "noise1.0")
 
 
-@pytest.mark.parametrize(("best", "verdict"), [((0.1, 0.1), "reproduced"), ((0.38, 0.3), "partly"), ((0.42, 0.3), "not"),
+@pytest.mark.parametrize(("best", "expected"), [((0.1, 0.1), "reproduced"), ((0.38, 0.3), "partly"), ((0.42, 0.3), "not"),
                                                ((0.6, 0.3), "not")])
-def test_wider(judged, best, verdict) -> None:
+def test_wider(judged, best, expected) -> None:
     """The average certified radius must be above that of clean and of every single level."""
     found = every("mixed/clean/group", 0.4, 0.3)
     for p in OTHERS:
         found += every(f"{p}/clean/group", *(best if p == "noise0.5" else (0.1, 0.1)))
     result = judged(rule("RS-C4"), found)
-    if verdict == "partly":  # two images of a hundred
+    if expected == "partly":  # two images of a hundred
         assert 0 < result["effects"][2].value == pytest.approx(0.25 * 0.02)
-    assert result["verdict"] == verdict and [e.baseline for e in result["effects"]] == [f"{p}/clean/group" for p in OTHERS]
+    assert result["verdict"] == expected and [e.baseline for e in result["effects"]] == [f"{p}/clean/group" for p in OTHERS]
     assert result["effects"][0].value == pytest.approx(0.25 * 0.3 + 0.25 * 0.2) and "+0.125 [" in str(result["effects"][0])
 
 
-@pytest.mark.parametrize(("right", "verdict"), [(1700, "reproduced"), (1495, "inconclusive"), (1300, "not")])
-def test_clean_kept(judged, right, verdict) -> None:
+@pytest.mark.parametrize(("right", "expected"), [(1700, "reproduced"), (1495, "inconclusive"), (1300, "not")])
+def test_clean_kept(judged, right, expected) -> None:
     """Two points of clean accuracy may be lost."""
     mask = {cell("mixed/clean/group"): np.arange(2000) < right, cell("clean/clean/group"): np.arange(2000)[::-1] < 1500}
-    masks = {("cifar10", c, seed): m for c, m in mask.items() for seed in SEEDS}
+    masks = {(c, seed): m for c, m in mask.items() for seed in SEEDS}
     found = every("mixed/clean/group", 0.1)
-    assert judged(LEDGER["RS-C5"], found, masks)["verdict"] == verdict
+    assert judged(LEDGER["RS-C5"], found, masks)["verdict"] == expected
     assert judged(LEDGER["RS-C5"], found, {k: m[:999] for k, m in masks.items()})["verdict"] == "not tested at this scale"
 
 
@@ -228,19 +225,19 @@ def norms(batch: float, group: float, layer: float) -> list:
                     for m in every(f"mixed/clean/{n}", x)]
 
 
-@pytest.mark.parametrize(("batch", "group", "layer", "verdict"), [(0.2, 0.6, 0.5, "reproduced"), (0.50, 0.6, 0.51, "partly"),
+@pytest.mark.parametrize(("batch", "group", "layer", "expected"), [(0.2, 0.6, 0.5, "reproduced"), (0.50, 0.6, 0.51, "partly"),
                                                                   (0.58, 0.59, 0.6, "inconclusive"), (0.5, 0.6, 0.4, "not")])
-def test_norm_drop(judged, batch, group, layer, verdict) -> None:
+def test_norm_drop(judged, batch, group, layer, expected) -> None:
     """Batch norm must lose more than group norm and than layer norm."""
     result = judged(rule("RS-C6", radii=(0.25,)), norms(batch, group, layer))
-    assert result["verdict"] == verdict and [e.value for e in result["effects"]] == pytest.approx([group - batch, layer - batch])
+    assert result["verdict"] == expected and [e.value for e in result["effects"]] == pytest.approx([group - batch, layer - batch])
     assert f"batch {100 * (0.7 - batch):+.1f}, group {100 * (0.7 - group):+.1f}" in result["why"]
 
 
 def test_norms_that_differ_without_noise_are_named(judged) -> None:
     """More than two points apart on clean images, the accuracies are shown."""
     right = {"batch": 70, "group": 60, "layer": 69}
-    masks = {("cifar10", cell(f"mixed/clean/{n}"), s): np.arange(100) < k for n, k in right.items() for s in SEEDS}
+    masks = {(cell(f"mixed/clean/{n}"), s): np.arange(100) < k for n, k in right.items() for s in SEEDS}
     why = judged(rule("RS-C6", radii=(0.25,)), norms(0.2, 0.6, 0.5), masks)["why"]
     assert why.endswith("; without noise the norms differ: batch 70.0 %, group 60.0 %, layer 69.0 %")
 
@@ -253,17 +250,17 @@ def statistics(store: Store, plain: float, noisy: float) -> None:
     pd.DataFrame(lines, columns=STATISTICS).to_csv(store.root / "rows" / "statistics.csv", index=False)
 
 
-@pytest.mark.parametrize(("restat", "frozen", "plain", "verdict"), [
+@pytest.mark.parametrize(("restat", "frozen", "plain", "expected"), [
     (0.65, 0.2, 0.5, "reproduced"), (0.1, 0.65, 0.5, "reproduced"), (0.46, 0.2, 0.5, "partly"), (0.3, 0.3, 0.5, "not"),
     (0.65, 0.65, 0.1, "inconclusive"),  # the mismatch is not larger
     (0.65, 0.65, None, "not tested at this scale")])
-def test_recovered(judged, restat, frozen, plain, verdict) -> None:
+def test_recovered(judged, restat, frozen, plain, expected) -> None:
     """Half of the 50 points lost must come back with other statistics, and the mismatch must be larger where they are lost."""
     if plain is not None:
         statistics(judged.store, plain, 0.2)
     found = [*norms(0.2, 0.6, 0.5), *every("mixed/clean/batch+restat", restat), *every("mixed/frozen/batch", frozen)]
     result = judged(rule("RS-C7", radii=(0.25,)), found)
-    assert result["verdict"] == verdict and "batch norm loses 50.0 points" in result["why"]
+    assert result["verdict"] == expected and "batch norm loses 50.0 points" in result["why"]
     shown = result["effects"] or result["detail"]
     assert [e.value for e in shown] == pytest.approx([restat - 0.45, restat - 0.2, frozen - 0.45, frozen - 0.2])
 
@@ -285,16 +282,14 @@ def test_every_measure_has_its_judge() -> None:
 def test_only_networks_of_the_rule_concern_it() -> None:
     """A rule looks at its cells and references at every level, whatever their statistics, and at nothing that starts others."""
     def job(name: str, ship: bool = False) -> Job:
-        c = cell(name)
-        return Job("smoothing", spec(), (EvalSpec(kind="clean", images=1),), ship=ship, labels=(
-            ("pretraining", c.pretraining), ("finetuning", c.finetuning), ("norm", c.norm)))
+        return Job("smoothing", spec(), (EvalSpec(kind="clean", images=1),), ship=ship, labels=labels(cell(name)))
 
     wanted = ("mixed/clean/batch", "mixed/frozen/batch", "mixed/noise0.25/batch", "mixed/noise1.0/batch")
-    assert all(smoothing.concerns(job(name), LEDGER["RS-C7"]) for name in wanted)
-    assert not any(smoothing.concerns(job(name), LEDGER["RS-C7"])
+    assert all(kinds.concerns(job(name), LEDGER["RS-C7"]) for name in wanted)
+    assert not any(kinds.concerns(job(name), LEDGER["RS-C7"])
                    for name in ("mixed/clean/group", "clean/clean/batch", "mixed/noise0.12/batch"))
-    assert not smoothing.concerns(job(wanted[0], ship=True), LEDGER["RS-C7"])
-    assert smoothing.concerns(job("mixed/noise0.5/layer"), LEDGER["RS-C6"])
+    assert not kinds.concerns(job(wanted[0], ship=True), LEDGER["RS-C7"])
+    assert kinds.concerns(job("mixed/noise0.5/layer"), LEDGER["RS-C6"])
 
 
 @pytest.mark.parametrize("number", ["04", "05"])

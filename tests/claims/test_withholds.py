@@ -8,24 +8,23 @@ import dataclasses
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from tests.aft_made import network
 from tests.claims.test_course import made, spec
+from tests.claims.test_ledger import job
+from tests.claims.test_smoothing import labels
 from tests.smoothing_made import measured
+from tests.smoothing_made import spec as smoothing_spec
 from twinslib.base import stats
 from twinslib.claims import course as claims_course
-from twinslib.claims import effects, finetuning, ledger, smoothing
-from twinslib.claims import finetuning as claims_finetuning
-from twinslib.claims import smoothing as claims_smoothing
+from twinslib.claims import finetuning, kinds, smoothing, verdict
 from twinslib.claims import transfer as claims_transfer
-from twinslib.claims.effects import CREDIT, NOT, NOT_TESTED, PARTLY, REPRODUCED
+from twinslib.claims.verdict import CREDIT, NOT, NOT_TESTED, PARTLY, REPRODUCED
 from twinslib.evidence import course
-from twinslib.evidence import pairs as evidence_pairs
 from twinslib.evidence.cells import grid_radius, stack
-from twinslib.specs.measure import EvalSpec
-from twinslib.store.jobs import Job
+from twinslib.evidence.frame import Row, mean_interval
+from twinslib.specs.run import RunSpec
 from twinslib.store.store import Store
 from twinslib.studies import rules
 from twinslib.studies.rules import cell
@@ -86,7 +85,7 @@ def mean_of(values: np.ndarray, level: float = 0.95) -> Found:
 
 
 # -- notebook 01 ----------------------------------------------------------------------------------------------------------
-def transfer(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, store: Store) -> tuple[str, str]:
+def transfer(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     """(verdict of before, verdict now) on random runs of three or four data sets, some near chance."""
     rule = dataclasses.replace(LEDGER[name], controls=())
     datasets = rule.datasets or DATASETS[:rng.integers(3, 5)]
@@ -97,28 +96,26 @@ def transfer(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, sto
         base, easy = float(rng.choice([0.5, 0.3, GUESS[d] + 0.04])), rng.normal(size=N)
         for m, seed in itertools.product(methods, SEEDS):
             nets[d, metric, m, seed] = masks(rng, base + gained[m] + rng.normal(0, 0.01), easy, 0.02)
-    evals = {"clean": EvalSpec(kind="clean", images=1000), "robust": EvalSpec(kind="pgd", images=1000, eps=rule.robust.eps)}
-    patch.setattr(evidence_pairs, "paired_masks", lambda store, jobs, a, b: [
-        (d, evals[m], s, (nets[d, m, a, s], nets[d, m, b, s])) for d, m, s in itertools.product(datasets, evals, SEEDS)])
-    patch.setattr(claims_transfer, "chance", lambda store, jobs: GUESS)
-    now = effects.judge(rule, claims_transfer.evidence(store, [], rule))
+    eps, few = rule.robust.eps, dataclasses.replace(rule.robust, min_images=N)
+    rows = [Row("transfer", job(d, m, seed).spec, (), metric, hits, *(("pgd20", "linf", eps) if metric == "robust" else ()))
+            for (d, metric, m, seed), hits in nets.items()]
+    now = verdict.judge(rule, claims_transfer.weigh(rows, GUESS, dataclasses.replace(rule, robust=few)))
     single = {(pair, m, d): crossed(*(np.stack([nets[d, m, x, s] for s in SEEDS]) for x in pair))
               for pair, m, d in itertools.product(rule.pairs, rule.metrics, datasets)}
     if rule.measure == "spread":
         return spread({(d, m): f for (_, m, d), f in single.items()}), now
     if rule.measure == "margin":
         return above([f[:3] for f in single.values()], 0.05, 0.0), now
-    return gain([evidence_pairs.mean_interval([single[pair, m, d][:3] for d in datasets])
+    return gain([mean_interval([single[pair, m, d][:3] for d in datasets])
                  for pair, m in itertools.product(rule.pairs, rule.metrics)]), now
 
 
 # -- notebooks 02 and 03 --------------------------------------------------------------------------------------------------
-def of_course(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, store: Store) -> tuple[str, str]:
+def of_course(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     rule, runs = dataclasses.replace(LEDGER[name], controls=()), {}
     datasets = rule.datasets or DATASETS[:rng.integers(1, 3)]
     methods = dict.fromkeys(m for pair in rule.pairs for m in pair)
     better = {m: float(rng.choice([0.0, 1.0, 1.0, -0.5] if m == rule.pairs[0][0] else [0.0, 0.0, 0.5, -0.5])) for m in methods}
-    number: dict[tuple, tuple] = {}
     for d, m, seed in itertools.product(datasets, methods, SEEDS):
         factor = 1 + 0.4 * better[m]
         values = {"gap": int(np.clip(rng.normal(60 - 50 * better[m], rng.choice([2, 15])), 0, 400)),
@@ -127,18 +124,9 @@ def of_course(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, st
                   "train": (2.0, float(rng.choice([1.0, 1.0, 3.0])))}
         arrays, rows = made(**values)
         runs[d, m, seed] = course.Course(spec(m, d, seed), arrays, rows, 100)
-        number[d, m, seed] = values["rate"], values["angle"]
-    patch.setattr(course, "finished", lambda store, jobs: list(runs.values()))
-    guess = float(rng.choice([0.1, 0.1, 0.1, 0.42]))
-    patch.setattr(claims_course, "chance", lambda store, jobs: {"cifar10": guess})
-
-    def ratios(courses: list, pairs: list) -> pd.DataFrame:
-        keys = [(c.spec.data.name, c.spec.seed) for c in courses if c.spec.method.name == pairs[0][0]]
-        return pd.DataFrame([np.divide(*(number[d, m, s] for m in pairs[0])) for d, s in keys], columns=["lr_over_w2", "angle"])
-
-    patch.setattr(course, "ratios", ratios)
-    now = effects.judge(rule, claims_course.evidence(store, [], rule))
-    now = effects.lesser(now, next(e.at_most for e in rule.earlier))
+    guess = {"cifar10": float(rng.choice([0.1, 0.1, 0.1, 0.42]))}
+    now = verdict.judge(rule, claims_course.weigh(claims_course.rows(list(runs.values()), rule), guess, rule))
+    now = verdict.lesser(now, next(e.at_most for e in rule.earlier))
     first, all_of = rule.pairs[0], [(d, pair, s) for d in datasets for pair in rule.pairs for s in SEEDS]
 
     def both(d: str, pair: tuple, s: int) -> list:
@@ -165,15 +153,19 @@ def of_course(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, st
     return PARTLY if all(f[0] < 0 for (_, pair), f in less.items() if pair == first) else NOT, now
 
 
+def on(dataset: str, run: RunSpec) -> RunSpec:
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, name=dataset))
+
+
 # -- notebooks 04 and 05 --------------------------------------------------------------------------------------------------
-def smoothed(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, store: Store) -> tuple[str, str]:
+def smoothed(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     rule = LEDGER[name]
     smooth = dataclasses.replace(rule.smooth, sigmas=rule.smooth.sigmas[:2], n=1000, min_images=50,
                                  radii=tuple(r for r in rule.smooth.radii if r <= 0.5))
     rule = dataclasses.replace(rule, smooth=smooth)
     datasets, found, clean = rule.datasets or DATASETS[:2], [], {}
-    cells = dict.fromkeys((c, s) for c in smoothing._cells(rule) for s in smooth.sigmas or (0.0,))
-    cells |= dict.fromkeys((cell(n), s) for pair in rule.pairs for n in pair if "restat" in n for s in smooth.sigmas)
+    levels_, names = smooth.sigmas or (0.0,), smoothing.cells(rule)
+    cells = dict.fromkeys(itertools.product((c.at(s) for c in names for s in levels_), levels_))
     for d in datasets:
         easy, shares = rng.normal(size=N), {}
         for c, s in cells:
@@ -183,16 +175,13 @@ def smoothed(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, sto
                 reach[(reach > 0) & (rng.random(N) < 0.7)] = 0.6
                 found.append(measured(str(c), s or 0.25, reach, seed=seed, dataset=d))
                 clean[d, c, seed] = masks(rng, 0.5 + shares[c.pretraining, c.finetuning, c.norm, c.restat] - 0.35, easy, 0.02)
-    specs = [dataclasses.replace(m.spec, data=dataclasses.replace(m.spec.data, name=m.dataset)) for m in found]
-    jobs = [Job("smoothing", s, ()) for s in specs]
     larger = bool(rng.integers(2))
     cost = {True: 1.0, False: float(rng.choice([1.5, 3.0]))}
-    patch.setattr(smoothing, "finished", lambda store, jobs: found)
-    patch.setattr(smoothing, "clean_masks", lambda store, jobs: clean)
-    patch.setattr(smoothing, "chance", lambda store, jobs: {"cifar10": float(rng.choice([0.1, 0.3])), "caltech64": 0.01})
+    rows = [Row("smoothing", on(d, smoothing_spec(seed)), labels(c), "clean", hits) for (d, c, seed), hits in clean.items()]
+    guess = {"cifar10": float(rng.choice([0.1, 0.3])), "caltech64": 0.01}
     patch.setattr(smoothing, "_mismatch_larger", lambda *_: larger)
     patch.setattr(smoothing, "costs", lambda family, store: (cost[family[0].cell.pretraining == "mixed"], 0.0))
-    now = effects.judge(rule, smoothing.evidence(store, jobs, rule))
+    now = verdict.judge(rule, smoothing.weigh(found, rows, datasets, guess, rule, Store("small")))
     radii, sigmas = smooth.radii, smooth.sigmas
 
     def reached(c: object, d: str, s: float) -> np.ndarray:
@@ -242,7 +231,7 @@ def smoothed(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, sto
 
 
 # -- notebook 06 ----------------------------------------------------------------------------------------------------------
-def finetuned(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, store: Store) -> tuple[str, str]:
+def finetuned(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     rule, found, right = LEDGER[name], [], {}
     easy, spent = rng.normal(size=1000), float(rng.choice([10_000.0, 60_000.0, 90_000.0]))
     places = [("aft", "last"), ("aft", "start"), ("at_scratch", "best"), ("at_scratch", "last"), ("aft_public", "start"),
@@ -255,9 +244,7 @@ def finetuned(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, st
             right[method, at, seed] = {e: masks(rng, min(base + (0.2 if e.kind == "clean" else 0.0), 0.9), easy, 0.01)
                                        for e in n.masks}
             found.append(dataclasses.replace(n, masks=right[method, at, seed]))
-    patch.setattr(finetuning, "finished", lambda store, jobs: found)
-    patch.setattr(finetuning, "chance", lambda store, jobs: {"cifar10": 0.1})
-    now = effects.judge(rule, finetuning.evidence(store, [n.job for n in found], rule))
+    now = verdict.judge(rule, finetuning.weigh(finetuning.rows(found), {"cifar10": 0.1}, rule))
 
     def of(metric: str, a: tuple, b: tuple) -> Found:
         return crossed(*(np.stack([next(m for e, m in right[(*x, s)].items() if (e.kind == "clean") == (metric == "clean"))
@@ -281,16 +268,14 @@ def finetuned(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch, st
     return PARTLY if all(of("robust", (m, "last"), (m, "start"))[1] > 0 for m in ("aft", "aft_public")) else NOT, now
 
 
-KINDS = {claims_transfer: transfer, claims_course: of_course, claims_smoothing: smoothed, claims_finetuning: finetuned}
+KINDS = {claims_transfer: transfer, claims_course: of_course, smoothing: smoothed, finetuning: finetuned}
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_changed_rules_can_only_withhold(name, tmp_path) -> None:
+def test_changed_rules_can_only_withhold(name, monkeypatch) -> None:
     """Never more than before on the same evidence, which is such that the rule before granted something, and so does this one."""
-    make, store, pairs = KINDS[ledger.KINDS[LEDGER[name].measure]], Store("small", root=tmp_path), []
-    for repeat in range(REPEATS):
-        with pytest.MonkeyPatch.context() as patch:
-            pairs.append(make(name, np.random.default_rng([repeat, len(name)]), patch, store))
+    make = KINDS[kinds.KINDS[LEDGER[name].measure]]
+    pairs = [make(name, np.random.default_rng([repeat, len(name)]), monkeypatch) for repeat in range(REPEATS)]
     kinder = [(before, now) for before, now in pairs if CREDIT.get(now, 0) > CREDIT.get(before, 0)]
     assert kinder == []
     assert any(before in CREDIT for before, _ in pairs) and any(now in CREDIT for _, now in pairs)
@@ -298,5 +283,5 @@ def test_changed_rules_can_only_withhold(name, tmp_path) -> None:
 
 def test_every_kept_rule_is_tried() -> None:
     """Rules that keep their runs are of the kinds above; those that do not keep them are AFT-C3b and AFT-C6."""
-    assert {ledger.KINDS[LEDGER[name].measure] for name in KEPT} == set(KINDS)
+    assert {kinds.KINDS[LEDGER[name].measure] for name in KEPT} == set(KINDS)
     assert {name for name, rule in LEDGER.items() if rule.earlier} - set(KEPT) == {"AFT-C3b", "AFT-C6"}

@@ -1,6 +1,5 @@
 """Reading courses: rates, early losses, best and last epoch and gaps of made-up runs against calculations by hand."""
 
-import json
 import math
 import statistics
 from dataclasses import replace
@@ -12,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import store_made
 from tests.train.test_loop import device_set, network, winged
 from tests.train.test_loop import spec as trained_spec
 from twinslib.evidence import course
 from twinslib.evidence.course import Course
 from twinslib.specs.method import method
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import Store
@@ -197,13 +196,6 @@ def test_best_epoch():
         course.best_epoch([{"epoch": 1, "test_robust_acc": 0.5, "val_clean_acc": 0.5}])
 
 
-@pytest.mark.parametrize(("patience", "epoch"), [(1, 4), (2, 4), (3, 10), (4, 18), (9, 18)])
-def test_early_stop(patience, epoch):
-    """Equal is not better, epochs without a measurement do not count, and what comes after the end is not seen."""
-    rows = validated([0.3, 0.4, 0.4, 0.35, 0.5, 0.45, 0.5, 0.2, 0.6], every=2)
-    assert course.early_stop(rows, patience) == epoch
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 5))
 def test_early_stop_from_its_definition(values, patience):
@@ -257,23 +249,6 @@ def test_epoch_that_was_not_measured():
         course.gaps([run])
     with pytest.raises(ValueError, match="after epoch 3"):
         course.gap_differences([run, replace(run, spec=spec("twins_at"))], [("twins_at", "at")])
-
-
-def test_curves_by_hand():
-    """Shares of images by part and metric; losses, drift and epochs without a measurement make no line."""
-    arrays = robust([[1, 1, 0], [1, 0, 0]], epochs=[0, 2], clean=[[1, 1, 1], [1, 1, 0]]) | {
-        "train_robust": [[True, False], [False, False]], "train_loss": [[1.0, 2.0]] * 2, "drift_epoch": [2],
-        "drift_mean": [0.1], "w_norm": [[1.0]]}
-    frame = course.curves([made(arrays, "twins_at", "cub64", 1, epochs=validated([0.25], every=2))])
-    assert (frame[course.KEYS] == ["cub64", "twins_at", 1]).all(axis=None)
-    lines = {tuple(line[:3]): tuple(line[3:]) for line in frame.iloc[:, 3:].values.tolist()}
-    assert len(lines) == len(frame) and lines == {
-        (0, "test", "robust"): (pytest.approx(2 / 3), 3), (2, "test", "robust"): (pytest.approx(1 / 3), 3),
-        (0, "test", "clean"): (1.0, 3), (2, "test", "clean"): (pytest.approx(2 / 3), 3),
-        (0, "train", "robust"): (0.5, 2), (2, "train", "robust"): (0.0, 2),
-        (2, "val", "clean"): (0.75, 20), (2, "val", "robust"): (0.25, 20)}
-    natural = [{"epoch": 1, "val_clean_acc": 0.5}]
-    assert course.curves([made({"epoch": [0]}, epochs=natural)]).iloc[:, 3:].values.tolist() == [[1, "val", "clean", 0.5, 20]]
 
 
 # -- over seeds ---------------------------------------------------------------------------------------------------------
@@ -331,7 +306,7 @@ def test_gap_differences_by_hand():
 
 
 @pytest.mark.parametrize("read", [
-    course.quantities, course.rates, course.drift, course.training_losses, course.escape_times, course.curves, course.gaps,
+    course.quantities, course.rates, course.drift, course.training_losses, course.escape_times, course.gaps,
     lambda c: course.ratios(c, [("twins_at", "at")]), lambda c: course.early_losses(c, 5),
     lambda c: course.gap_differences(c, [("twins_at", "at")]),
 ])
@@ -350,13 +325,10 @@ def store(tmp_path):
 
 def finish(store, s, *, run=True, arrays=True):
     """Leave the files of a finished run, or some of them."""
-    for folder in ("runs", "courses"):
-        (store.root / folder).mkdir(exist_ok=True)
-    if run:
-        record = {"spec": json.loads(canonical_json(s)), "epochs": validated([0.1, 0.3, 0.2]), "train_images": IMAGES + s.seed}
-        (store.root / "runs" / f"{s.hash}.json").write_text(json.dumps(record))
-    if arrays:
-        np.savez(store.root / "courses" / f"{s.hash}.npz", **robust(SEVEN[:4]))
+    store_made.finish(store, s, course=robust(SEVEN[:4]) if arrays else None, epochs=validated([0.1, 0.3, 0.2]),
+                      train_images=IMAGES + s.seed)
+    if not run:
+        (store.root / "runs" / f"{s.hash}.json").unlink()
     return Job("followed", s, ())
 
 
@@ -420,6 +392,4 @@ def test_course_of_a_real_run(name):
     halves = history.course["losses"][0]
     assert course.training_losses([run], smooth=1)["loss"][0] == halves[1 if name == "twins_at" else 0] > 0
     assert course.early_losses([run], 1)["epoch"].tolist() == [0, 1] and (course.drift([run])["mean_drift"] > 0).all()
-    parts = course.curves([run]).groupby(["part", "metric"])["n"].first()
-    assert {key: parts[key] for key in (("test", "robust"), ("train", "clean"))} == {("test", "robust"): 8, ("train", "clean"): 8}
     assert course.last_epochs(run).tolist() == history.course["test_robust"][1:].mean(0).tolist()

@@ -1,20 +1,18 @@
 """Differences between methods from hand-made masks: by seed, over seeds, over data sets, in a table and in words."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from twinslib.base.files import write_json, write_npz
-from twinslib.base.stats import crossed_difference, paired_difference
+from tests import store_made
+from twinslib.base.stats import paired_difference
 from twinslib.evidence import pairs
+from twinslib.evidence.frame import mean_interval
 from twinslib.show import tables
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import Store
@@ -42,19 +40,15 @@ def store(tmp_path):
     return Store("test", root=tmp_path)
 
 
-def finish(store, job, masks, split="same"):
-    """Put a finished run with these masks (by evaluation) into the store."""
-    record = {"spec": json.loads(canonical_json(job.spec)), "split": split}
-    write_json(store.root / "runs" / f"{job.spec.hash}.json", record)
-    stages = {f"{e.hash}/{e.attack_name}": np.array(mask, dtype=bool) for e, mask in masks.items()}
-    write_npz(store.root / "masks" / f"{job.spec.hash}.npz", stages)
+def finish(store, job, masks):
+    store_made.finish(store, job.spec, masks, split="same")
 
 
-def pair(store, dataset="cifar10", seed=0, a=A, b=B, split="same", evals=(CLEAN, PGD)):
+def pair(store, dataset="cifar10", seed=0, a=A, b=B, evals=(CLEAN, PGD)):
     """A finished TWINS-AT run with mask a and a finished AT run with mask b."""
     jobs = [job(dataset, "at", seed, evals), job(dataset, "twins_at", seed, evals)]
     for j, mask in zip(jobs, (b, a), strict=True):
-        finish(store, j, dict.fromkeys(evals, mask), split=split)
+        finish(store, j, dict.fromkeys(evals, mask))
     return jobs
 
 
@@ -124,65 +118,24 @@ def test_paired_rows_of_autoattack(store):
 
 
 def test_refuses_other_images(store):
-    """Runs on different splits are not the same images, even if as many."""
-    jobs = pair(store)
-    finish(store, jobs[0], {CLEAN: A, PGD: A}, split="another")
-    for compared in (pairs.paired_rows, pairs.differences):
-        with pytest.raises(ValueError, match="on the same images of cifar10, got the splits same and another"):
-            compared(store, jobs, PAIR)
-
-
-def test_refuses_two_studies(store):
-    """Two runs for one data set, method and seed are not silently mixed; the same run twice is one."""
-    with pytest.raises(ValueError, match="expected one run per data set, method and seed, got two for cifar10, at, 0"):
-        pairs.paired_rows(store, [job(), job(train_images=100)])
-    jobs = pair(store)
-    assert pairs.paired_rows(store, jobs * 2).equals(pairs.paired_rows(store, jobs))
-
-
-def test_paired_table():
-    """Points with the interval, one line per comparison, data set and seed, no line of means."""
-    lines = [["cifar10", "twins_at", "at", s, "clean_acc", "linf", 0.0, "none", 100, 0.01, -0.02, v] for s, v in
-             (("0", 0.05), ("1", 0.06))]
-    columns = ["dataset", "method", "baseline", "seed", *pairs.MEASURED, "n", "value", "low", "high"]
-    out = tables.paired_table(pd.DataFrame(lines, columns=columns))
-    assert list(out.columns) == ["difference", "data set", "seed", "clean (100 images)"]
-    assert out.values.tolist() == [["TWINS-AT - AT", "CIFAR-10", "0", "+1.0 [-2.0, +5.0]"],
-                                   ["TWINS-AT - AT", "CIFAR-10", "1", "+1.0 [-2.0, +6.0]"]]
-    assert tables.paired_table(pd.DataFrame(columns=columns)).empty
+    """Runs on other test images are not compared, even if as many; fewer training images are no others."""
+    for change, refused in (({"split_seed": 1}, True), ({"image_size": 64}, True), ({"train_images": 9}, False)):
+        jobs = [job(**change), job(name="twins_at")]
+        for j in jobs:
+            finish(store, j, {CLEAN: A, PGD: A})
+        for compared in (pairs.paired_rows, pairs.differences):
+            if refused:
+                with pytest.raises(ValueError, match="expected twins_at and at on the same test images of cifar10, got"):
+                    compared(store, jobs, PAIR)
+            else:
+                assert (compared(store, jobs, PAIR)["value"] == 0).all()
 
 
 # -- over seeds and data sets -----------------------------------------------------------------------------------------
-def random_masks(generator, gain, images):
-    """A mask, and one with about `gain` more right."""
-    base = generator.random(images) < 0.5
-    return base | (generator.random(images) < gain), base
-
-
-def numbers(line):
-    return line.value, line.low, line.high, line.p_value
-
-
 def lines_of(found, **where):
     for column, value in where.items():
         found = found[found[column] == value]
     return list(found.itertuples())
-
-
-def test_one_seed_and_several(store):
-    """One seed: the paired interval and p-value of `stats`; several: the crossed ones over the same masks, their plain mean."""
-    generator = np.random.default_rng(0)
-    masks = {("cifar10", 0): random_masks(generator, 0.2, 60), ("cub64", 0): random_masks(generator, 0.3, 60),
-             ("cub64", 1): random_masks(generator, 0.1, 60)}
-    evals = [EvalSpec(kind="clean", images=60)]
-    jobs = [j for (dataset, seed), (a, b) in masks.items() for j in pair(store, dataset, seed, a, b, evals=evals)]
-    single, crossed = pairs.differences(store, jobs, PAIR).itertuples()
-    expected = paired_difference(*masks["cifar10", 0])
-    assert (single.n, single.seeds) == (60, 1) and numbers(single) == (*expected[:3], expected.p_value)
-    a, b = (np.stack([masks["cub64", s][i] for s in (0, 1)]) for i in (0, 1))
-    expected = crossed_difference(a, b)
-    assert (crossed.n, crossed.seeds) == (60, 2) and numbers(crossed) == (*expected[:3], expected.p_value)
-    assert crossed.value == pytest.approx((a.sum() - b.sum()) / 120)
 
 
 def test_only_finished_seeds_count(store):
@@ -191,15 +144,6 @@ def test_only_finished_seeds_count(store):
     finish(store, jobs[4], {CLEAN: A, PGD: A})
     for line in pairs.differences(store, jobs, PAIR).itertuples():
         assert (line.seeds, line.value) == (2, 0.0)
-
-
-def test_seeds_measured_on_different_numbers_of_images(store):
-    """Seeds are compared on the images that all have, the first ones."""
-    more = EvalSpec(kind="clean", images=10)
-    few = dataclasses.replace(more, images=6)
-    jobs = [*pair(store, a=A, b=B, evals=[more]), *pair(store, seed=1, a=A[:6], b=B[:6], evals=[few])]
-    (line,) = pairs.differences(store, jobs, PAIR).itertuples()
-    assert (line.n, line.seeds, line.value) == (6, 2, pytest.approx(2 / 6))  # of the first six images A has two more
 
 
 def shifted(gain, images=400, lost=0):
@@ -237,8 +181,8 @@ def test_mean_over_data_sets(store):
 def test_mean_keeps_the_noise_of_its_parts():
     """Three data sets that agree by chance are not certain: 2 points +- (root of 3 times 1.2 squared) / 3 below, 1.5 above."""
     low, high = math.sqrt(3) * 0.012 / 3, math.sqrt(3) * 0.015 / 3
-    assert pairs.mean_interval([(0.02, 0.008, 0.035)] * 3) == pytest.approx((0.02, 0.02 - low, 0.02 + high))
-    apart = pairs.mean_interval([(0.0, -0.001, 0.001), (0.02, 0.019, 0.021), (0.04, 0.039, 0.041)])
+    assert mean_interval([(0.02, 0.008, 0.035)] * 3) == pytest.approx((0.02, 0.02 - low, 0.02 + high))
+    apart = mean_interval([(0.0, -0.001, 0.001), (0.02, 0.019, 0.021), (0.04, 0.039, 0.041)])
     assert apart == pytest.approx((0.02, 0.02 - 4.302653 * 0.02 / math.sqrt(3), 0.02 + 4.302653 * 0.02 / math.sqrt(3)), abs=1e-7)
 
 
@@ -279,35 +223,6 @@ def test_nothing_finished(store):
 
 
 # -- table and words --------------------------------------------------------------------------------------------------
-def frame(*lines):
-    """(dataset, method, seeds, value, p_holm) of clean accuracy on 100 images, with limits 1 point off."""
-    columns = ["dataset", "method", "baseline", *pairs.MEASURED, "n", "seeds", "value", "low", "high", "p_value", "p_holm"]
-    return pd.DataFrame([[d, m, "at", "clean_acc", "linf", 0.0, "none", 100, seeds, v, v - 0.01, v + 0.01, p, p]
-                         for d, m, seeds, v, p in lines], columns=columns).assign(near=False)
-
-
-def test_difference_table():
-    """One line per comparison and data set, then the mean; a star from 5 % down; seeds as a range where measures differ."""
-    found = frame(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 1, 0.03, 0.051),
-                  ("mean", "twins_at", 1, 0.025, math.nan), ("cifar10", "distill", 2, -0.02, 0.001))
-    attacked = found[:1].assign(metric="robust_acc", eps=8 / 255, attack="pgd20", seeds=2)
-    out = tables.difference_table(pd.concat([found, attacked]))
-    assert list(out.columns) == ["difference", "data set", "seeds", "clean (100 images)", "PGD-20 at 8/255 (100 images)"]
-    assert out.iloc[:, :4].values.tolist() == [
-        ["TWINS-AT - AT", "CIFAR-10", "2 to 3", "+2.0 [+1.0, +3.0] *"],
-        ["TWINS-AT - AT", "CUB-200 (2010)", "1", "+3.0 [+2.0, +4.0]"],
-        ["TWINS-AT - AT", "mean of data sets", "1", "+2.5 [+1.5, +3.5]"],
-        ["distillation - AT", "CIFAR-10", "2", "-2.0 [-3.0, -1.0] *"]]
-    assert out.iloc[0, 4] == "+2.0 [+1.0, +3.0] *" and out.iloc[1, 4] == out.iloc[3, 4] == "not run"
-
-
-def test_mean_stays_empty_where_there_is_none():
-    """A measurement on too few data sets has no mean: the cell is empty, not "not run"."""
-    found = frame(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 3, 0.03, 0.1), ("mean", "twins_at", 3, 0.02, 1))
-    out = tables.difference_table(pd.concat([found, found[:1].assign(eps=8 / 255, attack="pgd20")]))
-    assert out.iloc[:, 4].tolist() == ["+2.0 [+1.0, +3.0] *", "not run", ""]
-
-
 def test_stars_of_masks(store):
     """From masks to stars: a clear gain, a clear loss and a difference that its interval does not separate from 0."""
     jobs = gains(store, {("cifar10", WIDE): 40, ("cub64", WIDE): -40, ("dogs64", WIDE): 1})

@@ -1,21 +1,15 @@
-"""Rows from a store that is written by hand; and what a provenance entry says."""
+"""Rows from a store that is written by hand."""
 
-import json
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from twinslib.base.files import write_json, write_npz
-from twinslib.compute import provenance
+from tests import store_made
 from twinslib.evidence import rows as evidence_rows
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.jobs import Job
 from twinslib.store.store import Store
@@ -37,13 +31,9 @@ def store(tmp_path: Path) -> Store:
 
 def finish(store: Store, spec: RunSpec = SPEC, masks: dict = MASKS, checks: dict | None = None) -> None:
     """Leave what a finished run and its evaluations leave."""
-    write_json(store.root / "runs" / f"{spec.hash}.json",
-               {"spec": json.loads(canonical_json(spec)), "split": "cifar10-0123",
-                "epochs": [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.0, "val_clean_acc": 0.5}]})
-    arrays = {f"{e.hash}/{stage}": np.array(mask, bool) for e, stages in masks.items() for stage, mask in stages.items()}
-    write_npz(store.root / "masks" / f"{spec.hash}.npz", arrays, compress=True)
-    write_json(store.root / "provenance" / f"{spec.hash}.json",
-               {f"evaluate {e.hash}": {"checks": checks or {}} for e in masks})
+    store_made.finish(store, spec, masks, entries={f"evaluate {e.hash}": {"checks": checks or {}} for e in masks},
+                      split="cifar10-0123", epochs=[{"epoch": 1, "train_loss": 2.0},
+                                                    {"epoch": 2, "train_loss": 1.0, "val_clean_acc": 0.5}])
 
 
 def test_rows(store: Store) -> None:
@@ -142,31 +132,3 @@ def test_sanity(store: Store, masks: dict, checks: dict, failing: str | None) ->
     found = evidence_rows.sanity(store, [Job("transfer", SPEC, (CLEAN, WEAK, PGD, AUTO))])
     assert len(found) == 4 and all(type(holds) is bool for holds in found.values())
     assert [name for name, holds in found.items() if not holds] == [name for name in found if failing and failing in name]
-
-
-# -- provenance ------------------------------------------------------------------------------------------------------
-def test_provenance_entry() -> None:
-    """An entry is JSON: times, versions, device, precision and what is added; no host, user or folder."""
-    entry = provenance.record("2026-01-01T00:00:00+00:00", 1.234, "cpu", weights="abc")
-    text = json.dumps(entry)
-    assert entry["started"] < entry["ended"] and entry["seconds"] == 1.23 and entry["weights"] == "abc"
-    assert entry["device"] == "cpu" and entry["threads"] == 1 and entry["peak_memory_mib"] > 10
-    assert set(entry["versions"]) == set(provenance.PACKAGES) and entry["versions"]["torch"][0].isdigit()
-    for private in (os.uname().nodename, str(Path.home()), str(Path(__file__).parents[2])):
-        assert private not in text
-
-
-def test_version_of_a_package_that_is_not_there() -> None:
-    """A package that is not installed is 'absent', not an error."""
-    assert provenance.version("no-such-package-of-ours") == "absent"
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")])
-def test_commit_outside_a_repository(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Without git or outside a repository the commit is 'unknown'; inside it is forty hex digits."""
-    def run(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(subprocess, "run", run)
-    asked = provenance.commit.__wrapped__  # it is asked once in a process
-    assert asked() == {"commit": "unknown", "changed": False}

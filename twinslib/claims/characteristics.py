@@ -20,10 +20,13 @@ from scipy import special
 
 from ..base import stats
 from ..base.files import atomic_write
+from ..evidence.frame import contrast
 from ..studies import rules
 from ..studies.rules import Claim, Rule
-from .effects import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, Effect, decide, level, of_masks, of_means, turned
+from .effects import Effect, effect, of_means, turned
+from .smoothing import on_several
 from .transfer import spread
+from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, decide, level
 
 NONE, CLAIMED = "none", "claimed"
 WORDS = (REPRODUCED, PARTLY, INCONCLUSIVE, NOT)
@@ -51,10 +54,7 @@ LOST = 0.1  # certified accuracy that batch norm loses, for `recovered`
 def simulate(rule: Rule, truth: str, rng: np.random.Generator) -> str:
     """The verdict on one made-up set of runs. truth: "none" or "claimed"."""
     if rule.measure == "carried_widely":
-        verdicts = [decide(rule, _effects(rule, truth, rng, d)) for d in range(rule.min_datasets)]
-        good = [sum(v in words for v in verdicts) >= 2 for words in ((REPRODUCED,), (REPRODUCED, PARTLY))]
-        missed = sum(v == NOT for v in verdicts) > len(verdicts) - 2
-        return REPRODUCED if good[0] else PARTLY if good[1] else NOT if missed else INCONCLUSIVE
+        return on_several([decide(rule, _effects(rule, truth, rng, d)) for d in range(rule.min_datasets)])
     if rule.measure == "spread":
         return spread({(pair, m): _by_dataset(rule, pair, m, truth, rng) for pair in rule.pairs for m in rule.metrics}, rule)[0]
     return decide(rule, [e for d in range(_apart(rule)) for e in _effects(rule, truth, rng, d)])
@@ -162,13 +162,12 @@ def _true(rule: Rule, e: Effect, truth: str) -> float:
 
 
 def _draw(rule: Rule, e: Effect, true: float, wide: float, rng: np.random.Generator) -> Effect:
-    if e.metric in NUMBERS:
-        ratio = e.metric != "loss"
-        values = (math.log(true) if ratio else true) + rng.normal(0, NUMBERS[e.metric], rule.min_seeds)
-        found = stats.student_interval(values, wide)[:3]
-        value, low, high = (math.exp(x) for x in found) if ratio else found
-        return dataclasses.replace(e, value=value, low=low, high=high, level=wide)
     own_spread = {"gap": GAP, "acr": RADIUS}.get(e.metric)
+    if e.metric in NUMBERS:
+        over, noise = "seeds" if e.metric == "loss" else "ratios", rng.normal(0, NUMBERS[e.metric], rule.min_seeds)
+        values = true + noise if over == "seeds" else true * np.exp(noise)
+        found = contrast(values, np.zeros_like(values) if over == "seeds" else np.ones_like(values), wide, over)
+        return dataclasses.replace(e, value=found.value, low=found.low, high=found.high, level=wide)
     if rule.measure == "gain":
         return of_means([_masked(rule, e, true + rng.normal(0, DATASET), wide, rng) for _ in range(rule.min_datasets)])
     if rule.measure in ("all_rates", "same_step"):
@@ -201,4 +200,4 @@ def _masked(rule: Rule, e: Effect, true: float, wide: float, rng: np.random.Gene
     for sign in (1, -1):
         accuracy = np.clip(0.5 + sign * true / 2 + rng.normal(0, SEED, (seeds, 1)), 0.01, 0.99)
         both.append(easy + own * rng.normal(size=(seeds, images)) < special.ndtri(accuracy))
-    return of_masks((e.method, e.baseline), e.metric, e.attack, e.dataset, list(zip(*both, strict=True)), level=wide, part=e.part)
+    return effect((e.method, e.baseline), e.metric, e.dataset, *both, level=wide, part=e.part)

@@ -20,13 +20,14 @@ from ..store.jobs import Job, Task
 from ..store.store import NOT_RUN, Store
 from ..studies import rules
 from ..studies.rules import Claim
-from . import characteristics, course, effects, finetuning, rates, smoothing, transfer
-from .effects import CREDIT, NOT_TESTED, PARTLY, Effect
+from . import characteristics, transfer
+from .effects import Effect
+from .kinds import KINDS, concerns, evidence
 from .regime import fewest_rates, regime, span
+from .verdict import CREDIT, NOT_TESTED, PARTLY, REPRODUCED, against, distance, lesser
+from .verdict import judge as judged
 
 WAITING = "waiting.json"  # what the verdicts wait for
-KINDS = {name: module for module in (transfer, course, smoothing, finetuning, rates)
-         for name in module.MEASURES}
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,28 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     Raises:
         ValueError: the rule was edited after runs that it judges had begun.
     """
-    rule, kind = claim.rule, KINDS[claim.rule.measure]
-    mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and kind.concerns(job, rule)]
+    rule = claim.rule
+    mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and concerns(job, rule)]
     gone = tuple(unique(_named(job) for job in mine if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
     mine = [job for job in mine if job.settled]
     lost = [job for job in mine if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
-    counted, not_counted, most = [], 0, "reproduced"
+    counted, not_counted, most = [], 0, REPRODUCED
     for job in mine:
         if store.run(job.spec) is None:
             continue
         highest = counts(claim, store, job)
         counted += [job] if highest else []
         not_counted += not highest
-        most = effects.lesser(most, highest) if highest else most
+        most = lesser(most, highest) if highest else most
     common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store, counted),
               "diverged": gone}
     if store.preset not in rules.SCALES:
         return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
-    more = {course: [[job.spec for job in lost]], rates: [lost]}.get(kind, [])
-    found = kind.evidence(store, counted, rule, *more)
+    found = evidence(store, counted, rule, lost)
     few = fewest_rates(jobs, {name for pair in rule.pairs for name in pair})
     if rule.min_rates and not found.lack and few < rule.min_rates:
         found = dataclasses.replace(found, lack=f"learning rates are chosen from {few}, the rule asks for {rule.min_rates}")
-    verdict = effects.judge(rule, found)
+    verdict = judged(rule, found)
     if CREDIT.get(verdict, 0) > CREDIT.get(most, 0):
         verdict = most
         found = dataclasses.replace(found, said=f"{found.said}; runs that began under an earlier rule give no more")
@@ -96,7 +96,7 @@ def counts(claim: Claim, store: Store, job: Job) -> str:
     """
     rule = claim.rule
     if rule.measure == "shown":  # where nothing is judged, everything may be shown
-        return effects.REPRODUCED
+        return REPRODUCED
     stamp = ((store.provenance(Task(job.spec)) or {}).get("rules") or {}).get(claim.id)
     if stamp is not None and stamp not in rule.accepted and stamp.split(":")[0] == str(rule.version):
         raise ValueError(f"expected the rule of {claim.id} as it was when run {job.spec.hash} began ({stamp}), got an edited "
@@ -118,14 +118,14 @@ def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str
     for claim in rules.claims():
         if claim.notebook != notebook or KINDS[claim.rule.measure] is not transfer:
             continue
-        kept = [job for job in jobs if job.settled and transfer.concerns(job, claim.rule) and store.run(job.spec)
+        kept = [job for job in jobs if job.settled and concerns(job, claim.rule) and store.run(job.spec)
                 and counts(claim, store, job)]
-        found = transfer.evidence(store, kept, claim.rule)
+        found = evidence(store, kept, claim.rule)
         flagged = {e.dataset for e in found.flagged}
         for pair in (*claim.rule.pairs, *claim.rule.controls):
             lines = [e for e in found.detail if (e.method, e.baseline) == pair]
             if lines and pair not in out:
-                near = {e.dataset for e in lines if e.near_chance(effects.distance(claim.rule))} | flagged
+                near = {e.dataset for e in lines if e.near_chance(distance(claim.rule))} | flagged
                 attack = next((e.attack for e in lines if e.metric == "robust"), "none")
                 out[pair] = pairs.Standing([job for job in kept if job.spec.method.name in pair], attack, claim.rule.robust.eps,
                                              frozenset(near))
@@ -192,9 +192,9 @@ def explain(v: Verdict, store: Store, jobs: Sequence[Job]) -> list[str]:
     out += [f"  before {e.changed}, {e.stamp} ({'its runs count' if e.withholds else 'its runs do not count'}): {e.text}"
             for e in rule.earlier]
     out += ["runs"] + [f"  {job.spec.hash}  {method_label(job.spec.method.name)} on {dataset_label(job.spec.data.name)}, seed "
-                       f"{job.spec.seed}" for job in jobs if job.spec.hash in v.runs and KINDS[rule.measure].concerns(job, rule)]
+                       f"{job.spec.seed}" for job in jobs if job.spec.hash in v.runs and concerns(job, rule)]
     out += [f"  {v.not_counted} more began before the rule"] if v.not_counted else []
-    out += ["intervals"] + [f"  {e}{effects.against(rule, e)}" for e in v.effects]
+    out += ["intervals"] + [f"  {e}{against(rule, e)}" for e in v.effects]
     out += [f"  {e} (near chance, left out)" for e in v.flagged]
     rest = [e for e in v.detail if e not in v.effects and e not in v.flagged]
     out += ["behind them"] + [f"  {e}" for e in rest] if rest else []

@@ -1,4 +1,4 @@
-"""Evidence on our claims about the learning rate: what TWINS gains at equal rates, and how much of it is a larger step.
+"""Our claims about the learning rate: what TWINS gains at equal rates, and how much of it is a larger step.
 
 Stands on the runs of study "learning_rates", labelled with part (grid, or long: more epochs) and rate (the base rate, which
 `at_lr` multiplies by 1 + lambda), each measured clean and under attack.
@@ -6,27 +6,21 @@ Stands on the runs of study "learning_rates", labelled with part (grid, or long:
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..base import stats
-from ..specs.labels import dataset_label, unique
+from ..evidence import frame
+from ..evidence.frame import Row
+from ..specs.labels import MEAN, dataset_label, unique
 from ..store.jobs import Job
-from ..store.store import Store
 from ..studies.rules import STEPPED, Rule
-from .effects import NOT, REPRODUCED, Effect, Evidence, level, of_masks, said, too_few, turned
-from .transfer import allowed, chance
+from .effects import Effect, by_dataset, compared, turned
+from .verdict import NOT, REPRODUCED, Evidence, level, said, too_few
 
 STUDY = "learning_rates"
 MEASURES = STEPPED
-Masks = dict[tuple[str, str, float], dict[int, np.ndarray]]  # data set, method, rate -> seed -> right or wrong
-
-
-def concerns(job: Job, rule: Rule) -> bool:
-    """True if `job` is a run of the grid that the rule compares, at one of its rates."""
-    return (job.study == STUDY and dict(job.labels).get("part") == "grid" and bool(job.evals)
-            and job.spec.method.name in {name for pair in rule.pairs for name in pair} and rate(job) in rule.rates)
 
 
 def rate(job: Job) -> float:
@@ -34,24 +28,23 @@ def rate(job: Job) -> float:
     return float(dict(job.labels)["rate"])
 
 
-def evidence(store: Store, jobs: Sequence[Job], rule: Rule, diverged: Sequence[Job] = ()) -> Evidence:
-    """What finished runs that count say on a rule of `MEASURES`.
+def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged: Sequence[Job] = ()) -> Evidence:
+    """What finished runs say on a rule of `MEASURES`.
 
     Args:
         diverged: runs that ended without a result; a rate at which one of both did so is not compared, and then nothing holds at
             every rate.
     """
-    (pair,), guess = rule.pairs, chance(store, jobs)
-    masks = {metric: _masks(store, jobs, rule, metric) for metric in rule.metrics}
-    datasets = unique(job.spec.data.name for job in jobs)
+    (pair,), datasets = rule.pairs, unique(row.dataset for row in rows)
     lost = {(job.spec.data.name, rate(job)) for job in diverged}
-    seeds = {d: min(len(_both(masks[m], d, pair, r)) for m in rule.metrics for r in rule.rates if (d, r) not in lost)
+    both = {(m, d, r): compared(frame.where(rows, dataset=d, rate=r), rule, pair, m)
+            for m in rule.metrics for d in datasets for r in rule.rates}
+    seeds = {d: min(len(both[m, d, r]) for m in rule.metrics for r in rule.rates if (d, r) not in lost)
              for d in datasets if any((d, r) not in lost for r in rule.rates)}
     lack, whole = too_few(rule, seeds), [d for d in datasets if seeds.get(d, 0) >= rule.min_seeds]
     wide = level(len(rule.metrics) * (len(whole) or 1)) if rule.measure == "one_rate" else 0.95
-    single = [of_masks(pair, m, attack, d, list(both.values()), level=wide, where=f"rate {r:g}", chance=guess.get(d, math.nan))
-              for m, found in masks.items() for d in datasets for r in rule.rates
-              if (both := _both(found, d, pair, r)) and (attack := "none" if m == "clean" else _attack(store, jobs, rule))]
+    single = [e for m, d, r in both
+              for e in by_dataset(frame.where(rows, dataset=d, rate=r), rule, pair, m, guess, level=wide, where=f"rate {r:g}")]
     near = [e for e in single if e.near_chance(rule.chance)]
     out = {"detail": tuple(single), "flagged": tuple(near)}
     if lack:
@@ -64,8 +57,8 @@ def evidence(store: Store, jobs: Sequence[Job], rule: Rule, diverged: Sequence[J
         everywhere = tuple(e for e in single if e.dataset in whole) if near else ()
         return Evidence(**out, effects=tuple(clear), everywhere=everywhere, said=said(rule, clear))
     kept = {(e.dataset, e.where) for e in clear}
-    means = [_mean(masks[m], pair, m, [[_both(masks[m], d, pair, r) for r in rule.rates if (d, f"rate {r:g}") in kept]
-                                       for d in whole], next(e for e in clear if e.metric == m)) for m in rule.metrics]
+    means = [_mean([[both[m, d, r] for r in rule.rates if (d, f"rate {r:g}") in kept] for d in whole],
+                   next(e for e in clear if e.metric == m)) for m in rule.metrics]
     gone = ", ".join(sorted(f"{dataset_label(d)} at {r:g}" for d, r in lost))
     words = said(rule, means) + (f"; diverged: {gone}" if gone else "")
     if rule.measure == "all_rates":
@@ -78,32 +71,15 @@ def evidence(store: Store, jobs: Sequence[Job], rule: Rule, diverged: Sequence[J
                     holds={REPRODUCED: not lost and not any(outside.values())})
 
 
-def _masks(store: Store, jobs: Sequence[Job], rule: Rule, metric: str) -> Masks:
-    out: Masks = {}
-    for job in jobs:
-        for e in job.evals:
-            if (e.kind == "clean") if metric == "clean" else (e.kind == "pgd" and allowed(e, rule)):
-                found = store.masks(job.spec, e)
-                if found:
-                    key = job.spec.data.name, job.spec.method.name, rate(job)
-                    out.setdefault(key, {})[job.spec.seed] = found[e.attack_name]
-    return out
-
-
-def _attack(store: Store, jobs: Sequence[Job], rule: Rule) -> str:
-    return next((e.attack_name for job in jobs for e in job.evals if e.kind == "pgd" and allowed(e, rule)), "")
-
-
-def _both(masks: Masks, dataset: str, pair: tuple[str, str], at: float) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    ours, theirs = (masks.get((dataset, name, at), {}) for name in pair)
-    return {seed: (ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
-
-
-def _mean(masks: Masks, pair: tuple[str, str], metric: str, found: Sequence[Sequence[dict]], like: Effect) -> Effect:
+def _mean(found: Sequence[Sequence[list[tuple[Row, Row]]]], like: Effect) -> Effect:
     """Mean over rates and data sets, over the seeds that all have."""
-    seeds = sorted(set.intersection(*(set(both) for rates in found for both in rates)))
-    blocks = [np.mean([[both[s][0].astype(float) - both[s][1] for s in seeds] for both in rates], axis=0)
-              for rates in found if rates]
+    seeds = set.intersection(*({a.seed for a, _ in both} for rates in found for both in rates))
+
+    def gains(both: list[tuple[Row, Row]]) -> list[np.ndarray]:
+        in_order = sorted((rows for rows in both if rows[0].seed in seeds), key=lambda rows: rows[0].seed)
+        return [a.hits.astype(float) - b.hits for a, b in in_order]
+
+    blocks = [np.mean([gains(both) for both in rates], axis=0) for rates in found if rates]
     value, low, high, n = stats.crossed_mean(blocks)
-    return dataclasses.replace(like, dataset="mean", images=n, seeds=len(seeds), value=value, low=low, high=high, level=0.95,
+    return dataclasses.replace(like, dataset=MEAN, images=n, seeds=len(seeds), value=value, low=low, high=high, level=0.95,
                                p_value=math.nan, where="mean over rates", part="mean")

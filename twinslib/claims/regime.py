@@ -10,7 +10,8 @@ from ..store.jobs import Job
 from ..store.store import Store, validation_score
 from ..studies.finetuning import TUNING
 from ..studies.rules import Claim
-from .effects import Effect, Evidence
+from .effects import Effect
+from .verdict import Evidence
 
 
 class Choice(NamedTuple):

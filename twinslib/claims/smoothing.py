@@ -1,4 +1,4 @@
-"""Evidence on claims about certified accuracy (`rules.CERTIFIED`): cells of the smoothing grid, compared image by image.
+"""Claims about certified accuracy (`rules.CERTIFIED`): cells of the smoothing grid, compared image by image.
 
 That the rival certifies no more than chance is what some of these claims say, so it is not left out then; the network that is
 claimed to be good must be better than that.
@@ -6,51 +6,63 @@ claimed to be good must be better than that.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..base import stats
-from ..evidence.cells import Measured, clean_masks, finished, grid_radius, select, stack
+from ..evidence import frame
+from ..evidence.cells import Measured, select, stack
+from ..evidence.frame import Row
 from ..specs.labels import dataset_label, unique
 from ..specs.run import RunSpec
-from ..store.jobs import Job, Task
+from ..store.jobs import Task
 from ..store.statistics import statistics
 from ..store.store import Store
 from ..studies import passes
 from ..studies.rules import CERTIFIED, Cell, Rule, cell
-from ..studies.smoothing import cell_of
-from .effects import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Effect, Evidence, asked_of, level, of_masks, said, too_few
-from .effects import judge as verdict_of
-from .transfer import chance
+from .effects import Effect, by_dataset, effect
+from .verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, asked_of, level, said, too_few
+from .verdict import judge as verdict_of
 
 MEASURES = CERTIFIED
 MISMATCH_SIGMA = 0.5  # noise level at which the mismatch of statistics is compared
-Needed = list[tuple[Cell, float]]
 
 
-def concerns(job: Job, rule: Rule) -> bool:
-    """True if `job` is a network that the rule compares."""
-    mine = cell_of(job)
-    return mine is not None and not job.ship and any(dataclasses.replace(c, restat=False) == mine for c in _cells(rule))
+def cells(rule: Rule) -> list[Cell]:
+    """Every cell of a rule, noise* as such; of `norm_drop` also those fine-tuned with noise."""
+    names = [cell(name) for pair in rule.pairs for name in pair] + ([cell(rule.reference)] if rule.reference else [])
+    return unique([*names, *map(_noisy, names)] if rule.measure == "norm_drop" else names)
 
 
-def evidence(store: Store, jobs: Sequence[Job], rule: Rule) -> Evidence:
-    """What finished runs that count say on a rule of `MEASURES`."""
-    found, guess = finished(store, jobs), chance(store, jobs)
-    views = {d: _View(store, jobs, found, d, rule, guess.get(d, math.nan)) for d in unique(job.spec.data.name for job in jobs)}
-    results = {d: FINDINGS[rule.measure](v) for d, v in views.items()}
-    seeds = {d: v.seeds for d, v in views.items()}
+def at_levels(rule: Rule) -> list[Cell]:
+    """Every network that a rule compares, whatever its statistics."""
+    return unique(dataclasses.replace(c.at(s), restat=False) for c in cells(rule) for s in rule.smooth.sigmas or (0.0,))
+
+
+def _noisy(c: Cell) -> Cell:
+    return dataclasses.replace(c, finetuning="noise*", restat=False)
+
+
+def weigh(found: Sequence[Measured], clean: Sequence[Row], datasets: Sequence[str], guess: Mapping[str, float],
+          rule: Rule, store: Store) -> Evidence:
+    """What finished runs say on a rule of `MEASURES`.
+
+    Args:
+        found: their certifications. clean: their accuracies without noise. datasets: that they are on. store: of the statistics
+            of batch norms and of what training took.
+    """
+    results, seeds = {}, {}
+    for d in datasets:
+        v = _View(found, frame.where(clean, dataset=d), d, guess.get(d, math.nan), rule, store)
+        results[d] = FINDINGS[rule.measure](v) if rule.measure == "clean_kept" or v.seeds else Evidence()
+        seeds[d] = min((e.seeds for e in results[d].effects), default=0) if rule.measure == "clean_kept" else len(v.seeds)
     detail = tuple(e for f in results.values() for e in f.effects)
     lack = too_few(rule, seeds)
     if lack:
         return Evidence(detail=detail, lack=lack)
-    whole = {d: f for d, f in results.items() if seeds[d] >= rule.min_seeds}
-    if rule.measure == "carried_widely":
-        return dataclasses.replace(_widely(whole, rule), detail=detail)
-    first = next(iter(whole.values()))
-    return dataclasses.replace(_away(first, rule), detail=detail)
+    whole = {d: _away(f, rule) for d, f in results.items() if seeds[d] >= rule.min_seeds}
+    own = _widely(whole, rule) if rule.measure == "carried_widely" else next(iter(whole.values()))
+    return dataclasses.replace(own, detail=detail)
 
 
 def _near(e: Effect, rule: Rule) -> bool:
@@ -69,106 +81,88 @@ def _away(found: Evidence, rule: Rule) -> Evidence:
     return dataclasses.replace(found, effects=clear, flagged=near, everywhere=found.effects, lack=lack)
 
 
-@dataclass
 class _View:
-    """What one data set offers to one rule; `seeds` is what `select` found."""
+    """What one data set offers to one rule. `family` has for each cell of the rule the images that are certified, boolean
+    (levels, seeds, N, radii); `seeds` are those that all have, none where a cell is missing."""
 
-    store: Store
-    jobs: Sequence[Job]
-    found: Sequence[Measured]
-    dataset: str
-    rule: Rule
-    chance: float
-    seeds: int = 0
+    def __init__(self, found: Sequence[Measured], clean: Sequence[Row], dataset: str, chance: float, rule: Rule,
+                 store: Store) -> None:
+        self.clean, self.dataset, self.chance, self.rule, self.store = clean, dataset, chance, rule, store
+        self.pairs = [tuple(map(cell, pair)) for pair in rule.pairs]
+        sigmas = rule.smooth.sigmas
+        needed = unique((c.at(s), s) for c in cells(rule) for s in sigmas)
+        chosen = select(found, dataset, needed, rule.smooth.radii, rule.smooth) if needed else {}
+        self.seeds = list(next(iter(chosen.values()))) if chosen else []
+        self.measured = {c: [chosen[c.at(s), s] for s in sigmas] for c in cells(rule)} if chosen else {}
+        self.family = {c: np.stack([stack(by_seed, rule.smooth.radii) for by_seed in levels])
+                       for c, levels in self.measured.items()}
 
-    def select(self, needed: Needed) -> dict:
-        chosen = select(self.found, self.dataset, list(dict.fromkeys(needed)), self.rule.smooth.radii, self.rule.smooth)
-        self.seeds = len(next(iter(chosen.values()))) if chosen else 0
-        return chosen
+    def effect(self, pair: tuple, metric: str, where: str, ours: np.ndarray, theirs: np.ndarray, wide: float,
+               **more: object) -> Effect:
+        """Of two arrays (seeds, N), masks or means of some."""
+        return effect(tuple(map(str, pair)), metric, self.dataset, ours, theirs, level=wide, where=where,
+                      **{"chance": self.chance} | more)
 
-    def masks(self, pair: tuple, metric: str, where: str, ours: np.ndarray, theirs: np.ndarray, wide: float) -> Effect:
-        """Difference of two boolean arrays (seeds, N)."""
-        return of_masks(tuple(map(str, pair)), metric, "none", self.dataset, list(zip(ours, theirs, strict=True)), level=wide,
-                        where=where, chance=self.chance)
+    def mean(self, pair: tuple, metric: str, where: str, values: np.ndarray, wide: float, **more: object) -> Effect:
+        """Mean of real values (seeds, N), which are no accuracies."""
+        return self.effect(pair, metric, where, values, np.zeros_like(values), wide, accuracies=False, chance=math.nan, **more)
 
-    def mean(self, pair: tuple, metric: str, where: str, values: np.ndarray, wide: float, unit: str = "points", part: str = "",
-             ours: float = math.nan, theirs: float = math.nan) -> Effect:
-        """Mean of real values (seeds, N)."""
-        found = stats.crossed_mean(values, wide)
-        return Effect(*map(str, pair), metric, "none", self.dataset, found.n, len(values), *found[:3], unit=unit, where=where,
-                      part=part, level=wide, ours=ours, theirs=theirs, chance=math.nan if math.isnan(ours) else self.chance)
-
-
-def _cells(rule: Rule) -> list[Cell]:
-    """Every cell of a rule at every level; of `norm_drop` also those fine-tuned with noise."""
-    names = [cell(name) for pair in rule.pairs for name in pair] + ([cell(rule.reference)] if rule.reference else [])
-    if rule.measure == "norm_drop":
-        names += [_noisy(c) for c in names]
-    return unique(c.at(s) for c in names for s in rule.smooth.sigmas or (0.0,))
-
-
-def _noisy(c: Cell) -> Cell:
-    return dataclasses.replace(c, finetuning="noise*", restat=False)
+    def first_radius(self, c: Cell) -> np.ndarray:
+        """Certified or not at the first radius, mean over the levels, (seeds, N)."""
+        return self.family[c][..., 0].mean(0)
 
 
 def _carried(v: _View) -> Evidence:
     """Means over the levels and radii at which the reference is above the floor; as a condition, each of them by itself."""
-    rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
-    reference, sigmas, radii = cell(rule.reference), rule.smooth.sigmas, rule.smooth.radii
-    chosen = v.select([(c.at(s), s) for s in sigmas for c in (*pair, reference)])
-    if not chosen:
-        return Evidence()
-    single, gains, kept, clear, above = [], [], [], 0, 0
-    for s in sigmas:
-        ours, theirs, best = (stack(chosen[c.at(s), s], radii) for c in (*pair, reference))
-        for i, r in enumerate(radii):
-            if best[..., i].mean() <= rule.floor:
-                continue
-            e = v.masks(pair, "certified", f"certified at σ {s:g}, r {r:g}", ours[..., i], theirs[..., i], 0.95)
-            single.append(e)
-            gains.append((ours[..., i], theirs[..., i]))
-            kept.append(ours[..., i] - rule.share * best[..., i])
-            above += e.value > 0
-            clear += e.value >= rule.margin and e.low > 0 and ours[..., i].mean() >= rule.share * best[..., i].mean()
-    if not single:
+    rule, (pair,) = v.rule, v.pairs
+    ours, theirs, best = (v.family[c] for c in (*pair, cell(rule.reference)))
+    asked = [(s, r) for s in range(len(ours)) for r in range(ours.shape[-1]) if best[s, ..., r].mean() > rule.floor]
+    if not asked:
         return Evidence(lack=f"the reference nowhere exceeds {100 * rule.floor:g} %: nothing to carry over")
-    ours, theirs = (np.mean([both[i] for both in gains], axis=0) for i in (0, 1))
-    effects = (v.mean(pair, "certified", "certified, mean over levels and radii", ours - theirs, level(2), part="mean",
-                      ours=float(ours.mean()), theirs=float(theirs.mean())),
+    single, clear = [], 0
+    for s, r in asked:
+        where = f"certified at σ {rule.smooth.sigmas[s]:g}, r {rule.smooth.radii[r]:g}"
+        e = v.effect(pair, "certified", where, ours[s, ..., r], theirs[s, ..., r], 0.95)
+        single.append(e)
+        clear += e.value >= rule.margin and e.low > 0 and e.ours >= rule.share * best[s, ..., r].mean()
+    above = sum(e.value > 0 for e in single)
+    mine, rival, kept = (np.mean([values[s, ..., r] for s, r in asked], axis=0) for values in (
+        ours, theirs, ours - rule.share * best))
+    effects = (v.effect(pair, "certified", "certified, mean over levels and radii", mine, rival, level(2), part="mean"),
                v.mean(pair, "certified", f"certified, minus {100 * rule.share:g} % of the reference, mean over levels and radii",
-                      np.mean(kept, axis=0), level(2), part="kept"))
+                      kept, level(2), part="kept"))
     return Evidence((*effects, *single), holds={REPRODUCED: clear == len(single), PARTLY: above == len(single)},
                     said=f"{said(rule, effects)}; of {len(single)} levels and radii where the reference exceeds "
                     f"{100 * rule.floor:g} %, above at {above}, by {100 * rule.margin:g} points with {100 * rule.share:g} % of "
                     f"the reference kept at {clear}")
 
 
-def _widely(whole: dict[str, Evidence], rule: Rule) -> Evidence:
-    whole = {d: _away(f, rule) for d, f in whole.items()}
+def _widely(whole: Mapping[str, Evidence], rule: Rule) -> Evidence:
     verdicts = {d: verdict_of(rule, f) for d, f in whole.items()}
     words = "; ".join(f"{dataset_label(d)}: {v} ({whole[d].lack or whole[d].said})" for d, v in verdicts.items())
     judged = [v for v in verdicts.values() if v != NOT_TESTED]
     if len(judged) < rule.min_datasets:
         return Evidence(lack=words)
-    granted = [sum(v in good for v in judged) >= 2 for good in ((REPRODUCED,), (REPRODUCED, PARTLY))]
-    verdict = (REPRODUCED if granted[0] else PARTLY if granted[1]
-               else NOT if sum(v == NOT for v in judged) > len(judged) - 2 else INCONCLUSIVE)
-    return Evidence(tuple(e for f in whole.values() for e in f.effects), said=words, verdict=verdict)
+    return Evidence(tuple(e for f in whole.values() for e in f.effects), said=words, verdict=on_several(judged))
+
+
+def on_several(verdicts: Sequence[str]) -> str:
+    """Granted where two data sets grant it; not, where all but one at most say so."""
+    if sum(v == REPRODUCED for v in verdicts) >= 2:
+        return REPRODUCED
+    if sum(v in (REPRODUCED, PARTLY) for v in verdicts) >= 2:
+        return PARTLY
+    return NOT if sum(v == NOT for v in verdicts) > len(verdicts) - 2 else INCONCLUSIVE
 
 
 def _one_for_all(v: _View) -> Evidence:
-    rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
-    sigmas, radii = rule.smooth.sigmas, rule.smooth.radii
-    chosen = v.select([(c.at(s), s) for s in sigmas for c in pair])
-    if not chosen:
-        return Evidence()
-    families = [np.stack([stack(chosen[c.at(s), s], radii) for s in sigmas]) for c in pair]  # (levels, seeds, N, radii)
-    effects, means = [], []
-    for i, r in enumerate(radii):
-        best = [family[family[..., i].mean((1, 2)).argmax(), ..., i] for family in families]
-        effects.append(v.masks(pair, "certified", f"certified at the best σ, r {r:g}", *best, level(len(radii))))
-        means.append(best[0].astype(float) - best[1])
-    far = [m for m, e in zip(means, effects, strict=True) if not _near(e, rule)] or means
+    rule, (pair,), radii = v.rule, v.pairs, v.rule.smooth.radii
+    families = [v.family[c] for c in pair]
+    best = [[f[f[..., i].mean((1, 2)).argmax(), ..., i] for f in families] for i in range(len(radii))]
+    effects = [v.effect(pair, "certified", f"certified at the best σ, r {r:g}", *both, level(len(radii)))
+               for r, both in zip(radii, best, strict=True)]
+    gains = [ours.astype(float) - theirs for ours, theirs in best]
+    far = [gain for gain, e in zip(gains, effects, strict=True) if not _near(e, rule)] or gains
     mean = v.mean(pair, "certified", "certified at the best σ, mean over radii", np.mean(far, axis=0), 0.95, part="mean")
     above, better = sum(e.value > -rule.margin for e in effects), sum(e.low > 0 for e in effects)
     return Evidence((*effects, mean), holds={PARTLY: above == len(effects)}, said=f"{said(rule, effects)}; mean above "
@@ -176,20 +170,15 @@ def _one_for_all(v: _View) -> Evidence:
 
 
 def _cost(v: _View) -> Evidence:
-    rule, (pair,) = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
-    chosen = v.select([(c.at(s), s) for s in rule.smooth.sigmas for c in pair])
-    if not chosen:
-        return Evidence()
-    seeds = list(next(iter(chosen.values())))
-    spent = {seed: [costs([chosen[c.at(s), s][seed] for s in rule.smooth.sigmas], v.store) for c in pair] for seed in seeds}
-    ratios = [sum(three) / sum(one) for one, three in spent.values()]
-    training = np.mean([one[0] / three[0] for one, three in spent.values()])
-    numbers = stats.student_interval(ratios)[:3] if len(ratios) > 1 else (ratios[0], math.nan, math.nan)
-    images = len(next(iter(next(iter(chosen.values())).values())).certified.index)
-    cost = Effect(*map(str, pair[::-1]), "forwards", "none", v.dataset, images, len(seeds), *numbers, unit="times",
-                  where="passes of training and certification")
+    (pair,) = v.pairs
+    spent = [[costs([by_seed[seed] for by_seed in v.measured[c]], v.store) for c in pair] for seed in v.seeds]
+    ratios = [sum(three) / sum(one) for one, three in spent]
+    training = np.mean([one[0] / three[0] for one, three in spent])
+    images = v.family[pair[0]].shape[2]
+    cost = v.effect(pair[::-1], "forwards", "passes of training and certification", np.array(ratios), np.zeros(len(ratios)), 0.95,
+                    over="seeds", unit="times", accuracies=False, images=images, chance=math.nan)
     parity = _one_for_all(v)
-    return Evidence((cost, *parity.effects), holds=parity.holds, said=f"ratio {1 / numbers[0]:.2f}, of training alone "
+    return Evidence((cost, *parity.effects), holds=parity.holds, said=f"ratio {1 / cost.value:.2f}, of training alone "
                     f"{training:.2f}, with the certification of {images:,} images; parity: {parity.said}")
 
 
@@ -203,67 +192,44 @@ def costs(family: Sequence[Measured], store: Store) -> tuple[float, float]:
 
 
 def _wider(v: _View) -> Evidence:
-    rule, pairs = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
-    chosen = v.select([(c, s) for s in rule.smooth.sigmas for c in unique(c for pair in pairs for c in pair)])
-    if not chosen:
-        return Evidence()
-    radius = {c: np.mean([grid_radius(chosen[c, s], rule.smooth.radii) for s in rule.smooth.sigmas], axis=0)
-              for c in unique(c for pair in pairs for c in pair)}
-    effects = tuple(v.mean(pair, "acr", "average certified radius, mean over σ", radius[pair[0]] - radius[pair[1]],
-                           level(len(pairs)), unit="radius") for pair in pairs)
-    return Evidence(effects, holds={PARTLY: all(e.value > 0 for e in effects)}, said=said(rule, effects))
+    steps = np.diff([0.0, *v.rule.smooth.radii])
+    radius = {c: (certified @ steps).mean(0) for c, certified in v.family.items()}  # the largest that is certified
+    effects = [v.mean(pair, "acr", "average certified radius, mean over σ", radius[pair[0]] - radius[pair[1]],
+                      level(len(v.pairs)), unit="radius") for pair in v.pairs]
+    return Evidence(tuple(effects), holds={PARTLY: all(e.value > 0 for e in effects)}, said=said(v.rule, effects))
 
 
 def _clean_kept(v: _View) -> Evidence:
-    (pair,) = [tuple(map(cell, p)) for p in v.rule.pairs]
-    masks = {(c, seed): m for (d, c, seed), m in clean_masks(v.store, v.jobs).items()
-             if d == v.dataset and len(m) >= v.rule.smooth.min_images}
-    seeds = sorted(seed for c, seed in masks if c == pair[0] and (pair[1], seed) in masks)
-    v.seeds = len(seeds)
-    if not seeds:
-        return Evidence()
-    n = min(len(masks[c, seed]) for c in pair for seed in seeds)
-    ours, theirs = (np.stack([masks[c, seed][:n] for seed in seeds]) for c in pair)
-    effect = v.masks(pair, "clean", "without noise", ours, theirs, 0.95)
-    return Evidence((effect,), said=said(v.rule, [effect]))
+    (pair,) = v.rule.pairs
+    effects = tuple(by_dataset(v.clean, v.rule, pair, "clean", {v.dataset: v.chance}, where="without noise"))
+    return Evidence(effects, said=said(v.rule, effects))
 
 
 def _norm_drop(v: _View) -> Evidence:
-    rule, pairs = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
-    cells = unique(c for pair in pairs for c in pair)
-    chosen = v.select([(c.at(s), s) for s in rule.smooth.sigmas for clean in cells for c in (clean, _noisy(clean))])
-    if not chosen:
-        return Evidence()
-    drop = {c: _mean_over_levels(chosen, _noisy(c), rule) - _mean_over_levels(chosen, c, rule) for c in cells}
-    effects = tuple(v.mean(pair, "certified", f"loss of certified accuracy at r {rule.smooth.radii[0]:g}", drop[pair[0]] -
-                           drop[pair[1]], level(len(pairs))) for pair in pairs)
-    lost = ", ".join(f"{c.norm} {100 * drop[c].mean():+.1f}" for c in cells)
-    masks = clean_masks(v.store, v.jobs)
-    clean = {c.norm: np.mean([m.mean() for (d, mine, _), m in masks.items() if (d, mine) == (v.dataset, c)]) for c in cells
-             if any((d, mine) == (v.dataset, c) for d, mine, _ in masks)}
+    rule, compared = v.rule, unique(c for pair in v.pairs for c in pair)
+    drop = {c: v.first_radius(_noisy(c)) - v.first_radius(c) for c in compared}
+    where = f"loss of certified accuracy at r {rule.smooth.radii[0]:g}"
+    effects = [v.mean(pair, "certified", where, drop[pair[0]] - drop[pair[1]], level(len(v.pairs))) for pair in v.pairs]
+    lost = ", ".join(f"{c.norm} {100 * drop[c].mean():+.1f}" for c in compared)
+    clean = {c.norm: [row.hits.mean() for row in frame.most_images(frame.where(v.clean, method=str(c)))] for c in compared}
+    clean = {norm: np.mean(found) for norm, found in clean.items() if found}
     apart = clean and max(clean.values()) - min(clean.values()) > rule.margin
     words = "; without noise the norms differ: " + ", ".join(f"{k} {100 * x:.1f} %" for k, x in clean.items()) if apart else ""
-    return Evidence(effects, holds={PARTLY: all(e.value > 0 for e in effects)},
+    return Evidence(tuple(effects), holds={PARTLY: all(e.value > 0 for e in effects)},
                     said=f"{said(rule, effects)}; points lost: {lost}{words}")
 
 
 def _recovered(v: _View) -> Evidence:
-    rule, pairs = v.rule, [tuple(map(cell, p)) for p in v.rule.pairs]
-    plain, reference = pairs[0][1], cell(rule.reference)
-    chosen = v.select([(c.at(s), s) for s in rule.smooth.sigmas for c in (*(p[0] for p in pairs), plain, reference)])
-    if not chosen:
-        return Evidence()
-    before, best = (_mean_over_levels(chosen, c, rule) for c in (plain, reference))
-    lost, r = float((best - before).mean()), rule.smooth.radii[0]
-    effects = []
-    for pair in pairs:
-        gain = _mean_over_levels(chosen, pair[0], rule) - before
-        effects += [v.mean(pair, "certified", f"certified at r {r:g}, minus {100 * rule.share:g} % of the loss",
-                           gain - rule.share * (best - before), 1 - rule.alpha, part="kept"),
-                    v.mean(pair, "certified", f"certified at r {r:g}", gain, 1 - rule.alpha, part="recovered")]
+    rule, plain, reference = v.rule, v.pairs[0][1], cell(v.rule.reference)
+    before, best = v.first_radius(plain), v.first_radius(reference)
+    lost, where, effects = float((best - before).mean()), f"certified at r {rule.smooth.radii[0]:g}", []
+    for pair in v.pairs:
+        gain, less = v.first_radius(pair[0]) - before, f", minus {100 * rule.share:g} % of the loss"
+        effects += [v.mean(pair, "certified", where + less, gain - rule.share * (best - before), 1 - rule.alpha, part="kept"),
+                    v.mean(pair, "certified", where, gain, 1 - rule.alpha, part="recovered")]
     if lost <= 0:
         return Evidence(tuple(effects), lack=f"batch norm loses {100 * lost:.1f} points: nothing to explain")
-    larger = _mismatch_larger(v, plain, reference, list(next(iter(chosen.values()))))
+    larger = _mismatch_larger(v, plain, reference)
     words = (f"batch norm loses {100 * lost:.1f} points; mismatch at σ {MISMATCH_SIGMA:g} larger after clean fine-tuning in "
              f"every seed: {'not measured' if larger is None else 'yes' if larger else 'no'}")
     if larger is None:
@@ -272,19 +238,13 @@ def _recovered(v: _View) -> Evidence:
     return Evidence(tuple(effects), holds={REPRODUCED: larger, PARTLY: larger and half}, said=f"{said(rule, effects)}; {words}")
 
 
-def _mismatch_larger(v: _View, plain: Cell, reference: Cell, seeds: Sequence[int]) -> bool | None:
+def _mismatch_larger(v: _View, plain: Cell, reference: Cell) -> bool | None:
     """Whether the divergence, mean over layers, is larger for `plain` in every seed; None where it is not measured."""
-    frame = statistics(v.store)
-    frame = frame[(frame["dataset"] == v.dataset) & (frame["sigma"] == MISMATCH_SIGMA)]
-    mean = frame.groupby(["cell", "seed"])["divergence"].mean().to_dict()
-    both = [[mean.get((str(c.at(MISMATCH_SIGMA)), seed)) for c in (plain, reference)] for seed in seeds]
+    found = statistics(v.store)
+    found = found[(found["dataset"] == v.dataset) & (found["sigma"] == MISMATCH_SIGMA)]
+    mean = found.groupby(["cell", "seed"])["divergence"].mean().to_dict()
+    both = [[mean.get((str(c.at(MISMATCH_SIGMA)), seed)) for c in (plain, reference)] for seed in v.seeds]
     return None if any(None in pair for pair in both) else all(a > b for a, b in both)
-
-
-def _mean_over_levels(chosen: dict, c: Cell, rule: Rule) -> np.ndarray:
-    """Certified or not at the first radius, mean over the levels, (seeds, N)."""
-    levels = [stack(chosen[c.at(s), s], rule.smooth.radii)[..., 0] for s in rule.smooth.sigmas]
-    return np.mean(levels, axis=0)
 
 
 FINDINGS = {"carried": _carried, "carried_widely": _carried, "one_for_all": _one_for_all, "cost": _cost, "wider": _wider,

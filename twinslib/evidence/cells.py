@@ -13,8 +13,9 @@ from ..specs.run import RunSpec
 from ..store.jobs import Job
 from ..store.store import NOT_RUN, Store
 from ..store.votes import Shares, Votes
-from ..studies.rules import Cell, Smooth
+from ..studies.rules import Cell, Smooth, cell
 from ..studies.smoothing import cell_of
+from .frame import most_images, read, where
 
 
 class Planned(NamedTuple):
@@ -141,15 +142,8 @@ def _check_drawn(votes: Votes, p: Planned) -> None:
 
 def clean_masks(store: Store, jobs: Sequence[Job]) -> dict[tuple[str, Cell, int], np.ndarray]:
     """(data set, cell, seed) -> right without noise, on the most images measured."""
-    out: dict[tuple[str, Cell, int], np.ndarray] = {}
-    for job in jobs:
-        cell = cell_of(job)
-        for e in job.evals if cell and job.settled and store.run(job.spec) else ():
-            masks = store.masks(job.spec, e) if e.kind == "clean" else None
-            key = job.spec.data.name, cell, job.spec.seed
-            if masks and len(masks["none"]) > len(out.get(key, ())):
-                out[key] = masks["none"]
-    return out
+    rows = where(read(store, [job for job in jobs if cell_of(job)]), metric="clean")
+    return {(row.dataset, cell(row.method), row.seed): row.hits for row in most_images(rows)}
 
 
 def select(found: Sequence[Measured], dataset: str, needed: Sequence[tuple[Cell, float]], radii: Sequence[float],

@@ -4,6 +4,7 @@ Frames hold fractions and radians. Nothing here chooses by test images.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,9 +13,11 @@ import pandas as pd
 
 from ..base import stats
 from ..specs import labels
+from ..specs.labels import unique
 from ..specs.run import RunSpec
 from ..store.jobs import Job
 from ..store.store import NOT_RUN, Store
+from .frame import contrast
 
 KEYS = ["dataset", "method", "seed"]
 LAST = 5  # measured epochs whose mean stands for the end of training (Rice et al. 2020)
@@ -254,23 +257,6 @@ def gap_values(course: Course) -> np.ndarray:
     return robust_at(course, best_epoch(course.epochs)) - last_epochs(course)
 
 
-def curves(courses: Sequence[Course]) -> pd.DataFrame:
-    """Accuracy by epoch: KEYS, epoch, part (train, val or test), metric (clean or robust), value, n.
-
-    Validation and test are clean-or-PGD at every iterate, training images PGD at its last iterate."""
-    lines = []
-    for course in courses:
-        for key, values in course.arrays.items():
-            part, _, metric = key.partition("_")
-            if part in ("train", "test") and metric in ("clean", "robust"):
-                lines += [[*course.keys, int(e), part, metric, float(m.mean()), len(m)]
-                          for e, m in zip(course.arrays["epoch"], values, strict=True)]
-        n = course.spec.data.val_images
-        lines += [[*course.keys, row["epoch"], "val", metric, row[f"val_{metric}_acc"], n] for row in course.epochs
-                  for metric in ("clean", "robust") if f"val_{metric}_acc" in row]
-    return pd.DataFrame(lines, columns=[*KEYS, "epoch", "part", "metric", "value", "n"])
-
-
 def gaps(courses: Sequence[Course]) -> pd.DataFrame:
     """Best, last and gap of robust test accuracy, a line per data set and method over its seeds.
 
@@ -283,32 +269,26 @@ def gaps(courses: Sequence[Course]) -> pd.DataFrame:
     for course in courses:
         if "test_robust" in course.arrays:
             groups.setdefault(tuple(course.keys[:2]), []).append(course)
-    for (dataset, method), group in groups.items():
+    for key, group in groups.items():
         best = [best_epoch(course.epochs) for course in group]
-        columns = {"best": [robust_at(c, e) for c, e in zip(group, best, strict=True)],
-                   "last": [last_epochs(c) for c in group], "gap": [gap_values(c) for c in group],
-                   "clean_best": [_at(c, "test_clean", e) for c, e in zip(group, best, strict=True)],
-                   "clean_last": [_last(c, "test_clean") for c in group]}
-        line = {"dataset": dataset, "method": method, "seeds": len(group), "n": len(columns["best"][0]), "epochs": best}
-        for name, values in columns.items():
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), stats.crossed_mean(np.stack(values)), strict=False))
-        lines.append(line)
+        columns = [[robust_at(c, e), last_epochs(c), gap_values(c), _at(c, "test_clean", e), _last(c, "test_clean")]
+                   for c, e in zip(group, best, strict=True)]
+        numbers = [x for values in zip(*columns, strict=True) for x in stats.crossed_mean(np.stack(values))[:3]]
+        lines.append([*key, len(group), len(columns[0][0]), best, *numbers])
     return pd.DataFrame(lines, columns=["dataset", "method", "seeds", "n", "epochs",
                                         *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
 
 
 def gap_differences(courses: Sequence[Course], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """gap(method) - gap(baseline) on the same test images and seeds: dataset, method, baseline, seeds, n, value, low, high."""
-    by_keys = {tuple(c.keys): c for c in courses if "test_robust" in c.arrays}
+    measured = {tuple(c.keys): c for c in courses if "test_robust" in c.arrays}
     lines = []
-    for method, baseline in pairs:
-        for dataset in dict.fromkeys(d for d, _, _ in by_keys):
-            seeds = [s for d, m, s in by_keys if (d, m) == (dataset, method) and (dataset, baseline, s) in by_keys]
-            if seeds:
-                values = np.stack([gap_values(by_keys[dataset, method, s]) - gap_values(by_keys[dataset, baseline, s])
-                                   for s in seeds])
-                found = stats.crossed_mean(values)
-                lines.append([dataset, method, baseline, len(seeds), found.n, *found[:3]])
+    for (method, baseline), dataset in itertools.product(pairs, unique(d for d, _, _ in measured)):
+        both = [(c, measured[dataset, baseline, s]) for (d, m, s), c in measured.items()
+                if (d, m) == (dataset, method) and (dataset, baseline, s) in measured]
+        if both:
+            found = contrast(*([gap_values(c) for c in some] for some in zip(*both, strict=True)))
+            lines.append([dataset, method, baseline, found.seeds, *found[:1], *found[2:5]])
     return pd.DataFrame(lines, columns=["dataset", "method", "baseline", "seeds", "n", "value", "low", "high"])
 
 

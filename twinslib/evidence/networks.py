@@ -19,6 +19,7 @@ from ..store.jobs import Job, Task
 from ..store.store import DIVERGED, NOT_RUN, Store
 from ..studies.finetuning import STUDY
 from . import course
+from .frame import Row, of_evaluation
 
 COLUMNS = ["dataset", "part", "method", "start", "arch", "norm", "width", "train_images", "trained_threat", "schedule", "lr",
            "seed", "at", "epoch", "attack", "threat", "eps", "value", "low", "high", "n", "images_given", "images_whole",
@@ -79,6 +80,11 @@ class Network:
                  and (e.kind == "clean" or (e.threat == threat and math.isclose(e.eps, eps, rel_tol=1e-6)))]
         return max(found, key=len, default=None)
 
+    @property
+    def rows(self) -> list[Row]:
+        """What is measured of it."""
+        return [of_evaluation(self.job, e, mask, self.split, e.attack_name) for e, mask in self.masks.items()]
+
 
 def finished(store: Store, jobs: Sequence[Job]) -> list[Network]:
     """The networks of `jobs` of this study that are trained and measured at least once, and those that diverged (without
@@ -113,9 +119,9 @@ def rows_of(store: Store, jobs: Sequence[Job], dataset: str, methods: Sequence[s
     """Per-epoch rows of the first finished seed of each method of the main part, none where there is none; those of a run that
     diverged end with a row that holds only what is said of it (`absent`)."""
     out: dict[str, list[dict]] = {name: [] for name in methods}
-    for job in jobs:
+    for job in _main(jobs):
         s = job.spec
-        if job.study == STUDY and dict(job.labels)["part"] == "main" and s.data.name == dataset and out.get(s.method.name) == []:
+        if s.data.name == dataset and out.get(s.method.name) == []:
             word = NOT_RUN if store.run(s) else store.absent(job)
             out[s.method.name] = store.epochs(s) + ([{"absent": word}] if word != NOT_RUN else [])
     return out
@@ -123,13 +129,13 @@ def rows_of(store: Store, jobs: Sequence[Job], dataset: str, methods: Sequence[s
 
 def course_of(store: Store, jobs: Sequence[Job], dataset: str, method: str) -> dict[str, np.ndarray]:
     """What was kept of the course of a method of the main part (`follow.Follower.arrays`), {} where it is not finished."""
-    return next((found for job in jobs if job.study == STUDY and dict(job.labels)["part"] == "main"
-                 and (job.spec.data.name, job.spec.method.name) == (dataset, method) and (found := store.course(job.spec))), {})
+    return next((found for job in _main(jobs) if (job.spec.data.name, job.spec.method.name) == (dataset, method)
+                 and (found := store.course(job.spec))), {})
 
 
 def training_images(store: Store, jobs: Sequence[Job], dataset: str) -> int:
     """Training images of the main part, the unit of a pass over the training set; 1 where nothing says how many."""
-    main = [job.spec for job in jobs if job.study == STUDY and job.spec.data.name == dataset and dict(job.labels)["part"] == "main"]
+    main = [job.spec for job in _main(jobs) if job.spec.data.name == dataset]
     counts = ((store.run(spec) or {}).get("train_images") or spec.data.train_images for spec in main)
     return next((count for count in counts if count), 1)
 
@@ -138,6 +144,10 @@ def class_names(store: Store, jobs: Sequence[Job], dataset: str) -> list[str]:
     """As stored with the first start network of ours on that data set; [] where there is none yet."""
     paths = (store.root / "weights" / f"{job.spec.hash}.json" for job in jobs if job.ship and job.spec.data.name == dataset)
     return next((read_json(path)["classes"] for path in paths if path.exists()), [])
+
+
+def _main(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if job.study == STUDY and dict(job.labels)["part"] == "main"]
 
 
 def images_passed(rows: Sequence[dict]) -> float:

@@ -1,0 +1,37 @@
+"""What a provenance entry says."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from twinslib.compute import provenance
+
+
+def test_provenance_entry() -> None:
+    """An entry is JSON: times, versions, device, precision and what is added; no host, user or folder."""
+    entry = provenance.record("2026-01-01T00:00:00+00:00", 1.234, "cpu", weights="abc")
+    text = json.dumps(entry)
+    assert entry["started"] < entry["ended"] and entry["seconds"] == 1.23 and entry["weights"] == "abc"
+    assert entry["device"] == "cpu" and entry["threads"] == 1 and entry["peak_memory_mib"] > 10
+    assert set(entry["versions"]) == set(provenance.PACKAGES) and entry["versions"]["torch"][0].isdigit()
+    for private in (os.uname().nodename, str(Path.home()), str(Path(__file__).parents[2])):
+        assert private not in text
+
+
+def test_version_of_a_package_that_is_not_there() -> None:
+    """A package that is not installed is 'absent', not an error."""
+    assert provenance.version("no-such-package-of-ours") == "absent"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")])
+def test_commit_outside_a_repository(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Without git or outside a repository the commit is 'unknown'; inside it is forty hex digits."""
+    def run(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", run)
+    asked = provenance.commit.__wrapped__  # it is asked once in a process
+    assert asked() == {"commit": "unknown", "changed": False}

@@ -1,0 +1,166 @@
+"""The five words of a verdict, and how a rule's bounds turn intervals into one of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..specs.labels import dataset_label
+from ..studies.rules import Bound, Rule
+from .effects import Effect, pair_label
+
+REPRODUCED, PARTLY, INCONCLUSIVE, NOT = "reproduced", "partly", "inconclusive", "not"
+NOT_TESTED = "not tested at this scale"
+VERDICTS = (REPRODUCED, PARTLY, INCONCLUSIVE, NOT, NOT_TESTED)
+CREDIT = {REPRODUCED: 2, PARTLY: 1}  # how much a verdict grants the claim; the other three grant nothing
+NEAR = 0.05  # accuracy above that of guessing
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What finished runs say on a rule.
+
+    Args:
+        effects: decide. flagged: effects on data sets near chance, shown and left out. everywhere: what would decide with those
+            left in; none where nothing is left out.
+        detail: all that is measured. holds: conditions beside the intervals, by the verdict that needs them. said: in words.
+        lack: why nothing can be judged; then there is no verdict. remark: on a verdict that grants something.
+        verdict: where a rule is more than bounds on intervals, what it comes to.
+    """
+
+    effects: tuple[Effect, ...] = ()
+    flagged: tuple[Effect, ...] = ()
+    everywhere: tuple[Effect, ...] = ()
+    detail: tuple[Effect, ...] = ()
+    holds: Mapping[str, bool] = field(default_factory=dict)
+    said: str = ""
+    lack: str = ""
+    remark: str = ""
+    verdict: str = ""
+
+
+def level(intervals: int) -> float:
+    """Of each of so many intervals that decide together: 95 % for one or two, then such that all their 5 % are one.
+
+    A verdict that grants something needs an interval above what has no effect, and "not" one below what is claimed. Of k
+    intervals, each missing on that side with (1 - level) / 2, one does with at most 5 %.
+    """
+    return 1 - 0.1 / max(intervals, 2)
+
+
+def named(bound: Bound, effects: Sequence[Effect]) -> list[Effect]:
+    """Those that a bound names."""
+    return [e for e in effects if set(bound.of) <= e.words]
+
+
+def ends(rule: Rule, e: Effect) -> tuple[float, float]:
+    """The interval, turned round where a smaller value is what is claimed."""
+    return (-e.high, -e.low) if rule.lower else (e.low, e.high)
+
+
+def met(rule: Rule, bound: Bound, e: Effect) -> bool:
+    low, high = ends(rule, e)
+    return low > bound.above and (bound.reach is None or high >= bound.reach)
+
+
+def excluded(rule: Rule, bound: Bound, e: Effect) -> bool:
+    """True if the interval lies wholly below what is claimed, and not above what is asked."""
+    low, high = ends(rule, e)
+    return bound.claimed is not None and high < bound.claimed and not low > bound.above
+
+
+def decide(rule: Rule, effects: Sequence[Effect], holds: Mapping[str, bool] | None = None) -> str:
+    """The verdict on intervals alone.
+
+    Reproduced: of one alternative of `rule.asked` all bounds hold, each for at least one effect. Partly: of one of
+    `rule.partly`. Not: in each alternative of `rule.asked` an effect is `excluded`. Else inconclusive.
+
+    Args:
+        holds: conditions beside the intervals; a verdict whose condition fails is not given.
+    """
+    def hold(bound: Bound) -> bool:
+        return bool(named(bound, effects)) and all(met(rule, bound, e) for e in named(bound, effects))
+
+    for verdict, alternatives in ((REPRODUCED, rule.asked), (PARTLY, rule.partly)):
+        if (holds or {}).get(verdict, True) and any(all(map(hold, bounds)) for bounds in alternatives):
+            return verdict
+    refuted = [any(excluded(rule, b, e) for b in bounds for e in named(b, effects)) for bounds in rule.asked]
+    return NOT if refuted and all(refuted) else INCONCLUSIVE
+
+
+def lesser(verdict: str, other: str) -> str:
+    """`verdict`, or where `other` grants the claim less, that much less: partly, or inconclusive."""
+    if CREDIT.get(other, 0) >= CREDIT.get(verdict, 0):
+        return verdict
+    return PARTLY if other == PARTLY else INCONCLUSIVE
+
+
+def judge(rule: Rule, found: Evidence) -> str:
+    """The verdict on evidence, by `decide`. Leaving out data sets near chance can only withhold: where something is left out,
+    the claim must be granted as much with them."""
+    if found.lack:
+        return NOT_TESTED
+    verdict = found.verdict or decide(rule, found.effects, found.holds)
+    return lesser(verdict, decide(rule, found.everywhere, found.holds)) if found.everywhere else verdict
+
+
+def distance(rule: Rule) -> float:
+    """From chance up to which a network decides nothing; of rules that judge nothing that up to which it is flagged."""
+    return NEAR if rule.measure == "shown" else rule.chance
+
+
+def apart(effects: Sequence[Effect], rule: Rule) -> list[Effect]:
+    """All effects on those data sets on which one of them is near chance."""
+    near = {e.dataset for e in effects if e.near_chance(distance(rule))}
+    return [e for e in effects if e.dataset in near]
+
+
+def asked_of(rule: Rule, e: Effect) -> list[Bound]:
+    """The bounds of `rule.asked` that name the effect."""
+    return [b for bounds in rule.asked for b in bounds if named(b, [e])]
+
+
+def against(rule: Rule, e: Effect) -> str:
+    """What the rule asks of an effect and whether its interval is so, in words; "" where nothing is asked."""
+    (low, high), scale, out = ends(rule, e), (-1 if rule.lower else 1) * (100 if e.unit == "points" else 1), []
+    for b in asked_of(rule, e):
+        out.append(f"asked: {'below' if rule.lower else 'above'} {scale * b.above + 0:g}, {'yes' if low > b.above else 'no'}")
+        if b.claimed is not None:
+            out.append(f"claimed {scale * b.claimed:g}, {'excluded' if high < b.claimed else 'not excluded'}")
+    return f"  [{'; '.join(dict.fromkeys(out))}]" if out else ""
+
+
+def said(rule: Rule, effects: Sequence[Effect]) -> str:
+    """How many intervals lie above what is asked, and how many below what is claimed."""
+    counted = [(e, bounds) for e in effects if (bounds := asked_of(rule, e))]
+    above = [any(ends(rule, e)[0] > b.above for b in bounds) for e, bounds in counted]
+    below = [any(b.claimed is not None and ends(rule, e)[1] < b.claimed for b in bounds) for e, bounds in counted]
+    without = sum(b and not a for a, b in zip(above, below, strict=True))
+    return f"of {len(counted)} interval{'s' * (len(counted) != 1)} {sum(above)} as asked, {without} without the claimed effect"
+
+
+def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
+    """Why there are too few seeds or data sets for a rule; "" where there are enough.
+
+    Args:
+        seeds: data set -> seeds of all that is compared.
+    """
+    if sum(n >= rule.min_seeds for n in seeds.values()) >= rule.min_datasets:
+        return ""
+    there = ", ".join(f"{n} on {dataset_label(d)}" for d, n in seeds.items()) or "none"
+    return (f"{rule.min_seeds} seeds of all that is compared are needed on {rule.min_datasets} data "
+            f"set{'s' if rule.min_datasets > 1 else ''}, finished of all of it: {there}")
+
+
+def against_controls(rule: Rule, found: Mapping[tuple[str, str], Sequence[Effect]], wanted: int, doubt: str, stands: str) -> str:
+    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear.
+
+    Args:
+        doubt, stands: what is said where it does not, and where it does.
+    """
+    def clear(e: Effect) -> bool:
+        return e.high < 0 if rule.lower else e.low > 0
+
+    gone = [pair for pair in rule.controls if not all(map(clear, found[pair]))]
+    missing = [pair for pair in rule.controls if pair not in gone and len(found[pair]) < wanted]
+    parts = [f"{doubt} in {', '.join(map(pair_label, gone))}"] if gone else []
+    parts += [f"controls without enough runs: {', '.join(map(pair_label, missing))}"] if missing else []
+    return "; ".join(parts) or f"{stands} against all controls"

@@ -35,8 +35,8 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these on the
             validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
             they start from a network, that of "aft_random" where from random weights.
-        lrs_kept: rates that will join `lrs` once all runs at them are made; the candidates at them that are finished are kept, but
-            neither computed, chosen from, shown nor judged until then.
+        lrs_kept: rates that will join `lrs` once all runs at them are made; finished candidates at them are kept, but neither
+            computed, chosen from, shown nor judged until then.
         fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
             seed, the rate of `main`), and on which targets (all where not named).
         widths: {widths, runs, targets}: the same for channels of the first stage; each width has a start of its own.

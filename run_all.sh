@@ -56,5 +56,5 @@ if [[ $preset == toy ]]; then export OMP_NUM_THREADS=1; fi  # the same rows to t
 status=0  # the sweep computes what is missing and refuses unknown parameters first; 3: stopped by a signal
 "$python" -m twinslib sweep --preset "$preset" --only "${numbers[@]}" ${dry_run:+--dry-run} || status=$?
 if [[ -n $dry_run || $status -eq 3 || ($status -ne 0 && -z $keep_going) ]]; then exit "$status"; fi
-"$python" -m twinslib.render --preset "$preset" "${render_flags[@]}" "${numbers[@]}" || status=$?
+"$python" -m twinslib render --preset "$preset" "${render_flags[@]}" "${numbers[@]}" || status=$?
 exit "$status"

@@ -5,10 +5,10 @@ import numpy as np
 from tests import store_made
 from twinslib.base.files import write_json
 from twinslib.evidence.networks import Network
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies.finetuning import STUDY
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from twinslib.base.files import write_json, write_npz
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import RunSpec
 from twinslib.store import store as store_store
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.store.votes import Votes
 from twinslib.studies import plan as studies_plan

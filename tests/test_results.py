@@ -18,7 +18,7 @@ from tests.page_made import show
 from twinslib.claims import ledger
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets.checkpoint import load_weights, tensor_hash
-from twinslib.store.jobs import Job
+from twinslib.specs.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies import plan, presets
 from twinslib.studies.smoothing import cell_of
@@ -129,7 +129,8 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
     store, jobs = load(preset, number)
     for name in sorted({job.study for job in jobs}):
         mine = [job for job in jobs if job.study == name]
-        frames = {"epochs": evidence_rows.epochs(store, mine)} | ({"rows": evidence_rows.rows(store, mine)} if any(j.evals for j in mine) else {})
+        frames = {"epochs": evidence_rows.epochs(store, mine)}
+        frames |= {"rows": evidence_rows.rows(store, mine)} if any(j.evals for j in mine) else {}
         for kind, frame in frames.items():
             buffer = io.StringIO()
             frame.to_csv(buffer, index=False)

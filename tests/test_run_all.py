@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from twinslib import __main__ as cli
 from twinslib.base import paths
 from twinslib.show import render
 from twinslib.studies import plan, presets
@@ -94,7 +95,7 @@ def test_bad_call_runs_nothing(repository, capsys, yaml, numbers, message):
     write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "print(eps)")
     if yaml is not None:
         (repository / "params" / "small" / "01.yaml").write_text(yaml)
-    assert render.main(["--preset", "small", *numbers]) == 2
+    assert cli.main(["render", "--preset", "small", *numbers]) == 2
     assert message in (text := capsys.readouterr().err) and len(text.splitlines()) == 1
     assert not paths.results_dir().exists()
 
@@ -103,10 +104,10 @@ def test_main_renders_the_preset(repository, capsys):
     """The command renders into results/<preset> with the file's overrides, prints a table, and exits 1 on a failure."""
     write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "assert eps == 0.5")
     (repository / "params" / "small" / "01.yaml").write_text("eps: 0.5")
-    assert render.main(["--preset", "small"]) == 0
+    assert cli.main(["render", "--preset", "small"]) == 0
     assert (paths.results_dir() / "small" / "01_x.ipynb").exists()
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["01_x", "rendered"]
-    assert render.main(["--preset", "toy", "01"]) == 1
+    assert cli.main(["render", "--preset", "toy", "01"]) == 1
     assert list((paths.results_dir() / "toy").glob("0*")) == []
 
 

@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, sweep, claims}.
+"""Command line: python -m twinslib {data, sweep, claims, render}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -7,6 +7,7 @@
     python -m twinslib sweep --preset small --claims               first what verdicts wait for, verdict by verdict
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
+    python -m twinslib render --preset small --as-is               show what is finished, compute nothing
 """
 
 import argparse
@@ -32,8 +33,10 @@ from .compute.queue import Report, precision_in_words, sweep
 from .compute.worker import Worker
 from .data import build
 from .evidence import rows
-from .store.jobs import Best, Job, Task
-from .store.store import NOT_RUN, SOURCE_DIVERGED, Store
+from .show import render
+from .specs.jobs import Best, Job, Task
+from .specs.labels import NOT_RUN, SOURCE_DIVERGED
+from .store.store import Store
 from .studies import plan, presets, rules
 from .studies import plan as studies_plan
 
@@ -140,7 +143,8 @@ def run_claims(args: argparse.Namespace) -> int:
     store = Store(args.preset)
     plans = {number: plan.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
     if not args.id and args.preset in rules.SCALES:
-        need.write(Worker(store, "cpu"), need.needs(store, plans), [job for jobs_of in plans.values() for job in jobs_of(best=store.best)])
+        every = [job for jobs_of in plans.values() for job in jobs_of(best=store.best)]
+        need.write(Worker(store, "cpu"), need.needs(store, plans), every)
     for number, jobs_of in plans.items():
         jobs = jobs_of(best=store.best)
         verdicts = [ledger.judge(c, store, jobs) for c in chosen if c.notebook == number]
@@ -195,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     build.add_parser(commands)
+    render.add_parser(commands)
     p = commands.add_parser("sweep", help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")

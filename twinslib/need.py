@@ -16,9 +16,9 @@ from .claims.verdict import NOT_TESTED
 from .compute import cost, provenance, queue
 from .compute.queue import Report
 from .compute.worker import Worker
-from .specs.labels import dataset_label, method_label, unique
-from .store.jobs import Job, Plan, Task
-from .store.store import NOT_RUN, Store
+from .specs.jobs import Job, Plan, Task
+from .specs.labels import NOT_RUN, dataset_label, method_label, unique
+from .store.store import Store
 from .studies import rules
 from .studies.rules import Claim
 

@@ -17,10 +17,10 @@ from tests.store_made import finish
 from twinslib.claims import course, ledger
 from twinslib.claims.effects import Effect
 from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED
+from twinslib.specs.jobs import Job
 from twinslib.specs.labels import dataset_label
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies import rules
 from twinslib.studies.rules import Bound, Robust, Rule

@@ -10,7 +10,7 @@ from twinslib.claims import finetuning, kinds, ledger, verdict
 from twinslib.claims.effects import Effect
 from twinslib.claims.finetuning import attacks, paired
 from twinslib.evidence.networks import Network
-from twinslib.store.jobs import Job
+from twinslib.specs.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies import rules
 from twinslib.studies.rules import Robust

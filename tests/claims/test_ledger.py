@@ -24,10 +24,10 @@ from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRO
 from twinslib.evidence import frame, public
 from twinslib.evidence import pairs as evidence_pairs
 from twinslib.specs import labels as specs_labels
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
 from twinslib.studies import presets, rules

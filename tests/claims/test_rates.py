@@ -11,10 +11,10 @@ from twinslib.claims import ledger, rates, verdict
 from twinslib.claims.rates import STUDY
 from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Evidence
 from twinslib.evidence.frame import Row
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies import rules
 

@@ -11,8 +11,8 @@ from tests.store_made import finish
 from twinslib.claims import kinds, ledger, smoothing, verdict
 from twinslib.evidence.cells import grid_radius, select, stack
 from twinslib.evidence.frame import Row
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
-from twinslib.store.jobs import Job
 from twinslib.store.statistics import STATISTICS
 from twinslib.store.store import Store
 from twinslib.studies import plan, rules

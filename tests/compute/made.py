@@ -10,11 +10,11 @@ from twinslib.compute.networks import Networks
 from twinslib.compute.queue import Report, sweep
 from twinslib.compute.worker import Worker
 from twinslib.evidence import rows
+from twinslib.specs.jobs import Job, Plan, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job, Plan, Task
 from twinslib.store.store import Store
 
 EPS = 16 / 255

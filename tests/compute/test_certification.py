@@ -10,11 +10,11 @@ import pytest
 from tests.compute.made import compute, do, networks
 from twinslib.certify import smoothing
 from twinslib.evidence import cells
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import CertifySpec
 from twinslib.specs.method import method
 from twinslib.specs.reading import from_dict, to_dict
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store
 from twinslib.store.votes import load_votes
 from twinslib.train import noise

@@ -9,8 +9,9 @@ import pytest
 from tests.compute.made import BARE, CLEAN, compute, contents, diverge, record, tiny_jobs
 from twinslib.base.files import write_json
 from twinslib.evidence import rows as evidence_rows
-from twinslib.store.jobs import Job, Task
-from twinslib.store.store import DIVERGED, Store
+from twinslib.specs.jobs import Job, Task
+from twinslib.specs.labels import DIVERGED
+from twinslib.store.store import Store
 
 CANDIDATES = [replace(BARE, optim=replace(BARE.optim, lr=lr)) for lr in (0.1, 0.2, 0.3)]
 

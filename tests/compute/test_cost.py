@@ -13,10 +13,10 @@ from twinslib.compute import cost, provenance
 from twinslib.compute.worker import Worker
 from twinslib.data.sources import SOURCES
 from twinslib.nets import arithmetic
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
 from twinslib.studies.passes import AUTOATTACK_FORWARDS, forwards

@@ -12,11 +12,12 @@ from twinslib.base.files import write_json
 from twinslib.certify import smoothing
 from twinslib.compute import worker
 from twinslib.evidence import rows as evidence_rows
+from twinslib.specs.jobs import Job, Task
+from twinslib.specs.labels import DIVERGED, NOT_RUN, SOURCE_DIVERGED
 from twinslib.specs.measure import CertifySpec
 from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import FollowSpec, OptimSpec
-from twinslib.store.jobs import Job, Task
-from twinslib.store.store import DIVERGED, NOT_RUN, SOURCE_DIVERGED, Store
+from twinslib.store.store import Store
 from twinslib.train import loop
 
 

@@ -25,10 +25,10 @@ from twinslib.nets.fold import FoldedCopy
 from twinslib.nets.models import make_model
 from twinslib.specs import choices
 from twinslib.specs.choices import ARCHS, check_width, own_width
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec
-from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store
 
 DATA = DataSpec(name="toy_target", image_size=16, augment="crop", train_images=200, val_images=100)

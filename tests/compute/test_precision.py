@@ -9,10 +9,10 @@ from tests.compute.made import compute, do
 from twinslib.evidence import cells
 from twinslib.nets import arithmetic
 from twinslib.nets.checkpoint import load_weights
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import CertifySpec
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store
 from twinslib.store.votes import load_votes
 from twinslib.train.step import OutOfTime, Step

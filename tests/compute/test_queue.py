@@ -23,10 +23,10 @@ from twinslib.compute.check import check
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets import models
 from twinslib.nets.checkpoint import load_weights, save_weights
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import FollowSpec, RunSpec, WeightsSpec
-from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store, split_name
 from twinslib.studies import rules
 from twinslib.train import loop

@@ -15,9 +15,9 @@ from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
 from twinslib.evidence import cells as evidence_cells
 from twinslib.evidence import public
+from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.statistics import statistics as stored_statistics
 from twinslib.store.store import Store
 from twinslib.studies import plan

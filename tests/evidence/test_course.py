@@ -16,9 +16,9 @@ from tests.train.test_loop import device_set, network, winged
 from tests.train.test_loop import spec as trained_spec
 from twinslib.evidence import course
 from twinslib.evidence.course import Course
+from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.train.dynamics import followed_layers
 from twinslib.train.loop import fit

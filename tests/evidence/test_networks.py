@@ -8,8 +8,8 @@ import pytest
 from tests.aft_made import EPS, epochs, finish, network, spec
 from twinslib.base.files import write_json, write_npz
 from twinslib.evidence import networks
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 
 CLEAN, PGD = EvalSpec(kind="clean", images=4), EvalSpec(kind="pgd", images=4, eps=EPS)

@@ -11,10 +11,10 @@ from twinslib.base.stats import paired_difference
 from twinslib.evidence import pairs
 from twinslib.evidence.frame import mean_interval
 from twinslib.show import tables
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies.transfer import LR_OF
 

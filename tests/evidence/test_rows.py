@@ -8,10 +8,10 @@ import pytest
 
 from tests import store_made
 from twinslib.evidence import rows as evidence_rows
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 
 SPEC = RunSpec(data=DataSpec(name="cifar10"), model=ModelSpec(arch="tiny_resnet"), method=METHODS["at"], optim=OptimSpec())

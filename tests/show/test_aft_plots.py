@@ -19,10 +19,10 @@ from twinslib.show.aft_plots import (
     schedule_plot,
 )
 from twinslib.show.embedding import Projection
+from twinslib.specs.jobs import Job
 from twinslib.specs.labels import method_label
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 
 AA = "apgd-ce+apgd-t+fab-t+square"
 EPS = 8 / 255

@@ -12,9 +12,10 @@ from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
 from twinslib.evidence.networks import Network, finished, frame
 from twinslib.show import aft_costs, aft_tables
+from twinslib.specs.jobs import Job
+from twinslib.specs.labels import NOT_RUN
 from twinslib.specs.measure import EvalSpec
-from twinslib.store.jobs import Job
-from twinslib.store.store import NOT_RUN, Store
+from twinslib.store.store import Store
 from twinslib.studies import finetuning
 
 DATA = "cifar10"

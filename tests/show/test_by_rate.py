@@ -9,8 +9,9 @@ import pandas as pd
 from tests.figures_read import drawn
 from twinslib.base.files import write_json, write_npz
 from twinslib.show import by_rate, figures
+from twinslib.specs.labels import NOT_RUN
 from twinslib.specs.reading import canonical_json
-from twinslib.store.store import NOT_RUN, Store
+from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
 
 RATES, METHODS, SETS = (0.003, 0.03, 0.3), ("at", "at_lr", "at_split", "twins_at"), ("cifar10", "caltech64")

@@ -12,8 +12,8 @@ from tests.page_made import show
 from tests.store_made import fill, plan
 from twinslib.base.files import write_json
 from twinslib.claims import ledger
+from twinslib.specs.jobs import Job
 from twinslib.specs.reading import canonical_json
-from twinslib.store.jobs import Job
 from twinslib.store.store import Store
 
 made: dict[str, Path] = {}

@@ -9,9 +9,9 @@ from tests.figures_read import drawn, intervals, words
 from twinslib.evidence.course import Course
 from twinslib.show import figures, overfit_plots
 from twinslib.show.overfit_plots import gap_plot, method_curves, plateau_curves, schedule_curves, scratch_curves
+from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.jobs import Job
 
 N = 200  # test images
 SOURCE = RunSpec(data=DataSpec(name="tinyimagenet32"), model=ModelSpec(arch="tiny_resnet"), method=method("at"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.show.test_overfit_plots import ALL, SOURCE, N, finish, job, study
 from twinslib.show import overfit_tables
-from twinslib.store.jobs import Job
+from twinslib.specs.jobs import Job
 
 
 def by_method(table):

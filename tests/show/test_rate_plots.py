@@ -127,6 +127,7 @@ def test_escape_and_time_figures():
                          ids=["none", "at", "twins", "nothing in common"])
 def test_missing_runs(courses):
     """Whatever is finished, figures are made; what has nothing to show says so."""
-    for fig in (rate_plots.layer_ratios(rate_tables.layer_ratios(courses)), rate_plots.wings(rate_tables.by_layer(courses), METHODS),
+    for fig in (rate_plots.layer_ratios(rate_tables.layer_ratios(courses)),
+                rate_plots.wings(rate_tables.by_layer(courses), METHODS),
                 rate_plots.drift(course.drift(courses), METHODS), rate_plots.times(course.escape_times(courses), METHODS)):
         assert fig.axes and (courses or "not run" in words(fig))

@@ -9,8 +9,8 @@ from tests.show.test_smoothing_tables import LEVELS, grid, half_constant, jobs  
 from tests.smoothing_made import measured, reaching
 from twinslib.base.sequential import ceiling
 from twinslib.show import level_tables, norm_tables, smoothing_plots, smoothing_tables
+from twinslib.specs.labels import NOT_RUN
 from twinslib.store.statistics import STATISTICS
-from twinslib.store.store import NOT_RUN
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["finished", "empty"])

@@ -10,8 +10,9 @@ from tests.smoothing_made import RADII, N, measured, reaching, spec
 from twinslib.base.sequential import ceiling
 from twinslib.evidence import cells as evidence_cells
 from twinslib.show import level_tables, norm_tables, smoothing_tables
-from twinslib.store.jobs import Job
-from twinslib.store.store import NOT_RUN, Store
+from twinslib.specs.jobs import Job
+from twinslib.specs.labels import NOT_RUN
+from twinslib.store.store import Store
 from twinslib.studies import plan
 from twinslib.studies.rules import cell
 

@@ -14,11 +14,11 @@ from twinslib.evidence import public
 from twinslib.evidence import rows as evidence_rows
 from twinslib.show import origins, tables
 from twinslib.specs import labels
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec
-from twinslib.store.jobs import Job, Task
 from twinslib.store.store import Store
 
 CLEAN = EvalSpec(kind="clean", images=10)

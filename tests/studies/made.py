@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from twinslib.base import paths
+from twinslib.specs.jobs import Job
 from twinslib.specs.run import RunSpec
-from twinslib.store.jobs import Job
 from twinslib.studies import plan
 
 FILES = sorted((paths.notebooks_dir() / "params").glob("*/*.yaml"))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.studies.made import CONSTANTS, first, label, last, unknown
-from twinslib.store.jobs import Job
+from twinslib.specs.jobs import Job
 from twinslib.studies import finetuning, plan, rules
 
 CLEAN = {"kind": "clean", "images": 9, "at": ["start", "best", "last"]}

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.studies.made import first
+from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
-from twinslib.store.jobs import Job
 from twinslib.studies import plan, rules
 from twinslib.studies.rules import Bound, Claim, Earlier, Robust, Rule, Smooth
 

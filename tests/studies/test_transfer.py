@@ -8,9 +8,9 @@ import pytest
 
 from tests.studies import made
 from tests.studies.made import CONSTANTS, FILE, IMAGENET, PAPER, by_cell, first, last, of_transfer, sources, unknown
+from twinslib.specs.jobs import Job
 from twinslib.specs.method import METHODS, MethodSpec
 from twinslib.specs.run import RunSpec
-from twinslib.store.jobs import Job
 from twinslib.studies import plan, presets, transfer
 
 AT_FAMILY = ["distill", "feature_distill", "l2sp", "joint", "joint_uot", "frozen_at", "at_natural", "at_random"]

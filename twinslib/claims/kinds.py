@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from ..evidence import cells, networks
 from ..evidence import course as courses
 from ..evidence.frame import chance, read, where
+from ..specs.jobs import Job
 from ..specs.labels import unique
-from ..store.jobs import Job
 from ..store.store import Store
 from ..studies.finetuning import STUDY
 from ..studies.rules import Rule

@@ -15,9 +15,9 @@ import pandas as pd
 from ..base.files import read_json, write_json
 from ..base.markdown import to_markdown
 from ..evidence import pairs, public
-from ..specs.labels import dataset_label, eps_label, method_label, unique
-from ..store.jobs import Job, Task
-from ..store.store import NOT_RUN, Store
+from ..specs.jobs import Job, Task
+from ..specs.labels import NOT_RUN, dataset_label, eps_label, method_label, unique
+from ..store.store import Store
 from ..studies import rules
 from ..studies.rules import Claim
 from . import characteristics, transfer

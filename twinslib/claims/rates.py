@@ -13,8 +13,8 @@ import numpy as np
 from ..base import stats
 from ..evidence import frame
 from ..evidence.frame import Row
+from ..specs.jobs import Job
 from ..specs.labels import MEAN, dataset_label, unique
-from ..store.jobs import Job
 from ..studies.rules import STEPPED, Rule
 from .effects import Effect, by_dataset, compared, turned
 from .verdict import NOT, REPRODUCED, Evidence, level, said, too_few

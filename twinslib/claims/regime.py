@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..specs.jobs import Job
 from ..specs.labels import dataset_label, method_label, unique
 from ..specs.run import RunSpec
-from ..store.jobs import Job
 from ..store.store import Store, validation_score
 from ..studies.finetuning import TUNING
 from ..studies.rules import Claim

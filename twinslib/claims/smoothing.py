@@ -13,9 +13,9 @@ import numpy as np
 from ..evidence import frame
 from ..evidence.cells import Measured, select, stack
 from ..evidence.frame import Row
+from ..specs.jobs import Task
 from ..specs.labels import dataset_label, unique
 from ..specs.run import RunSpec
-from ..store.jobs import Task
 from ..store.statistics import statistics
 from ..store.store import Store
 from ..studies import passes

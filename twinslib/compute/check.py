@@ -7,8 +7,8 @@ from ..attack import autoattack
 from ..base import reference, stats
 from ..data import packed as data_packed
 from ..data import sets
+from ..specs.jobs import Task
 from ..specs.run import DataSpec, RunSpec
-from ..store.jobs import Task
 from ..train import follow
 from .networks import Networks
 

@@ -11,9 +11,9 @@ from ..data import packed as data_packed
 from ..data import sets
 from ..data.sources import SOURCES
 from ..nets import arithmetic, models
+from ..specs.jobs import Job, Task, tasks_of
+from ..specs.labels import NOT_RUN
 from ..specs.run import DataSpec, ModelSpec, RunSpec
-from ..store.jobs import Job, Task, tasks_of
-from ..store.store import NOT_RUN
 from ..studies.passes import forwards
 from . import provenance
 from .worker import Worker

@@ -9,9 +9,9 @@ import torch
 
 from ..base.errors import Diverged
 from ..nets import arithmetic
+from ..specs.jobs import Job, Plan, Task, tasks_of
+from ..specs.labels import NOT_RUN
 from ..specs.run import RunSpec
-from ..store.jobs import Job, Plan, Task, tasks_of
-from ..store.store import NOT_RUN
 from ..train.step import OutOfTime
 from .check import check
 from .worker import Worker

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..base.files import atomic_write
-from ..store.jobs import Job
+from ..specs.jobs import Job
 from ..store.statistics import STATISTICS, statistics, statistics_path
 from ..studies.smoothing import CROSSED, cell_of
 from ..train import noise

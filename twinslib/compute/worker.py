@@ -17,11 +17,12 @@ from ..certify import smoothing
 from ..nets import arithmetic
 from ..nets.checkpoint import load_weights, save_weights, tensor_hash
 from ..nets.fold import FoldedCopy
+from ..specs.jobs import Task
+from ..specs.labels import DIVERGED
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.reading import canonical_json, to_dict
 from ..specs.run import RunSpec
-from ..store.jobs import Task
-from ..store.store import DIVERGED, Store, split_name
+from ..store.store import Store, split_name
 from ..store.votes import load_votes
 from ..studies import rules
 from ..train import noise

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.certified import Certified
+from ..specs.jobs import Job
+from ..specs.labels import NOT_RUN
 from ..specs.measure import CertifySpec
 from ..specs.run import RunSpec
-from ..store.jobs import Job
-from ..store.store import NOT_RUN, Store
+from ..store.store import Store
 from ..store.votes import Shares, Votes
 from ..studies.rules import Cell, Smooth, cell
 from ..studies.smoothing import cell_of

@@ -13,10 +13,10 @@ import pandas as pd
 
 from ..base import stats
 from ..specs import labels
-from ..specs.labels import unique
+from ..specs.jobs import Job
+from ..specs.labels import NOT_RUN, unique
 from ..specs.run import RunSpec
-from ..store.jobs import Job
-from ..store.store import NOT_RUN, Store
+from ..store.store import Store
 from .frame import contrast
 
 KEYS = ["dataset", "method", "seed"]

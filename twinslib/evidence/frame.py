@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base import stats
+from ..specs.jobs import Job
 from ..specs.measure import EvalSpec
 from ..specs.run import RunSpec
 from ..specs.strength import strength
-from ..store.jobs import Job
 from ..store.store import Store
 
 

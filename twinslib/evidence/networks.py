@@ -13,10 +13,11 @@ import pandas as pd
 
 from ..base import stats
 from ..base.files import read_json
+from ..specs.jobs import Job, Task
+from ..specs.labels import DIVERGED, NOT_RUN
 from ..specs.measure import EvalSpec
 from ..specs.run import RunSpec
-from ..store.jobs import Job, Task
-from ..store.store import DIVERGED, NOT_RUN, Store
+from ..store.store import Store
 from ..studies.finetuning import STUDY
 from . import course
 from .frame import Row, of_evaluation

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..base import stats
-from ..specs.labels import MEAN, MEAN_OF_ALL, unique
-from ..store.jobs import Job
-from ..store.store import NOT_RUN, Store
+from ..specs.jobs import Job
+from ..specs.labels import MEAN, MEAN_OF_ALL, NOT_RUN, unique
+from ..store.store import Store
 from .frame import Row, contrast, mean_interval, paired, read, where
 
 PAIRS = (("twins_at", "at"), ("twins_trades", "trades"))

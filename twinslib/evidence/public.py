@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..specs.labels import DATASETS, attack_label, dataset_label, eps_label, header, method_label, percent, unique
+from ..specs.jobs import Job
+from ..specs.labels import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, percent, unique
 from ..specs.strength import strength
-from ..store.jobs import Job
-from ..store.store import NOT_RUN, Store
+from ..store.store import Store
 from .accuracy import estimates, is_autoattack, is_pgd, one_line
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..base.files import atomic_write
+from ..specs.jobs import Job, Task
+from ..specs.labels import NOT_RUN
 from ..specs.measure import NETWORKS
-from ..store.jobs import Job, Task
-from ..store.store import NOT_RUN, Store
+from ..store.store import Store
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
 COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "images"]

@@ -9,9 +9,8 @@ import pandas as pd
 
 from ..base import stats
 from ..evidence.networks import lost
-from ..specs.labels import method_label, unique
+from ..specs.labels import NOT_RUN, method_label, unique
 from ..specs.run import RunSpec
-from ..store.store import NOT_RUN
 from .tables import interval, listed
 
 OURS, AT, RANDOM = "aft", "at_scratch", "aft_random"

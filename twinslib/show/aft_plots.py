@@ -15,11 +15,10 @@ from ..base.collapse import NEVER, collapsed
 from ..evidence import accuracy
 from ..evidence.networks import images_passed, lost
 from ..specs import labels
-from ..specs.labels import dataset_label, method_label, unique
+from ..specs.jobs import Job
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from ..specs.schedules import climb
 from ..specs.strength import strength
-from ..store.jobs import Job
-from ..store.store import DIVERGED, NOT_RUN
 from ..studies.finetuning import STUDY
 from .embedding import Projection
 from .figures import DOT, GREY, HOLLOW, LOOKS, PLAIN, figure, looks, nothing

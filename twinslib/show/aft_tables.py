@@ -16,10 +16,10 @@ from ..claims.finetuning import attacks, paired
 from ..evidence import accuracy
 from ..evidence.course import best_epoch
 from ..evidence.networks import Network, finished, lost
-from ..specs.labels import attack_label, eps_label, header, method_label, points, unique
+from ..specs.jobs import Job
+from ..specs.labels import DIVERGED, NOT_RUN, attack_label, eps_label, header, method_label, points, unique
 from ..specs.strength import parse, strength
-from ..store.jobs import Job
-from ..store.store import DIVERGED, NOT_RUN, Store
+from ..store.store import Store
 from ..studies.finetuning import STUDY
 from ..studies.rules import Robust
 from . import origins, tables

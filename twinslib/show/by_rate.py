@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..claims.rates import STUDY, rate
-from ..specs.labels import dataset_label, header, joined, method_label, unique
-from ..store.jobs import Job
-from ..store.store import DIVERGED, NOT_RUN, Store
+from ..specs.jobs import Job
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, header, joined, method_label, unique
+from ..store.store import Store
 from .figures import DOT, FLAGS, HOLLOW, figure, looks, methods_legend, nothing
 
 KEYS = ["dataset", "part", "method", "rate", "seed"]

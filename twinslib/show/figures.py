@@ -17,8 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from ..base.files import atomic_write
-from ..specs.labels import dataset_label, marked, method_label, unique
-from ..store.store import DIVERGED, NOT_RUN
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, marked, method_label, unique
 
 WIDTH = 7.0  # inches, the text width of a printed page
 SMALL = 7  # points; no text is smaller

@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.markers import CARETLEFT, CARETRIGHT
 
-from ..specs.labels import unique
-from ..store.store import NOT_RUN
+from ..specs.labels import NOT_RUN, unique
 from .figures import RULE, SAID, SMALL, Entries, Names, curves, legend, panels, styled
 
 FENCE = 2.0  # a value farther than this many quartile ranges outside the quartiles stretches no axis

@@ -11,9 +11,9 @@ from ..base import stats
 from ..claims.smoothing import costs
 from ..evidence import public
 from ..evidence.cells import Measured, absent, lost, planned, select, stack
-from ..specs.labels import dataset_label, method_label, points, unique
-from ..store.jobs import Job
-from ..store.store import NOT_RUN, Store
+from ..specs.jobs import Job
+from ..specs.labels import NOT_RUN, dataset_label, method_label, points, unique
+from ..store.store import Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
 from .smoothing_tables import CONSTANT, RADII, dagger, main_lines, name, norm_name, one_class_text, radius_text, said

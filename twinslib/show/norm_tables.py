@@ -9,10 +9,10 @@ import pandas as pd
 from ..base import stats
 from ..evidence.cells import Measured, absent, lost, select, stack
 from ..specs import choices
-from ..specs.labels import dataset_label, lost_text, points
-from ..store.jobs import Job
+from ..specs.jobs import Job
+from ..specs.labels import NOT_RUN, dataset_label, lost_text, points
 from ..store.statistics import statistics
-from ..store.store import NOT_RUN, Store
+from ..store.store import Store
 from ..studies.rules import Cell
 from .smoothing_tables import CONSTANT, NORMS, dagger, name
 from .tables import pivot

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..specs.labels import dataset_label, lost_text, method_label, unique
-from ..store.jobs import Job, Task
-from ..store.store import DIVERGED, NOT_RUN, Store
+from ..specs.jobs import Job, Task
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, lost_text, method_label, unique
+from ..store.store import Store
 from ..studies.smoothing import cell_of
 
 KINDS = {"clean": "evaluation, clean", "pgd": "evaluation, PGD", "autoattack": "evaluation, AutoAttack or part",

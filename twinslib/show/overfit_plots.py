@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from ..claims.effects import pair_label
 from ..evidence import course, public
 from ..evidence.course import LAST, Course
+from ..specs.jobs import Job
 from ..specs.labels import DATASETS, dataset_label, method_label, unique
 from ..specs.run import RunSpec
 from ..specs.schedules import factor
-from ..store.jobs import Job
 from . import overfit_tables
 from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks
 from .forest import fences, forest, row_label

@@ -12,11 +12,10 @@ from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence import course, public
 from ..evidence.course import LAST, Course
-from ..specs.labels import DATASETS, attack_label, dataset_label, eps_label, method_label, points, unique
+from ..specs.jobs import Job
+from ..specs.labels import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, method_label, points, unique
 from ..specs.run import RunSpec
 from ..specs.schedules import factor
-from ..store.jobs import Job
-from ..store.store import NOT_RUN
 from .tables import number, plain, within
 
 PATIENCE = 5  # validation measurements without a new best after which early stopping ends

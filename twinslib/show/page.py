@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from ..base import markdown
 from ..base.files import atomic_write
 from ..claims import ledger
+from ..specs.jobs import Job
 from ..store import store
-from ..store.jobs import Job
 from ..studies import presets
 from ..studies.plan import STUDIES
 from . import figures, origins

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from ..claims.effects import pair_label
 from ..evidence.course import KEYS
-from ..specs.labels import dataset_label, method_label, unique
-from ..store.store import DIVERGED, NOT_RUN
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from . import rate_tables
 from .figures import HOLLOW, LOOKS, RULE, figure, looks, methods_legend, nothing, over_seeds
 from .forest import forest

@@ -15,8 +15,7 @@ from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence import course
 from ..evidence.course import KEYS, Course
-from ..specs.labels import dataset_label, method_label, unique
-from ..store.store import DIVERGED, NOT_RUN
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from .tables import interval, plain
 
 PAIRS = (("twins_at", "at"), ("twins_at", "at_lr"), ("twins_at", "at_split"))  # the last one differs in the statistics alone

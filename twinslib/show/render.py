@@ -1,4 +1,4 @@
-"""Run notebooks at a preset and keep the result: python -m twinslib.render --preset toy [NN …] [--force] [--as-is] [--keep-going]
+"""Run notebooks at a preset and keep the result: python -m twinslib render --preset toy [NN …]
 
 Each notebook runs under a temporary name beside its final one. Only when every code cell has run without an error does
 it become results/<preset>/NN_name.ipynb, with NN_name.html beside it: what lies there is always a finished rendering.
@@ -110,27 +110,31 @@ def render_all(jobs: Iterable[tuple[Path, Mapping]], folder: Path, *, force: boo
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m twinslib.render", description=__doc__.split("\n")[0])
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the `render` command, which sets `func(args) -> int`."""
+    parser = commands.add_parser("render", help="run notebooks at a preset and keep them as notebook and page")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="notebook numbers; default: all")
     parser.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     parser.add_argument("--force", action="store_true", help="render again what has not changed")
     parser.add_argument("--update", action="store_true", help="with toy: put the outputs into notebooks/ (to commit them)")
     parser.add_argument("--as-is", action="store_true", help="compute nothing: show what is finished, call the rest not run")
     parser.add_argument("--keep-going", action="store_true", help="go on with the next notebook after a failure")
-    args = parser.parse_args(argv)
-    try:
-        if args.update and args.preset != "toy":
-            raise ValueError(f"expected preset toy with --update, got {args.preset!r}; committed notebooks hold toy outputs")
-        jobs = []
-        for number in args.numbers or presets.notebooks():
-            notebook = presets.notebook(number)
-            defaults = presets.parameters(notebook)
-            values = presets.overrides(args.preset, number, defaults)
-            jobs.append((notebook, values | ({"compute": False} if args.as_is else {})))
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render what the command asks for; 1 if anything failed.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: a wrong preset, notebook or parameter file, before anything is run.
+    """
+    if args.update and args.preset != "toy":
+        raise ValueError(f"expected preset toy with --update, got {args.preset!r}; committed notebooks hold toy outputs")
+    jobs = []
+    for number in args.numbers or presets.notebooks():
+        notebook = presets.notebook(number)
+        values = presets.overrides(args.preset, number, presets.parameters(notebook))
+        jobs.append((notebook, values | ({"compute": False} if args.as_is else {})))
     rows = render_all(jobs, paths.results_dir() / args.preset, force=args.force, keep_going=args.keep_going)
     if args.update:
         for notebook, _ in jobs:
@@ -140,7 +144,3 @@ def main(argv: list[str] | None = None) -> int:
     for name, status, seconds in [("notebook", "status", "seconds"), *((n, s, f"{t:.0f}") for n, s, t in rows)]:
         print(f"{name:<{width}}  {status:<9}  {seconds:>7}")
     return 1 if any(status in ("failed", "not run") for _, status, _ in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,9 +16,8 @@ from matplotlib.ticker import MultipleLocator
 from ..evidence import public
 from ..evidence.cells import Lost, Measured, absent, lost, planned
 from ..specs import choices
-from ..specs.labels import method_label, unique
-from ..store.jobs import Job
-from ..store.store import DIVERGED, NOT_RUN
+from ..specs.jobs import Job
+from ..specs.labels import DIVERGED, NOT_RUN, method_label, unique
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED
 from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, PLAIN, Panel, figure, looks, nothing

@@ -15,9 +15,9 @@ import pandas as pd
 from ..base import certified, stats
 from ..evidence.cells import Measured, absent, clean_masks, grid_radius, lost, planned, stack
 from ..evidence.rows import COLUMNS
-from ..specs.labels import dataset_label, method_label, unique
-from ..store.jobs import Job
-from ..store.store import NOT_RUN, Store
+from ..specs.jobs import Job
+from ..specs.labels import NOT_RUN, dataset_label, method_label, unique
+from ..store.store import Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
 from .origins import validated

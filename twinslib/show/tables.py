@@ -13,9 +13,8 @@ import pandas as pd
 from ..claims.effects import pair_label
 from ..evidence.accuracy import estimates, final
 from ..evidence.pairs import _range
-from ..specs.labels import attack_label, dataset_label, header, method_label, percent, points, unique
+from ..specs.labels import NOT_RUN, attack_label, dataset_label, header, method_label, percent, points, unique
 from ..specs.strength import KINDS, parse, strength
-from ..store.store import NOT_RUN
 
 Form = Callable[[float, float, float], str]  # value, low, high
 

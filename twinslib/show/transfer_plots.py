@@ -12,9 +12,8 @@ from matplotlib.markers import CARETLEFT
 from ..claims.effects import pair_label
 from ..evidence import accuracy
 from ..evidence.pairs import MEANS, PAIRS
-from ..specs.labels import attack_label, dataset_label, eps_label, header, method_label, unique
+from ..specs.labels import DIVERGED, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, unique
 from ..specs.strength import strength
-from ..store.store import DIVERGED, NOT_RUN
 from .figures import DOT, HOLLOW, figure, looks, nothing
 from .forest import fences, forest, row_label
 from .scatter import scatter

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable
 
-from ..store.store import DIVERGED
 from .strength import STANDARD, parse
 
+NOT_RUN, DIVERGED, SOURCE_DIVERGED = "not run", "diverged", "diverged (source)"  # in place of a number
 METHODS = {
     "natural": "natural", "at": "AT", "trades": "TRADES", "twins_at": "TWINS-AT", "twins_trades": "TWINS-TRADES",
     "distill": "distillation", "feature_distill": "feature distillation", "l2sp": "L2-SP", "joint": "joint, all classes",

@@ -27,13 +27,12 @@ import numpy as np
 
 from ..base import paths
 from ..base.files import read_json, read_npz
+from ..specs.jobs import Job, Task
+from ..specs.labels import DIVERGED, NOT_RUN, SOURCE_DIVERGED
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.reading import canonical_json
 from ..specs.run import DataSpec, RunSpec
-from .jobs import Job, Task
 from .votes import Votes, load_votes
-
-NOT_RUN, DIVERGED, SOURCE_DIVERGED = "not run", "diverged", "diverged (source)"  # in place of a number
 
 
 class Store:

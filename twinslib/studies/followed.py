@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Sequence
 
 from ..base.errors import check_keys, choose
+from ..specs.jobs import Best, Job
 from ..specs.measure import EvalSpec
 from ..specs.method import METHODS, method
 from ..specs.reading import from_dict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, OptimSpec, RunSpec, start_model
-from ..store.jobs import Best, Job
 from .limits import check_limits, within
 from .transfer import START, networks
 

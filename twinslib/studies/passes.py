@@ -6,8 +6,8 @@ pass 3 F. AutoAttack is counted as if 35 % of the images survived APGD-CE (our c
 
 import math
 
+from ..specs.jobs import Task
 from ..specs.run import RunSpec
-from ..store.jobs import Task
 
 SURVIVORS = 0.35
 SEQUENTIAL = 0.15  # share of the draws that the group-sequential test needs, as simulated on public logs; a rough guess

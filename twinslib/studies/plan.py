@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 from ..base.errors import choose
+from ..specs.jobs import Job, Plan
 from ..specs.run import RunSpec
-from ..store.jobs import Job, Plan
 from .finetuning import finetuning
 from .followed import followed, rates
 from .presets import chosen

@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Sequence
 
 from ..base.errors import check_keys, choose
+from ..specs.jobs import Best, Job
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.method import method
 from ..specs.reading import from_dict
 from ..specs.run import DataSpec, NoiseSpec, OptimSpec, RunSpec, start_model
-from ..store.jobs import Best, Job
 from .limits import check_limits, within, without
 from .presets import chosen
 from .rules import Cell

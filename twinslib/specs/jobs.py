@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..specs.measure import CertifySpec, EvalSpec
-from ..specs.run import RunSpec
+from .measure import CertifySpec, EvalSpec
+from .run import RunSpec
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..specs.labels import DATASETS, dataset_label, method_label, unique
 from ..specs.run import RunSpec
 from ..specs.schedules import factor
 from . import overfit_tables
-from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks
+from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks, nothing
 from .forest import fences, forest, row_label
 from .overfit_tables import PLATEAUS, SCHEDULES, SLOW, absent, attack_text, by_key, first_drop, ordered, schedule_label
 
@@ -122,7 +122,7 @@ def scratch_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     entries += [(f"{line.replace('public', 'public run,')} images", look) for line, look in THEIRS.items() if len(theirs)]
     panels = {"robust": "under attack", "clean": "without attack"}
     fig = figure(pd.concat(marks), looks([method]) | RULES | THEIRS, columns=panels, height=2.5, sharey=False, entries=entries,
-                 words={} if group else {("", column): absent(courses, dataset, method) for column in panels})
+                 words={} if group else {("", column): f"ours: {absent(courses, dataset, method)}" for column in panels})
     for ax, column in zip(fig.axes, panels, strict=True):
         ax.set(xlabel="share of the training done (%)", xlim=(0, 102), ylabel=f"{column} error (%)")
     fig.supxlabel("\n".join(_settings(group, spec, theirs)), fontsize=SMALL, color=PLAIN)
@@ -133,6 +133,8 @@ def plateau_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     """AT from random weights with a short and a long plateau at the peak rate: robust error by epochs after the first drop of
     the rate, from which on both have the same schedule."""
     plan, found = _plan(jobs, PLATEAUS), by_key(courses)
+    if not set(plan) & set(found):
+        return nothing(absent(courses, next(iter(plan))[0], *PLATEAUS))
     marks = [_marks(found.get(key, []), x=lambda c: c.arrays["epoch"] - (first_drop(c.spec) or 0.0)).assign(line=key[1])
              for key in plan]
     marks.append(pd.DataFrame({"x": [0.0], "line": "drop", "kind": "upright"}))
@@ -141,7 +143,6 @@ def plateau_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
                for key, spec in plan.items()]
     return figure(pd.concat(marks).assign(column=""), looks(m for _, m in plan) | RULES, height=2.1, per_line=1,
                   entries=[*entries, *_entries(plan, found), ("learning rate drops", DROP)], loc="outside right center",
-                  words={} if set(plan) & set(found) else {("", ""): absent(courses, next(iter(plan))[0], *PLATEAUS)},
                   xlabel="epochs after the first drop of the learning rate", ylabel=_error(plan))
 
 

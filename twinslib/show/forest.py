@@ -31,8 +31,8 @@ def forest(marks: pd.DataFrame, labels: Mapping[str, str], looks: Mapping[str, d
         zero: mark 0 by a line. own_rows: each panel has the rows that `marks` has for it.
         entries, per_line: of `figures.legend`. more: of `figures.panels`.
     """
-    marks = marks.reindex(columns=unique([*marks, "row", "lane", "shift", "absent", "kind", "low", "high"]))
-    words = {"row": "", "lane": "", "absent": NOT_RUN, "kind": "points"}
+    marks = marks.reindex(columns=unique([*marks, "row", "line", "lane", "shift", "absent", "kind", "low", "high"]))
+    words = {"row": "", "line": "", "lane": "", "absent": NOT_RUN, "kind": "points"}
     marks = marks.astype(dict.fromkeys(words, object)).fillna(words | {"shift": 0.0})
     there, beyond = marks[marks["x"].notna() & (marks["row"] != "")], _beyond(marks, limits or {})
     fig, axes = panels(("",), columns, **{"height": 1, "above": 0, "sharey": not own_rows} | more)

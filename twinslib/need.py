@@ -56,7 +56,7 @@ def needs(store: Store, plans: Mapping[str, Plan]) -> list[Need]:
     """For each claim that is not tested yet and that planned runs can decide, what is left, in the ledger's order.
 
     Args:
-        plans: by notebook, as `study.plan` makes them.
+        plans: by notebook, as `plan.plan` makes them.
     """
     made = {number: jobs_of(best=store.best) for number, jobs_of in plans.items()}
     return [need for claim in rules.claims() if claim.notebook in made
@@ -138,7 +138,7 @@ def describe(found: Sequence[Need], speed: float, origin: str) -> str:
 
 
 def write(worker: Worker, found: Sequence[Need], jobs: Sequence[Job]) -> None:
-    """Keep for the ledger (`claims.left`) what each verdict waits for by itself, with the hours on this machine.
+    """Keep for the ledger (`ledger.left`) what each verdict waits for by itself, with the hours on this machine.
 
     Args:
         jobs: whose finished runs say how fast it is.

@@ -35,7 +35,7 @@ def estimates(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracies with 95 % intervals, as fractions.
 
     Args:
-        rows: as `table.rows` makes them.
+        rows: as `rows.rows` makes them.
     Returns:
         One line per (dataset, method, seed, threat, eps, attack): value with the exact interval over its n test images
         (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval

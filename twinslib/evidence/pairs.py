@@ -71,7 +71,7 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
     """accuracy(method) - accuracy(baseline) over all finished seeds, as fractions, with 95 % intervals.
 
     Args:
-        standing: comparisons that a verdict is given on (`claims.standing`). They are made of its runs; clean accuracy and the
+        standing: comparisons that a verdict is given on (`ledger.standing`). They are made of its runs; clean accuracy and the
             judged attack are corrected together; data sets near chance are left out of the mean and of the correction, and a line
             with dataset "mean of all" has them in.
     Returns:

@@ -110,7 +110,7 @@ def main_lines(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: str) -> pd.DataFrame:
-    """Tidy rows, one per number and seed: the columns of `table.rows`, then pretraining, finetuning, restat, sigma, draws, alpha.
+    """Tidy rows, one per number and seed: the columns of `rows.rows`, then pretraining, finetuning, restat, sigma, draws, alpha.
 
     eps is the radius; attack none; metric clean_acc, certified_acc, acr (see `estimates`) or abstain_rate. A certification that
     diverged is one row, an acr without value, and images says so.

@@ -11,7 +11,7 @@ STATISTICS = ["run", "dataset", "cell", "seed", "sigma", "images", "layer", *MIS
 
 
 def statistics(store: Store) -> pd.DataFrame:
-    """What `compute.statistics.measure_statistics` has left, one line per run, noise level and layer; empty at first."""
+    """What `measure_statistics` of the room compute has left, one line per run, noise level and layer; empty at first."""
     path = statistics_path(store)
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=STATISTICS)
 

@@ -27,7 +27,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
             where they are finished but neither computed, shown nor judged. `at_lr` gets the rate times 1 + lambda of TWINS on
             that target.
         best: not used; nothing is chosen.
-        follow: fields of `config.FollowSpec`; without it no course is kept.
+        follow: fields of `run.FollowSpec`; without it no course is kept.
         evaluations: fields of EvalSpec. labels: of the jobs.
         study: name of the jobs' study, and so of its file of epochs.
     Returns:

@@ -127,7 +127,7 @@ class Earlier:
 class Rule:
     """When a claim counts as reproduced; `text` says it in words, the rest is what the code applies.
 
-    asked and partly are alternatives, each a list of bounds that must all hold (`effects.decide`).
+    asked and partly are alternatives, each a list of bounds that must all hold (`verdict.decide`).
     """
 
     version: int

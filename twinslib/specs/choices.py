@@ -21,7 +21,7 @@ class Arch(NamedTuple):
     """A network by name.
 
     Attributes:
-        kind: small (`models.SmallResNet`), cifar (`models.CifarResNet`) or torchvision.
+        kind: small (`models.SmallResNet`), cifar (`models.Cifar10ResNet`) or torchvision.
         image_size: side in pixels that it is meant for.
         options: arguments of its class; of a network of torchvision its name there.
     """

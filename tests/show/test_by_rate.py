@@ -48,28 +48,6 @@ def test_frame_of_a_store(tmp_path) -> None:
     lines = found.groupby(by_rate.KEYS)["absent"].first()
     assert found.loc[found["value"].notna(), "value"].tolist() == [0.25, 0.25]
     assert sorted(lines.value_counts().items()) == [("", 1), ("diverged", 1), (NOT_RUN, len(jobs) - 2)]
-    words = by_rate.reading(found)
-    assert words.startswith(f"{2} of {len(jobs)} runs are finished.") and words.endswith("seed 0.") and "Diverged: " in words
-
-
-def test_table() -> None:
-    """Clean / robust means in percent with the seeds behind them; what is missing says so, what is not planned is empty."""
-    table = by_rate.table(made(without=lambda r: r.method == "at_lr" and r.rate == 0.3 and r.dataset == "cifar10"))
-    assert list(table.columns) == ["data set", "epochs", "method", *(f"rate {r:g}" for r in RATES)]
-    cell = table.set_index(["data set", "epochs", "method"])
-    assert list(cell.loc[("CIFAR-10", 6, "TWINS-AT")]) == ["33.0 / 13.0 (3)", "51.0 / 31.0 (3)", "40.0 / 20.0 (3)"]
-    assert list(cell.loc[("CIFAR-10", 6, "AT, lr × (1 + λ)")])[2] == NOT_RUN
-    assert list(cell.loc[("CIFAR-10", 24, "AT")]) == ["33.0 / 33.0 (1)", "", ""]
-
-
-def test_reading() -> None:
-    """Each method's best rate, and TWINS-AT minus AT at the least and the greatest rate."""
-    words = by_rate.reading(made())
-    assert "CIFAR-10, clean: best are AT 51.0 at 0.03" in words and "TWINS-AT minus AT +2.0 at 0.003 and -1.0 at 0.3." in words
-    assert "Caltech-101, PGD-20 at 8/255" in words and "finished" not in words
-    some = by_rate.reading(made(without=lambda r: r.method == "twins_at"))
-    assert "minus" not in some and some.startswith("55 of 73 runs are finished.")
-    assert by_rate.reading(made(without=lambda r: True)) == "0 of 73 runs are finished."
 
 
 def test_figure() -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from ..base import stats
-from ..specs import labels
 from ..specs.jobs import Job
 from ..specs.labels import NOT_RUN, unique
 from ..specs.run import RunSpec
@@ -70,11 +69,6 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Course]:
 def lost(courses: Sequence[Course]) -> dict[tuple[str, str, int], str]:
     """KEYS of the runs that diverged -> what stands for them; frames of several runs carry it in their attrs, as `lost`."""
     return {tuple(c.keys): c.absent for c in courses if c.absent}
-
-
-def lost_text(courses: Sequence[Course]) -> str:
-    """The runs that diverged in words, empty if none did."""
-    return labels.lost_text(f"{labels.method_label(m)}, seed {s} ({labels.dataset_label(d)})" for d, m, s in lost(courses))
 
 
 def _with_lost(frame: pd.DataFrame, courses: Sequence[Course]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The experiment on learning rates as a frame, a table, sentences and a figure: accuracy against the base rate."""
+"""The experiment on learning rates as a frame and a figure: accuracy against the base rate."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..claims.rates import STUDY, rate
 from ..specs.jobs import Job
-from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, header, joined, method_label, unique
+from ..specs.labels import DIVERGED, NOT_RUN, header, unique
 from ..store.store import Store
 from .figures import DOT, FLAGS, HOLLOW, figure, looks, methods_legend, nothing
 
@@ -41,44 +41,6 @@ def best(found: pd.DataFrame) -> pd.DataFrame:
     """Of `means`, the rate of the grid at which each method is best, by data set and metric."""
     grid = means(found[found["part"] == "grid"])
     return grid.loc[grid.groupby(["dataset", "metric", "method"], sort=False)["mean"].idxmax()]
-
-
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Clean / robust accuracy in percent, means over seeds: a line per data set, length and method, a column per rate."""
-    averaged, lines = means(found).set_index(["dataset", "part", "method", "rate", "metric"]), []
-    rates = sorted(found["rate"].unique())
-    for (dataset, part, method), mine in found.groupby(["dataset", "part", "method"], sort=False):
-        line = {"data set": dataset_label(dataset), "epochs": mine["epochs"].iloc[0], "method": method_label(method)}
-        for at in rates:
-            here = mine[mine["rate"] == at]
-            both = [averaged.loc[key] for m in METRICS if (key := (dataset, part, method, at, m)) in averaged.index]
-            if len(both) == len(METRICS):
-                seeds = min(int(cell["count"]) for cell in both)
-                text = " / ".join(f"{100 * cell['mean']:.1f}" for cell in both) + f" ({seeds})"
-            else:
-                text = "" if here.empty else DIVERGED if (here["absent"] == DIVERGED).all() else NOT_RUN
-            line[f"rate {at:g}"] = text
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def reading(found: pd.DataFrame) -> str:
-    """Where each method is best, and how far TWINS-AT is from AT at the least rate that both have."""
-    runs = found.drop_duplicates(KEYS)
-    left = int((runs["absent"] == NOT_RUN).sum())
-    words = [f"{len(runs) - left} of {len(runs)} runs are finished." if left else ""]
-    grid = means(found[found["part"] == "grid"])
-    for (dataset, metric), mine in best(found).groupby(["dataset", "metric"], sort=False):
-        tops = ", ".join(f"{method_label(r['method'])} {100 * r['mean']:.1f} at {r['rate']:g}" for r in mine.to_dict("records"))
-        here = grid[(grid["dataset"] == dataset) & (grid["metric"] == metric)]
-        here = here.pivot(index="rate", columns="method", values="mean")
-        gain = (here["twins_at"] - here["at"]).dropna() if {"at", "twins_at"} <= set(here) else pd.Series(dtype=float)
-        gains = [f"{100 * gain.loc[at]:+.1f} at {at:g}" for at in dict.fromkeys(gain.index[[0, -1]] if len(gain) else ())]
-        words.append(f"{dataset_label(dataset)}, {mine['attack'].iloc[0]}: best are {tops}"
-                     + (f"; TWINS-AT minus AT {' and '.join(gains)}." if gains else "."))
-    gone = unique(f"{method_label(r.method)} at {r.rate:g} on {dataset_label(r.dataset)}, seed {r.seed}"
-                  for r in runs[runs["absent"] == DIVERGED].itertuples())
-    return joined(*words, f"Diverged: {'; '.join(gone)}." if gone else "", otherwise="No run is finished yet.")
 
 
 def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:

@@ -1,10 +1,12 @@
-"""Command line: python -m twinslib {data, sweep, claims, render}.
+"""Command line: python -m twinslib {data, sweep, store, claims, render}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
     python -m twinslib sweep --preset medium --budget 9m           stop cleanly after nine minutes; the next call goes on
     python -m twinslib sweep --preset paper --dry-run              print the runs, hours and memory, compute nothing
     python -m twinslib sweep --preset small --claims               first what verdicts wait for, verdict by verdict
+    python -m twinslib sweep --preset small --workers 4            four at once; --slurm partition=gpu: as jobs of a cluster
+    python -m twinslib store check --preset small                  read every file: what is damaged, missing or foreign
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
@@ -24,7 +26,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import need
+from . import need, workers
 from .base.errors import choose
 from .base.files import atomic_write
 from .claims import characteristics, ledger
@@ -36,6 +38,7 @@ from .evidence import rows
 from .show import render
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
+from .store import check as store_check
 from .store.store import Store
 from .studies import plan, presets, rules
 from .studies import plan as studies_plan
@@ -94,7 +97,7 @@ class Progress:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    for option, value in (("--threads", args.threads), ("--tflops", args.tflops)):
+    for option, value in (("--threads", args.threads), ("--tflops", args.tflops), ("--workers", args.workers)):
         if value is not None and not value > 0:
             raise ValueError(f"expected {option} above 0, got {value}")
     plans = {}
@@ -119,16 +122,43 @@ def run_sweep(args: argparse.Namespace) -> int:
     threads = args.threads or settings["threads"]
     if threads and worker.device.type == "cpu":
         torch.set_num_threads(threads)
-    clock = time.monotonic()
+    clock, status = time.monotonic(), 0
     above_bar = logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
     with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
-        how, what = (need.sweep, plans) if args.claims else (sweep, planned)
-        report = how(worker, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+        if args.workers > 1 or args.slurm is not None:
+            report, status = workers.sweep(lambda folder: start_workers(args, folder), store, planned, stop=lambda: bool(stopped))
+        else:
+            how, what = (need.sweep, plans) if args.claims else (sweep, planned)
+            report = how(worker, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
     jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
         rows.write(store, jobs, name)
     print(summary(report, worker, jobs, time.monotonic() - clock))
-    return 1 if report.failed else (3 if stopped else 0)
+    return 1 if report.failed else (workers.STOPPED if stopped else status)
+
+
+def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Local | workers.Job]:
+    """Workers that sweep what `args` ask for, on this machine or in Slurm."""
+    command = [sys.executable, "-m", "twinslib", "sweep", "--preset", args.preset]
+    command += ["--only", *args.only] if args.only else []
+    command += ["--claims"] if args.claims else []
+    command += ["--budget", f"{args.budget}s"] if args.budget is not None else []
+    if args.slurm is not None:
+        own = [["--threads", str(args.threads)] if args.threads else []] * args.workers
+        return workers.start_slurm([command + options for options in own], folder, args.slurm)
+    return workers.start_local([command + options for options in workers.share(args.workers, args.threads, args.device)], folder)
+
+
+def run_store(args: argparse.Namespace) -> int:
+    store = Store(args.preset)
+    if args.action == "repair":
+        for problem, path in store_check.repair(store):
+            print(f"moved aside: {problem.path} ({problem.kind}) is now {path}")
+    problems, count = store_check.check(store)
+    for problem in problems:
+        print(f"{problem.kind}: {problem.path}: {problem.what}")
+    print(f"{count} files read: " + (f"{len(problems)} problems" if problems else "all whole, all in their place"))
+    return 1 if problems else 0
 
 
 def run_claims(args: argparse.Namespace) -> int:
@@ -209,7 +239,14 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--device", type=device, help="cpu or cuda; default: cuda where there is one")
     p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="so many at once: one per GPU, or the cores shared out")
+    p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as "
+                   "partition=gpu time=600 gpus_per_node=1")
     p.set_defaults(func=run_sweep)
+    p = commands.add_parser("store", help="read every file of a preset's results; move aside what is damaged")
+    p.add_argument("action", choices=("check", "repair"))
+    p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
+    p.set_defaults(func=run_store)
     p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")
     p.add_argument("--preset", help=", ".join(presets.PRESETS))
     p.add_argument("--why", action="store_true", help="print rule, runs, intervals and calculation behind each verdict")

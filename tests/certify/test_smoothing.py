@@ -454,10 +454,10 @@ def test_files(undisturbed, tmp_path):
         assert loaded.settings == votes.settings and loaded.plan == votes.plan
     for content in (b"", b"PK\x03\x04 not a zip"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="damaged or foreign one .*; delete it"):
+        with pytest.raises(ValueError, match="damaged or foreign"):
             load_votes(file)
     np.savez(file, a=np.ones(3))
-    with pytest.raises(ValueError, match="damaged or foreign"):
+    with pytest.raises(ValueError, match="expected a file of votes"):
         load_votes(file)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from twinslib.base.files import write_json
+from twinslib.base.files import read_about, read_json, read_npz, write_json
 from twinslib.compute.networks import Networks
 from twinslib.compute.queue import Report, sweep
 from twinslib.compute.worker import Worker
@@ -56,17 +56,25 @@ def do(store: Store, task: Task, stop: bool = False) -> None:
     Worker(store, "cpu").do(task, ship=False, stop=lambda: stop, on_step=lambda done, total: None)
 
 
-def contents(store: Store, *jobs: Job) -> dict[str, bytes]:
-    """Bytes of everything that must not depend on how often a sweep was interrupted, with the tables of `jobs`."""
+def contents(store: Store, *jobs: Job) -> dict[str, object]:
+    """Everything that must not depend on how often a sweep was interrupted, by file, with the tables of `jobs`: all of it but
+    provenance, and digests that hold it."""
     if jobs:
         rows.write(store, jobs, "tiny")
     kept = [p for p in sorted(store.root.rglob("*")) if p.is_file() and not p.name.startswith(".")
-            and not {"work", "provenance"} & set(p.relative_to(store.root).parts)]
-    return {str(p.relative_to(store.root)): p.read_bytes() for p in kept}
+            and "work" not in p.relative_to(store.root).parts]
+    return {str(p.relative_to(store.root)): content(p) for p in kept}
 
 
-def provenance(store: Store, spec: RunSpec) -> dict:
-    return json.loads((store.root / "provenance" / f"{spec.hash}.json").read_text())
+def content(path: Path) -> object:
+    if path.suffix == ".npz":
+        about = read_about(path)
+        about.pop("provenance", None)
+        arrays = {name: (v.dtype, v.shape, v.tobytes()) for name, v in read_npz(path).items() if name != "seconds"}
+        return arrays | about
+    if path.suffix == ".json":
+        return {key: value for key, value in read_json(path).items() if key != "provenance"}
+    return path.read_bytes()
 
 
 def record(store: Store, spec: RunSpec, *epochs: tuple[float | None, float | None]) -> Path:

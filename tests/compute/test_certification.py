@@ -15,7 +15,7 @@ from twinslib.specs.measure import CertifySpec
 from twinslib.specs.method import method
 from twinslib.specs.reading import from_dict, to_dict
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.store import Store
+from twinslib.store.store import Store, about
 from twinslib.store.votes import load_votes
 from twinslib.train import noise
 from twinslib.train.step import OutOfTime
@@ -114,6 +114,6 @@ def test_votes_of_another_certification_are_not_mixed_in(trained: Store, tmp_pat
     for other, message in (({"plan": replace(votes.plan, sigma=0.5)}, "sigma: 0.5 there, 0.25 asked for"),
                            ({"plan": replace(votes.plan, n0=20)}, "n0: 20 there, 16 asked for"),
                            ({"precision": "bfloat16"}, "precision: bfloat16 there, float32 asked for")):
-        replace(votes, **other).save(path)
-        with pytest.raises(ValueError, match=f"{message}; a file of another certification is mixed in, delete it"):
+        replace(votes, **other).save(path, about(Task(SPEC, CERT)))
+        with pytest.raises(ValueError, match=f"{message}; .*moves it aside"):
             cells.finished(store, jobs)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.compute.made import BARE, CLEAN, compute, diverge, provenance, tiny_jobs
+from tests.compute.made import BARE, CLEAN, compute, diverge, tiny_jobs
 from twinslib.base.errors import Diverged
-from twinslib.base.files import write_json
+from twinslib.base.files import read_json, write_json
 from twinslib.certify import smoothing
 from twinslib.compute import worker
 from twinslib.evidence import rows as evidence_rows
@@ -53,7 +53,7 @@ def test_rows_until_divergence_are_kept(store: Store, monkeypatch) -> None:
     assert "in epoch 2" in why and [row["epoch"] for row in store.epochs(spec)] == [1]
     assert evidence_rows.epochs(store, [Job("tiny", spec, ())])["epoch"].tolist() == [1]
     assert not list(store.root.glob("work/*.ckpt"))
-    entry = provenance(store, spec)["train"]
+    entry = read_json(store.diverged_path(spec))["provenance"]
     assert entry["outcome"] == DIVERGED and entry["seconds"] > 0 and store.provenance(task) is None
 
 
@@ -70,7 +70,7 @@ def test_records_of_divergence(store: Store) -> None:
     assert store.missing(jobs) == [] and store.diverged(BARE) == "NaN"
     other = replace(BARE, seed=7)
     os.rename(path, path.with_stem(other.hash))
-    with pytest.raises(ValueError, match=f"spec of run {other.hash} .*restore or delete"):
+    with pytest.raises(ValueError, match=f"spec of run {other.hash} .*moves it aside"):
         store.diverged(other)
 
 

@@ -272,7 +272,7 @@ def test_best_and_last_are_kept_apart(store: Store) -> None:
     evals = tuple(replace(CLEAN, at=at) for at in ("best", "last"))
     assert not compute(store, [Job("tiny", spec, evals[:1])]).failed
     before = store.masks(spec, evals[0])["none"]
-    (store.root / "masks" / f"{spec.hash}.npz").unlink()
+    store.path(Task(spec, evals[0])).unlink()
     (store.root / "work" / f"{spec.hash}-best.safetensors").unlink()
     assert [t.kind.split()[0] for t in store.missing([Job("tiny", spec, evals)])] == ["train", "evaluate", "evaluate"]
     assert not compute(store, [Job("tiny", spec, evals)]).failed

@@ -73,10 +73,10 @@ import os, resource, signal, sys, torch
 from twinslib.base.files import atomic_write
 from twinslib.nets.checkpoint import save_training
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-save_training(sys.argv[1], {"step": 1}, config="a")
+save_training(sys.argv[1], {"step": 1}, run="a")
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
-    save_training(sys.argv[1], {"step": 2, "weights": torch.zeros(100000)}, config="a")
+    save_training(sys.argv[1], {"step": 2, "weights": torch.zeros(100000)}, run="a")
 except OSError:
     print(os.listdir(os.path.dirname(sys.argv[1])), flush=True)
 atomic_write(sys.argv[1], lambda path: (path.write_text("part"), os._exit(9)))
@@ -84,7 +84,7 @@ atomic_write(sys.argv[1], lambda path: (path.write_text("part"), os._exit(9)))
     path = tmp_path / "run.ckpt"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 9 and done.stdout.strip() == "['run.ckpt']", done.stderr
-    assert load_training(path, config="a") == {"step": 1}
+    assert load_training(path, run="a") == {"step": 1}
 
 
 # -- weights there and back --------------------------------------------------------------------------------------------
@@ -318,14 +318,14 @@ def test_training_round_trip(tmp_path):
     optimizer.step()
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 7,
              "generator": torch.Generator().manual_seed(1).get_state(), "epochs": [{"epoch": 1, "loss": 0.5, "note": None}]}
-    save_training(tmp_path / "run.ckpt", state, config="3fa2")
-    loaded = load_training(tmp_path / "run.ckpt", config="3fa2")
+    save_training(tmp_path / "run.ckpt", state, run="3fa2")
+    loaded = load_training(tmp_path / "run.ckpt", run="3fa2")
     assert loaded.keys() == state.keys() and loaded["epochs"] == state["epochs"] and loaded["step"] == 7
     assert equal(loaded["model"], state["model"]) and torch.equal(loaded["generator"], state["generator"])
     for got, parameter in zip(loaded["optimizer"]["state"].values(), model.parameters(), strict=True):
         assert torch.equal(got["momentum_buffer"], optimizer.state[parameter]["momentum_buffer"])
-    with pytest.raises(ValueError, match="expected checkpoint of config 91bc, got 3fa2 in run.ckpt"):
-        load_training(tmp_path / "run.ckpt", config="91bc")
+    with pytest.raises(ValueError, match='expected run "91bc" in .*run.ckpt, got "3fa2"'):
+        load_training(tmp_path / "run.ckpt", run="91bc")
 
 
 @pytest.mark.parametrize("value, where", [
@@ -335,22 +335,22 @@ def test_training_round_trip(tmp_path):
 def test_training_refuses_what_it_could_not_load(tmp_path, value, where):
     """What safe loading would refuse is refused when saving, by name and place, and no file appears."""
     with pytest.raises(TypeError, match=where):
-        save_training(tmp_path / "run.ckpt", value, config="a")
+        save_training(tmp_path / "run.ckpt", value, run="a")
     assert not os.listdir(tmp_path)
 
 
 def test_bad_training_states(tmp_path):
     """Missing and truncated files and files of another kind are refused by name, not restarted from."""
     path = tmp_path / "run.ckpt"
-    for load in (load_weights, lambda path: load_training(path, config="a")):
-        with pytest.raises(FileNotFoundError, match="expected a checkpoint at .*run.ckpt"):
+    for load in (load_weights, lambda path: load_training(path, run="a")):
+        with pytest.raises(FileNotFoundError, match="run.ckpt"):
             load(path)
-    save_training(path, {"step": 1, "w": torch.ones(1000)}, config="a")
+    save_training(path, {"step": 1, "w": torch.ones(1000)}, run="a")
     whole = path.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match="truncated or foreign"):
-            load_training(path, config="a")
+        with pytest.raises(ValueError, match="damaged or foreign"):
+            load_training(path, run="a")
     torch.save({"w": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="expected a training checkpoint, got another torch file"):
-        load_training(path, config="a")
+    with pytest.raises(ValueError, match="damaged or foreign"):
+        load_training(path, run="a")

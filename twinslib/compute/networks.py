@@ -9,12 +9,12 @@ import torch
 
 from ..attack import masks
 from ..base import paths
-from ..base.files import read_json
+from ..base.files import check_safetensors, refused
 from ..data import packed as data_packed
 from ..data import sets
 from ..data.augment import centre
 from ..nets import foreign, heads, models, norms
-from ..nets.checkpoint import load_into, load_weights
+from ..nets.checkpoint import load_into, load_weights, tensor_hash
 from ..nets.fold import FoldedCopy
 from ..specs.reading import canonical_json
 from ..specs.run import DataSpec, RunSpec, WeightsSpec
@@ -60,10 +60,19 @@ class Networks:
         path = self.store.weights_path(spec, at)
         if path is None:
             raise FileNotFoundError(f"expected the {at} weights of run {spec.hash} in {self.store.root}, got none; train it")
-        state, _ = load_weights(path)
         with self._named(path):
-            model = load_into(self._shell(spec), state)
+            model = load_into(self._shell(spec), self._own(path, spec, at))
         return model.to(self.device)
+
+    def _own(self, path: Path, spec: RunSpec, at: str = "last") -> dict[str, torch.Tensor]:
+        """The tensors of a run's weights; another run's, or others than those that were written, are refused."""
+        state, meta = load_weights(path)
+        if meta.get("spec") != canonical_json(spec):
+            raise refused(path, f"the weights of run {spec.hash}", "those of another one")
+        record = None if at != "last" or check_safetensors(path) else self.store.run(spec)
+        if record and record["weights"] != tensor_hash(state):  # an earlier version wrote no digest into the file
+            raise refused(path, f"the weights that run {spec.hash} ended with", "others")
+        return state
 
     def origin(self, spec: RunSpec) -> torch.nn.Module | None:
         """The network whose weights a run starts from, with its own head, on the device; None for random weights."""
@@ -72,8 +81,8 @@ class Networks:
         path, classes = self.source_of(spec)
         model, chosen = make_network(spec, classes), spec.weights or WeightsSpec(file=path.name, classes=classes)
         head = heads.find_head(model, spec.data.crop or spec.data.image_size) if self.spare_head(spec) else ""
-        state, _ = load_weights(path, key=chosen.key)
         with self._named(path):
+            state = self._own(path, spec.source) if spec.source else load_weights(path, key=chosen.key)[0]
             return load_into(model, state, prefix=chosen.prefix, head=head).to(self.device)
 
     @staticmethod
@@ -107,7 +116,7 @@ class Networks:
         """(file, classes) of the weights that a run starts from."""
         if spec.source is not None:
             path = self.store.weights_path(spec.source)
-            return path, int(read_json(self.store.root / "runs" / f"{spec.source.hash}.json")["classes"])
+            return path, int(self.store.run(spec.source)["classes"])
         path = paths.data_dir() / "weights" / spec.weights.file
         if not path.exists():
             raise FileNotFoundError(

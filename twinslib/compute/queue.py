@@ -12,11 +12,14 @@ from ..nets import arithmetic
 from ..specs.jobs import Job, Plan, Task, tasks_of
 from ..specs.labels import NOT_RUN
 from ..specs.run import RunSpec
+from ..store.leases import Lease, Leases, Lost
+from ..store.store import Store
 from ..train.step import OutOfTime
 from .check import check
 from .worker import Worker
 
 log = logging.getLogger(__name__)
+POLL = 0.5  # seconds between two looks at what other workers hold
 
 
 @dataclass
@@ -63,7 +66,10 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
           stop: Callable[[], bool] = lambda: False,
           on_step: Callable[[Task, int, int], None] = lambda task, done, total: None) -> Report:
     """Do the missing tasks of `jobs` in order until all are done or `budget` seconds are spent; resumes where it stopped.
-    Every call does at least one training step or block of images.
+    Every call does at least one training step or block of images, unless other workers have all that can be done now.
+
+    Any number of sweeps may work on one store: each takes the first task whose sources are finished and that nobody holds
+    (`store.leases`), and waits while others hold all of them.
 
     A task that diverges or fails is reported and the others go on; only what the system refuses (OSError: no space, no file)
     ends the sweep. `stop` ends it cleanly (a checkpoint is written).
@@ -72,54 +78,99 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
         jobs: jobs, or a function that makes them; it is asked again when a run that others wait for is finished.
     """
     store, plan = worker.store, jobs if callable(jobs) else lambda best: jobs
-    report = Report()
+    report, leases = Report(), store.leases
     deadline = None if budget is None else time.monotonic() + budget
 
     def over() -> bool:
         return stop() or (deadline is not None and time.monotonic() >= deadline)
 
-    with store.locked():
-        planned = plan(best=store.best)
-        tasks, shipped = store.missing(planned), _shipped(planned)
-        if tasks and (words := precision_in_words(planned, worker.device)):
-            log.info(words)
-        waiting = [job for job in planned if not job.settled]
-        check(worker.networks, [*tasks, *tasks_of(waiting)])
-        broken: set[RunSpec] = set()  # not trained, as this or a source failed
-        while tasks:
-            task = tasks[0]
-            begun = report.done or report.failed or report.diverged  # every call gets on, however short its budget
-            if begun and over():
-                break
-            if {task.spec, task.spec.source} & broken:
-                report.failed.append((tasks.pop(0), "its training or source run failed"))
-                broken.add(task.spec)
-                continue
+    store.tidy()
+    planned = plan(best=store.best)
+    tasks, shipped = store.missing(planned), _shipped(planned)
+    if tasks and (words := precision_in_words(planned, worker.device)):
+        log.info(words)
+    check(worker.networks, [*tasks, *tasks_of([job for job in planned if not job.settled])])
+    broken: set[RunSpec] = set()  # not trained, as this or a source failed
+    waiting_for = ""
+    while tasks:
+        begun = report.done or report.failed or report.diverged or waiting_for  # every call gets on, however short its budget
+        if begun and over():
+            break
+        lost = [task for task in tasks if {task.spec, task.spec.source} & broken]
+        if lost:
+            report.failed += [(task, "its training or source run failed") for task in lost]
+            broken |= {task.spec for task in lost}
+            tasks = [task for task in tasks if task not in lost]
+            continue
+        ended = [task for task in tasks if store.finished(task)]  # by others, meanwhile
+        task, lease = _first(store, leases, [task for task in tasks if task not in ended])
+        if lease is not None:
+            waiting_for = ""
             log.info("%s", task)
-            diverged = False
             try:
-                worker.do(task, ship=task.spec.hash in shipped, stop=over,
-                         on_step=lambda done, total, task=task: on_step(task, done, total))
+                _do(worker, task, lease, report, ship=task.spec.hash in shipped, stop=over,
+                    on_step=lambda done, total, task=task: on_step(task, done, total))
             except OutOfTime:
                 break
-            except Diverged as error:
-                diverged = True
-                report.diverged.append((task, str(error)))
-                log.warning("diverged: %s", error)
-            except OSError:
-                raise
-            except Exception as error:  # the boundary: whatever a task raises is its own failure, the others go on
-                report.failed.append((task, f"{type(error).__name__}: {error}"))
-                broken |= {task.spec} if task.evaluation is None else set()
-                log.exception("failed: %s", task)
-            else:
-                report.done.append(task)
-            del tasks[0]
-            if task.evaluation is None and (diverged or not all(job.settled for job in planned)):
-                planned = plan(best=store.best)
-                failed = {t for t, _ in report.failed}
-                tasks = [t for t in store.missing(planned) if t not in failed]
-                shipped = _shipped(planned)
-        report.left = tasks
-        report.waiting = sum(not job.settled and store.absent(job) == NOT_RUN for job in planned)
+            finally:
+                lease.release()
+            failed = {t for t, _ in report.failed}
+            broken |= {task.spec} if task in failed and task.evaluation is None else set()
+            ended += [task] if task in failed or store.finished(task) else []
+        elif not ended:
+            held = {task: who for task in tasks if (who := leases.holder(task.name))}
+            for task, who in list(held.items())[:1]:
+                if who != waiting_for:
+                    log.info("waiting for %s, which is at %s", who, task)
+                waiting_for = who
+            time.sleep(POLL)
+            if not held:  # as where weights were deleted
+                tasks = [t for t in store.missing(planned) if t not in {t for t, _ in report.failed}]
+        tasks = [task for task in tasks if task not in ended]
+        trained = [task.spec for task in ended if task.evaluation is None]
+        if any(map(store.diverged, trained)) or (trained and not all(job.settled for job in planned)):
+            planned = plan(best=store.best)
+            failed = {t for t, _ in report.failed}
+            tasks = [t for t in store.missing(planned) if t not in failed]
+            shipped = _shipped(planned)
+    store.tidy()
+    report.left = tasks
+    report.waiting = sum(not job.settled and store.absent(job) == NOT_RUN for job in planned)
     return report
+
+
+def _first(store: Store, leases: Leases, tasks: Sequence[Task]) -> tuple[Task | None, Lease | None]:
+    """The first task that can be done now, with the lease on it; nothing where others have all of them."""
+    for task in tasks:
+        if store.ready(task) and (lease := leases.take(task.name)) is not None:
+            if not store.finished(task):
+                return task, lease
+            lease.release()  # whoever had it before finished it
+    return None, None
+
+
+def _do(worker: Worker, task: Task, lease: Lease, report: Report, *, stop: Callable[[], bool], **how: object) -> None:
+    """Do a task that is held and report what came of it; a task that another process has taken over is left to that one."""
+    def hold_on() -> bool:
+        lease.check()
+        return stop()
+
+    try:
+        worker.do(task, stop=hold_on, **how)
+    except OutOfTime:
+        raise
+    except Lost as error:
+        log.warning("%s", error)
+    except Diverged as error:
+        report.diverged.append((task, str(error)))
+        log.warning("diverged: %s", error)
+    except Exception as error:  # the boundary: whatever a task raises is its own failure, the others go on
+        if not lease.held():
+            log.warning("%s was taken over by another process", task)
+        elif isinstance(error, OSError):
+            raise
+        else:
+            report.failed.append((task, f"{type(error).__name__}: {error}"))
+            log.exception("failed: %s", task)
+    else:
+        report.done.append(task)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from ..specs.labels import DIVERGED
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.reading import canonical_json, to_dict
 from ..specs.run import RunSpec
-from ..store.store import Store, split_name
+from ..store.store import Store, about, split_name
 from ..store.votes import load_votes
 from ..studies import rules
 from ..train import noise
@@ -32,6 +31,7 @@ from . import provenance
 from .networks import Networks
 
 log = logging.getLogger(__name__)
+Origin = Callable[..., dict]  # provenance of a result that is there now, with further entries
 CHECKED = 50  # images on which an evaluation's checks are tried before it starts
 
 
@@ -47,52 +47,54 @@ class Worker:
         return self.networks.device
 
     def do(self, task: Task, *, ship: bool, stop: Callable[[], bool], on_step: Callable[[int, int], None]) -> None:
-        """Do one task whose needs are met; results appear by atomic rename. Its provenance counts the seconds of earlier
-        stretches that were stopped (those of a killed process are lost).
+        """Do one task whose needs are met; its result appears by atomic rename, with its provenance inside. That counts the
+        seconds of earlier stretches that were stopped (those of a killed process are lost), and the rules are those that stood
+        when the task began.
 
         Raises:
             Diverged: after it has been recorded as the result.
         """
-        path = self.store.root / "provenance" / f"{task.spec.hash}.json"
-        record = read_json(path) if path.exists() else {"run": task.spec.hash}
-        kind = "train again" if task.evaluation is None and self.store.run(task.spec) else task.kind  # only its weights are lost
-        before = record.get(kind, {})
-        stopped = before if before.get("unfinished") else {}
-        spent, worked = stopped.get("seconds", 0.0), stopped.get("processor_seconds", 0.0)
-        started, clock, processor, extra = provenance.now(), time.perf_counter(), time.process_time(), {"unfinished": True}
-        stamps = before.get("rules", {}) if before else rules.stamps()  # as they were when it began
-        if not before:  # so that they also outlive a kill
-            write_json(path, record | {kind: {"seconds": 0.0, "unfinished": True, "rules": stamps}})
+        begun = self.store.work_path(f"{task.name}.json")  # outlives a kill
+        before = read_json(begun) if begun.exists() else {"rules": rules.stamps(), "seconds": 0.0, "processor_seconds": 0.0}
+        if not begun.exists():
+            write_json(begun, before)
+        started, clock, processor = provenance.now(), time.perf_counter(), time.process_time()
+
+        def spent() -> dict[str, float]:
+            return {"seconds": before["seconds"] + time.perf_counter() - clock,
+                    "processor_seconds": round(before["processor_seconds"] + time.process_time() - processor, 3)}
+
+        def origin(**extra: object) -> dict:
+            """The provenance of a result that is there now."""
+            return provenance.record(started, device=self.device, rules=before["rules"], **spent(), **extra)
+
         try:
             if task.evaluation is None:
-                extra = self.train(task.spec, ship, stop, on_step)
+                self.train(task.spec, ship, stop, on_step, origin)
             elif task.evaluation.kind == "certify":
-                extra = self.certify(task.spec, task.evaluation, stop, on_step)
+                self.certify(task.spec, task.evaluation, stop, on_step, origin)
             else:
-                extra = self.evaluate(task.spec, task.evaluation, stop, on_step)
+                self.evaluate(task.spec, task.evaluation, stop, on_step, origin)
         except Diverged as error:
-            self._record_divergence(task, error)
-            extra = {"outcome": DIVERGED}
+            self._record_divergence(task, error, origin(outcome=DIVERGED))
             raise
-        finally:
-            seconds = spent + time.perf_counter() - clock
-            worked += time.process_time() - processor
-            extra |= {"rules": stamps, "processor_seconds": round(worked, 3)}
-            record[kind] = provenance.record(started, seconds, self.device, **extra)
-            write_json(path, record)
+        except OutOfTime:
+            write_json(begun, before | spent())
+            raise
+        begun.unlink(missing_ok=True)
 
-    def _record_divergence(self, task: Task, error: Diverged) -> None:
+    def _record_divergence(self, task: Task, error: Diverged, origin: dict) -> None:
         spec, e = task.spec, task.evaluation
         more = {"epochs": error.epochs} if e is None else {"measurement": json.loads(canonical_json(e))}
-        record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), **more}
+        record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), "provenance": origin, **more}
         write_json(self.store.diverged_path(spec, e), record)
-        self.store.work_path(f"{spec.hash}.ckpt" if e is None else f"{spec.hash}-{e.hash}.npz").unlink(missing_ok=True)
-        if e is not None:
-            shutil.rmtree(self.store.work_path(f"{spec.hash}-{e.hash}"), ignore_errors=True)  # its blocks
+        for ending in (".json", ".ckpt", ".npz"):
+            self.store.work_path(f"{task.name}{ending}").unlink(missing_ok=True)
+        shutil.rmtree(self.store.work_path(task.name), ignore_errors=True)  # its blocks
 
-    def train(self, spec: RunSpec, ship: bool, stop, on_step) -> dict:
-        """Train a run from its start or its checkpoint and leave its weights, course and, last, its record; returns what its
-        provenance says besides. A run that is finished keeps its record: only its weights are made again."""
+    def train(self, spec: RunSpec, ship: bool, stop, on_step, origin: Origin) -> None:
+        """Train a run from its start or its checkpoint and leave its weights, course and, last, its record. A run that is
+        finished keeps its record: only its weights are made again, and say so."""
         model, data = self.networks.start(spec), self.networks.data(spec.data)
         foreign_start = {"start": self.networks.measure_start(spec, model)} if spec.weights else {}
         start = self.networks.origin(spec) if spec.method.needs_origin else None
@@ -103,7 +105,9 @@ class Worker:
         folder = self.store.root / "weights" if ship else self.store.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
-        made = {"spec": canonical_json(spec), "precision": history.precision}
+        known = self.store.run(spec)  # a finished run stays as it is: numbers and choices stand on it
+        more = {"batch_size": spec.optim.batch_size, "precision": history.precision}
+        made = {"spec": canonical_json(spec), "precision": history.precision} | ({"again": origin(**more)} if known else {})
         if history.best:
             last = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(history.best)
@@ -118,25 +122,22 @@ class Worker:
         if source is not None:
             chosen = sorted(set(source.train_y.tolist()))
             record |= {"source_images": len(source.train_y), "source_classes": [source.class_names[i] for i in chosen]}
-        known = self.store.run(spec)  # a finished run stays as it is: numbers and choices stand on it
         if known and known["weights"] != record["weights"]:
             log.warning("run %s (%s): its weights, trained again, are not those recorded (another processor, thread count or "
                         "version); what is measured from now on stands on the new ones", spec.hash, spec.method.name)
         if history.course and not known:
             path = self.store.root / "courses" / f"{spec.hash}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(path, history.course, compress=True)
+            write_npz(path, history.course, {"run": spec.hash}, compress=True)
         if not known:
-            write_json(self.store.root / "runs" / f"{spec.hash}.json", record)
+            write_json(self.store.path(Task(spec)), record | {"provenance": origin(weights=record["weights"], **more)})
         checkpoint.unlink(missing_ok=True)
-        return {"weights": record["weights"], "batch_size": spec.optim.batch_size, "precision": history.precision}
 
-    def evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step) -> dict:
+    def evaluate(self, spec: RunSpec, e: EvalSpec, stop, on_step, origin: Origin) -> None:
         """Measure a finished run block by block, each kept in work/ until all are there and its masks appear."""
         data = self.networks.data(spec.data)
         model = FoldedCopy(self.networks.trained(spec, e.at))
         folder = self.store.work_path(f"{spec.hash}-{e.hash}")
-        folder.mkdir(exist_ok=True)
+        what = about(Task(spec, e))
         blocks = [(a, min(a + e.batch_size, e.images)) for a in range(0, e.images, e.batch_size)]
         checks = {} if e.kind == "clean" else autoattack.checks(
             model, data.test_x[:CHECKED], data.test_y[:CHECKED], eps=e.eps, step_size=e.step, steps=e.steps,
@@ -151,22 +152,16 @@ class Worker:
                     raise OutOfTime(f"stopped at block {k} of {len(blocks)}")
                 masks = evaluate_block(e, model, data.test_x[a:b], data.test_y[a:b], k)
                 arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
-                write_npz(path, arrays, compress=True)
+                write_npz(path, arrays, what | {"block": k}, compress=True)
                 computed = True
-            parts.append(read_npz(path))
+            parts.append(read_npz(path, what | {"block": k}))
             on_step(k + 1, len(blocks))
         stages = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        path = self.store.root / "masks" / f"{spec.hash}.npz"
-        merged = read_npz(path) if path.exists() else {}
-        merged |= {f"{e.hash}/{name}": mask for name, mask in stages.items()}
-        merged[f"{e.hash}/spec"] = np.array(canonical_json(e))
-        write_npz(path, dict(sorted(merged.items())), compress=True)
-        for k in range(len(blocks)):
-            (folder / f"{k}.npz").unlink(missing_ok=True)
-        folder.rmdir()
-        return {"batch_size": e.batch_size, "precision": "float32", "images": e.images, "checks": checks}
+        more = {"batch_size": e.batch_size, "precision": "float32", "images": e.images, "checks": checks}
+        write_npz(self.store.path(Task(spec, e)), stages, what | {"provenance": origin(**more)}, compress=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def certify(self, spec: RunSpec, c: CertifySpec, stop, on_step) -> dict:
+    def certify(self, spec: RunSpec, c: CertifySpec, stop, on_step, origin: Origin) -> None:
         """Draw the votes of a finished run, kept in work/ until all images are settled; what was begun keeps its precision."""
         data, model = self.networks.data(spec.data), self.networks.trained(spec).eval()
         if c.restat_images:
@@ -180,10 +175,10 @@ class Worker:
             model_hash=tensor_hash(model.state_dict())[:16], file=file, stop=stop)
         if not votes.finished.all():
             raise OutOfTime(f"stopped with {int(votes.finished.sum())} of {c.images} images certified")
-        (self.store.root / "votes").mkdir(exist_ok=True)
-        os.replace(file, self.store.votes_path(spec, c))
+        more = {"precision": precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}
+        votes.save(self.store.path(Task(spec, c)), about(Task(spec, c)) | {"provenance": origin(**more)})
+        file.unlink(missing_ok=True)
         on_step(1, 1)
-        return {"precision": precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}
 
 
 def evaluate_block(e: EvalSpec, model, images: torch.Tensor, labels: torch.Tensor, block: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import did_you_mean
-from ..base.files import DAMAGED, write_npz
+from ..base.files import DAMAGED, read_npz, refused, write_npz
 from .packed import PackedSet, permutation, rank_in_class
 
 
@@ -95,21 +95,19 @@ def save_split(split: Split, path: Path) -> None:
     """Write `split` to `path` (.npz, uint32 indices); the file appears complete or not at all."""
     indices = {key: getattr(split, key).numpy().astype(np.uint32) for key in ("train", "val", "test")}
     rest = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in indices}
-    write_npz(path, {**indices, "settings": np.array(json.dumps(rest))}, compress=True)
+    write_npz(path, {**indices, "settings": np.array(json.dumps(rest))}, {"data": split.fingerprint}, compress=True)
 
 
 def load_split(path: Path) -> Split:
     """Read a split back; ValueError for a file that is no split."""
-    with open(path, "rb") as file:
-        try:
-            stored = np.load(file, allow_pickle=False)
-            indices = {key: torch.from_numpy(stored[key].astype(np.int64)) for key in ("train", "val", "test")}
-            rest = json.loads(str(stored["settings"]))
-            lists = {key: tuple(rest.pop(key)) for key in ("class_ids", "exclude")}
-            return Split(**indices, **lists, **rest)
-        except (*DAMAGED, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"expected a stored split at {path}, got a damaged or foreign file ({error}); delete "
-                             "it to make it anew") from error
+    stored = read_npz(path)
+    try:
+        indices = {key: torch.from_numpy(stored[key].astype(np.int64)) for key in ("train", "val", "test")}
+        rest = json.loads(str(stored["settings"]))
+        lists = {key: tuple(rest.pop(key)) for key in ("class_ids", "exclude")}
+        return Split(**indices, **lists, **rest)
+    except DAMAGED as error:
+        raise refused(path, "a stored split", f"a damaged or foreign file ({error})") from error
 
 
 def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:

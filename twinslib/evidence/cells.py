@@ -13,7 +13,7 @@ from ..specs.labels import NOT_RUN
 from ..specs.measure import CertifySpec
 from ..specs.run import RunSpec
 from ..store.store import Store
-from ..store.votes import Shares, Votes
+from ..store.votes import Shares
 from ..studies.rules import Cell, Smooth, cell
 from ..studies.smoothing import cell_of
 from .frame import most_images, read, where
@@ -108,7 +108,6 @@ def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
             none = np.empty(0)
             out.append(Measured(*p, "", Certified(none, none, none, none, none, False), Shares(none, none, none), 0, absent=word))
         if votes is not None:
-            _check_drawn(votes, p)
             draws = int(votes.draws.sum() + votes.pilot.sum())
             out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws, votes.chosen))
     return out
@@ -126,19 +125,6 @@ def lost(found: Sequence[Measured]) -> Lost:
 def absent(gone: Lost, dataset: str, needed: Iterable[tuple[Cell, float]]) -> str:
     """What stands for a number that needs these and is not there."""
     return next((gone[dataset, c, s] for c, s in needed if (dataset, c, s) in gone), NOT_RUN)
-
-
-def _check_drawn(votes: Votes, p: Planned) -> None:
-    """Refuse votes of another plan, seed, precision or number of images under the name of this certification."""
-    c = p.certification
-    asked = dataclasses.asdict(c.plan) | {"seed": c.seed, "precision": c.precision, "images": c.images}
-    got = votes.settings | {"images": len(votes.index)}
-    if c.precision == "bfloat16" and got["precision"] == "float32":  # on a device without it
-        asked["precision"] = "float32"
-    differs = [f"{key}: {got[key]} there, {value} asked for" for key, value in asked.items() if got[key] != value]
-    if differs:
-        raise ValueError(f"expected votes/{p.spec.hash}-{c.hash}.npz to hold what its name says, got {'; '.join(differs)}; a "
-                         "file of another certification is mixed in, delete it")
 
 
 def clean_masks(store: Store, jobs: Sequence[Job]) -> dict[tuple[str, Cell, int], np.ndarray]:

@@ -1,6 +1,6 @@
 """Files of weights and of training states: written whole or not at all, read without running anything in them.
 
-Weights are safetensors with JSON metadata; other people's are read by `foreign`. A training state is a torch file of tensors and
+Weights are safetensors with JSON metadata; other people's are read by `foreign`. A training state holds tensors and
 plain types.
 """
 
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ..base.errors import some
-from ..base.files import atomic_write
+from ..base.files import atomic_write, check_safetensors, read_bytes, seal_safetensors, write_bytes
 from ..specs.choices import IMAGENET_MEAN, IMAGENET_STD
 from . import foreign
 from .constants import check_constants, split_constants
@@ -43,7 +43,7 @@ def save_weights(path: str | Path, model: nn.Module, meta: Mapping, *, half: boo
             tensor = tensor.half()
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)  # safetensors refuses shared memory
     text = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
-    data = save(tensors, {"meta": text})
+    data = seal_safetensors(save(tensors, {"meta": text}))
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -57,9 +57,11 @@ def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Te
         key: which of several state dicts in a file.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated or foreign file, no network in it, or several and no key.
+        ValueError: truncated or foreign file, one of ours that is damaged, no network in it, or several and no key.
     """
     state, meta = foreign.read(Path(path), key)
+    if meta:
+        check_safetensors(Path(path))
     small = {n for n, tensor in state.items() if tensor.is_floating_point() and tensor.dtype.itemsize < 4}
     return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 
@@ -133,8 +135,8 @@ def tensor_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_training(path: str | Path, state: Mapping, *, config: str) -> None:
-    """Store a training state atomically, with the hash of the config it belongs to.
+def save_training(path: str | Path, state: Mapping, *, run: str) -> None:
+    """Store a training state atomically, with the hash of the run it belongs to.
 
     Args:
         state: tensors and None, bool, int, float, str in dicts, lists and tuples: what `load_training` accepts.
@@ -143,27 +145,18 @@ def save_training(path: str | Path, state: Mapping, *, config: str) -> None:
     """
     _check_plain(state, "state")
     buffer = io.BytesIO()
-    torch.save({"config": config, "state": dict(state)}, buffer)
-    atomic_write(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    torch.save(dict(state), buffer)
+    write_bytes(Path(path), buffer.getvalue(), {"run": run})
 
 
-def load_training(path: str | Path, *, config: str) -> dict:
+def load_training(path: str | Path, *, run: str) -> dict:
     """The state stored by `save_training`, on the CPU.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated or foreign file, or the state of another config.
+        ValueError: a damaged or foreign file, or the state of another run.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, got no such file; check the path")
-    stored = foreign.load_torch(path)
-    if not isinstance(stored, dict) or stored.keys() != {"config", "state"}:
-        raise ValueError(f"expected a training checkpoint, got another torch file in {path.name}; choose another path")
-    if stored["config"] != config:
-        raise ValueError(f"expected checkpoint of config {config}, got {stored['config']} in {path.name}; choose "
-                         "another run name, or delete the file to start again")
-    return stored["state"]
+    return foreign.load_torch(read_bytes(Path(path), {"run": run}), Path(path))
 
 
 def _refuse_rivals(state: Mapping[str, torch.Tensor], placing: Placing) -> None:

@@ -57,15 +57,14 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
     return state, meta
 
 
-def load_torch(path: Path) -> object:
-    """The content of a torch file, tensors and plain types only.
+def load_torch(content: bytes, path: Path) -> object:
+    """What the bytes of a torch file at `path` hold, tensors and plain types only.
 
     Raises:
         ValueError: anything else, whatever is wrong with it.
     """
-    data = io.BytesIO(path.read_bytes())  # what fails from here on is the content, not the disk
     try:
-        return torch.load(data, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes of the reader is of any type
         raise unreadable(path, "a whole file of weights", error) from error
 
@@ -128,7 +127,7 @@ def _is_safetensors(path: Path) -> bool:
 def _torch_or_inert(path: Path) -> tuple[object, list[str]]:
     """(content, names of pickled objects that were left out) of a torch file."""
     try:
-        return load_torch(path), []
+        return load_torch(path.read_bytes(), path), []
     except ValueError as error:
         if _is_program(_zipped(path)):
             raise

@@ -46,9 +46,14 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """Its key in the provenance of its run: train, or evaluate or certify with the hash of the measurement."""
+        """train, or evaluate or certify with the hash of the measurement."""
         e = self.evaluation
         return "train" if e is None else f"{'certify' if e.kind == 'certify' else 'evaluate'} {e.hash}"
+
+    @property
+    def name(self) -> str:
+        """Hash of the run, and of the measurement if it is one: the name of its files."""
+        return self.spec.hash if self.evaluation is None else f"{self.spec.hash}-{self.evaluation.hash}"
 
     def __str__(self) -> str:
         what = f"method {self.spec.method.name}, seed {self.spec.seed}, {self.spec.data.name} [{self.spec.hash}]"

@@ -1,37 +1,39 @@
 """What is finished: the records, masks, votes and courses of one preset on disk, and what is still to be done.
 
 results/<preset>/
-    runs/<run>.json         spec, split and per-epoch rows of a finished training run
-    votes/<run>-<…>.npz     votes under noise of a finished certification
-    masks/<run>.npz         boolean per test image for every finished evaluation of that run
+    runs/<run>.json         spec, split, per-epoch rows and provenance of a finished training run
+    masks/<run>-<…>.npz     boolean per test image of a finished evaluation, and its provenance
+    votes/<run>-<…>.npz     votes under noise of a finished certification, and its provenance
     diverged/<run>.json     why a training run (or, <run>-<…>.json, a measurement) ended without numbers, with its rows until then
     courses/<run>.npz       what was measured during a run that is followed: masks by epoch, norms and angles by step
-    provenance/<run>.json   when, where, with what
     splits/<set>.npz        indices of training, validation and test images
     weights/<run>.safetensors, .json   source networks that other runs start from
-    work/                   (not committed) checkpoints, fine-tuned weights, blocks of unfinished evaluations, the lock
+    work/                   (not committed) checkpoints, fine-tuned weights, blocks of unfinished evaluations, leases
+    masks/<run>.npz, provenance/<run>.json   of earlier versions: all evaluations of a run, and the provenance of its tasks
 
-Finished means finished: everything appears by atomic rename, and a run's JSON is written last. A run that diverges is finished
-too: it is not trained again until its file in diverged/ is deleted, and nothing that stands on it is tried.
+Finished means finished: everything appears by atomic rename, with its provenance and a digest inside, and a run's JSON is written
+last. A run that diverges is finished too: it is not trained again until its file in diverged/ is deleted, and nothing that stands
+on it is tried.
 """
 
-import contextlib
-import fcntl
+import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+import math
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..base import paths
-from ..base.files import read_json, read_npz
+from ..base.files import names_in, read_about, read_json, read_npz, refused, remove_forgotten
 from ..specs.jobs import Job, Task
 from ..specs.labels import DIVERGED, NOT_RUN, SOURCE_DIVERGED
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.reading import canonical_json
 from ..specs.run import DataSpec, RunSpec
+from .leases import Leases
 from .votes import Votes, load_votes
 
 
@@ -43,38 +45,80 @@ class Store:
         self.root = Path(root) if root is not None else paths.results_dir() / preset
 
     def run(self, spec: RunSpec) -> dict | None:
-        """The finished run's record, or None."""
-        return self._record(self.root / "runs" / f"{spec.hash}.json", spec)
+        """The finished run's record, or None.
+
+        Raises:
+            ValueError: it is damaged, of another run, or holds numbers that cannot be.
+        """
+        return self._record(self.path(Task(spec)), spec)
 
     @staticmethod
     def _record(path: Path, spec: RunSpec) -> dict | None:
         record = read_json(path) if path.exists() else None
-        if record is not None and record["spec"] != json.loads(canonical_json(spec)):
-            raise ValueError(f"expected the spec of run {spec.hash} in {path}, got another one; restore or delete the file")
+        if record is not None:
+            if record.get("spec") != json.loads(canonical_json(spec)):
+                raise refused(path, f"the spec of run {spec.hash}", "another one")
+            check_epochs(path, record.get("epochs", []))
         return record
 
+    def path(self, task: Task) -> Path:
+        """Where the result of a task lies once it is there."""
+        e = task.evaluation
+        folder, ending = ("runs", "json") if e is None else ("votes" if e.kind == "certify" else "masks", "npz")
+        return self.root / folder / f"{task.name}.{ending}"
+
     def masks(self, spec: RunSpec, evaluation: EvalSpec) -> dict[str, np.ndarray] | None:
-        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None."""
-        path = self.root / "masks" / f"{spec.hash}.npz"
-        if not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as stored:
-            keys = [k for k in stored.files if k.startswith(evaluation.hash + "/")]
-            return {k.split("/", 1)[1]: stored[k] for k in keys if not k.endswith("/spec")} or None
+        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None.
+
+        Raises:
+            ValueError: the file is damaged or belongs to another evaluation.
+        """
+        path = self.path(Task(spec, evaluation))
+        if path.exists():
+            found = read_npz(path, about(Task(spec, evaluation)))
+        else:
+            path = self._earlier(spec)
+            if not path.exists():
+                return None
+            own = ((k.split("/"), v) for k, v in read_npz(path).items())
+            found = {stage: v for (name, stage), v in own if name == evaluation.hash and stage != "spec"}
+        check_masks(path, found)
+        return found or None
+
+    def _earlier(self, spec: RunSpec) -> Path:
+        return self.root / "masks" / f"{spec.hash}.npz"
+
+    def has(self, task: Task) -> bool:
+        """Whether the result of a task is there."""
+        if self.path(task).exists():
+            return True
+        if task.evaluation is None or task.evaluation.kind == "certify" or not (path := self._earlier(task.spec)).exists():
+            return False
+        return any(name.startswith(f"{task.evaluation.hash}/") for name in names_in(path))
 
     def votes(self, spec: RunSpec, certification: CertifySpec) -> Votes | None:
-        """The counts of a finished certification, or None."""
-        path = self.votes_path(spec, certification)
-        return load_votes(path) if path.exists() else None
+        """The counts of a finished certification, or None.
 
-    def votes_path(self, spec: RunSpec, certification: CertifySpec) -> Path:
-        """Where the votes of a finished certification lie."""
-        return self.root / "votes" / f"{spec.hash}-{certification.hash}.npz"
+        Raises:
+            ValueError: the file is damaged, or of another run or certification.
+        """
+        path = self.path(Task(spec, certification))
+        if not path.exists():
+            return None
+        votes, c = load_votes(path, about(Task(spec, certification))), certification
+        asked = dataclasses.asdict(c.plan) | {"seed": c.seed, "precision": c.precision, "images": c.images}
+        got = votes.settings | {"images": len(votes.index)}
+        if c.precision == "bfloat16" and got["precision"] == "float32":  # on a device without it
+            asked["precision"] = "float32"
+        differs = [f"{key}: {got[key]} there, {value} asked for" for key, value in asked.items() if got[key] != value]
+        if differs:
+            raise refused(path, "votes of the certification that it is named after", "; ".join(differs))
+        return votes
 
     def course(self, spec: RunSpec) -> dict[str, np.ndarray] | None:
         """Arrays of a finished run that was followed (`follow.Follower.arrays`), or None."""
         path = self.root / "courses" / f"{spec.hash}.npz"
-        return read_npz(path) if self.run(spec) is not None and path.exists() else None
+        return read_npz(path, {"run": spec.hash}) if self.run(spec) is not None and path.exists() else None
 
     def weights_path(self, spec: RunSpec, at: str = "last") -> Path | None:
         """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained.
@@ -90,9 +134,16 @@ class Store:
 
     def provenance(self, task: Task) -> dict | None:
         """When, where and with what a task was done, or None."""
+        path = self.path(task)
+        found = (read_json if task.evaluation is None else read_about)(path) if path.exists() else {}
+        return found.get("provenance") or self._earlier_provenance(task)
+
+    def _earlier_provenance(self, task: Task) -> dict | None:
         path = self.root / "provenance" / f"{task.spec.hash}.json"
         entry = read_json(path).get(task.kind) if path.exists() else None
-        return None if entry is None or entry.get("unfinished") or entry.get("outcome") else entry
+        if entry is None or entry.get("outcome") or (entry.get("unfinished") and not self.has(task)):
+            return None
+        return entry
 
     def diverged(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> str | None:
         """Why the training of a run, or a measurement of it, ended without a result: something was no longer finite. None where
@@ -166,9 +217,7 @@ class Store:
         be."""
         tasks: list[Task] = []
         for job in (job for job in jobs if job.settled):
-            evals = [e for e in job.evals if self.masks(job.spec, e) is None]
-            evals += [c for c in job.certs if not self.votes_path(job.spec, c).exists()]
-            evals = [e for e in evals if not self.diverged(job.spec, e)]
+            evals = [e for e in job.measurements if not self.has(Task(job.spec, e)) and not self.diverged(job.spec, e)]
             lost = any(self.weights_path(job.spec, e.at) is None for e in evals if e.at != "start")
             start = any(e.at == "start" for e in evals)  # measured on the source's weights
             chain, spec = [], job.spec if self.run(job.spec) is None or lost else job.spec.source if start else None
@@ -184,29 +233,69 @@ class Store:
         order = sorted(range(len(tasks)), key=lambda i: (tasks[i].spec.seed, late[i]))
         return list(dict.fromkeys(tasks[i] for i in order))
 
+    def finished(self, task: Task) -> bool:
+        """Whether nothing of a task is left to do: its result is there (of a training with its weights), or never will be."""
+        if task.evaluation is None:
+            networks = ("last", "best") if task.spec.optim.keep_best else ("last",)
+            return bool(self.diverged(task.spec)) or (self.has(task) and all(self.weights_path(task.spec, at) for at in networks))
+        return self.has(task) or bool(self.diverged(task.spec, task.evaluation))
+
+    def ready(self, task: Task) -> bool:
+        """Whether the weights that a task begins with are there."""
+        measured = task.evaluation is not None and task.evaluation.at != "start"
+        needed = task.spec if measured else task.spec.source
+        return needed is None or self.weights_path(needed, task.evaluation.at if measured else "last") is not None
+
     def work_path(self, name: str) -> Path:
         """A file in the work folder, which is made if needed."""
         folder = self.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store for one sweep; a second one is refused (the lock dies with its process)."""
-        with open(self.work_path("lock"), "a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise ValueError(f"expected no other sweep on the store {self.preset!r}, got one by process "
-                                 f"{handle.read().strip() or 'unknown'}; wait for it or stop it, nothing was changed") from None
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-            for folder in ("runs", "masks", "votes", "courses", "diverged", "provenance", "splits", "weights", "work"):
-                for left_over in (self.root / folder).glob(".*.tmp"):  # of a process killed while it wrote
-                    left_over.unlink(missing_ok=True)
-            yield
+    @property
+    def leases(self) -> Leases:
+        """Who is at which task."""
+        return Leases(self.root / "work" / "leases")
+
+    def tidy(self) -> None:
+        """Delete what killed processes forgot: half-written files, leases, and what was kept for tasks that are finished."""
+        leases = self.leases
+        leases.remove_forgotten()
+        remove_forgotten(self.root)
+        for path in self.root.glob("work/*"):
+            name = path.name.split(".")[0]
+            run, _, measurement = name.partition("-")
+            ended = path.name == "lock" or (self.root / "diverged" / f"{name}.json").exists()  # the lock of an earlier version
+            if path.suffix == ".safetensors" or path.name in ("leases", "workers", "aside") or leases.holder(name):
+                continue
+            if measurement:
+                ended |= any((self.root / folder / f"{name}.npz").exists() for folder in ("masks", "votes"))
+            else:
+                made = [self.root / folder / f"{run}.safetensors" for folder in ("weights", "work")]
+                ended |= (self.root / "runs" / f"{run}.json").exists() and any(  # else its weights are being made again
+                    weights.exists() and weights.stat().st_mtime >= path.stat().st_mtime for weights in made)
+            if ended:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def about(task: Task) -> dict:
+    """What the file of a measurement says that it belongs to."""
+    return {"run": task.spec.hash, "measurement": json.loads(canonical_json(task.evaluation))}
+
+
+def check_masks(path: Path, masks: Mapping[str, np.ndarray], images: int | None = None) -> None:
+    """Refuse masks that are not a boolean for each of (as many) test images."""
+    for name, mask in masks.items():
+        if mask.dtype != bool or mask.ndim != 1 or (images is not None and len(mask) != images):
+            raise refused(path, f"a boolean for each of {images or 'the'} test images", f"{mask.dtype} {mask.shape} in {name}")
+
+
+def check_epochs(path: Path, rows: Sequence[dict]) -> None:
+    """Refuse rows with numbers that cannot be: not finite, or accuracies outside [0, 1]."""
+    for row in rows:
+        for name, value in row.items():
+            if not isinstance(value, int | float) or not math.isfinite(value) or (name.endswith("_acc") and not 0 <= value <= 1):
+                raise refused(path, f"a finite {name}, accuracies within 0 and 1", f"{value!r} in epoch {row.get('epoch')}")
 
 
 def validation_score(epochs: Sequence[dict], spec: RunSpec, by: str = "mean") -> float:

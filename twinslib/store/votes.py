@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.certified import ABSTAIN, Certified
-from ..base.files import DAMAGED, write_npz
+from ..base.files import DAMAGED, read_npz, refused, write_npz
 from ..base.logits import IMAGES, check_same
 from ..base.sequential import Plan, bound_radius, check_alpha, check_draws, lower_bound, predict_p_value, spend
 
@@ -99,10 +99,14 @@ class Votes:
         label = np.where(self.label >= 0, self.votes[rows, np.maximum(self.label, 0)] / draws, np.nan)
         return Shares(np.where(chosen >= 0, self.votes[rows, chosen] / draws, np.nan), low, label)
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to an .npz, whole or not at all; `load_votes` gives it back."""
+    def save(self, path: str | Path, about: Mapping | None = None) -> None:
+        """Write everything to an .npz, whole or not at all; `load_votes` gives it back.
+
+        Args:
+            about: what run and certification they belong to, and their provenance.
+        """
         arrays = {name: getattr(self, name) for name in (*ARRAYS, "fingerprint") if getattr(self, name) is not None}
-        write_npz(Path(path), {"settings": np.array(json.dumps(self.settings)), **arrays}, compress=True)
+        write_npz(Path(path), {"settings": np.array(json.dumps(self.settings)), **arrays}, about or {}, compress=True)
 
 
 class Shares(NamedTuple):
@@ -114,28 +118,28 @@ class Shares(NamedTuple):
     label: np.ndarray
 
 
-def load_votes(path: str | Path) -> Votes:
+def load_votes(path: str | Path, about: Mapping | None = None) -> Votes:
     """The votes stored at `path`, checked.
 
+    Args:
+        about: what they must belong to, if the file says anything.
     Raises:
         FileNotFoundError: no such file.
         ValueError: a damaged or foreign file, or counts that contradict each other, such as votes above n.
     """
     path = Path(path)
+    arrays = read_npz(path, about)
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            settings = json.loads(str(loaded["settings"]))
-            arrays = {name: loaded[name] for name in (*ARRAYS, "fingerprint") if name in (*ARRAYS, *loaded.files)}
+        settings = json.loads(str(arrays.pop("settings")))
+        arrays = {name: arrays[name] for name in (*ARRAYS, "fingerprint") if name in (*ARRAYS, *arrays)}
         classes = settings.pop("classes")
         rest = {name: settings.pop(name) for name in ("seed", "precision", "model_hash", "noise")}
         plan = Plan(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
-    except FileNotFoundError:
-        raise
-    except (*DAMAGED, TypeError) as error:
-        raise ValueError(f"expected a file of votes at {path}, got a damaged or foreign one ({error}); delete it") from error
+    except DAMAGED as error:
+        raise refused(path, "a file of votes", f"another one ({error})") from error
     found = Votes(plan, **rest, **arrays)
     if not _coherent(found, classes):
-        raise ValueError(f"expected votes that add up to the draws, at most n, in {path}, got counts that do not; delete it")
+        raise refused(path, "votes that add up to the draws, at most n,", "counts that do not")
     return found
 
 

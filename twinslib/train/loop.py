@@ -64,7 +64,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         raise kind(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
-    state = load_training(checkpoint, config=spec.hash) if checkpoint is not None and checkpoint.exists() else None
+    state = load_training(checkpoint, run=spec.hash) if checkpoint is not None and checkpoint.exists() else None
     precision = begun_in(state, spec) if state else arithmetic.chosen(spec.optim.precision, device)
     step_fn = Step(model, spec, device, precision=precision, start=start, source=source,
                    recorder=follower.recorder if follower else None)
@@ -92,7 +92,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
                                        "follower": follower.state_dict() if follower else {},
                                        "passes": [step_fn.passes.forward, step_fn.passes.backward],
                                        "epochs": history.epochs, "step": step, "sums": sums.cpu(),
-                                       "precision": precision}, config=spec.hash)
+                                       "precision": precision}, run=spec.hash)
 
     order = None
     for step in range(first, total):

@@ -1,0 +1,190 @@
+"""Many workers on one store: processes of this machine, or jobs of a Slurm cluster.
+
+Each is a sweep of its own (`compute.queue`), and the store is all that they share; so any can be killed or added at any time. A
+job that is preempted, or whose time is up, ends cleanly and is put into Slurm's queue again.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import submitit
+import torch
+import yaml
+from tqdm import tqdm
+
+from .compute.queue import Report
+from .specs.jobs import Plan
+from .store.store import Store
+
+log = logging.getLogger(__name__)
+ENDS = 120  # seconds before its end at which a job is told to stop
+REQUEUED = 1000  # times that a job may reach its limit
+CALM = 20  # between two looks at the store pass so many times the seconds that one takes
+STOPPED = 3  # exit status of a sweep that a signal ended
+
+
+class Local:
+    """A worker of this machine: a sweep in a process of its own, whose words go into a file."""
+
+    def __init__(self, command: Sequence[str], log_file: Path) -> None:
+        self.log_file = log_file
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with open(log_file, "w") as file:  # a session of its own: at a terminal Ctrl-C is for the one who started them
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    def cancel(self) -> None:
+        """Ask it to end cleanly."""
+        self.process.terminate()
+
+    def status(self) -> int:
+        """Its exit status; negative: of the signal that killed it."""
+        return self.process.wait()
+
+    def said(self) -> str:
+        """All that it printed."""
+        return self.log_file.read_text(errors="replace")
+
+
+class InSlurm:
+    """What submitit runs as a job of Slurm: a sweep in a process of its own, which the signal of the job's end stops cleanly."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command, self.process = list(command), None
+
+    def __call__(self) -> int:
+        """Exit status of the sweep."""
+        self.process = subprocess.Popen(self.command, preexec_fn=_ignore_end_signal)
+        try:
+            return self.process.wait()
+        finally:
+            self._stop()
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Called by submitit before it puts the job into the queue again."""
+        self._stop()
+        return submitit.helpers.DelayedSubmission(type(self)(self.command))
+
+    def _stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+
+
+def _ignore_end_signal() -> None:
+    """The signal is for submitit's process, but Slurm sends it to all of the job."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+class Job:
+    """A job of Slurm, with the words of `Local`."""
+
+    def __init__(self, job: submitit.Job) -> None:
+        self.job, self.done, self.cancel, self.log_file = job, job.done, job.cancel, job.paths.stderr
+
+    def status(self) -> int:
+        """Exit status of its sweep; that of a stopped one for a job that was cancelled."""
+        try:
+            return self.job.result()
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):
+            return STOPPED
+
+    def said(self) -> str:
+        """All that it printed."""
+        return self.job.stdout() or ""
+
+
+def share(workers: int, threads: int | None, device: torch.device | None) -> list[list[str]]:
+    """Options of each worker of this machine: its GPU where there are any, else its share of the cores.
+
+    >>> share(2, 1, torch.device("cpu"))
+    [['--device', 'cpu', '--threads', '1'], ['--device', 'cpu', '--threads', '1']]
+    """
+    gpus = torch.cuda.device_count() if device is None or device.type == "cuda" else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    each = str(threads or max(1, cores // workers))
+    own = [str(device) if device and device.index is not None else f"cuda:{i % gpus}" if gpus else "cpu" for i in range(workers)]
+    return [["--device", name, "--threads", each] for name in own]
+
+
+def start_local(commands: Sequence[Sequence[str]], folder: Path) -> list[Local]:
+    """A worker of this machine for each command."""
+    return [Local(command, folder / f"{i}.log") for i, command in enumerate(commands)]
+
+
+def start_slurm(commands: Sequence[Sequence[str]], folder: Path, options: Sequence[str]) -> list[Job]:
+    """A job of Slurm for each command.
+
+    Args:
+        options: such as partition=gpu, time=600 (minutes), gpus_per_node=1; those of `submitit.SlurmExecutor`.
+    Raises:
+        ValueError: no Slurm here, or an option that submitit does not know.
+    """
+    if shutil.which("srun") is None:
+        raise ValueError("expected Slurm's commands on this machine, got no srun; leave --slurm out to work here")
+    found = {"job_name": "twins", "signal_delay_s": ENDS}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"expected options of Slurm such as partition=gpu, got {text!r}")
+        found[key] = yaml.safe_load(value)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=REQUEUED)
+    executor.update_parameters(**found)
+    with executor.batch():
+        jobs = [executor.submit(InSlurm(command)) for command in commands]
+    return [Job(job) for job in jobs]
+
+
+def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Plan, *,
+          stop: Callable[[], bool]) -> tuple[Report, int]:
+    """Start workers and follow them until all have ended: (what they did, their highest exit status).
+
+    Args:
+        start: makes the workers; given a folder for what they say, which goes when all is done.
+        stop: when true, they are asked to end cleanly.
+    """
+    folder = store.work_path("workers") / uuid.uuid4().hex[:8]
+    everything, report, stopped = set(store.missing(plan(best=store.best))), Report(), False
+    workers = start(folder)
+    log.info("%d workers; what they say is in %s", len(workers), folder)
+    with tqdm(total=len(everything), disable=not sys.stderr.isatty(), dynamic_ncols=True, unit="task") as bar:
+        while True:
+            ended, clock = all(worker.done() for worker in workers), time.monotonic()
+            new = [task for task in everything - set(report.done) if store.finished(task)]
+            for task in sorted(new, key=str):
+                report.done.append(task)
+                if bar.disable:
+                    log.info("done: %s", task)
+            if ended or any(task.evaluation is None for task in new):  # more may be chosen now
+                everything |= set(store.missing(plan(best=store.best)))
+            bar.total = len(everything)
+            bar.update(len(report.done) - bar.n)
+            if ended:
+                break
+            if stop() and not stopped:
+                stopped = True
+                for worker in workers:
+                    worker.cancel()
+            time.sleep(max(0.2, CALM * (time.monotonic() - clock)))
+    planned = plan(best=store.best)
+    report.left, statuses = store.missing(planned), [worker.status() for worker in workers]
+    report.waiting = sum(not job.settled for job in planned)
+    said = dict.fromkeys(line for worker in workers for line in worker.said().splitlines() if line.startswith("failed: "))
+    report.failed = [tuple(line.removeprefix("failed: ").rsplit(": ", 1)) for line in said]
+    for worker, status in zip(workers, statuses, strict=True):
+        if status not in (0, 1, STOPPED):
+            log.warning("a worker ended with status %s; what it said is in %s", status, worker.log_file)
+    if not any(statuses):
+        shutil.rmtree(folder, ignore_errors=True)
+    return report, max(map(abs, statuses))

@@ -49,6 +49,12 @@ class Networks:
             self._sets[key] = device_set
         return self._sets[key]
 
+    def restore_split(self, spec: DataSpec) -> None:
+        """Make the file of indices again, where it is lost and the images are there."""
+        if not (self.store.root / "splits" / f"{split_name(spec)}.npz").exists():
+            with contextlib.suppress(FileNotFoundError):
+                self.data(spec)
+
     def trained(self, spec: RunSpec, at: str = "last") -> torch.nn.Module:
         """The network of a finished run (two wings where the method has them), on the device.
 

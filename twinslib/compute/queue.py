@@ -13,7 +13,7 @@ from ..specs.jobs import Job, Plan, Task, tasks_of
 from ..specs.labels import NOT_RUN
 from ..specs.run import RunSpec
 from ..store.leases import Lease, Leases, Lost
-from ..store.store import Store
+from ..store.store import Store, split_name
 from ..train.step import OutOfTime
 from .check import check
 from .worker import Worker
@@ -90,6 +90,8 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
     if tasks and (words := precision_in_words(planned, worker.device)):
         log.info(words)
     check(worker.networks, [*tasks, *tasks_of([job for job in planned if not job.settled])])
+    for data in {split_name(job.spec.data): job.spec.data for job in planned if store.run(job.spec)}.values():
+        worker.networks.restore_split(data)
     broken: set[RunSpec] = set()  # not trained, as this or a source failed
     waiting_for = ""
     while tasks:

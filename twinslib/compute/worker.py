@@ -125,9 +125,8 @@ class Worker:
         if known and known["weights"] != record["weights"]:
             log.warning("run %s (%s): its weights, trained again, are not those recorded (another processor, thread count or "
                         "version); what is measured from now on stands on the new ones", spec.hash, spec.method.name)
-        if history.course and not known:
-            path = self.store.root / "courses" / f"{spec.hash}.npz"
-            write_npz(path, history.course, {"run": spec.hash}, compress=True)
+        if history.course and self.store.course(spec) is None:
+            write_npz(self.store.root / "courses" / f"{spec.hash}.npz", history.course, {"run": spec.hash}, compress=True)
         if not known:
             write_json(self.store.path(Task(spec)), record | {"provenance": origin(weights=record["weights"], **more)})
         checkpoint.unlink(missing_ok=True)

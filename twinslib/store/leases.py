@@ -92,13 +92,10 @@ class Leases:
         """The lease on a task, or None while another process has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.json"
-        if path.exists() and not self._free(path):
+        if path.exists() and not (self._is_free(path) and self._remove(path)):
             return None
         text = json.dumps({"host": platform.node(), "process": os.getpid(), "owner": owner.me(), "lease": uuid.uuid4().hex})
-        try:
-            with open(path, "x") as file:
-                file.write(text)
-        except FileExistsError:  # another one was faster
+        if not _create(path, text):  # another one was faster
             return None
         self._seen.pop(path, None)
         return Lease(path, name, text, self.silence / 6)
@@ -123,48 +120,54 @@ class Leases:
 
     def remove_forgotten(self) -> None:
         """Delete the leases of processes that have ended."""
-        for path in self.folder.glob("*.json"):
-            self._free(path, known=True)
+        for path in (*self.folder.glob("*.json"), *self.folder.glob("*.taking")):
+            if owner.gone(_read(path).get("owner", "")):
+                path.unlink(missing_ok=True) if path.suffix == ".taking" else self._remove(path)
 
-    def _free(self, path: Path, known: bool = False) -> bool:
-        """Take a lease away from whoever fell silent, or (known: only) is known to have ended; True if it is free now."""
+    def _is_free(self, path: Path) -> bool:
+        """Whether whoever made the file has ended, or fell silent."""
         try:
-            text = path.read_text()
-            now = (text, path.stat().st_mtime_ns)
-        except FileNotFoundError:
-            return True
+            now = path.read_text(), path.stat().st_mtime_ns
+        except (OSError, ValueError):
+            return not path.exists()
         seen, since = self._seen.get(path, (None, 0.0))
         if seen != now:
             self._seen[path] = now, (since := time.monotonic())
-        silent = not known and time.monotonic() - since > self.silence
-        if not silent and not owner.gone(_read(text).get("owner", "")):
+        return time.monotonic() - since > self.silence or owner.gone(_read(path).get("owner", ""))
+
+    def _remove(self, path: Path) -> bool:
+        """Delete a lease that is free; False if it is not any more. One process at a time, so that it is not a new one's."""
+        taking = path.with_suffix(".taking")
+        if not _create(taking, json.dumps({"owner": owner.me()})):
+            if self._is_free(taking):
+                taking.unlink(missing_ok=True)
             return False
-        aside = path.with_name(f".{path.name}.{owner.me()}.tmp")
         try:
-            os.rename(path, aside)  # of several processes that see it silent one succeeds
-        except FileNotFoundError:
-            return True
-        taken = aside.read_text()
-        if taken != text:  # meanwhile it was another one's, who is alive: give it back
-            try:
-                os.link(aside, path)
-            except OSError:
-                pass
-        aside.unlink(missing_ok=True)
-        return taken == text
+            if free := self._is_free(path):
+                path.unlink(missing_ok=True)
+            return free
+        finally:
+            taking.unlink(missing_ok=True)
 
 
-def _read(text: str) -> dict:
+def _create(path: Path, text: str) -> bool:
+    """Make a file that is not there; False if it is."""
     try:
-        found = json.loads(text)
-    except ValueError:  # its process was killed before it wrote
+        with open(path, "x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):  # gone, or its process was killed before it wrote
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _holder(path: Path) -> str:
-    try:
-        found = _read(path.read_text())
-    except (OSError, ValueError):
-        return ""
-    return f"process {found.get('process', 'unknown')} on {found.get('host', 'an unknown host')}"
+    found = _read(path)
+    return f"process {found.get('process', 'unknown')} on {found.get('host', 'an unknown host')}" if path.exists() else ""

@@ -89,9 +89,9 @@ class Store:
         return self.root / "masks" / f"{spec.hash}.npz"
 
     def has(self, task: Task) -> bool:
-        """Whether the result of a task is there."""
+        """Whether the result of a task is there, with the course of a run that is followed."""
         if self.path(task).exists():
-            return True
+            return task.evaluation is not None or not task.spec.follow or self._course(task.spec).exists()
         if task.evaluation is None or task.evaluation.kind == "certify" or not (path := self._earlier(task.spec)).exists():
             return False
         return any(name.startswith(f"{task.evaluation.hash}/") for name in names_in(path))
@@ -117,8 +117,11 @@ class Store:
 
     def course(self, spec: RunSpec) -> dict[str, np.ndarray] | None:
         """Arrays of a finished run that was followed (`follow.Follower.arrays`), or None."""
-        path = self.root / "courses" / f"{spec.hash}.npz"
+        path = self._course(spec)
         return read_npz(path, {"run": spec.hash}) if self.run(spec) is not None and path.exists() else None
+
+    def _course(self, spec: RunSpec) -> Path:
+        return self.root / "courses" / f"{spec.hash}.npz"
 
     def weights_path(self, spec: RunSpec, at: str = "last") -> Path | None:
         """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained.
@@ -220,7 +223,7 @@ class Store:
             evals = [e for e in job.measurements if not self.has(Task(job.spec, e)) and not self.diverged(job.spec, e)]
             lost = any(self.weights_path(job.spec, e.at) is None for e in evals if e.at != "start")
             start = any(e.at == "start" for e in evals)  # measured on the source's weights
-            chain, spec = [], job.spec if self.run(job.spec) is None or lost else job.spec.source if start else None
+            chain, spec = [], job.spec if not self.has(Task(job.spec)) or lost else job.spec.source if start else None
             while spec is not None and (spec is job.spec or self.run(spec) is None or self.weights_path(spec) is None):
                 chain.insert(0, Task(spec))
                 spec = spec.source

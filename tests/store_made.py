@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from twinslib.base.files import write_json, write_npz
-from twinslib.specs.jobs import Job
+from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import RunSpec
@@ -44,7 +44,7 @@ def fill(store: Store, jobs: Sequence[Job]) -> None:
             path = store.root / "votes" / f"{job.spec.hash}-{c.hash}.npz"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                votes(job.spec, c).save(path)
+                votes(job.spec, c).save(path, store_store.about(Task(job.spec, c)))
 
 
 def finish(store: Store, spec: RunSpec, masks: Mapping[EvalSpec, object] | None = None, *, course: Mapping | None = None,

@@ -150,7 +150,7 @@ def write(worker: Worker, found: Sequence[Need], jobs: Sequence[Job]) -> None:
                                                  f"threads: {', '.join(map(str, threads))}")
     write_json(worker.store.root / ledger.WAITING, {need.claim.id: {
         "runs": len(need.runs), "tasks": len(need.tasks), "hours": float(f"{hours([need], speed)[0]:.2g}"), "on": where}
-        for need in found})
+        for need in found}, digest=False)
 
 
 def _ended(store: Store, job: Job) -> bool:

@@ -72,10 +72,14 @@ def refused(path: Path, wanted: str, got: object) -> ValueError:
     return ValueError(f"expected {wanted} in {path}, got {got}; {REPAIR}")
 
 
-def write_json(path: Path, value: Mapping) -> None:
-    """Write `value` with its digest as JSON, whole or not at all; equal values give equal bytes."""
+def write_json(path: Path, value: Mapping, *, digest: bool = True) -> None:
+    """Write `value` with its digest as JSON, whole or not at all; equal values give equal bytes.
+
+    Args:
+        digest: False for what is made from results, and read by others.
+    """
     content = json.loads(json.dumps(value))
-    text = json.dumps(content | {DIGEST: _digest(content)}, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(content | ({DIGEST: _digest(content)} if digest else {}), indent=1, sort_keys=True) + "\n"
     atomic_write(path, lambda tmp: Path(tmp).write_text(text))
 
 

@@ -5,6 +5,7 @@ an earlier version of which the present one can only withhold.
 """
 
 import dataclasses
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from .regime import fewest_rates, regime, span
 from .verdict import CREDIT, NOT_TESTED, PARTLY, REPRODUCED, against, distance, lesser
 from .verdict import judge as judged
 
+log = logging.getLogger(__name__)
 WAITING = "waiting.json"  # what the verdicts wait for
 
 
@@ -225,9 +227,9 @@ def put_into(text: str, store: Store) -> str:
 
 def write(store: Store, verdicts: Sequence[Verdict]) -> None:
     """Write claims.json of the store, whole or not at all; claims of other notebooks that are there stay."""
-    path = store.root / "claims.json"
-    before = read_json(path) if path.exists() else {}
-    write_json(path, before | {v.claim.id: _record(v) for v in verdicts})
+    path, new = store.root / "claims.json", {v.claim.id: _record(v) for v in verdicts}
+    with store.leases.hold("claims", log.info):  # another notebook may be writing its own
+        write_json(path, (read_json(path) if path.exists() else {}) | new, digest=False)
 
 
 def _record(v: Verdict) -> dict:

@@ -18,6 +18,7 @@ from nbconvert import HTMLExporter
 
 from ..base import paths
 from ..base.files import atomic_write
+from ..store.leases import Leases
 from ..studies import presets
 
 
@@ -97,11 +98,12 @@ def render_all(jobs: Iterable[tuple[Path, Mapping]], folder: Path, *, force: boo
         if not force and stamp.exists() and stamp.read_text() == fingerprint(notebook, parameters, folder):
             rows.append((notebook.stem, "unchanged", 0.0))
             continue
-        print(f"rendering {notebook.stem}", file=sys.stderr, flush=True)
         try:
-            render_notebook(notebook, parameters, folder)
-            digest = fingerprint(notebook, parameters, folder)  # again: rendering may have written rows
-            atomic_write(stamp, lambda tmp, digest=digest: Path(tmp).write_text(digest))
+            with Leases(folder / "work" / "leases").hold(f"render-{notebook.stem}", lambda line: print(line, file=sys.stderr)):
+                print(f"rendering {notebook.stem}", file=sys.stderr, flush=True)
+                render_notebook(notebook, parameters, folder)
+                digest = fingerprint(notebook, parameters, folder)  # again: rendering may have written rows
+                atomic_write(stamp, lambda tmp, digest=digest: Path(tmp).write_text(digest))
             status = "rendered"
         except Exception as error:  # the boundary: whatever a notebook raises is its own failure, the others go on
             print(f"{notebook.name}: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)

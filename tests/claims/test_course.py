@@ -355,7 +355,7 @@ def test_gaps_that_end_at_chance_are_no_gaps(store):
         for (method_name, level), seed in product(CLEAR[name].items(), range(3)):
             jobs.append(followed(store, spec(method_name, seed=seed), {name: claim.rule.stamp}, *made(**level), classes=2))
         found = ledger.judge(claim, store, jobs)
-        assert found.verdict == NOT_TESTED and found.why.startswith("near chance (50.0 %) at one end: CIFAR-10") and found.flagged
+        assert found.verdict == NOT_TESTED and found.why.startswith("near chance: CIFAR-10; ") and found.flagged
 
 
 # -- controls -----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ..studies.rules import Claim, Rule
 from .effects import Effect, effect, of_means, turned
 from .smoothing import on_several
 from .transfer import spread
-from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, decide, level
+from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, asked_of, decide, level, names
 
 NONE, CLAIMED = "none", "claimed"
 WORDS = (REPRODUCED, PARTLY, INCONCLUSIVE, NOT)
@@ -56,7 +56,7 @@ def simulate(rule: Rule, truth: str, rng: np.random.Generator) -> str:
     if rule.measure == "carried_widely":
         return on_several([decide(rule, _effects(rule, truth, rng, d)) for d in range(rule.min_datasets)])
     if rule.measure == "spread":
-        return spread({(pair, m): _by_dataset(rule, pair, m, truth, rng) for pair in rule.pairs for m in rule.metrics}, rule)[0]
+        return spread([e for pair in rule.pairs for m in rule.metrics for e in _by_dataset(rule, pair, m, truth, rng)], rule)[0]
     return decide(rule, [e for d in range(_apart(rule)) for e in _effects(rule, truth, rng, d)])
 
 
@@ -125,9 +125,9 @@ def _effects(rule: Rule, truth: str, rng: np.random.Generator, dataset: int) -> 
         for metric in rule.metrics:
             for part in _places(rule, metric):
                 e = Effect(*pair, metric, "none", f"set {dataset}", _images(rule), rule.min_seeds, 0.0, 0.0, 0.0, part=part)
-                if any(set(b.of) <= e.words for clause in (*rule.asked, *rule.partly) for b in clause):
+                if any(names(b, e) for clause in (*rule.asked, *rule.partly) for b in clause):
                     out.append(e)
-    k = sum(any(set(b.of) <= e.words for clause in rule.asked for b in clause) for e in out) * _apart(rule)
+    k = sum(bool(asked_of(rule, e)) for e in out) * _apart(rule)
     wide = 1 - rule.alpha if rule.measure == "recovered" else level(k)
     drawn = [_draw(rule, e, _true(rule, e, truth), wide, rng) for e in out]
     if rule.measure == "same_step":
@@ -152,8 +152,7 @@ def _true(rule: Rule, e: Effect, truth: str) -> float:
     if e.part == "recovered" or (rule.measure == "recovered" and e.part == "kept"):
         gained = 0.0 if truth == NONE else rule.share * LOST
         return gained - (rule.share * LOST if e.part == "kept" else 0.0)
-    bounds = [b for clause in rule.asked for b in clause if set(b.of) <= e.words]
-    nothing = 1.0 if ratio else 0.0
+    bounds, nothing = asked_of(rule, e), 1.0 if ratio else 0.0
     if not bounds:
         return 10.0 if rule.measure == "beats" and ratio else nothing
     b = bounds[0]
@@ -200,4 +199,4 @@ def _masked(rule: Rule, e: Effect, true: float, wide: float, rng: np.random.Gene
     for sign in (1, -1):
         accuracy = np.clip(0.5 + sign * true / 2 + rng.normal(0, SEED, (seeds, 1)), 0.01, 0.99)
         both.append(easy + own * rng.normal(size=(seeds, images)) < special.ndtri(accuracy))
-    return effect((e.method, e.baseline), e.metric, e.dataset, *both, level=wide, part=e.part)
+    return effect(e.pair, e.metric, e.dataset, *both, level=wide, part=e.part)

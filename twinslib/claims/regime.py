@@ -28,15 +28,20 @@ class Choice(NamedTuple):
     tie: bool
 
 
-def choices(store: Store, jobs: Sequence[Job]) -> list[Choice]:
-    """What candidates decided, where all are done and they differ in their learning rate."""
+def _candidates(jobs: Sequence[Job]) -> dict[tuple[str, str, str], dict[RunSpec, None]]:
+    """(data set, method, accuracy that decides) -> settings that are tried."""
     groups: dict[tuple[str, str, str], dict[RunSpec, None]] = {}
     for job in jobs:
         if job.study.endswith("tuning"):
             by = "robust" if job.study == TUNING else "mean"
             groups.setdefault((job.spec.data.name, job.spec.method.name, by), {})[job.spec] = None
+    return groups
+
+
+def choices(store: Store, jobs: Sequence[Job]) -> list[Choice]:
+    """What candidates decided, where all are done and they differ in their learning rate."""
     out = []
-    for (dataset, method, by), specs in groups.items():
+    for (dataset, method, by), specs in _candidates(jobs).items():
         rates = tuple(sorted({s.optim.lr for s in specs}))
         best = store.best(list(specs), by) if len(rates) > 1 else None
         if best is None:
@@ -51,19 +56,15 @@ def choices(store: Store, jobs: Sequence[Job]) -> list[Choice]:
 
 def fewest_rates(jobs: Sequence[Job], methods: set[str]) -> int:
     """The least number of learning rates that any of the methods was chosen from; 1 for one that was not chosen."""
-    rates: dict[tuple[str, str], set[float]] = {}
-    for job in jobs:
-        if job.study.endswith("tuning") and job.spec.method.name in methods:
-            rates.setdefault((job.spec.data.name, job.spec.method.name), set()).add(job.spec.optim.lr)
-    there = {method for _, method in rates}
-    return min(map(len, rates.values())) if there == methods else 1
+    rates = {key: {s.optim.lr for s in specs} for key, specs in _candidates(jobs).items() if key[1] in methods}
+    return min(map(len, rates.values())) if {method for _, method, _ in rates} == methods else 1
 
 
 def regime(claim: Claim, store: Store, counted: Sequence[Job], jobs: Sequence[Job], found: Evidence) -> str:
     """Network, images, seeds and what they are over, accuracies beside chance, flags on chosen rates; "" without runs."""
     if not counted:
         return ""
-    shown = [e for e in found.detail if (e.method, e.baseline) in claim.rule.pairs] or [*found.effects, *found.detail]
+    shown = [e for e in found.detail if e.pair in claim.rule.pairs] or [*found.effects, *found.detail]
     networks = unique(m.arch + (f", width {m.width}" if m.width else "") for m in (job.spec.model for job in counted))
     records = [r for job in counted if (r := store.run(job.spec))]
     parts = [", ".join(networks), f"{span(r.get('train_images') or 0 for r in records)} training images"]

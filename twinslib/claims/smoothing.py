@@ -21,7 +21,7 @@ from ..store.store import Store
 from ..studies import passes
 from ..studies.rules import CERTIFIED, Cell, Rule, cell
 from .effects import Effect, by_dataset, effect
-from .verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, asked_of, level, said, too_few
+from .verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, asked_of, level, names, said, too_few
 from .verdict import judge as verdict_of
 
 MEASURES = CERTIFIED
@@ -75,7 +75,7 @@ def _away(found: Evidence, rule: Rule) -> Evidence:
     clear = tuple(e for e in found.effects if e not in near)
     if not near or found.lack:
         return found
-    left = all(any(set(b.of) <= e.words for e in clear if e.part != "mean" or near[0].part == "mean")
+    left = all(any(names(b, e) for e in clear if e.part != "mean" or near[0].part == "mean")
                for bounds in rule.asked for b in bounds)
     lack = "" if left else f"{near[0].method} is near chance: {100 * near[0].ours:.1f} % on {dataset_label(near[0].dataset)}"
     return dataclasses.replace(found, effects=clear, flagged=near, everywhere=found.effects, lack=lack)

@@ -1,4 +1,4 @@
-"""Finished runs made up for the ledger: masks whose differences are whole images, `mask(g)` having g more right than `mask(0)`."""
+"""Finished runs made up for the ledger: masks differ by whole images, `mask(g)` has g more right than `mask(0)`."""
 
 import dataclasses
 from itertools import product

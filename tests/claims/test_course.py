@@ -148,8 +148,8 @@ def test_rate_needs_a_stable_run(store, name, train, verdict):
 
 
 def test_rate_where_a_run_diverged(store):
-    """A TWINS run without a result is a loss of stability, also where too few runs are left to compare; where nothing is judged it
-    is named."""
+    """A TWINS run without a result is a loss of stability, also where too few runs are left to compare; where nothing is judged
+    it is named."""
     jobs = fill(store, LEDGER["C5"], {"at": {}, "twins_at": HIGH, "at_lr": {}})
     for lost, verdict in ((("twins_at", "cifar10", 3), PARTLY), (("twins_at", "caltech64", 0), PARTLY),
                           (("at", "cifar10", 3), REPRODUCED), (("at_lr", "caltech64", 0), REPRODUCED)):
@@ -193,7 +193,8 @@ def test_epochs_of_escape(store):
     """On every data set; the network before training and epochs after the fifth are not looked at; a run without one of the five
     does not count; how many epochs the rule says."""
     others = {"at": {}, "at_lr": {"losses": [9.0] * 5}}
-    found = judged(store, "C6", others | {"twins_at": by_dataset(cifar10={"losses": wins(5)}, caltech64={"losses": wins(3)})}, TWO)
+    twins = by_dataset(cifar10={"losses": wins(5)}, caltech64={"losses": wins(3)})
+    found = judged(store, "C6", others | {"twins_at": twins}, TWO)
     assert found.verdict == INCONCLUSIVE and "in 3 of 6 runs; " in found.why and found.why.endswith("in 6 of 6 runs")
     for k, end, verdict in ((4, 20.0, REPRODUCED), (3, 0.0, INCONCLUSIVE)):
         jobs = fill(store, LEDGER["C6"], others | {"twins_at": {"losses": wins(k), "ends": (end, end)}})
@@ -222,7 +223,8 @@ def test_less_overfitting(store, at, twins, verdict):
         assert ends(effect) == crossed([t - a] * 3)
         assert (effect.metric, effect.attack, effect.unit, effect.images, effect.seeds) == ("gap", "pgd10", "points", N, 3)
     if verdict == NOT_TESTED:
-        assert found.why == f"the gap of AT on {'Caltech-101' if len(at) > 1 else 'CIFAR-10'} is 0.9 points: no overfitting to reduce"
+        name = "Caltech-101" if len(at) > 1 else "CIFAR-10"
+        assert found.why == f"the gap of AT on {name} is 0.9 points: no overfitting to reduce"
 
 
 def test_gap_differences_over_seeds(store):

@@ -11,7 +11,7 @@ import pytest
 from twinslib.base import stats
 from twinslib.claims import ledger, verdict
 from twinslib.claims.effects import Effect
-from twinslib.claims.verdict import CREDIT, INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, VERDICTS, Evidence, decide, judge, lesser
+from twinslib.claims.verdict import CREDIT, INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, VERDICTS, Evidence, decide, judge
 from twinslib.evidence import pairs
 from twinslib.store.store import Store
 from twinslib.studies import plan, rules
@@ -31,9 +31,9 @@ def effect(low: float, high: float, metric: str = "clean", **more: object) -> Ef
 
 
 @pytest.mark.parametrize(("made", "text"), [
-    (effect(-0.02, 0.031, "gap", dataset="cub64"), "TWINS-AT - AT, gap on CUB-200 (2010): +0.6 [-2.0, +3.1]"),
-    (effect(-0.02, 0.031, "gap", method="at", level=0.9), "AT, gap: +0.6 [-2.0, +3.1] at 90 %"),
-    (effect(-0.02, 0.031, "robust", attack="pgd10"), "TWINS-AT - AT, PGD-10: +0.6 [-2.0, +3.1]"),
+    (effect(-0.02, 0.032, "gap", dataset="cub64"), "TWINS-AT - AT, gap on CUB-200 (2010): +0.6 [-2.0, +3.2]"),
+    (effect(-0.02, 0.032, "gap", method="at", level=0.9), "AT, gap: +0.6 [-2.0, +3.2] at 90 %"),
+    (effect(-0.02, 0.032, "robust", attack="pgd10"), "TWINS-AT - AT, PGD-10: +0.6 [-2.0, +3.2]"),
     (effect(0.996, 12, "angle", unit="times", value=1.2345), "TWINS-AT / AT, angle per step: 1.23 [1.00, 12.00]"),
     (effect(-0.5, 0.499, "loss", unit="nats"), "TWINS-AT - AT, PGD loss on training images: +0.00 [-0.50, +0.50] nats"),
     (effect(math.nan, math.nan, "loss", unit="nats", value=0.25), "TWINS-AT - AT, PGD loss on training images: +0.25 nats"),
@@ -73,7 +73,7 @@ def test_alternatives_and_conditions() -> None:
 def test_credit_is_the_lesser_of_two() -> None:
     """What is granted without the data sets near chance must be granted with them; nothing else changes."""
     for a, b in itertools.product(VERDICTS, VERDICTS):
-        found = lesser(a, b)
+        found = verdict.lesser(a, b)
         assert CREDIT.get(found, 0) == min(CREDIT.get(a, 0), CREDIT.get(b, 0)) and (found == a or a in CREDIT)
     good, bad = [(effect(*x), effect(*x, "robust")) for x in ((0.03, 0.05), (-0.05, -0.03))]
     assert judge(RULE, Evidence(good)) == REPRODUCED and judge(RULE, Evidence(good, everywhere=bad)) == INCONCLUSIVE
@@ -143,8 +143,8 @@ def test_rules_name_what_would_refute_them() -> None:
 
 # -- the committed ledger ---------------------------------------------------------------------------------------------------
 def test_committed_verdicts_follow_from_their_effects() -> None:
-    """Each verdict of `small` is one of the five, by the present rule; nothing that decides comes from a network within two points
-    of guessing; other pages than 01 show no finished run that a verdict leaves out."""
+    """Each verdict of `small` is one of the five, by the present rule; nothing that decides comes from a network within two
+    points of guessing; other pages than 01 show no finished run that a verdict leaves out."""
     stamps = rules.stamps()
     for name, record in json.loads(SMALL.read_text()).items():
         assert record["verdict"] in VERDICTS and record["stamp"] == stamps[name]

@@ -157,7 +157,7 @@ def test_data_sets_near_chance_are_shown_and_left_out(store):
     """A data set on which one network is near guessing decides nothing, and leaving it out grants nothing: with it no less may
     hold; the last two data sets must be away from chance."""
     claim = claim_of(chance=0.05)
-    jobs = fill(store, claim, {"twins_at": by_dataset([40, 40, -445], [40, 40, -445]), "at": by_dataset([0, 0, -450], [0, 0, -450])})
+    jobs = fill(store, claim, {m: by_dataset(gains, gains) for m, gains in (("twins_at", [40, 40, -445]), ("at", [0, 0, -450]))})
 
     def judged(**classes):
         for j in jobs:
@@ -178,7 +178,7 @@ def test_data_sets_near_chance_are_shown_and_left_out(store):
     ({"threat": "l2"}, True, False), ({"images": N - 1}, True, False), ({"eps": 0.0314}, True, False),
     ({"kind": "pgd", "steps": 10}, True, False), ({"kind": "pgd", "steps": 10, "restarts": 5}, True, True),
     ({"kind": "pgd", "steps": 100}, True, True),
-], ids=["AutoAttack", "on one seed", "its part", "other radius", "other norm", "too few images", "almost the radius", "weaker PGD",
+], ids=["AutoAttack", "on one seed", "its part", "other radius", "other norm", "few images", "almost the radius", "weaker PGD",
         "restarts", "more steps"])
 def test_strongest_attack_that_all_runs_have(store, some, everywhere, used):
     """The gain in robust accuracy is that under the strongest attack of all compared runs, at the rule's radius and images."""

@@ -175,7 +175,7 @@ def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
 
 
 def against_controls(rule: Rule, found: Mapping[tuple[str, str], Sequence[Effect]], wanted: int, doubt: str, stands: str) -> str:
-    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear; "" without any.
+    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear.
 
     Args:
         doubt, stands: what is said where it does not, and where it does.

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.claims.made import LEDGER
 from tests.store_made import finish
 from twinslib.claims import ledger, rates, verdict
 from twinslib.claims.rates import STUDY
@@ -15,11 +16,8 @@ from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.store import Store
-from twinslib.studies import rules
 
 N = 2000
-LEDGER = {c.id: c for c in rules.claims()}
 EVALS = (EvalSpec(kind="clean", images=N), EvalSpec(kind="pgd", images=N, eps=8 / 255))
 RATES = LEDGER["E2"].rule.rates
 SETS = ("cifar10", "caltech64")
@@ -103,9 +101,9 @@ def test_too_little_is_not_tested(name) -> None:
         assert said == NOT_TESTED and "3 seeds of all that is compared are needed on 2 data sets" in found.lack
 
 
-def test_runs_of_a_store(tmp_path) -> None:
+def test_runs_of_a_store(store) -> None:
     """Runs of the grid that began under the rule are read with their masks; longer ones, at other rates, are none of the rule."""
-    store, claim = Store("small", root=tmp_path), LEDGER["E1"]
+    claim = LEDGER["E1"]
     jobs = [run(m, d, seed=s) for m, d, s in itertools.product(("twins_at", "at"), SETS, range(3))]
     for job in jobs:
         right = np.arange(N) < N * (0.6 if job.spec.method.name == "twins_at" else 0.5)

@@ -5,6 +5,7 @@ an earlier version of which the present one can only withhold.
 """
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -58,16 +59,11 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     rule = claim.rule
     mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and concerns(job, rule)]
     gone = tuple(unique(_named(job) for job in mine if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
-    mine = [job for job in mine if job.settled]
-    lost = [job for job in mine if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
-    counted, not_counted, most = [], 0, REPRODUCED
-    for job in mine:
-        if store.run(job.spec) is None:
-            continue
-        highest = counts(claim, store, job)
-        counted += [job] if highest else []
-        not_counted += not highest
-        most = lesser(most, highest) if highest else most
+    settled = [job for job in mine if job.settled]
+    lost = [job for job in settled if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
+    highest = {job: counts(claim, store, job) for job in settled if store.run(job.spec) is not None}
+    counted, not_counted = [job for job, word in highest.items() if word], list(highest.values()).count("")
+    most = functools.reduce(lesser, filter(None, highest.values()), REPRODUCED)
     common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store, counted),
               "diverged": gone}
     if store.preset not in rules.SCALES:

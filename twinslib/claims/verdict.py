@@ -126,7 +126,7 @@ def sifted(rule: Rule, effects: Sequence[Effect], detail: Sequence[Effect], lack
     """Effects that would decide, without those near chance (`apart`), which are flagged; none where something is lacking.
 
     Args:
-        least: on so many data sets each comparison must be left.
+        least: on so many data sets each comparison must be left. by: attributes of places that are left out one by one.
     """
     near = apart(effects, rule, *by)
     clear = tuple(e for e in effects if e not in near)

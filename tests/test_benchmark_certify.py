@@ -92,8 +92,7 @@ def test_random_weights_run(tmp_path, capsys) -> None:
     (["--images", "0"], "--images of at least 1, got 0"),
     (["--images", "3", "--groups", "4"], "at most one group per image, got --groups 4 for 3 images"),
     (["--images", "3", "--groups", "1", "--fixed", "4"], "--fixed in 0..3, the images, got 4"),
-    (["--n", "9"], "n of at least 10"), (["--radii", "5"], "radius of at most"), (["--sigma", "64"], "64/255"),
-    (["--data", "nothing"], "expected an image set"),
+    (["--n", "9"], "n of at least 10"), (["--data", "nothing"], "expected an image set"),
     (["--data", "toy_target", "--arch", "tiny_resnet", "--images", "5000"], "1 to 1000 images"),
     (["--weights", "nothing.safetensors"], "nothing.safetensors"), (["--arch", "resnet19"], "invalid choice"),
 ])

@@ -58,11 +58,9 @@ def micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (["sweep", "--preset", "medium"], "params/medium/01.yaml, got no such file"),
     (["sweep"], "the following arguments are required: --preset"),
     *((["sweep", "--preset", "toy", "--budget", text], f"expected a duration such as 90s, 9m or 1.5h, got '{text}'")
-      for text in ("9", "m", "1d", "9 m", "nan", "1e3s")),
-    (["sweep", "--preset", "toy", "--device", "tpu"], "expected cpu or a CUDA device that is there, got 'tpu'"),
+      for text in ("9", "1d", "nan")),
     (["sweep", "--preset", "toy", "--device", "cuda:99"], "expected cpu or a CUDA device that is there, got 'cuda:99'"),
     (["sweep", "--preset", "toy", "--threads", "-1"], "expected --threads above 0, got -1"),
-    (["sweep", "--preset", "toy", "--threads", "two"], "invalid int value: 'two'"),
     (["sweep", "--preset", "toy", "--dry-run", "--tflops", "0"], "expected --tflops above 0, got 0.0"),
     (["swep"], "invalid choice: 'swep'"), ([], "the following arguments are required: command"),
     (["data", "explain", "cifar11"], "got 'cifar11'; did you mean 'cifar10'?"),
@@ -81,10 +79,7 @@ def test_bad_calls(micro: Path, capsys: pytest.CaptureFixture, arguments: list[s
 
 @pytest.mark.parametrize(("yaml", "message"), [
     ("attack: {eps: 8}", "eps in [0, 1] (pixel units), got 8; write 8/255"),
-    ("attack: {eps: 8/255}", "float for attack in params/small/01.yaml, eps, got '8/255'; write 1.0e-3"),
-    ("optim: {lr: 1e-3}", "a number for targets.toy_source.optim.lr, got the text '1e-3'; in YAML write 1.0e-3"),
-    ("arch: tiny_renset", "did you mean 'tiny_resnet'?"), ("methods: [twins-at]", "did you mean 'twins_at'?"),
-    ("metods: [at]", "did you mean 'methods'?"), ("optim: [", "YAML in params/small/01.yaml"),
+    ("arch: tiny_renset", "did you mean 'tiny_resnet'?"), ("optim: [", "YAML in params/small/01.yaml"),
     ("baselines: [l2sp]\nmethods: [twins_trades]", "'at' among methods for 'l2sp', which takes its learning rate"),
     ("compared_on: [cifar10]", "data set of compared_on to be one of toy_source, got 'cifar10'"),
     # images that are not there

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from twinslib.base.certified import ABSTAIN, Certified, abstention_rate, average_radius, certified_accuracy, envelope
+from twinslib.base.certified import ABSTAIN, Certified, average_radius, certified_accuracy, envelope
 
 
 def rows(label, prediction, radius, **rest):
@@ -19,7 +19,7 @@ TEN = rows([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5, 0, 0, -1, -1], [0.
 
 def test_accuracy_by_hand():
     """Right and far enough, of all images; a radius that is hit exactly counts; wrong and abstained images never do, and are
-    0 in the average. The abstention rate counts all labels alike."""
+    0 in the average."""
     points = certified_accuracy(TEN, [0, 0.25, 0.26, 0.5, 0.95, 1.01])
     assert [p.accuracy for p in points] == pytest.approx([0.6, 0.5, 0.3, 0.3, 0.1, 0.0])
     assert points[0].standard_error == pytest.approx(math.sqrt(0.6 * 0.4 / 10)) and points[0].n == 10
@@ -28,7 +28,6 @@ def test_accuracy_by_hand():
     assert certified_accuracy(TEN, [0], level=0.5)[0].low > points[0].low
     counted = [0.1, 0.25, 0.25, 0.5, 0.7, 1, 0, 0, 0, 0]
     assert average_radius(TEN) == pytest.approx((0.28, np.std(counted, ddof=1) / 10 ** 0.5, 10))
-    assert abstention_rate(TEN)[::2] == pytest.approx((0.2, 10))
     assert math.isnan(average_radius(rows([1], [1], [0.5])).standard_error)
 
 
@@ -56,10 +55,8 @@ def test_envelope():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: certified_accuracy(rows([], [], []), [0]), "at least one image"),
     (lambda: average_radius(rows([], [], [])), "at least one image"),
-    (lambda: abstention_rate(rows([], [], [])), "at least one image"),
     (lambda: certified_accuracy(rows([0], [0], [np.nan]), [0]), "PREDICT gives none"),
     (lambda: average_radius(rows([-1], [0], [0.5])), "a label for each image"),
-    (lambda: abstention_rate(rows([0], [-1], [0], label_used=True)), "without stop_if_wrong"),
     (lambda: envelope({}), "at least one curve"),
     (lambda: envelope({"a": certified_accuracy(TEN, [0, 1]), "b": certified_accuracy(TEN, [0, 2])}), r"got \[0.0, 2.0\] for 'b'"),
 ])

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy import stats
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twinslib.base.certified import abstention_rate, certified_accuracy
+from twinslib.base.certified import certified_accuracy
 from twinslib.base.errors import Diverged
 from twinslib.base.sequential import certify_plan, predict_plan, sequential_plan
 from twinslib.certify import smoothing
@@ -90,23 +89,19 @@ def undisturbed(tiny):
     return votes
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 100, 1000])
 @pytest.mark.parametrize("plan", PLANS)
-def test_batch_size_changes_nothing(tiny, undisturbed, plan, batch_size):
-    """Every integer is the same for any batch size, in either memory format."""
-    rows = range(9) if batch_size > 7 else range(2)
-    votes = tiny_votes(tiny, PLANS[plan], rows, batch_size=batch_size, channels_last=batch_size != 64)
-    assert_equal(votes, undisturbed[plan].rows(np.array(rows)))
-
-
-def test_subset_and_order_change_nothing(tiny, undisturbed):
-    """An image has the same votes alone, in any company and at any place; another index or seed gives others."""
-    for rows in ([4], [8, 2, 5], list(range(8, -1, -1))):
-        assert_equal(tiny_votes(tiny, PLANS["sequential"], rows), undisturbed["sequential"].rows(np.array(rows)))
-    net, images, _ = tiny
-    there = collect_votes(net, images[4:5], PLANS["certify"], indices=[100], precision="float64")
-    assert not np.array_equal(there.votes[0], undisturbed["certify"].votes[4])
-    assert not np.array_equal(tiny_votes(tiny, PLANS["certify"], [4], seed=1).votes[0], undisturbed["certify"].votes[4])
+def test_batches_change_nothing(tiny, undisturbed, plan):
+    """Every integer is the same for any batch size, in either memory format, alone, in any company and at any place; another
+    index or seed gives others."""
+    for batch_size in (1, 7, 64, 100, 1000):
+        rows = range(9) if batch_size > 7 else range(2)
+        votes = tiny_votes(tiny, PLANS[plan], rows, batch_size=batch_size, channels_last=batch_size != 64)
+        assert_equal(votes, undisturbed[plan].rows(np.array(rows)))
+    for rows in ([4], [8, 2, 5]):
+        assert_equal(tiny_votes(tiny, PLANS[plan], rows), undisturbed[plan].rows(np.array(rows)))
+    there = collect_votes(tiny[0], tiny[1][4:5], PLANS[plan], indices=[100], precision="float64")
+    assert not np.array_equal(there.votes[0], undisturbed[plan].votes[4])
+    assert not np.array_equal(tiny_votes(tiny, PLANS[plan], [4], seed=1).votes[0], undisturbed[plan].votes[4])
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -331,15 +326,10 @@ def test_another_alpha_needs_no_draws(undisturbed):
     by_hand = [max(stats.binomtest(int(k), int(n)).proportion_ci(1 - 2 * a, "exact").low
                    for k, n, a in zip(row, looks, sequential.plan.alphas, strict=True) if k >= 0) for row in sequential.history]
     assert shares.low == pytest.approx(np.array(by_hand), abs=1e-8)
-    with pytest.raises(ValueError, match="alpha in"):
-        votes.certified(1.0)
-    for name, least in (("certify", 333), ("sequential", 334), ("predict", 334)):
-        with pytest.raises(ValueError, match=f"n of at least {least} at alpha .*, got 300: even if all votes agree"):
-            undisturbed[name].certified(1e-100)
 
 
 def test_stop_if_wrong_is_flagged_and_keeps_accuracy():
-    """No draws where the pilot errs, the same certified accuracy, no abstention rate, and the flag in the file."""
+    """No draws where the pilot errs, the same certified accuracy, and the flag in the file."""
     net, x, labels = at_margins(np.tile([0.3, -0.3, 0.05], 10))
     labels[::6] = 1 - labels[::6]
     plan = sequential_plan(sigma=0.25, n=2000, radii=(0, 0.1), alpha=0.05)
@@ -351,8 +341,6 @@ def test_stop_if_wrong_is_flagged_and_keeps_accuracy():
     right = [certified_accuracy(v.certified(), plan.radii) for v in (whole, votes)]
     assert right[0] == right[1] and 0 < right[0][1].accuracy < 1
     assert votes.certified().label_used and not whole.certified().label_used
-    with pytest.raises(ValueError, match="without stop_if_wrong"):
-        abstention_rate(votes.certified())
     with pytest.raises(ValueError, match="labels with stop_if_wrong"):
         collect_votes(net, x, votes.plan)
 
@@ -396,7 +384,7 @@ def test_stored_certifications_do_not_depend_on_batches(precision, dtype, tmp_pa
     copies whose logits tie to rounding (below 1 %; none on the CPU this was written on)."""
     g = torch.Generator().manual_seed(0)
     model, images = make_model("tiny_resnet", 3, norm="group", seed=0).eval(), torch.randint(
-        0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=g)
+        0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=g)
     with torch.no_grad():  # so that each class is answered somewhere
         [*model.parameters()][-1].sub_(model(images / 255 + 0.5 * torch.randn(images.shape, generator=g)).mean(0))
     fast = FoldedCopy(model, dtype=dtype)
@@ -428,10 +416,10 @@ def test_bfloat16_is_said_and_stored():
 
 
 @pytest.mark.parametrize("change", [
-    {"votes": lambda v: v + 1}, {"draws": lambda v: v * 2, "votes": lambda v: v * 2}, {"history": lambda v: v + 300},
-    {"label": lambda v: v + 3}, {"votes": lambda v: v[:5]}, {"votes": lambda v: v + np.array([300, -300, 0], np.int32)},
+    {"votes": lambda v: v + 1}, {"draws": lambda v: v * 2, "votes": lambda v: v * 2}, {"label": lambda v: v + 3},
+    {"votes": lambda v: v[:5]}, {"votes": lambda v: v + np.array([300, -300, 0], np.int32)}, {"chosen": lambda v: v + 3},
     {"pilot": lambda v: v + np.array([70, -70, 0], np.int32)}, {"history": lambda v: np.full_like(v, 300)},
-    {"history": lambda v: np.full_like(v, -1)}, {"chosen": lambda v: v + 3},
+    {"history": lambda v: np.full_like(v, -1)},
 ])
 def test_contradicting_counts_are_refused(undisturbed, tmp_path, change):
     """Votes above n, below 0 or at a look above those drawn for the class, counts that do not add up, unknown classes."""
@@ -494,37 +482,22 @@ def test_parts_are_joined(tiny, undisturbed):
         join_votes([parts[0], parts[0]])
     with pytest.raises(ValueError, match="model_hash: b here"):
         join_votes([parts[0], dataclasses.replace(parts[1], model_hash="b")])
-    other = dataclasses.replace(PLANS["certify"], sigma=0.25)
-    with pytest.raises(ValueError, match="sigma: 0.25 here, 0.5 there; .* never mix votes of two models or noise levels"):
-        join_votes([parts[0], dataclasses.replace(parts[1], plan=other)])
-    with pytest.raises(ValueError, match="at least one set"):
-        join_votes([])
 
 
-NUMBERS = [np.float32, np.float64, np.array, torch.tensor]
-WHOLE = [np.int64, np.uint8, np.array, torch.tensor]
-
-
-@pytest.mark.parametrize(("real", "whole"), list(zip(NUMBERS, WHOLE, strict=True)))
+@pytest.mark.parametrize(("real", "whole"), [(np.float32, np.int64), (np.float64, np.uint8), (np.array, np.array),
+                                             (torch.tensor, torch.tensor)])
 def test_numbers_and_arrays_of_others_are_taken(real, whole, tmp_path):
     """Scalars of NumPy and torch in plans and arguments, arrays and lists as images and labels: the same votes, and a file that
     calls with plain numbers continue."""
     net, x, labels = at_margins([0.1, -0.2, 0.3])
-    plans = [(certify_plan, {}), (predict_plan, {}), (sequential_plan, {"radii": [real(0.0), real(0.1)]})]
-    if real in (np.array, torch.tensor):
-        plans.append((sequential_plan, {"radii": real([0.0, 0.1])}))
-    for number, (make, rest) in enumerate(plans):
-        sizes = {} if make is predict_plan else {"n0": 16}
-        plan = make(sigma=real(0.25), n=whole(128), alpha=real(0.05), **{k: whole(v) for k, v in sizes.items()}, **rest)
-        plain = make(sigma=0.25, n=128, alpha=0.05, **sizes, **({"radii": (0.0, 0.1)} if rest else {}))
-        assert plan == plain and json.dumps(dataclasses.asdict(plan)) == json.dumps(dataclasses.asdict(plain))
-        file = tmp_path / f"{number}.npz"
-        votes = collect_votes(net, x.numpy(), plan, labels=labels.tolist(), seed=whole(3), batch_size=whole(64), file=file,
-                              save_every=real(0.0), indices=np.array([4, 5, 6], np.uint16))
-        again = collect_votes(net, x, plain, labels=labels.numpy().astype(np.int32), seed=3, file=file, indices=[4, 5, 6])
-        assert_equal(votes, again, ARRAYS)
-        assert_equal(load_votes(file), votes, ARRAYS)
-        assert np.array_equal(votes.label, labels.numpy())
+    plan = sequential_plan(sigma=real(0.25), n=whole(128), alpha=real(0.05), n0=whole(16), radii=[real(0.0), real(0.5)])
+    plain, file = sequential_plan(sigma=0.25, n=128, alpha=0.05, n0=16, radii=(0.0, 0.5)), tmp_path / "votes.npz"
+    votes = collect_votes(net, x.numpy(), plan, labels=labels.tolist(), seed=whole(3), batch_size=whole(64), file=file,
+                          save_every=real(0.0), indices=np.array([4, 5, 6], np.uint16))
+    again = collect_votes(net, x, plain, labels=labels.numpy().astype(np.int32), seed=3, file=file, indices=[4, 5, 6])
+    assert_equal(votes, again, ARRAYS)
+    assert_equal(load_votes(file), votes, ARRAYS)
+    assert plan == plain and np.array_equal(votes.label, labels.numpy())
 
 
 class Outputs(nn.Module):
@@ -547,27 +520,23 @@ def infinite(net):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"seed": 1.5}, "seed to be an integer, got 1.5"), ({"seed": "1"}, "seed to be an integer, got '1'"),
-    ({"batch_size": 64.0}, "batch_size to be an integer, got 64.0"), ({"batch_size": 0}, "batch_size .* of at least 1"),
-    ({"save_every": "60"}, "save_every to be a number, got '60'"), ({"save_every": -1.0}, "save_every of at least 0"),
+    ({"seed": 1.5}, "seed to be an integer, got 1.5"), ({"batch_size": 0}, "batch_size .* of at least 1"),
+    ({"save_every": "60"}, "save_every to be a number, got '60'"),
     ({"model_hash": 7}, "model_hash to be text, got 7"), ({"precision": "half"}, "precision to be one of float32"),
     ({"plan": {"sigma": 0.25}}, "a network and a plan, got Sequential and dict"),
     ({"forward": 3}, "a network and a plan, got int and Plan"), ({"file": "/dev/null/votes.npz"}, "a file that can be written"),
     ({"images": [torch.rand(3)] * 2}, "one tensor or array, got list; use torch.stack"),
-    ({"images": np.array(["a", "b"])}, "one tensor or array"), ({"images": torch.rand(0, 3)}, "at least one image"),
-    ({"images": torch.rand(2, 3) * 255}, r"images in \[0, 1\].*divide by 255"), ({"images": torch.rand(2, 3) - 0.5}, "images in"),
+    ({"images": torch.rand(0, 3)}, "at least one image"), ({"images": torch.rand(2, 3) - 0.5}, "images in"),
+    ({"images": torch.rand(2, 3) * 255}, r"images in \[0, 1\].*divide by 255"),
     ({"images": torch.ones(2, 3, dtype=torch.int64)}, "uint8 of shape"),
-    *(({"labels": labels}, r"int64 labels of shape \(2,\)") for labels in (
-        [0.0, 1.0], ["cat", "dog"], [True, False], 1, torch.tensor([0.0, 1.0]))),
+    *(({"labels": labels}, r"int64 labels of shape \(2,\)") for labels in ([0.0, 1.0], ["cat", "dog"], [True, False], 1)),
     ({"labels": torch.tensor([0, 2])}, r"labels in 0..1, the classes of the network, got 0..2"),
-    ({"labels": torch.tensor([0, -1])}, "labels in 0..1"), ({"indices": [3, 3]}, "different indices"),
-    ({"indices": [3]}, "2 different indices"), ({"indices": [-1, 3]}, "indices of at least 0"),
+    ({"indices": [3, 3]}, "different indices"), ({"indices": [3]}, "2 different indices"),
     ({"forward": Outputs(lambda z: (z, z)).eval()}, "logits as one tensor, got tuple; wrap the network"),
-    ({"forward": Outputs(lambda z: {"logits": z}).eval()}, "logits as one tensor, got dict"),
     ({"forward": Outputs(nn.Linear(3, 2)).eval()}, r"answers a single image, shape \(1, 3\) .* RuntimeError"),
     ({"forward": nn.Conv2d(3, 2, 3).eval(), "images": torch.rand(2, 4, 4, 3)}, "the order of their axes"),
-    (lambda net: net.train(), "the network in training mode"), (lambda net: net[1].train(), "got 1 in training mode"),
-    (lambda net: net[2].train(), "got 2 in training mode"), (batch_statistics, "running statistics, got none in 1"),
+    (lambda net: net.train(), "the network in training mode"), (lambda net: net[2].train(), "got 2 in training mode"),
+    (batch_statistics, "running statistics, got none in 1"),
     (infinite, "finite logits on a clean image"),
 ])
 def test_refused(change, message, tmp_path):

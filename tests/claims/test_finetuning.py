@@ -5,15 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.aft_made import N, epochs, finish, network, reaching, spec
+from tests.aft_made import N, epochs, finish, network, spec
 from twinslib.claims import finetuning, kinds, ledger, verdict
-from twinslib.claims.effects import Effect
 from twinslib.claims.finetuning import attacks, paired
+from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED
 from twinslib.evidence.networks import Network
 from twinslib.specs.jobs import Job
-from twinslib.store.store import Store
 from twinslib.studies import rules
-from twinslib.studies.rules import Robust
 
 SEEDS = (0, 1, 2)
 LEDGER = {c.id: c for c in rules.claims() if c.rule.measure in rules.FINETUNED}
@@ -42,14 +40,14 @@ def aft(clean: float, robust: float, spent: float = 6000.0, before: float | None
 
 # -- AFT-C1 ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ours", "last", "before", "expected"), [
-    ((0.80, 0.50), (0.72, 0.30), 4000.0, "reproduced"),
-    ((0.75, 0.402), (0.72, 0.402), 3900.0, "partly"),  # cheaper, clean higher, robust within a point
-    ((0.75, 0.402), (0.72, 0.402), 4000.0, "not"),  # only three times as cheap, robust no more than 0.8 points higher
-    ((0.75, 0.402), (0.72, 0.402), None, "not"),
-    ((0.75, 0.38), (0.72, 0.30), None, "partly"),  # better than the last epoch of the rival only
-    ((0.75, 0.38), (0.72, 0.38), 3900.0, "not"),  # two points less robust
-    ((0.70, 0.45), (0.72, 0.30), 4000.0, "not"),  # clean is not higher
-    ((0.80, (0.36, 0.41, 0.46)), (0.72, 0.41), 4000.0, "inconclusive"),  # seeds disagree
+    ((0.80, 0.50), (0.72, 0.30), 4000.0, REPRODUCED),
+    ((0.75, 0.402), (0.72, 0.402), 3900.0, PARTLY),  # cheaper, clean higher, robust within a point
+    ((0.75, 0.402), (0.72, 0.402), 4000.0, NOT),  # only three times as cheap, robust no more than 0.8 points higher
+    ((0.75, 0.402), (0.72, 0.402), None, NOT),
+    ((0.75, 0.38), (0.72, 0.30), None, PARTLY),  # better than the last epoch of the rival only
+    ((0.75, 0.38), (0.72, 0.38), 3900.0, NOT),  # two points less robust
+    ((0.70, 0.45), (0.72, 0.30), 4000.0, NOT),  # clean is not higher
+    ((0.80, (0.36, 0.41, 0.46)), (0.72, 0.41), 4000.0, INCONCLUSIVE),  # seeds disagree
 ])
 def test_beats(ours, last, before, expected) -> None:
     """Against the best epoch (0.70 clean, 0.40 robust, three times the passes), then against the last."""
@@ -58,28 +56,21 @@ def test_beats(ours, last, before, expected) -> None:
             for s, r in zip(SEEDS, robust, strict=True)]
     result = judged("AFT-C1", [*mine, *at((0.70, 0.40), last)])
     assert result["verdict"] == expected and result["why"].startswith("of 2 intervals ")
-    assert [e.metric for e in result["effects"]] == ["clean", "robust"] * 2 + ["passes"]
+    assert [(e.metric, e.where) for e in result["effects"][:4]] == [
+        (metric, where) for where in ("best epoch", "last epoch") for metric in ("clean", "robust")]
+    assert str(result["effects"][0]).endswith("(best epoch)") and result["effects"][4].metric == "passes"
     assert all((e.seeds, e.images) == (3, N) for e in result["effects"][:4])
-
-
-def test_effects_say_which_epoch() -> None:
-    """Effects are named by what is compared, passes by their own name."""
-    effects = judged("AFT-C1", [*aft(0.8, 0.5), *at((0.7, 0.4), (0.72, 0.3))])["effects"]
-    assert str(effects[0]).startswith("AFT - AT, random start, clean on CIFAR-10: +10.0 [")
-    assert str(effects[0]).endswith("(best epoch)") and str(effects[3]).endswith("(last epoch)")
-    times = Effect("at_scratch", "aft", "passes", "none", "cifar10", 0, 3, 8.0, 7.5, 8.5, unit="times", where="start given")
-    assert str(times) == "AT, random start / AFT, passes on CIFAR-10: 8.00 [7.50, 8.50] (start given)"
 
 
 # -- AFT-C2 ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ours", "spent", "aft_spent", "before", "expected"), [
-    ((0.75, 0.402), (81, 81, 81), 10, 60, "reproduced"),
-    ((0.75, 0.402), (80, 80, 80), 10, 60, "partly"),  # 8 is not above 8
-    ((0.75, 0.402), (81, 90, 99), 10, 60, "inconclusive"),  # the interval reaches below 8, and with the start below 1
-    ((0.75, 0.402), (70, 70, 70), 10, 60, "not"),  # as much as with the start included
-    ((0.75, 0.37), (90, 90, 90), 10, 0, "not"),  # three points less robust
-    ((0.75, 0.389), (90, 90, 90), 10, 0, "inconclusive"),  # about one
-    ((0.70, 0.40), (90, 90, 90), 10, 0, "inconclusive"),  # clean is not higher
+    ((0.75, 0.402), (81, 81, 81), 10, 60, REPRODUCED),
+    ((0.75, 0.402), (80, 80, 80), 10, 60, PARTLY),  # 8 is not above 8
+    ((0.75, 0.402), (81, 90, 99), 10, 60, INCONCLUSIVE),  # the interval reaches below 8, and with the start below 1
+    ((0.75, 0.402), (70, 70, 70), 10, 60, NOT),  # as much as with the start included
+    ((0.75, 0.37), (90, 90, 90), 10, 0, NOT),  # three points less robust
+    ((0.75, 0.389), (90, 90, 90), 10, 0, INCONCLUSIVE),  # about one
+    ((0.70, 0.40), (90, 90, 90), 10, 0, INCONCLUSIVE),  # clean is not higher
 ])
 def test_cheaper(ours, spent, aft_spent, before, expected) -> None:
     """More than eight times the passes in one accounting, and accuracy within a point; more passes in both is partly."""
@@ -91,24 +82,19 @@ def test_cheaper(ours, spent, aft_spent, before, expected) -> None:
     assert given.value == pytest.approx(np.prod(spent) ** (1 / 3) / aft_spent)
     assert whole.value == pytest.approx(np.prod(spent) ** (1 / 3) / (aft_spent + before))
     assert (given.low < given.value) == (len(set(spent)) > 1)
-
-
-def test_cheaper_needs_the_cost_of_the_start() -> None:
-    """Without the passes of the start network nothing is judged."""
-    found = [*aft(0.75, 0.39, before=None), *every("at_scratch", 0.7, 0.4, at="best", spent=10**6)]
-    assert judged("AFT-C2", found)["verdict"] == "not tested at this scale"
+    unknown = [*aft(*ours, spent=aft_spent, before=None), *found[3:]]  # what the start took
+    assert judged("AFT-C2", unknown)["verdict"] == NOT_TESTED
 
 
 # -- AFT-C3b --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("others", "expected"), [
-    ((0.45, 0.45, 0.45, 0.46), "reproduced"),
-    ((0.45, 0.45, 0.45, 0.499), "partly"),  # above one-cycle, but unclear
-    ((0.45, 0.45, 0.50, 0.45), "partly"),  # level with cosine
-    ((0.45, 0.45, 0.501, 0.501), "partly"),
-    ((0.45, 0.45, 0.45, 0.55), "not"),  # below one-cycle
-    ((0.499, 0.45, 0.45, 0.45), "not"),  # above constant by no more than 0.8 points
-    ((0.45, 0.55, 0.45, 0.45), "not"),
-    ((0.45, (0.42, 0.48, 0.54), 0.45, 0.45), "inconclusive"),
+    ((0.45, 0.45, 0.45, 0.46), REPRODUCED),
+    ((0.45, 0.45, 0.45, 0.499), PARTLY),  # above one-cycle, but unclear
+    ((0.45, 0.45, 0.501, 0.501), PARTLY),  # about level with two
+    ((0.45, 0.45, 0.45, 0.55), NOT),  # below one-cycle
+    ((0.499, 0.45, 0.45, 0.45), NOT),  # above constant by no more than 0.8 points
+    ((0.45, 0.55, 0.45, 0.45), NOT),
+    ((0.45, (0.42, 0.48, 0.54), 0.45, 0.45), INCONCLUSIVE),
 ])
 def test_best_schedule(others, expected) -> None:
     """Clearly above constant and piecewise; clearly above the other two, or at least not behind."""
@@ -117,18 +103,18 @@ def test_best_schedule(others, expected) -> None:
              for name, share in zip(names, others, strict=True) for s in SEEDS]
     result = judged("AFT-C3b", [*aft(0.7, 0.5), *found])
     assert result["verdict"] == expected and {e.level for e in result["effects"]} == {0.975}
-    assert judged("AFT-C3b", [*aft(0.7, 0.5), *found[:-1]])["verdict"] == "not tested at this scale"  # two seeds of the last
+    assert judged("AFT-C3b", [*aft(0.7, 0.5), *found[:-1]])["verdict"] == NOT_TESTED  # two seeds of the last
 
 
 # -- AFT-C4 ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("public", "own", "random", "start", "expected"), [
-    (0.40, 0.40, 0.30, 0.02, "reproduced"), (0.39, 0.40, 0.30, 0.049, "reproduced"),
-    (0.37, 0.40, 0.30, 0.02, "partly"),  # three points behind, more or less
-    (0.40, 0.40, 0.40, 0.02, "not"),  # a natural start is no better than a random one
-    (0.30, 0.40, 0.30, 0.02, "partly"),  # another network gains less, yet gains, and ours beats a random start
-    (0.02, 0.40, 0.30, 0.02, "not"),  # nothing gained
-    (0.40, 0.40, (0.30, 0.38, 0.46), 0.02, "inconclusive"),
-    (0.40, 0.40, 0.30, 0.05, "not tested at this scale"),  # a start was not a natural network
+    (0.40, 0.40, 0.30, 0.02, REPRODUCED), (0.39, 0.40, 0.30, 0.049, REPRODUCED),
+    (0.37, 0.40, 0.30, 0.02, PARTLY),  # three points behind, more or less
+    (0.40, 0.40, 0.40, 0.02, NOT),  # a natural start is no better than a random one
+    (0.30, 0.40, 0.30, 0.02, PARTLY),  # another network gains less, yet gains, and ours beats a random start
+    (0.02, 0.40, 0.30, 0.02, NOT),  # nothing gained
+    (0.40, 0.40, (0.30, 0.38, 0.46), 0.02, INCONCLUSIVE),
+    (0.40, 0.40, 0.30, 0.05, NOT_TESTED),  # a start was not a natural network
 ])
 def test_any_start(public, own, random, start, expected) -> None:
     """The public network ends within three points of our own, ours above a random start; both natural ones began below 5 %."""
@@ -140,7 +126,7 @@ def test_any_start(public, own, random, start, expected) -> None:
     gained = result["effects"][2] if result["effects"] else result["detail"][2]
     assert str(gained).startswith("AFT, public start, PGD-20 on CIFAR-10") and gained.where == "after minus before"
     two = [n for n in found if (n.at, n.spec.method.name, n.spec.seed) != ("start", "aft_public", 2)]
-    assert judged("AFT-C4", two)["verdict"] == "not tested at this scale"
+    assert judged("AFT-C4", two)["verdict"] == NOT_TESTED
 
 
 # -- what counts ----------------------------------------------------------------------------------------------------------
@@ -152,12 +138,13 @@ def test_too_few_seeds(claim: str) -> None:
     found = [n for name in methods for place in ("start", "best", "last")
              for n in every(name, 0.7, 0.01 if place == "start" else 0.5, at=place, seeds=SEEDS[:2])]
     result = judged(claim, found)
-    assert (result["verdict"], result["effects"]) == ("not tested at this scale", ()) and result["detail"]
+    assert (result["verdict"], result["effects"]) == (NOT_TESTED, ()) and result["detail"]
     assert "3 seeds of all that is compared are needed on 1 data set" in result["why"] and "2 on CIFAR-10" in result["why"]
 
 
 def test_strongest_attack_that_counts() -> None:
-    """AutoAttack decides where it stands on enough images of as many seeds as PGD, else PGD."""
+    """AutoAttack decides where it stands on enough images of as many seeds as PGD, else PGD; other threats and radii do not
+    count."""
     def decided(images: int, seeds=SEEDS) -> str:
         ours = [network("aft", 0.8, 0.5, start="natural", before=0.0, seed=s, auto=(0.4, images) if s in seeds else None)
                 for s in SEEDS]
@@ -165,36 +152,22 @@ def test_strongest_attack_that_counts() -> None:
         return judged("AFT-C1", [*ours, *theirs])["effects"][1].attack
 
     assert decided(N) == "apgd-ce+apgd-t+fab-t+square" and decided(N - 1) == "pgd20" == decided(N, seeds=(0, 1))
-
-
-def test_other_radii_do_not_count() -> None:
-    """Accuracy under another threat or radius is not what the rule asks for."""
     for change in ({"eps": 4 / 255}, {"threat": "l2", "eps": 0.5}):
         found = [*aft(0.8, 0.5, **change), *at((0.7, 0.4), (0.7, 0.3), **change)]
-        assert judged("AFT-C1", found)["verdict"] == "not tested at this scale"
+        assert judged("AFT-C1", found)["verdict"] == NOT_TESTED
 
 
-def test_pairs_are_on_the_same_images() -> None:
-    """The images that both have, by seed; one seed gives Tango's interval; other images are refused."""
+def test_pairs_of_a_table() -> None:
+    """The images that both have, by seed, of enough images; none without a common seed; other test images are refused. Attacks in
+    the order of their strength."""
     ours, theirs = network("aft", 0.8, 0.5), network("at_scratch", 0.7, 0.4, images=500)
     assert paired({0: ours}, {0: theirs}, "none", LINF)[:3] == (500, 1, pytest.approx(1 - 0.7))
     assert paired({0: ours}, {0: theirs}, "pgd20", LINF) is None  # 500 images are too few
-    few = Robust(threat="linf", eps=LINF.eps, min_images=1)
-    assert paired({0: ours}, {0: theirs}, "pgd20", few)[2] == pytest.approx(1 - 0.4)
-    assert paired({0: ours}, {1: theirs}, "none", LINF) is None and paired({}, {}, "none", LINF) is None
-    moved = network("at_scratch", 0.7, 0.4, fold="t")
-    assert paired({0: ours}, {0: moved}, "none", LINF)  # another split, the same test images
-    moved = network("at_scratch", 0.7, 0.4, fold="t", split=1)
+    assert paired({0: ours}, {0: theirs}, "pgd20", dataclasses.replace(LINF, min_images=1))[2] == pytest.approx(1 - 0.4)
+    assert paired({0: ours}, {1: theirs}, "none", LINF) is None
     with pytest.raises(ValueError, match="expected aft and at_scratch on the same test images"):
-        paired({0: ours}, {0: moved}, "none", LINF)
-
-
-def test_attacks_by_strength() -> None:
-    """PGD, parts of AutoAttack, the whole."""
-    n = network("aft", 0.8, 0.5, auto=(0.4, 100))
-    (e,) = [e for e in n.masks if e.kind == "autoattack"]
-    part = dataclasses.replace(n, masks={dataclasses.replace(e, attacks=("apgd-ce",)): reaching(0.4, 100)})
-    assert attacks([part, n]) == ["pgd20", "apgd-ce", "apgd-ce+apgd-t+fab-t+square"] and attacks([]) == []
+        paired({0: ours}, {0: network("at_scratch", 0.7, 0.4, split=1)}, "none", LINF)
+    assert attacks([network("aft", 0.8, 0.5, auto=(0.4, 100)), ours]) == ["pgd20", "apgd-ce+apgd-t+fab-t+square"]
 
 
 @pytest.mark.parametrize(("claim", "concerned"), [("AFT-C1", {("main", "aft"), ("main", "at_scratch")}),
@@ -208,26 +181,21 @@ def test_runs_that_a_rule_compares(claim: str, concerned: set) -> None:
     assert found == concerned
 
 
-def test_ledger_from_a_store(tmp_path) -> None:
+def test_ledger_from_a_store(store) -> None:
     """A whole store: runs that began under the rule are judged, others are counted apart."""
-    store, jobs = Store("small", root=tmp_path), []
+    masks, jobs = {}, {}
     for n in [*aft(0.8, 0.5), *at((0.7, 0.4), (0.72, 0.3))]:
-        jobs.append(n.job)
-    merged = {j.spec: dataclasses.replace(j, evals=tuple(e for k in jobs if k.spec == j.spec for e in k.evals)) for j in jobs}
-    masks = {}
-    for n in [*aft(0.8, 0.5), *at((0.7, 0.4), (0.72, 0.3))]:
-        masks.setdefault(n.spec, {}).update(n.masks)
-    for run in merged:
+        masks[n.spec] = masks.get(n.spec, {}) | n.masks
+        jobs[n.spec] = dataclasses.replace(n.job, evals=tuple(masks[n.spec]))
+    for run in masks:
         finish(store, run, epochs(10, 600, [0.1] * 4 + [0.4] + [0.2] * 5), masks[run], rules=rules.stamps())
         if run.source:
             finish(store, run.source, epochs(3, 100))
-    found = ledger.judge(LEDGER["AFT-C1"], store, list(merged.values()))
-    assert (found.verdict, len(found.runs), found.not_counted) == ("reproduced", 6, 0)
-    text = ledger.to_table([found]).iloc[0]
-    assert text["n"] == "data sets: 1, seeds: 3, images: 1,000" and "+10.0 [" in text["effect"]
-    cheap = ledger.to_table([ledger.judge(LEDGER["AFT-C2"], store, list(merged.values()))]).iloc[0]
-    assert cheap["verdict"] == "not" and "passes on CIFAR-10: 0.50 [0.50, 0.50] (start given)" in cheap["effect"]
-    run = next(iter(merged))
+    found, cheap = (ledger.judge(LEDGER[name], store, list(jobs.values())) for name in ("AFT-C1", "AFT-C2"))
+    assert (found.verdict, len(found.runs), found.not_counted) == (REPRODUCED, 6, 0)
+    first, second = ledger.to_table([found, cheap]).to_dict("records")
+    assert first["n"] == "data sets: 1, seeds: 3, images: 1,000" and "+10.0 [" in first["effect"]
+    assert second["verdict"] == NOT and "passes on CIFAR-10: 0.50 [0.50, 0.50] (start given)" in second["effect"]
     finish(store, run, epochs(10, 600), masks[run])
-    found = ledger.judge(LEDGER["AFT-C1"], store, list(merged.values()))
-    assert (found.verdict, found.not_counted) == ("not tested at this scale", 1)
+    found = ledger.judge(LEDGER["AFT-C1"], store, list(jobs.values()))
+    assert (found.verdict, found.not_counted) == (NOT_TESTED, 1)

@@ -1,7 +1,7 @@
 """What certification says about a set of images: accuracy over the radius, its envelope over noise levels, averages.
 
-Everything here is a function of a `Certified`, which comes from stored votes (`smoothing.Votes.certified`) or from a log
-(`locuslab.read_log`); nothing draws or rounds up. Accuracies are fractions, radii L2 in [0, 1] pixel units.
+Everything here is a function of a `Certified`, which comes from stored votes (`Votes.certified`); nothing draws or rounds up.
+Accuracies are fractions, radii L2 in [0, 1] pixel units.
 """
 
 import math
@@ -103,18 +103,6 @@ def average_radius(certified: Certified) -> Mean:
     """
     radius, correct = _with_radii(certified)
     return _mean(np.where(correct, radius, 0.0))
-
-
-def abstention_rate(certified: Certified) -> Mean:
-    """Share of images without an answer.
-
-    Raises:
-        ValueError: no images, or draws that depended on the label, which leave this rate unknown.
-    """
-    if certified.label_used:
-        raise ValueError("expected votes without stop_if_wrong, got images that were left out because of their label; the "
-                         "abstention rate needs a run without it")
-    return _mean(certified.prediction == ABSTAIN)
 
 
 def _mean(values: np.ndarray) -> Mean:

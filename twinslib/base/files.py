@@ -24,7 +24,7 @@ from . import owner
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, RuntimeError, LookupError, OSError,
            MemoryError, OverflowError, TypeError, AttributeError, SyntaxError)
 ABOUT, DIGEST = "about", "digest"
-REPAIR = "`python -m twinslib store repair` moves it aside, and the next sweep makes it again"
+REPAIR = "`python -m twinslib store repair` moves it aside, so that it is made again"
 FORGOTTEN = 24 * 3600  # seconds after which a temporary file is nobody's any more
 
 

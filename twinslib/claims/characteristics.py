@@ -26,7 +26,7 @@ from ..studies.rules import Claim, Rule
 from .effects import Effect, effect, of_means, turned
 from .smoothing import on_several
 from .transfer import spread
-from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, decide, level
+from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, asked_of, decide, level, names
 
 NONE, CLAIMED = "none", "claimed"
 WORDS = (REPRODUCED, PARTLY, INCONCLUSIVE, NOT)
@@ -45,7 +45,7 @@ class Spread(NamedTuple):
 
 SEED, DATASET = 0.007, 0.01  # accuracy of a network over seeds, difference over data sets: TWINS-AT and AT
 SHARED, PAIRED = 0.95, 0.03  # of the variance of a latent "how easy": by image, by image and seed; masks then agree as theirs do
-GAP, CERTIFIED, RADIUS = Spread(0.016, 0.2, 0.35), Spread(0.01, 0.2, 0.25), Spread(0.01, 0.15, 0.2)
+SPREADS = {"gap": Spread(0.016, 0.2, 0.35), "certified": Spread(0.01, 0.2, 0.25), "acr": Spread(0.01, 0.15, 0.2)}
 OVER_RATES = Spread(0.004, 0.06, 0.12)
 NUMBERS = {"lr_over_w2": 0.01, "angle": 0.015, "loss": 0.04, "passes": 0.15, "forwards": 0.02}  # over seeds; ratios as logarithms
 LOST = 0.1  # certified accuracy that batch norm loses, for `recovered`
@@ -56,7 +56,8 @@ def simulate(rule: Rule, truth: str, rng: np.random.Generator) -> str:
     if rule.measure == "carried_widely":
         return on_several([decide(rule, _effects(rule, truth, rng, d)) for d in range(rule.min_datasets)])
     if rule.measure == "spread":
-        return spread({(pair, m): _by_dataset(rule, pair, m, truth, rng) for pair in rule.pairs for m in rule.metrics}, rule)[0]
+        made = [_effect(rule, pair, m, f"set {d}") for pair in rule.pairs for m in rule.metrics for d in range(rule.min_datasets)]
+        return spread([_masked(rule, e, _true(rule, e, truth), 0.95, rng) for e in made], rule)[0]
     return decide(rule, [e for d in range(_apart(rule)) for e in _effects(rule, truth, rng, d)])
 
 
@@ -120,19 +121,19 @@ def _parts(rule: Rule) -> tuple[str, ...]:
 
 def _effects(rule: Rule, truth: str, rng: np.random.Generator, dataset: int) -> list[Effect]:
     """Every effect that a bound names, on one data set."""
-    out = []
-    for pair in rule.pairs:
-        for metric in rule.metrics:
-            for part in _places(rule, metric):
-                e = Effect(*pair, metric, "none", f"set {dataset}", _images(rule), rule.min_seeds, 0.0, 0.0, 0.0, part=part)
-                if any(set(b.of) <= e.words for clause in (*rule.asked, *rule.partly) for b in clause):
-                    out.append(e)
-    k = sum(any(set(b.of) <= e.words for clause in rule.asked for b in clause) for e in out) * _apart(rule)
+    made = [_effect(rule, pair, metric, f"set {dataset}", part)
+            for pair in rule.pairs for metric in rule.metrics for part in _places(rule, metric)]
+    out = [e for e in made if any(names(b, e) for clause in (*rule.asked, *rule.partly) for b in clause)]
+    k = sum(bool(asked_of(rule, e)) for e in out) * _apart(rule)
     wide = 1 - rule.alpha if rule.measure == "recovered" else level(k)
     drawn = [_draw(rule, e, _true(rule, e, truth), wide, rng) for e in out]
     if rule.measure == "same_step":
         drawn += [turned(e) for e in drawn]
     return drawn
+
+
+def _effect(rule: Rule, pair: tuple[str, str], metric: str, dataset: str, part: str = "") -> Effect:
+    return Effect(*pair, metric, "none", dataset, _images(rule), rule.min_seeds, 0.0, 0.0, 0.0, part=part)
 
 
 def _places(rule: Rule, metric: str) -> Sequence[str]:
@@ -152,8 +153,7 @@ def _true(rule: Rule, e: Effect, truth: str) -> float:
     if e.part == "recovered" or (rule.measure == "recovered" and e.part == "kept"):
         gained = 0.0 if truth == NONE else rule.share * LOST
         return gained - (rule.share * LOST if e.part == "kept" else 0.0)
-    bounds = [b for clause in rule.asked for b in clause if set(b.of) <= e.words]
-    nothing = 1.0 if ratio else 0.0
+    bounds, nothing = asked_of(rule, e), 1.0 if ratio else 0.0
     if not bounds:
         return 10.0 if rule.measure == "beats" and ratio else nothing
     b = bounds[0]
@@ -162,28 +162,20 @@ def _true(rule: Rule, e: Effect, truth: str) -> float:
 
 
 def _draw(rule: Rule, e: Effect, true: float, wide: float, rng: np.random.Generator) -> Effect:
-    own_spread = {"gap": GAP, "acr": RADIUS}.get(e.metric)
-    if e.metric in NUMBERS:
-        over, noise = "seeds" if e.metric == "loss" else "ratios", rng.normal(0, NUMBERS[e.metric], rule.min_seeds)
-        values = true + noise if over == "seeds" else true * np.exp(noise)
-        found = contrast(values, np.zeros_like(values) if over == "seeds" else np.ones_like(values), wide, over)
-        return dataclasses.replace(e, value=found.value, low=found.low, high=found.high, level=wide)
     if rule.measure == "gain":
         return of_means([_masked(rule, e, true + rng.normal(0, DATASET), wide, rng) for _ in range(rule.min_datasets)])
-    if rule.measure in ("all_rates", "same_step"):
-        blocks = [_values(rule, true, OVER_RATES, rng) for _ in range(rule.min_datasets)]
-        value, low, high, _ = stats.crossed_mean(blocks)
-        return dataclasses.replace(e, value=value, low=low, high=high)
-    if own_spread or (e.metric == "certified" and not (rule.measure in ("one_for_all", "cost") and not e.part)):
-        value, low, high, _ = stats.crossed_mean(_values(rule, true, own_spread or CERTIFIED, rng), wide)
-        return dataclasses.replace(e, value=value, low=low, high=high, level=wide)
-    return _masked(rule, e, true, wide, rng)
-
-
-def _by_dataset(rule: Rule, pair: tuple[str, str], metric: str, truth: str, rng: np.random.Generator) -> list[Effect]:
-    e = Effect(*pair, metric, "none", "", _images(rule), rule.min_seeds, 0.0, 0.0, 0.0)
-    return [_masked(rule, dataclasses.replace(e, dataset=f"set {d}"), _true(rule, e, truth), 0.95, rng)
-            for d in range(rule.min_datasets)]
+    rates, at_best = rule.measure in ("all_rates", "same_step"), rule.measure in ("one_for_all", "cost") and not e.part
+    if e.metric in NUMBERS:
+        noise, ratio = rng.normal(0, NUMBERS[e.metric], rule.min_seeds), e.metric != "loss"
+        values = true * np.exp(noise) if ratio else true + noise
+        _, _, value, low, high, _ = contrast(values, np.full_like(values, ratio), wide, "ratios" if ratio else "seeds")
+    elif rates or (e.metric in SPREADS and not at_best):
+        spread_of = OVER_RATES if rates else SPREADS[e.metric]
+        value, low, high, _ = stats.crossed_mean(
+            [_values(rule, true, spread_of, rng) for _ in range(rule.min_datasets if rates else 1)], wide)
+    else:
+        return _masked(rule, e, true, wide, rng)
+    return dataclasses.replace(e, value=value, low=low, high=high, level=wide)
 
 
 def _values(rule: Rule, true: float, s: Spread, rng: np.random.Generator) -> np.ndarray:
@@ -200,4 +192,4 @@ def _masked(rule: Rule, e: Effect, true: float, wide: float, rng: np.random.Gene
     for sign in (1, -1):
         accuracy = np.clip(0.5 + sign * true / 2 + rng.normal(0, SEED, (seeds, 1)), 0.01, 0.99)
         both.append(easy + own * rng.normal(size=(seeds, images)) < special.ndtri(accuracy))
-    return effect((e.method, e.baseline), e.metric, e.dataset, *both, level=wide, part=e.part)
+    return effect(e.pair, e.metric, e.dataset, *both, level=wide, part=e.part)

@@ -12,7 +12,7 @@ from ..specs.labels import dataset_label, method_label, unique
 from ..specs.run import RunSpec
 from ..studies.rules import Rule
 from .effects import METRICS, Effect, by_dataset, compared, pair_label
-from .verdict import PARTLY, REPRODUCED, Evidence, against_controls, apart, asked_of, level, said, too_few
+from .verdict import PARTLY, REPRODUCED, Evidence, against_controls, asked_of, joined, level, sifted, too_few
 
 MEASURES = ("rate", "escape", "less_overfitting", "overfits", "plateau")
 LENGTHS = ("equal length", "equal epochs after the drop")  # at which plateaus are compared
@@ -71,32 +71,22 @@ def weigh(found: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged
                 for e in _effects(mine, guess, rule, pair, wide)]
 
     def decisive(detail: Sequence[Effect]) -> list[Effect]:
-        return [e for e in detail if e.dataset in whole and (e.method, e.baseline) in rule.pairs]
+        return [e for e in detail if e.dataset in whole and e.pair in rule.pairs]
 
     detail = measured(level(sum(bool(asked_of(rule, e)) for e in decisive(measured(0.95)))))
-    effects = decisive(detail)
-    near = apart(effects, rule)
-    out = {"detail": tuple(detail), "flagged": tuple(near)}
-    lack = too_few(rule, seeds)
-    if lack:
-        lost = ", ".join(unique(f"{method_label(s.method.name)} on {dataset_label(s.data.name)}" for s in diverged))
-        return Evidence(**out, lack=lack + (f"; diverged: {lost}" if lost else ""))
-    if not effects:
-        return Evidence(**out, lack="the runs that are compared differ in their length")
-    clear = tuple(e for e in effects if e not in near)
-    if not clear:
-        names = ", ".join(unique(f"{dataset_label(e.dataset)}, {100 * min(e.ours, e.theirs):.1f} %" for e in near))
-        return Evidence(**out, lack=f"near chance ({100 * near[0].chance:.1f} %) at one end: {names}")
-    judged = {d: mine for d, mine in here.items() if any(e.dataset == d for e in clear)}
-    own = CONDITIONS.get(rule.measure, lambda *_: Evidence())(judged, rule, diverged)
-    if own.lack:
-        return dataclasses.replace(own, **out, effects=clear)
-    words = said(rule, clear) + (f"; {own.said}" if own.said else "")
-    controls = {pair: [e for e in detail if (e.method, e.baseline) == pair and e.dataset in whole and e.seeds >= rule.min_seeds]
+    effects, lack = decisive(detail), too_few(rule, seeds)
+    if lack and diverged:
+        lost = unique(f"{method_label(s.method.name)} on {dataset_label(s.data.name)}" for s in diverged)
+        lack += f"; diverged: {', '.join(lost)}"
+    out = sifted(rule, effects, detail, lack or ("" if effects else "the runs that are compared differ in their length"))
+    if out.lack:
+        return out
+    judged = {d: mine for d, mine in here.items() if any(e.dataset == d for e in out.effects)}
+    out = joined(out, CONDITIONS.get(rule.measure, lambda *_: Evidence())(judged, rule, diverged))
+    controls = {pair: [e for e in detail if e.pair == pair and e.dataset in whole and e.seeds >= rule.min_seeds]
                 for pair in rule.controls}
-    remark = against_controls(rule, controls, len(whole), "explanation not supported: no clear difference",
-                              "the difference stands") if controls else ""
-    return dataclasses.replace(own, **out, effects=clear, everywhere=tuple(effects) if near else (), said=words, remark=remark)
+    return dataclasses.replace(out, remark=against_controls(
+        rule, controls, len(whole), "explanation not supported: no clear difference", "the difference stands"))
 
 
 def _effects(mine: Sequence[Row], guess: Mapping[str, float], rule: Rule, pair: tuple[str, str], wide: float) -> list[Effect]:

@@ -53,7 +53,7 @@ class Effect:
         on = "" if self.dataset == MEAN else f" on {dataset_label(self.dataset)}"
         where = f", {self.where}" if certified else ""
         after = f" ({self.where})" if self.where and not certified else ""
-        return f"{pair_label((self.method, self.baseline), self.unit)}{measure}{where}{on}: {self.number()}{after}"
+        return f"{pair_label(self.pair, self.unit)}{measure}{where}{on}: {self.number()}{after}"
 
     def number(self) -> str:
         """+1.2 [-0.5, +2.9], or 1.20 [0.95, 1.52] for a ratio; the level where it is not 95 %."""
@@ -69,8 +69,17 @@ class Effect:
         return not math.isnan(self.chance) and min(self.ours, self.theirs) <= self.chance + distance
 
     @property
+    def pair(self) -> tuple[str, str]:
+        return self.method, self.baseline
+
+    @property
+    def comparison(self) -> tuple:
+        """What is the same on every data set."""
+        return *self.pair, self.metric, self.part
+
+    @property
     def words(self) -> set[str]:
-        return {self.metric, self.method, self.baseline, self.part}
+        return set(self.comparison)
 
 
 def pair_label(pair: tuple[str, str], unit: str = "points") -> str:
@@ -86,15 +95,11 @@ def effect(pair: tuple[str, str], metric: str, dataset: str, a: Sequence[np.ndar
     Args:
         accuracies: the values are masks or means of some, so that their means are accuracies.
     """
-    images, seeds, *numbers = frame.contrast(a, b, level, over)
+    found = frame.contrast(a, b, level, over)
     if accuracies:
-        more = {"ours": _accuracy(a, images), "theirs": _accuracy(b, images)} | more
-    return Effect(*pair, **{"metric": metric, "attack": "none", "dataset": dataset, "images": images, "seeds": seeds,
-                            "level": level, **dict(zip(("value", "low", "high", "p_value"), numbers, strict=True)), **more})
-
-
-def _accuracy(values: Sequence[np.ndarray], images: int) -> float:
-    return float(np.mean([v[:images].mean() for v in values]))
+        ours, theirs = (float(np.mean([v[:found.images].mean() for v in side])) for side in (a, b))
+        more = {"ours": ours, "theirs": theirs} | more
+    return Effect(*pair, metric, **{"attack": "none", "dataset": dataset, "level": level} | found._asdict() | more)
 
 
 def compared(rows: Sequence[Row], rule: Rule, pair: tuple[str, str], metric: str,

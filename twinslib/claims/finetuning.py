@@ -8,12 +8,12 @@ import numpy as np
 from ..evidence import frame
 from ..evidence.frame import Row
 from ..evidence.networks import Network
-from ..specs.labels import dataset_label, unique
+from ..specs.labels import unique
 from ..specs.run import RunSpec
 from ..specs.strength import strength
 from ..studies.rules import FINETUNED, Robust, Rule
 from .effects import Effect, by_dataset, counts, effect
-from .verdict import PARTLY, REPRODUCED, Evidence, apart, level, said, too_few
+from .verdict import PARTLY, REPRODUCED, Evidence, joined, level, sifted, too_few
 
 MEASURES = FINETUNED
 
@@ -70,10 +70,7 @@ def weigh(found: Sequence[Row], guess: Mapping[str, float], rule: Rule) -> Evide
     if lack:
         return Evidence(detail=detail, lack=lack)
     chosen = next(f for d, f in here.items() if seeds.get(d, 0) >= rule.min_seeds)
-    near = apart(chosen.effects, rule)
-    lack = chosen.lack or (f"near chance: {dataset_label(near[0].dataset)}" if near else "")
-    return Evidence(effects=() if near else chosen.effects, flagged=tuple(near), detail=detail, holds=chosen.holds, lack=lack,
-                    said="; ".join(filter(None, [said(rule, chosen.effects), chosen.said])))
+    return joined(sifted(rule, chosen.effects, detail, chosen.lack), chosen)
 
 
 def _costs(mine: Sequence[Row], rule: Rule, metric: str) -> np.ndarray:

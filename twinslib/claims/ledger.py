@@ -5,11 +5,12 @@ an earlier version of which the present one can only withhold.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -25,30 +26,30 @@ from . import characteristics, transfer
 from .effects import Effect
 from .kinds import KINDS, concerns, evidence
 from .regime import fewest_rates, regime, span
-from .verdict import CREDIT, NOT_TESTED, PARTLY, REPRODUCED, against, distance, lesser
+from .verdict import CREDIT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, against, distance, lesser
 from .verdict import judge as judged
 
 log = logging.getLogger(__name__)
 WAITING = "waiting.json"  # what the verdicts wait for
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the ledger. `effects` decide, `flagged` would but for being near chance, `detail` is all that is measured."""
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Evidence):
+    """One line of the ledger: the evidence, and what comes of it.
+
+    Args:
+        why: in words. regime: conditions under which it stands. runs, commands: that it stands on, and to repeat them.
+        not_counted: finished runs that began before the rule. diverged: runs that it asks for and that did, in words.
+    """
 
     claim: Claim
     preset: str
-    verdict: str
     why: str
-    effects: tuple[Effect, ...] = ()
-    flagged: tuple[Effect, ...] = ()
-    detail: tuple[Effect, ...] = ()
     regime: str = ""
-    remark: str = ""
     runs: tuple[str, ...] = ()
-    not_counted: int = 0  # finished runs that began before the rule
-    commands: tuple[str, ...] = field(default=())
-    diverged: tuple[str, ...] = ()  # runs that it asks for, in words
+    not_counted: int = 0
+    commands: tuple[str, ...] = ()
+    diverged: tuple[str, ...] = ()
 
 
 def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
@@ -60,16 +61,11 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     rule = claim.rule
     mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and concerns(job, rule)]
     gone = tuple(unique(_named(job) for job in mine if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
-    mine = [job for job in mine if job.settled]
-    lost = [job for job in mine if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
-    counted, not_counted, most = [], 0, REPRODUCED
-    for job in mine:
-        if store.run(job.spec) is None:
-            continue
-        highest = counts(claim, store, job)
-        counted += [job] if highest else []
-        not_counted += not highest
-        most = lesser(most, highest) if highest else most
+    settled = [job for job in mine if job.settled]
+    lost = [job for job in settled if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule
+    highest = {job: counts(claim, store, job) for job in settled if store.run(job.spec) is not None}
+    counted, not_counted = [job for job, word in highest.items() if word], list(highest.values()).count("")
+    most = functools.reduce(lesser, filter(None, highest.values()), REPRODUCED)
     common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store, counted),
               "diverged": gone}
     if store.preset not in rules.SCALES:
@@ -82,12 +78,12 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     if CREDIT.get(verdict, 0) > CREDIT.get(most, 0):
         verdict = most
         found = dataclasses.replace(found, said=f"{found.said}; runs that began under an earlier rule give no more")
-    near = ", ".join(unique(dataset_label(e.dataset) for e in found.flagged))
     why = found.lack + left(store, claim) if found.lack else found.said
-    why += f"; near chance and left out: {near}" if near and not found.lack else ""
-    return Verdict(verdict=verdict, why=why, effects=found.effects, flagged=found.flagged, detail=found.detail,
-                   regime=regime(claim, store, counted, jobs, found), remark=found.remark if verdict in CREDIT else "",
-                   runs=tuple(sorted({job.spec.hash for job in counted})), **common)
+    if found.flagged and not found.lack:
+        why += f"; near chance and left out: {', '.join(unique(dataset_label(e.dataset) for e in found.flagged))}"
+    return Verdict(**vars(found) | common | {
+        "verdict": verdict, "why": why, "regime": regime(claim, store, counted, jobs, found),
+        "remark": found.remark if verdict in CREDIT else "", "runs": tuple(sorted({job.spec.hash for job in counted}))})
 
 
 def counts(claim: Claim, store: Store, job: Job) -> str:
@@ -125,7 +121,7 @@ def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str
         found = evidence(store, kept, claim.rule)
         flagged = {e.dataset for e in found.flagged}
         for pair in (*claim.rule.pairs, *claim.rule.controls):
-            lines = [e for e in found.detail if (e.method, e.baseline) == pair]
+            lines = [e for e in found.detail if e.pair == pair]
             if lines and pair not in out:
                 near = {e.dataset for e in lines if e.near_chance(distance(claim.rule))} | flagged
                 attack = next((e.attack for e in lines if e.metric == "robust"), "none")
@@ -164,7 +160,7 @@ def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     from elsewhere, and what the design could show."""
     lines = []
     for v in verdicts:
-        mine = [e for e in v.detail if {(e.method, e.baseline), (e.baseline, e.method)} & set(v.claim.rule.pairs)]
+        mine = [e for e in v.detail if {e.pair, e.pair[::-1]} & set(v.claim.rule.pairs)]
         robust, changes = v.claim.rule.robust, [
             f"changed on {e.changed}, can only withhold" + f", earlier runs give at most {PARTLY}" * (e.at_most == PARTLY)
             for e in v.claim.rule.earlier if e.withholds]

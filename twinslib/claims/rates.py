@@ -17,7 +17,7 @@ from ..specs.jobs import Job
 from ..specs.labels import MEAN, dataset_label, unique
 from ..studies.rules import STEPPED, Rule
 from .effects import Effect, by_dataset, compared, turned
-from .verdict import NOT, REPRODUCED, Evidence, level, said, too_few
+from .verdict import NOT, REPRODUCED, Evidence, level, said, sifted, too_few
 
 STUDY = "learning_rates"
 MEASURES = STEPPED
@@ -45,30 +45,22 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
     wide = level(len(rule.metrics) * (len(whole) or 1)) if rule.measure == "one_rate" else 0.95
     single = [e for m, d, r in both
               for e in by_dataset(frame.where(rows, dataset=d, rate=r), rule, pair, m, guess, level=wide, where=f"rate {r:g}")]
-    near = [e for e in single if e.near_chance(rule.chance)]
-    out = {"detail": tuple(single), "flagged": tuple(near)}
-    if lack:
-        return Evidence(**out, lack=lack)
-    places = {(e.dataset, e.where) for e in near}
-    clear = [e for e in single if e.dataset in whole and (e.dataset, e.where) not in places]
-    if len({e.dataset for e in clear}) < rule.min_datasets:
-        return Evidence(**out, lack=f"near chance: {', '.join(unique(dataset_label(d) for d, _ in places))}")
-    if rule.measure == "one_rate":
-        everywhere = tuple(e for e in single if e.dataset in whole) if near else ()
-        return Evidence(**out, effects=tuple(clear), everywhere=everywhere, said=said(rule, clear))
-    kept = {(e.dataset, e.where) for e in clear}
+    out = sifted(rule, [e for e in single if e.dataset in whole], single, lack, rule.min_datasets, ("dataset", "where"))
+    if out.lack or rule.measure == "one_rate":
+        return out
+    clear, kept = out.effects, {(e.dataset, e.where) for e in out.effects}
     means = [_mean([[both[m, d, r] for r in rule.rates if (d, f"rate {r:g}") in kept] for d in whole],
                    next(e for e in clear if e.metric == m)) for m in rule.metrics]
     gone = ", ".join(sorted(f"{dataset_label(d)} at {r:g}" for d, r in lost))
     words = said(rule, means) + (f"; diverged: {gone}" if gone else "")
     if rule.measure == "all_rates":
-        return Evidence(**out, effects=tuple(means), said=words)
+        return dataclasses.replace(out, effects=tuple(means), everywhere=(), said=words)
     outside = {m: [e.where for e in clear if e.metric == m and not (e.high >= -rule.margin and e.low <= rule.margin)]
                for m in rule.metrics}
     words += "; outside at single rates: " + (", ".join(x for places in outside.values() for x in places) or "none")
     verdict = NOT if any(len(set(places)) > 1 for places in outside.values()) else ""
-    return Evidence(**out, effects=(*means, *map(turned, means)), said=words, verdict=verdict,
-                    holds={REPRODUCED: not lost and not any(outside.values())})
+    return dataclasses.replace(out, effects=(*means, *map(turned, means)), everywhere=(), said=words, verdict=verdict,
+                               holds={REPRODUCED: not lost and not any(outside.values())})
 
 
 def _mean(found: Sequence[Sequence[list[tuple[Row, Row]]]], like: Effect) -> Effect:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ..specs.jobs import Job
 from ..specs.labels import dataset_label, method_label, unique
@@ -14,56 +13,45 @@ from .effects import Effect
 from .verdict import Evidence
 
 
-class Choice(NamedTuple):
-    """A learning rate that was chosen on validation images.
-
-    edge: it is at an end of its grid. tie: the second best is no more than a standard error of one accuracy behind.
-    """
-
-    dataset: str
-    method: str
-    rates: tuple[float, ...]
-    lr: float
-    edge: bool
-    tie: bool
-
-
-def choices(store: Store, jobs: Sequence[Job]) -> list[Choice]:
-    """What candidates decided, where all are done and they differ in their learning rate."""
+def _candidates(jobs: Sequence[Job]) -> dict[tuple[str, str, str], dict[RunSpec, None]]:
+    """(data set, method, accuracy that decides) -> settings that are tried."""
     groups: dict[tuple[str, str, str], dict[RunSpec, None]] = {}
     for job in jobs:
         if job.study.endswith("tuning"):
             by = "robust" if job.study == TUNING else "mean"
             groups.setdefault((job.spec.data.name, job.spec.method.name, by), {})[job.spec] = None
+    return groups
+
+
+def _doubtful(store: Store, jobs: Sequence[Job], methods: set[str], datasets: set[str]) -> list[str]:
+    """Learning rates that were chosen on validation images at an end of their grid, or while the second best was no more than a
+    standard error of one accuracy behind."""
     out = []
-    for (dataset, method, by), specs in groups.items():
-        rates = tuple(sorted({s.optim.lr for s in specs}))
-        best = store.best(list(specs), by) if len(rates) > 1 else None
+    for (dataset, method, by), specs in _candidates(jobs).items():
+        rates = sorted({s.optim.lr for s in specs})
+        best = store.best(list(specs), by) if len(rates) > 1 and method in methods and dataset in datasets else None
         if best is None:
             continue
         scores = {s: validation_score(r["epochs"], s, by) if (r := store.run(s)) else -1.0 for s in specs}
         n, top = (store.run(best) or {}).get("val_images") or 0, scores[best]
         second = max((v for s, v in scores.items() if s != best), default=-math.inf)
         noise = math.sqrt(top * (1 - top) / n) if n and 0 <= top <= 1 else 0.0
-        out.append(Choice(dataset, method, rates, best.optim.lr, best.optim.lr in (rates[0], rates[-1]), top - second <= noise))
+        flags = ", an end of the grid" * (best.optim.lr in (rates[0], rates[-1])) + ", nearly a tie" * (top - second <= noise)
+        out += [f"{method_label(method)} on {dataset_label(dataset)} {best.optim.lr:g}{flags}"] if flags else []
     return out
 
 
 def fewest_rates(jobs: Sequence[Job], methods: set[str]) -> int:
     """The least number of learning rates that any of the methods was chosen from; 1 for one that was not chosen."""
-    rates: dict[tuple[str, str], set[float]] = {}
-    for job in jobs:
-        if job.study.endswith("tuning") and job.spec.method.name in methods:
-            rates.setdefault((job.spec.data.name, job.spec.method.name), set()).add(job.spec.optim.lr)
-    there = {method for _, method in rates}
-    return min(map(len, rates.values())) if there == methods else 1
+    rates = {key: {s.optim.lr for s in specs} for key, specs in _candidates(jobs).items() if key[1] in methods}
+    return min(map(len, rates.values())) if {method for _, method, _ in rates} == methods else 1
 
 
 def regime(claim: Claim, store: Store, counted: Sequence[Job], jobs: Sequence[Job], found: Evidence) -> str:
     """Network, images, seeds and what they are over, accuracies beside chance, flags on chosen rates; "" without runs."""
     if not counted:
         return ""
-    shown = [e for e in found.detail if (e.method, e.baseline) in claim.rule.pairs] or [*found.effects, *found.detail]
+    shown = [e for e in found.detail if e.pair in claim.rule.pairs] or [*found.effects, *found.detail]
     networks = unique(m.arch + (f", width {m.width}" if m.width else "") for m in (job.spec.model for job in counted))
     records = [r for job in counted if (r := store.run(job.spec))]
     parts = [", ".join(networks), f"{span(r.get('train_images') or 0 for r in records)} training images"]
@@ -71,11 +59,8 @@ def regime(claim: Claim, store: Store, counted: Sequence[Job], jobs: Sequence[Jo
         parts.append(f"{span(e.images for e in shown if e.images)} test images")
     if shown:
         parts.append(f"seeds: {span(e.seeds for e in shown)}" + (f" of {claim.over}" if claim.over else ""))
-    parts += [distance(shown)] if distance(shown) else []
-    names = {name for pair in claim.rule.pairs for name in pair}
-    flags = [f"{method_label(c.method)} on {dataset_label(c.dataset)} {c.lr:g}" + (", an end of the grid" if c.edge else "")
-             + (", nearly a tie" if c.tie else "") for c in choices(store, jobs) if c.method in names and (c.edge or c.tie)
-             and c.dataset in {job.spec.data.name for job in counted}]
+    parts += filter(None, [distance(shown)])
+    flags = _doubtful(store, jobs, {name for pair in claim.rule.pairs for name in pair}, {job.spec.data.name for job in counted})
     return "; ".join(parts) + (f"; chosen rates to be careful with: {', '.join(flags)}" if flags else "")
 
 

@@ -21,7 +21,7 @@ from ..store.store import Store
 from ..studies import passes
 from ..studies.rules import CERTIFIED, Cell, Rule, cell
 from .effects import Effect, by_dataset, effect
-from .verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, asked_of, level, said, too_few
+from .verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, asked_of, level, names, said, too_few
 from .verdict import judge as verdict_of
 
 MEASURES = CERTIFIED
@@ -54,8 +54,8 @@ def weigh(found: Sequence[Measured], clean: Sequence[Row], datasets: Sequence[st
     results, seeds = {}, {}
     for d in datasets:
         v = _View(found, frame.where(clean, dataset=d), d, guess.get(d, math.nan), rule, store)
-        results[d] = FINDINGS[rule.measure](v) if rule.measure == "clean_kept" or v.seeds else Evidence()
-        seeds[d] = min((e.seeds for e in results[d].effects), default=0) if rule.measure == "clean_kept" else len(v.seeds)
+        results[d] = FINDINGS[rule.measure](v) if v.seeds or not rule.smooth.sigmas else Evidence()
+        seeds[d] = min((e.seeds for e in results[d].effects), default=len(v.seeds))
     detail = tuple(e for f in results.values() for e in f.effects)
     lack = too_few(rule, seeds)
     if lack:
@@ -75,7 +75,7 @@ def _away(found: Evidence, rule: Rule) -> Evidence:
     clear = tuple(e for e in found.effects if e not in near)
     if not near or found.lack:
         return found
-    left = all(any(set(b.of) <= e.words for e in clear if e.part != "mean" or near[0].part == "mean")
+    left = all(any(names(b, e) for e in clear if e.part != "mean" or near[0].part == "mean")
                for bounds in rule.asked for b in bounds)
     lack = "" if left else f"{near[0].method} is near chance: {100 * near[0].ours:.1f} % on {dataset_label(near[0].dataset)}"
     return dataclasses.replace(found, effects=clear, flagged=near, everywhere=found.effects, lack=lack)
@@ -191,12 +191,16 @@ def costs(family: Sequence[Measured], store: Store) -> tuple[float, float]:
     return training, float(sum(m.draws for m in family))
 
 
+def _by_pair(v: _View, score: Mapping[Cell, np.ndarray], metric: str, where: str, words: str = "", **more: object) -> Evidence:
+    """What the cells of each pair differ by in a score (seeds, N)."""
+    effects = [v.mean(pair, metric, where, score[pair[0]] - score[pair[1]], level(len(v.pairs)), **more) for pair in v.pairs]
+    return Evidence(tuple(effects), holds={PARTLY: all(e.value > 0 for e in effects)}, said=said(v.rule, effects) + words)
+
+
 def _wider(v: _View) -> Evidence:
     steps = np.diff([0.0, *v.rule.smooth.radii])
     radius = {c: (certified @ steps).mean(0) for c, certified in v.family.items()}  # the largest that is certified
-    effects = [v.mean(pair, "acr", "average certified radius, mean over σ", radius[pair[0]] - radius[pair[1]],
-                      level(len(v.pairs)), unit="radius") for pair in v.pairs]
-    return Evidence(tuple(effects), holds={PARTLY: all(e.value > 0 for e in effects)}, said=said(v.rule, effects))
+    return _by_pair(v, radius, "acr", "average certified radius, mean over σ", unit="radius")
 
 
 def _clean_kept(v: _View) -> Evidence:
@@ -206,17 +210,14 @@ def _clean_kept(v: _View) -> Evidence:
 
 
 def _norm_drop(v: _View) -> Evidence:
-    rule, compared = v.rule, unique(c for pair in v.pairs for c in pair)
+    compared = unique(c for pair in v.pairs for c in pair)
     drop = {c: v.first_radius(_noisy(c)) - v.first_radius(c) for c in compared}
-    where = f"loss of certified accuracy at r {rule.smooth.radii[0]:g}"
-    effects = [v.mean(pair, "certified", where, drop[pair[0]] - drop[pair[1]], level(len(v.pairs))) for pair in v.pairs]
-    lost = ", ".join(f"{c.norm} {100 * drop[c].mean():+.1f}" for c in compared)
+    words = "; points lost: " + ", ".join(f"{c.norm} {100 * drop[c].mean():+.1f}" for c in compared)
     clean = {c.norm: [row.hits.mean() for row in frame.most_images(frame.where(v.clean, method=str(c)))] for c in compared}
     clean = {norm: np.mean(found) for norm, found in clean.items() if found}
-    apart = clean and max(clean.values()) - min(clean.values()) > rule.margin
-    words = "; without noise the norms differ: " + ", ".join(f"{k} {100 * x:.1f} %" for k, x in clean.items()) if apart else ""
-    return Evidence(tuple(effects), holds={PARTLY: all(e.value > 0 for e in effects)},
-                    said=f"{said(rule, effects)}; points lost: {lost}{words}")
+    if clean and max(clean.values()) - min(clean.values()) > v.rule.margin:
+        words += "; without noise the norms differ: " + ", ".join(f"{k} {100 * x:.1f} %" for k, x in clean.items())
+    return _by_pair(v, drop, "certified", f"loss of certified accuracy at r {v.rule.smooth.radii[0]:g}", words)
 
 
 def _recovered(v: _View) -> Evidence:

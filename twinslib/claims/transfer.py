@@ -1,15 +1,16 @@
 """Claims about the accuracy of fine-tuned networks: means over data sets, single data sets, what is only shown."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..base import stats
 from ..evidence.frame import Row
 from ..evidence.pairs import LEAST_DATASETS
-from ..specs.labels import dataset_label, unique
+from ..specs.labels import unique
 from ..studies.rules import Rule
-from .effects import Effect, by_dataset, of_means
-from .effects import pair_label as label
-from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, Evidence, against_controls, apart, lesser, level, said
+from .effects import Effect, by_dataset, of_means, pair_label
+from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, Evidence, against_controls, lesser, level, said, sifted
 
 MEASURES = ("gain", "spread", "margin", "shown")
 
@@ -26,47 +27,48 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule) -> Eviden
     shown, least = rule.measure == "shown", least_datasets(rule)
     seeds = 1 if shown else rule.min_seeds
     wide = level(len(rule.pairs) * len(rule.metrics)) if rule.measure in ("gain", "margin") else 0.95
-    found, detail, short = {}, [], []
+    found, detail, short = [], [], []
     for pair in (*rule.pairs, *rule.controls):
-        lines = {metric: by_dataset(rows, rule, pair, metric, guess, level=wide) for metric in rule.metrics}
-        detail += [line for group in lines.values() for line in group]
-        whole = set.intersection(*({line.dataset for line in group if line.seeds >= seeds} for group in lines.values()))
+        lines = [e for metric in rule.metrics for e in by_dataset(rows, rule, pair, metric, guess, level=wide)]
+        enough = Counter(e.dataset for e in lines if e.seeds >= seeds)
+        whole = [d for d, count in enough.items() if count == len(rule.metrics)]
+        detail += lines
         if len(whole) >= least:
-            found |= {(pair, metric): [line for line in group if line.dataset in whole] for metric, group in lines.items()}
+            found += [e for e in lines if e.dataset in whole]
         elif pair in rule.pairs:
-            short.append(f"{label(pair)}, {' and '.join(rule.metrics)}, on {len(whole)} of {least} data sets")
-    decisive = {key: lines for key, lines in found.items() if key[0] in rule.pairs}
-    near = apart([line for lines in decisive.values() for line in lines], rule)
-    clear = {key: [line for line in lines if line not in near] for key, lines in decisive.items()}
-    out = {"detail": tuple(detail), "flagged": tuple(near)}
+            short.append(f"{pair_label(pair)}, {' and '.join(rule.metrics)}, on {len(whole)} of {least} data sets")
+    decisive = [e for e in found if e.pair in rule.pairs]
+    out = sifted(rule, decisive, detail, least=0 if shown else min(2, least))
     if shown:
-        means = {key: mean for key, lines in clear.items() if len(found[key]) >= LEAST_DATASETS and (mean := of_means(lines))}
-        return Evidence(**out, effects=tuple(means.values()), lack=_shown(rule, means, {pair for pair, _ in found}))
-    effects = _deciding(rule, clear)
-    if short:
-        return Evidence(**out, effects=effects, lack=f"{seeds} seeds are needed, finished are: {'; '.join(short)}")
-    if any(len(lines) < min(2, least) for lines in clear.values()):
-        names = ", ".join(unique(dataset_label(e.dataset) for e in near))
-        return Evidence(**out, lack=f"near chance: {names}; too few data sets are left")
-    if rule.measure == "spread":
-        verdict, words = spread(clear, rule)
-        return Evidence(**out, effects=effects, verdict=lesser(verdict, spread(decisive, rule)[0]), said=words)
-    everywhere = _deciding(rule, decisive) if near else ()
-    beside = f"; with the data sets near chance: {', '.join(e.number() for e in everywhere)}" if everywhere else ""
-    return Evidence(**out, effects=effects, everywhere=everywhere, said=said(rule, effects) + beside,
-                    remark=_mechanism(rule, found, {e.dataset for e in near}) if rule.controls else "")
-
-
-def _deciding(rule: Rule, groups: Mapping[tuple, Sequence[Effect]]) -> tuple[Effect, ...]:
-    """Means over data sets where the rule is about these, else all of them."""
+        on = Counter(e.comparison for e in decisive)
+        averaged = [e for e in means(out.effects) if on[e.comparison] >= LEAST_DATASETS]
+        return replace(out, effects=tuple(averaged), everywhere=(), lack=_shown(rule, averaged, {e.pair for e in decisive}))
     if rule.measure == "gain":
-        return tuple(mean for lines in groups.values() if (mean := of_means(lines)))
-    return tuple(line for lines in groups.values() for line in lines)
+        averaged = means(out.effects)
+        out = replace(out, effects=averaged, everywhere=means(out.everywhere), said=said(rule, averaged))
+    if short:
+        return replace(out, lack=f"{seeds} seeds are needed, finished are: {'; '.join(short)}")
+    if out.lack:
+        return out
+    if rule.measure == "spread":
+        verdict, words = spread(out.effects, rule)
+        return replace(out, everywhere=(), verdict=lesser(verdict, spread(decisive, rule)[0]), said=words)
+    beside = f"; with the data sets near chance: {', '.join(e.number() for e in out.everywhere)}" if out.everywhere else ""
+    near = {e.dataset for e in out.flagged}
+    away = means([e for e in found if e.dataset not in near])
+    return replace(out, said=out.said + beside, remark=against_controls(
+        rule, {pair: [e for e in away if e.pair == pair] for pair in rule.controls}, len(rule.metrics),
+        "number reproduced, explanation not supported: no clear gain", "the gain stands"))
 
 
-def spread(groups: Mapping[tuple, Sequence[Effect]], rule: Rule) -> tuple[str, str]:
+def means(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+    """Of each comparison that is there for several data sets, the mean over these."""
+    groups = [[e for e in effects if e.comparison == c] for c in unique(e.comparison for e in effects)]
+    return tuple(mean for lines in groups if (mean := of_means(lines)))
+
+
+def spread(lines: Sequence[Effect], rule: Rule) -> tuple[str, str]:
     """Data set by data set: significant gains and losses (Holm over data sets and measures), and claimed effects excluded."""
-    lines = [line for group in groups.values() for line in group]
     corrected = dict(zip(lines, stats.holm([line.p_value for line in lines]), strict=True))
     here = {d: [line for line in lines if line.dataset == d] for d in unique(line.dataset for line in lines)}
     both = [d for d, mine in here.items() if all(line.value > 0 for line in mine)]
@@ -83,18 +85,10 @@ def spread(groups: Mapping[tuple, Sequence[Effect]], rule: Rule) -> tuple[str, s
     return (NOT if 2 * len(without) >= len(here) else INCONCLUSIVE), words
 
 
-def _shown(rule: Rule, means: Mapping[tuple, Effect], there: set) -> str:
-    tried = [pair for pair in rule.pairs if pair in there]
-    reached = [pair for pair in tried if all((pair, m) in means and means[pair, m].low > 0 for m in rule.metrics)]
+def _shown(rule: Rule, averaged: Sequence[Effect], tried: set) -> str:
+    clear = Counter(e.pair for e in averaged if e.low > 0)
+    reached = [pair for pair in rule.pairs if clear[pair] == len(rule.metrics)]
     if not tried:
         return "none of the stand-ins has been run"
     return (f"the paper's own baselines are not public; of {len(tried)} stand-ins of ours {len(reached)} have both intervals "
             "above 0")
-
-
-def _mechanism(rule: Rule, found: Mapping[tuple, Sequence[Effect]], near: set[str]) -> str:
-    """Whether a gain stands against the controls too."""
-    away = {key: of_means([line for line in lines if line.dataset not in near]) for key, lines in found.items()}
-    means = {pair: [mean for metric in rule.metrics if (mean := away.get((pair, metric)))] for pair in rule.controls}
-    return against_controls(rule, means, len(rule.metrics), "number reproduced, explanation not supported: no clear gain",
-                            "the gain stands")

@@ -1,9 +1,10 @@
 """The five words of a verdict, and how a rule's bounds turn intervals into one of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
-from ..specs.labels import dataset_label
+from ..specs.labels import dataset_label, unique
 from ..studies.rules import Bound, Rule
 from .effects import Effect, pair_label
 
@@ -46,9 +47,13 @@ def level(intervals: int) -> float:
     return 1 - 0.1 / max(intervals, 2)
 
 
-def named(bound: Bound, effects: Sequence[Effect]) -> list[Effect]:
-    """Those that a bound names."""
-    return [e for e in effects if set(bound.of) <= e.words]
+def names(bound: Bound, e: Effect) -> bool:
+    return set(bound.of) <= e.words
+
+
+def asked_of(rule: Rule, e: Effect) -> list[Bound]:
+    """The bounds of `rule.asked` that name the effect."""
+    return [b for bounds in rule.asked for b in bounds if names(b, e)]
 
 
 def ends(rule: Rule, e: Effect) -> tuple[float, float]:
@@ -56,33 +61,35 @@ def ends(rule: Rule, e: Effect) -> tuple[float, float]:
     return (-e.high, -e.low) if rule.lower else (e.low, e.high)
 
 
-def met(rule: Rule, bound: Bound, e: Effect) -> bool:
-    low, high = ends(rule, e)
-    return low > bound.above and (bound.reach is None or high >= bound.reach)
+def above(rule: Rule, bound: Bound, e: Effect) -> bool:
+    """True if the interval lies above what is asked."""
+    return ends(rule, e)[0] > bound.above
 
 
-def excluded(rule: Rule, bound: Bound, e: Effect) -> bool:
-    """True if the interval lies wholly below what is claimed, and not above what is asked."""
-    low, high = ends(rule, e)
-    return bound.claimed is not None and high < bound.claimed and not low > bound.above
+def below(rule: Rule, bound: Bound, e: Effect) -> bool:
+    """True if the interval lies wholly below what is claimed."""
+    return bound.claimed is not None and ends(rule, e)[1] < bound.claimed
 
 
 def decide(rule: Rule, effects: Sequence[Effect], holds: Mapping[str, bool] | None = None) -> str:
     """The verdict on intervals alone.
 
     Reproduced: of one alternative of `rule.asked` all bounds hold, each for at least one effect. Partly: of one of
-    `rule.partly`. Not: in each alternative of `rule.asked` an effect is `excluded`. Else inconclusive.
+    `rule.partly`. Not: in each alternative of `rule.asked` an effect is `below` and not `above`. Else inconclusive.
 
     Args:
         holds: conditions beside the intervals; a verdict whose condition fails is not given.
     """
     def hold(bound: Bound) -> bool:
-        return bool(named(bound, effects)) and all(met(rule, bound, e) for e in named(bound, effects))
+        mine = [e for e in effects if names(bound, e)]
+        reached = all(bound.reach is None or ends(rule, e)[1] >= bound.reach for e in mine)
+        return bool(mine) and reached and all(above(rule, bound, e) for e in mine)
 
     for verdict, alternatives in ((REPRODUCED, rule.asked), (PARTLY, rule.partly)):
         if (holds or {}).get(verdict, True) and any(all(map(hold, bounds)) for bounds in alternatives):
             return verdict
-    refuted = [any(excluded(rule, b, e) for b in bounds for e in named(b, effects)) for bounds in rule.asked]
+    refuted = [any(names(b, e) and below(rule, b, e) and not above(rule, b, e) for b in bounds for e in effects)
+               for bounds in rule.asked]
     return NOT if refuted and all(refuted) else INCONCLUSIVE
 
 
@@ -107,34 +114,51 @@ def distance(rule: Rule) -> float:
     return NEAR if rule.measure == "shown" else rule.chance
 
 
-def apart(effects: Sequence[Effect], rule: Rule) -> list[Effect]:
-    """All effects on those data sets on which one of them is near chance."""
-    near = {e.dataset for e in effects if e.near_chance(distance(rule))}
-    return [e for e in effects if e.dataset in near]
+def apart(effects: Sequence[Effect], rule: Rule, *by: str) -> list[Effect]:
+    """All effects on those data sets (or what else the attributes `by` tell apart) on which one of them is near chance."""
+    place = attrgetter(*(by or ("dataset",)))
+    near = {place(e) for e in effects if e.near_chance(distance(rule))}
+    return [e for e in effects if place(e) in near]
 
 
-def asked_of(rule: Rule, e: Effect) -> list[Bound]:
-    """The bounds of `rule.asked` that name the effect."""
-    return [b for bounds in rule.asked for b in bounds if named(b, [e])]
+def sifted(rule: Rule, effects: Sequence[Effect], detail: Sequence[Effect], lack: str = "", least: int = 1,
+           by: Sequence[str] = ()) -> Evidence:
+    """Effects that would decide, without those near chance (`apart`), which are flagged; none where something is lacking.
+
+    Args:
+        least: on so many data sets each comparison must be left. by: attributes of places that are left out one by one.
+    """
+    near = apart(effects, rule, *by)
+    clear = tuple(e for e in effects if e not in near)
+    left = [{e.dataset for e in clear if e.comparison == c} for c in unique(e.comparison for e in effects)]
+    if near and not lack and any(len(datasets) < least for datasets in left):
+        lack = f"near chance: {', '.join(unique(dataset_label(e.dataset) for e in near))}; too few data sets are left"
+    out = Evidence(flagged=tuple(near), detail=tuple(detail), lack=lack)
+    return out if lack else replace(out, effects=clear, everywhere=tuple(effects) if near else (), said=said(rule, clear))
+
+
+def joined(found: Evidence, own: Evidence) -> Evidence:
+    """Evidence of intervals together with conditions beside them."""
+    return replace(found, holds=own.holds, lack=found.lack or own.lack, said="; ".join(filter(None, (found.said, own.said))))
 
 
 def against(rule: Rule, e: Effect) -> str:
     """What the rule asks of an effect and whether its interval is so, in words; "" where nothing is asked."""
-    (low, high), scale, out = ends(rule, e), (-1 if rule.lower else 1) * (100 if e.unit == "points" else 1), []
+    scale, out = (-1 if rule.lower else 1) * (100 if e.unit == "points" else 1), []
     for b in asked_of(rule, e):
-        out.append(f"asked: {'below' if rule.lower else 'above'} {scale * b.above + 0:g}, {'yes' if low > b.above else 'no'}")
+        out.append(f"asked: {'below' if rule.lower else 'above'} {scale * b.above + 0:g}, {'yes' if above(rule, b, e) else 'no'}")
         if b.claimed is not None:
-            out.append(f"claimed {scale * b.claimed:g}, {'excluded' if high < b.claimed else 'not excluded'}")
+            out.append(f"claimed {scale * b.claimed:g}, {'excluded' if below(rule, b, e) else 'not excluded'}")
     return f"  [{'; '.join(dict.fromkeys(out))}]" if out else ""
 
 
 def said(rule: Rule, effects: Sequence[Effect]) -> str:
     """How many intervals lie above what is asked, and how many below what is claimed."""
-    counted = [(e, bounds) for e in effects if (bounds := asked_of(rule, e))]
-    above = [any(ends(rule, e)[0] > b.above for b in bounds) for e, bounds in counted]
-    below = [any(b.claimed is not None and ends(rule, e)[1] < b.claimed for b in bounds) for e, bounds in counted]
-    without = sum(b and not a for a, b in zip(above, below, strict=True))
-    return f"of {len(counted)} interval{'s' * (len(counted) != 1)} {sum(above)} as asked, {without} without the claimed effect"
+    states = [[any(test(rule, b, e) for b in bounds) for test in (above, below)]
+              for e in effects if (bounds := asked_of(rule, e))]
+    without = sum(down and not up for up, down in states)
+    return (f"of {len(states)} interval{'s' * (len(states) != 1)} {sum(up for up, _ in states)} as asked, {without} without the "
+            "claimed effect")
 
 
 def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
@@ -163,4 +187,4 @@ def against_controls(rule: Rule, found: Mapping[tuple[str, str], Sequence[Effect
     missing = [pair for pair in rule.controls if pair not in gone and len(found[pair]) < wanted]
     parts = [f"{doubt} in {', '.join(map(pair_label, gone))}"] if gone else []
     parts += [f"controls without enough runs: {', '.join(map(pair_label, missing))}"] if missing else []
-    return "; ".join(parts) or f"{stands} against all controls"
+    return "; ".join(parts) or (f"{stands} against all controls" if rule.controls else "")

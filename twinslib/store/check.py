@@ -17,7 +17,7 @@ from .store import Store, check_epochs, check_masks
 from .votes import load_votes
 
 RUN, MEASURED = r"[0-9a-f]{12}", r"[0-9a-f]{12}-[0-9a-f]{12}"
-SHOWN = ("claims.json", "waiting.json", "rows/*.csv", "epochs/*.csv", "tables/*.md", "figures/*.p[nd][gf]", "[0-9][0-9]_*.ipynb",
+SHOWN = ("rows/*.csv", "epochs/*.csv", "tables/*.md", "figures/*.p[nd][gf]", "[0-9][0-9]_*.ipynb",
          "[0-9][0-9]_*.html", ".*")  # made from results
 OTHERS = ("work/leases", "work/workers", "work/aside")  # nobody's numbers
 
@@ -150,7 +150,7 @@ def _beside(path: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], object]] = {
-    rf"runs/{RUN}\.json": _record, rf"diverged/({RUN}|{MEASURED})\.json": _record, rf"masks/{MEASURED}\.npz": _masks,
+    r"(claims|waiting)\.json": read_json, rf"runs/{RUN}\.json": _record, rf"diverged/({RUN}|{MEASURED})\.json": _record, rf"masks/{MEASURED}\.npz": _masks,
     rf"masks/{RUN}\.npz": _earlier_masks, rf"votes/{MEASURED}\.npz": _votes,
     rf"courses/{RUN}\.npz": lambda path: read_npz(path, {"run": path.stem}), r"splits/[\w-]+\.npz": _split,
     rf"(weights/{RUN}|work/{RUN}(-best)?)\.safetensors": _weights, rf"weights/{RUN}\.json": _beside,

@@ -113,6 +113,20 @@ def test_a_job_at_its_end_is_queued_again(folder: Path, whole: dict, tmp_path: P
     nothing_forgotten(tmp_path)
 
 
+@slurm
+def test_a_killed_job_is_made_up_for(folder: Path, whole: dict, tmp_path: Path) -> None:
+    """Of two jobs one is killed in the middle of its work; the other one takes over and does everything."""
+    words, environment = command(folder, tmp_path, "--workers", "2", "--slurm", "time=10", "cpus_per_task=1", "mem=1000")
+    process = subprocess.Popen(words, env=environment | {"TWINS_LEASE_SILENCE": "3"}, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("toy/work/*.ckpt")):
+        time.sleep(0.05)
+    first, *_ = subprocess.run(["squeue", "--noheader", "--states=R", "--format=%A"], capture_output=True, text=True,
+                               check=True).stdout.split()
+    subprocess.run(["scancel", "--signal=KILL", first], check=True)
+    _, said = process.communicate(timeout=500)
+    assert process.returncode == 0 and contents(Store("toy", root=tmp_path / "toy")) == whole, said
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--workers", "0"], "expected --workers above 0, got 0"), (["--workers", "two"], "invalid int value: 'two'"),
     (["--slurm", "gpu"], "expected options of Slurm such as partition=gpu, got 'gpu'" if SLURM else "got no srun"),

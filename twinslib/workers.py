@@ -148,7 +148,7 @@ def start_slurm(commands: Sequence[Sequence[str]], folder: Path, options: Sequen
 
 def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Plan, *,
           stop: Callable[[], bool]) -> tuple[Report, int]:
-    """Start workers and follow them until all have ended: (what they did, their highest exit status).
+    """Start workers and follow them until all have ended: (what they did, their highest exit status if anything is left).
 
     Args:
         start: makes the workers; given a folder for what they say, which goes when all is done.
@@ -187,4 +187,4 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
             log.warning("a worker ended with status %s; what it said is in %s", status, worker.log_file)
     if not any(statuses):
         shutil.rmtree(folder, ignore_errors=True)
-    return report, max(map(abs, statuses))
+    return report, max(map(abs, statuses)) if report.left else 0  # whoever was killed, others did its work

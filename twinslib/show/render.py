@@ -95,21 +95,24 @@ def render_all(jobs: Iterable[tuple[Path, Mapping]], folder: Path, *, force: boo
             rows.append((notebook.stem, "not run", 0.0))
             continue
         start = time.monotonic()
-        if not force and stamp.exists() and stamp.read_text() == fingerprint(notebook, parameters, folder):
-            rows.append((notebook.stem, "unchanged", 0.0))
-            continue
-        try:
-            with Leases(folder / "work" / "leases").hold(f"render-{notebook.stem}", lambda line: print(line, file=sys.stderr)):
-                print(f"rendering {notebook.stem}", file=sys.stderr, flush=True)
-                render_notebook(notebook, parameters, folder)
-                digest = fingerprint(notebook, parameters, folder)  # again: rendering may have written rows
-                atomic_write(stamp, lambda tmp, digest=digest: Path(tmp).write_text(digest))
-            status = "rendered"
-        except Exception as error:  # the boundary: whatever a notebook raises is its own failure, the others go on
-            print(f"{notebook.name}: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
-            status = "failed"
+        with Leases(folder / "work" / "leases").hold(f"render-{notebook.stem}", lambda line: print(line, file=sys.stderr)):
+            status = _render_one(notebook, parameters, folder, stamp, force)
         rows.append((notebook.stem, status, time.monotonic() - start))
     return rows
+
+
+def _render_one(notebook: Path, parameters: Mapping, folder: Path, stamp: Path, force: bool) -> str:
+    if not force and stamp.exists() and stamp.read_text() == fingerprint(notebook, parameters, folder):
+        return "unchanged"
+    print(f"rendering {notebook.stem}", file=sys.stderr, flush=True)
+    try:
+        render_notebook(notebook, parameters, folder)
+        digest = fingerprint(notebook, parameters, folder)  # again: rendering may have written rows
+        atomic_write(stamp, lambda tmp: Path(tmp).write_text(digest))
+    except Exception as error:  # the boundary: whatever a notebook raises is its own failure, the others go on
+        print(f"{notebook.name}: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
+        return "failed"
+    return "rendered"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -5,7 +5,6 @@ The queue of a preset may be unfinished; what is there belongs to the plan, and 
 
 import io
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,10 +14,12 @@ import pandas as pd
 import pytest
 
 from tests.page_made import show
+from twinslib.base.files import read_json
 from twinslib.claims import ledger
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets.checkpoint import load_weights, tensor_hash
 from twinslib.specs.jobs import Job
+from twinslib.store.check import check
 from twinslib.store.store import Store
 from twinslib.studies import plan, presets
 from twinslib.studies.smoothing import cell_of
@@ -52,11 +53,11 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
     store = Store(preset, root=RESULTS / preset)
     jobs = [job for p, number in COMMITTED if p == preset for job in load(p, number)[1]]
     planned = {job.spec.hash for job in jobs}
-    records = {stem: json.loads((store.root / "runs" / f"{stem}.json").read_text()) for stem in stems(store, "runs", "json")}
-    assert records and set(records) <= planned
+    records = {stem: read_json(store.root / "runs" / f"{stem}.json") for stem in stems(store, "runs", "json")}
+    assert records and set(records) | stems(store, "diverged", "json") <= planned
     assert stems(store, "courses", "npz") == {s for s, r in records.items() if "follow" in r["spec"]}
-    assert {stem.split("-")[0] for stem in stems(store, "votes", "npz")} <= set(records)
-    assert stems(store, "masks", "npz") <= set(records) <= stems(store, "provenance", "json") <= planned
+    assert {stem.split("-")[0] for folder in ("votes", "masks") for stem in stems(store, folder, "npz")} <= set(records)
+    assert check(store)[0] == [] and not (store.root / "provenance").exists()
     assert stems(store, "splits", "npz") == {record["split"] for record in records.values()}
     assert stems(store, "weights", "safetensors") == stems(store, "weights", "json") <= set(records)
     assert stems(store, "weights", "json") <= {j.spec.hash for j in jobs if j.ship} | {
@@ -69,11 +70,9 @@ def test_provenance_is_that_of_the_results(preset: str) -> None:
     where the hardware lacks it, all epochs."""
     store = Store(preset, root=RESULTS / preset)
     for stem in stems(store, "runs", "json"):
-        record, entries = (json.loads((store.root / folder / f"{stem}.json").read_text()) for folder in ("runs", "provenance"))
-        train, precision = entries["train"], record["spec"]["optim"].get("precision", "float32")
-        again = train.get("unfinished")  # its weights are being made again, for another evaluation
-        assert entries["run"] == stem
-        assert again or (train["weights"] == record["weights"] and train["precision"] in (precision, "float32"))
+        record = read_json(store.root / "runs" / f"{stem}.json")
+        train, precision = record["provenance"], record["spec"]["optim"].get("precision", "float32")
+        assert train["weights"] == record["weights"] and train["precision"] in (precision, "float32")
         assert [row["epoch"] for row in record["epochs"]] == list(range(1, record["spec"]["optim"].get("epochs", 60) + 1))
 
 

@@ -39,6 +39,7 @@ from .show import render
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
+from .store import earlier
 from .store.store import Store
 from .studies import plan, presets, rules
 from .studies import plan as studies_plan
@@ -154,6 +155,10 @@ def run_store(args: argparse.Namespace) -> int:
     if args.action == "repair":
         for problem, path in store_check.repair(store):
             print(f"moved aside: {problem.path} ({problem.kind}) is now {path}")
+    if args.action == "upgrade":
+        jobs = [job for number in presets.notebooks() for job in plan.plan(args.preset, number)[0](best=store.best)]
+        count = earlier.upgrade(store, {job.spec.hash: job.spec for job in jobs}, {c.hash: c for job in jobs for c in job.certs})
+        print(f"{count} files written anew")
     problems, count = store_check.check(store)
     for problem in problems:
         print(f"{problem.kind}: {problem.path}: {problem.what}")
@@ -243,8 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as "
                    "partition=gpu time=600 gpus_per_node=1")
     p.set_defaults(func=run_sweep)
-    p = commands.add_parser("store", help="read every file of a preset's results; move aside what is damaged")
-    p.add_argument("action", choices=("check", "repair"))
+    p = commands.add_parser("store", help="read every file of a preset's results; move aside what is damaged; "
+                            "write anew what an earlier version wrote")
+    p.add_argument("action", choices=("check", "repair", "upgrade"))
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.set_defaults(func=run_store)
     p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")

@@ -66,7 +66,7 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
         conv = modules.get(before.target) if before.op == "call_module" else None
         if type(conv) is not nn.Conv2d or len(before.users) != 1 or norm.running_mean is None:
             continue
-        if not is_alone(conv) or not is_alone(norm):
+        if before.target in dict(pairs) or not is_alone(conv) or not is_alone(norm):
             continue
         if conv.bias is None:
             conv.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)

@@ -2,9 +2,7 @@
 
 import itertools
 import math
-from collections import namedtuple
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +17,7 @@ RADII = {"linf": 8 / 255, "l2": 0.5}
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("loss", "random_start"), [("ce", True), ("ce", False), ("kl", True), ("margin", True),
-                                                    ("margin", False)])
+@pytest.mark.parametrize(("loss", "random_start"), [("ce", False), ("kl", True), ("margin", True)])
 @pytest.mark.parametrize("threat", THREATS)
 def test_attack_is_legal(threat, loss, random_start, device):
     """Within eps, within [0, 1], detached, of the same kind as x, and at least as bad as the clean image."""
@@ -60,21 +57,6 @@ def test_attack_is_strong(threat, random_start, loss):
     torch.testing.assert_close(x_adv, x + eps * best.view_as(x), rtol=0, atol=1e-9)
 
 
-def test_margin_attack_finds_the_best_class():
-    """On a linear model with many classes the margin reached is never beaten by any target's closed-form best."""
-    x, y = batch(classes=5, low=0.3, high=0.7, dtype=torch.float64)
-    forward, weight = linear(5, dtype=torch.float64)
-    y = forward(x).argmax(1)
-    x_adv = pgd(forward, x, y, eps=0.02, step_size=0.005, steps=30, loss="margin", random_start=False)
-    gaps = (weight[None] - weight[y][:, None]).masked_fill(F.one_hot(y, 5).bool()[..., None], 0)
-    reach = torch.einsum("bkd,bd->bk", gaps, x.flatten(1)) + 0.02 * gaps.abs().sum(2)
-    best = reach.masked_fill(F.one_hot(y, 5).bool(), -torch.inf).amax(1)
-    logits = forward(x_adv)
-    reached = logits.masked_fill(F.one_hot(y, 5).bool(), -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
-    assert (reached <= best + 1e-9).all()
-    torch.testing.assert_close(reached.median(), best.median(), rtol=0.05, atol=0)
-
-
 @pytest.mark.parametrize("threat", THREATS)
 def test_pgd_is_the_textbook_iteration(threat):
     """The loop start, step, project, clip written out, with the same start; the last iterate is kept."""
@@ -101,11 +83,11 @@ def test_pgd_is_the_textbook_iteration(threat):
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("eps", "steps"), [(0.0, 5), (8 / 255, 0)])
-def test_nothing_to_do_is_identity(eps, steps):
+def test_nothing_to_do_is_identity():
     """eps 0 or no step gives x itself, without a forward pass and without a generator."""
     x, y = batch()
-    assert torch.equal(pgd(refuse, x, y, eps=eps, step_size=0.01, steps=steps), x)
+    for eps, steps in ((0.0, 5), (8 / 255, 0)):
+        assert torch.equal(pgd(refuse, x, y, eps=eps, step_size=0.01, steps=steps), x)
 
 
 def refuse(_):
@@ -160,45 +142,35 @@ def test_attack_touches_nothing_but_the_images():
     assert torch.equal(x, x_before) and not x.requires_grad
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_eval_mode_restores_each_module(fails):
+def test_eval_mode_restores_each_module():
     """A frozen norm inside a training network stays frozen afterwards, also when the body raises; without it an attack warns."""
     net = conv_net().train()
     with pytest.warns(UserWarning, match="use eval_mode"):
         pgd(net, *batch(), eps=0.1, step_size=0.1, steps=1, generator=seeded())
     net[1].eval()
     modes = [m.training for m in net.modules()]
-    try:
-        with eval_mode(net):
-            assert not any(m.training for m in net.modules())
-            if fails:
-                raise KeyError
-    except KeyError:
-        pass
+    with pytest.raises(KeyError), eval_mode(net):
+        assert not any(m.training for m in net.modules())
+        raise KeyError
     assert [m.training for m in net.modules()] == modes and not net[1].training and net[4].training
 
 
 BAD = [
     (dict(eps=8), ValueError, r"expected eps in \[0, 1\] \(pixel units\), got 8; write 8/255"),
-    *((dict(eps=eps), ValueError, f"got {eps}") for eps in (-0.1, float("nan"))),
-    (dict(eps=-1.0, threat="l2"), ValueError, "at least 0"),
-    *((dict(eps=eps), TypeError, "eps to be a number") for eps in ("8/255", None, np.array([0.1]))),
-    (dict(step_size=2), ValueError, "write 2/255"), (dict(step_size=0), ValueError, "step_size above 0"),
-    *((dict(step_size=size), TypeError, "step_size to be a number") for size in (True, torch.tensor([0.1, 0.1]))),
-    *((dict(steps=steps), ValueError, "steps to be an integer of at least 0") for steps in (-1, np.int64(-1))),
-    *((dict(steps=steps), TypeError, "steps to be an integer") for steps in (2.5, True, np.float64(3), "3")),
+    (dict(eps=float("nan")), ValueError, "got nan"), (dict(eps=-1.0, threat="l2"), ValueError, "at least 0"),
+    (dict(eps="8/255"), TypeError, "eps to be a number"), (dict(step_size=2), ValueError, "write 2/255"),
+    (dict(step_size=0), ValueError, "step_size above 0"), (dict(step_size=True), TypeError, "step_size to be a number"),
+    (dict(steps=-1), ValueError, "steps to be an integer of at least 0"), (dict(steps=2.5), TypeError, "steps to be an integer"),
     (dict(threat="linff"), ValueError, "did you mean 'linf'"), (dict(loss="cee"), ValueError, "did you mean 'ce'"),
     (dict(generator=None), ValueError, "random_start=False"), (dict(generator=0), TypeError, r"torch.Generator\(\)"),
     (dict(loss="kl", random_start=False), ValueError, "gradient is zero"),
     (dict(x=torch.zeros(12, 3, 8, 8, dtype=torch.uint8)), TypeError, "divide uint8"),
-    (dict(x=torch.zeros(3, 8, 8)), TypeError, "shape"),
-    (dict(x=np.zeros((12, 3, 8, 8), np.float32)), TypeError, "x to be a tensor, got a ndarray"),
-    (dict(y=torch.zeros(11, dtype=torch.int64)), TypeError, r"shape \(12,\)"), (dict(y=torch.zeros(12)), TypeError, "int64"),
+    (dict(x=torch.zeros(3, 8, 8)), TypeError, "shape"), (dict(y=torch.zeros(12)), TypeError, "int64"),
+    (dict(y=torch.zeros(11, dtype=torch.int64)), TypeError, r"shape \(12,\)"),
     (dict(y=[0] * 12), TypeError, "y to be a tensor, got a list"),
     (dict(y=torch.zeros(12, dtype=torch.int64, device="meta")), TypeError, "on cpu"),
 ]
-RESTARTS = [(dict(restarts=0), ValueError, "restarts"), (dict(restarts=True), TypeError, "restarts"),
-            (dict(restarts=np.float32(2)), TypeError, "restarts"), (dict(restarts=2, random_start=False), ValueError, "restarts")]
+RESTARTS = [(dict(restarts=0), ValueError, "restarts"), (dict(restarts=2, random_start=False), ValueError, "restarts")]
 
 
 @pytest.mark.parametrize(("attack", "change", "error", "message"), [
@@ -212,9 +184,7 @@ def test_bad_arguments_fail_before_any_work(attack, change, error, message):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("loss", choices.LOSSES)
-@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize(("threat", "loss", "restarts"), [("linf", "ce", 3), ("linf", "kl", 1), ("l2", "margin", 3)])
 def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device):
     """Equal to attacking every image to the end and looking at every iterate, written out without compaction."""
     x, _ = batch(n=40, device=device, dtype=torch.float64)
@@ -239,19 +209,18 @@ def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device
 
 
 @pytest.mark.parametrize("when", range(5))
-@pytest.mark.parametrize("how_many", [1, 4, 8])
+@pytest.mark.parametrize("how_many", [1, 8])
 def test_one_wrong_iterate_is_enough(when, how_many):
     """Wrong on the clean image, on any iterate or on the last alone: broken for good, and no other image is."""
     x, _ = batch(n=8)
-    y = torch.zeros(8, dtype=torch.int64)
-    calls = iter(range(100))
-    near = (x + 0.001)[:how_many]
+    calls, near = iter(range(100)), (x + 0.001)[:how_many]
 
     def scripted(z):
         marked = torch.cdist(z.flatten(1), near.flatten(1)).amin(1) < 0.1
         wrong = marked & (next(calls) == when)
         return torch.stack([z.flatten(1).sum(1) * 0, wrong.float() - 0.5], 1)
 
+    y = torch.zeros(8, dtype=torch.int64)
     mask = pgd_robust_mask(scripted, x, y, eps=1e-3, step_size=1e-4, steps=3, generator=seeded())
     assert not mask[:how_many].any() and mask[how_many:].all()
 
@@ -274,21 +243,16 @@ def test_broken_images_leave_the_batch():
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [
-    (lambda out: namedtuple("Outputs", "logits aux")(out, out), TypeError, r"logits alone, got a Outputs.*model\(x\)\[0\]"),
-    (lambda out: {"logits": out}, TypeError, "got a dict"), (lambda out: None, TypeError, "got a NoneType"),
-    (lambda out: out.numpy(force=True), TypeError, "got a ndarray"),
-    (lambda out: out[:1], ValueError, r"shape \(12, classes\)"), (lambda out: out[:, :, None], ValueError, "classes"),
-    (lambda out: out.detach(), ValueError, "no_grad or detach"),
+    (lambda out: (out, out), TypeError, r"logits alone, got a tuple.*model\(x\)\[0\]"),
+    (lambda out: out[:1], ValueError, r"shape \(12, classes\)"), (lambda out: out.detach(), ValueError, "no_grad or detach"),
     (lambda out: out.detach() + torch.zeros(1, requires_grad=True), ValueError, "no_grad or detach")])
 def test_networks_that_do_not_return_logits(change, error, message):
-    """Several outputs, none, another shape, or no way back to the images: one clear message."""
+    """Several outputs, another shape, or no way back to the images: one clear message."""
     x, y = batch()
+    y = conv_net()(x).argmax(1)
     for attack in (pgd, pgd_robust_mask):
         with pytest.raises(error, match=message):
-            attack(lambda z: change(conv_net()(z)), x, conv_net()(x).argmax(1), eps=0.1, step_size=0.1, steps=1,
-                   generator=seeded())
-    with pytest.raises(error, match=message):
-        attack_pgd.input_gradient(lambda z: change(conv_net()(z)), x, y)
+            attack(lambda z: change(conv_net()(z)), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded())
 
 
 # -- what is not finite -----------------------------------------------------------------------------------------------
@@ -309,9 +273,8 @@ def spoiled(net, x, which, value, *, pixels=slice(None), later=False):
     return forward
 
 
-@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize(("value", "later"), [(math.nan, True), (math.inf, False)])
 @pytest.mark.parametrize("pixels", [slice(None), slice(7, 8)], ids=["image", "pixel"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("threat", THREATS)
 def test_an_image_without_a_gradient_is_not_robust(threat, value, pixels, later, caplog):
     """Not one pixel of it at one iterate may be missing; the other images come out as with a sound network."""
@@ -325,8 +288,7 @@ def test_an_image_without_a_gradient_is_not_robust(threat, value, pixels, later,
     assert "of 12 images count as broken: their gradient is not finite" in caplog.text
 
 
-@pytest.mark.parametrize("loss", choices.LOSSES)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("loss", "value"), [("ce", math.nan), ("kl", math.inf), ("margin", math.nan)])
 @pytest.mark.parametrize("threat", THREATS)
 def test_training_sees_what_was_not_attacked(threat, value, loss):
     """The last iterate of such an image is not finite, nor is the loss on it; all other images are attacked as ever."""

@@ -299,7 +299,8 @@ def test_hidden_files_are_ignored_and_others_counted(folder, caplog):
     frames = [Image.new("RGB", (8, 8), (40 * i, 0, 9)) for i in range(1, 4)]
     pets(folder, {
         **{name: image(7) for name in (*hidden, *other)}, "../linked/er/a.png": image(200),
-        "test/cat/thin.png": image(201, (30, 4)), "train/dog/f.gif": encoded(frames[0], "GIF", append_images=frames, save_all=True)
+        "test/cat/thin.png": image(201, (30, 4)),
+        "train/dog/f.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames)
     })
     (folder / "pets/train/cat/deep").symlink_to(folder / "linked")
     build.build("pets", size=8)

@@ -137,7 +137,7 @@ def test_toy_sets_are_real_and_apart():
             assert counts.min() >= 0.9 * counts.max() > 0
         assert toy.train_images.max() == 255 and toy.train_images.float().std() > 50
     assert (source.fingerprint, target.fingerprint) == ("914c5846a1ea847c", "4e340d758fc2afbd")
-    both = ({image.numpy().tobytes() for part in (toy.train_images, toy.test_images) for image in part} for toy in (source, target))
+    both = ({x.numpy().tobytes() for part in (toy.train_images, toy.test_images) for x in part} for toy in (source, target))
     assert set.isdisjoint(*both)
 
 

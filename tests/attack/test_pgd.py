@@ -208,23 +208,6 @@ def test_robust_mask_is_the_worst_of_all_iterates(threat, loss, restarts, device
     assert 0 < int(mask.sum()) < int(clean.sum()) < 40
 
 
-@pytest.mark.parametrize("when", range(5))
-@pytest.mark.parametrize("how_many", [1, 8])
-def test_one_wrong_iterate_is_enough(when, how_many):
-    """Wrong on the clean image, on any iterate or on the last alone: broken for good, and no other image is."""
-    x, _ = batch(n=8)
-    calls, near = iter(range(100)), (x + 0.001)[:how_many]
-
-    def scripted(z):
-        marked = torch.cdist(z.flatten(1), near.flatten(1)).amin(1) < 0.1
-        wrong = marked & (next(calls) == when)
-        return torch.stack([z.flatten(1).sum(1) * 0, wrong.float() - 0.5], 1)
-
-    y = torch.zeros(8, dtype=torch.int64)
-    mask = pgd_robust_mask(scripted, x, y, eps=1e-3, step_size=1e-4, steps=3, generator=seeded())
-    assert not mask[:how_many].any() and mask[how_many:].all()
-
-
 def test_broken_images_leave_the_batch():
     """At most steps + 1 passes a restart and one on the clean images; far fewer images than without compaction."""
     x, _ = batch(n=64)

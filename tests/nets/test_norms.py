@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.nets.made import equal, overridden, shake, small
 from twinslib.nets.norms import TwinNorm, freeze_statistics, norm_layer, to_plain, twin_norms, twinsify, wings
 from twinslib.nets.split import ALL_FROZEN
-from twinslib.train.noise import mismatch, reestimated
+from twinslib.train.noise import reestimated
 
 NETWORKS = ("resnet18", "mobilenet_v3_small", "own", "timm:resnet10t")  # the last with norm and activation in one
 
@@ -118,36 +118,6 @@ def test_split_equals_two_wings(batch, data, train):
         assert torch.allclose(a.double(), b.double(), atol=1e-12)
 
 
-@pytest.mark.parametrize("batch, n", [(1, 0), (4, 3)])
-def test_single_value_per_channel(batch, n):
-    """One adaptive image at 1 x 1 in training: normalised with running statistics, which stay as they are."""
-    twin = disturb(twinsify(nn.Sequential(nn.BatchNorm2d(3))))
-    before = copy.deepcopy(twin.state_dict())
-    x = torch.randn(batch, 3, 1, 1)
-    with pytest.raises(ValueError, match="more than 1 value"):
-        to_plain(twin).train()(x[:1])
-    with wings(twin.train(), n):
-        out = twin(x)
-    assert equal(twin, before) and twin[0].adaptive.training
-    assert torch.equal(out[n:], to_plain(twin).eval()(x[n:]))
-
-
-def test_second_adaptive_is_ordinary():
-    """In the control with two adaptive wings each part of the batch meets the statistics of that part alone, and updates
-    its own branch; in eval mode each branch uses its own."""
-    twin, plain = twinsify(small(), second="adaptive").train(), [small().train(), small().train()]
-    x = torch.rand(6, 3, 8, 8)
-    with wings(twin, 4):
-        out = twin(x)
-    want = torch.cat((plain[0](x[:4]), plain[1](x[4:])))
-    assert torch.allclose(out, want, atol=1e-6) and not torch.allclose(small().train()(x), want, atol=1e-3)
-    assert torch.allclose(twin[1].frozen.running_mean, plain[0][1].running_mean)
-    assert not torch.allclose(twin[1].adaptive.running_mean, plain[0][1].running_mean)
-    with torch.no_grad():
-        for wing, network in zip(("frozen", "adaptive"), plain, strict=True):
-            assert torch.allclose(to_plain(twin, wing).eval()(x), network.eval()(x), atol=1e-6)
-
-
 def test_share_affine():
     """Shared affine: the same Parameter objects, also in a copy; one gradient from both wings; otherwise separate."""
     model = copy.deepcopy(twinsify(small(), share_affine=True))
@@ -161,18 +131,6 @@ def test_share_affine():
     separate = twinsify(small())[1]
     assert separate.adaptive.weight is not separate.frozen.weight
     assert torch.equal(separate.adaptive.weight, separate.frozen.weight)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_memory_format_and_bfloat16(memory_format):
-    """A split batch keeps its memory format, and runs in bfloat16 autocast with float32 statistics."""
-    twin = twinsify(small()).train()
-    x = torch.rand(5, 3, 8, 8).to(memory_format=memory_format)
-    with wings(twin, 2), torch.autocast("cpu", torch.bfloat16):
-        out = twin[1](twin[0](x))
-        twin(x).float().sum().backward()
-    assert out.is_contiguous(memory_format=memory_format) and out.dtype == torch.bfloat16
-    assert twin[1].adaptive.running_mean.dtype == torch.float32 and torch.isfinite(twin[0].weight.grad).all()
 
 
 @pytest.mark.parametrize("channels, groups", [(16, 16), (64, 32), (48, 24), (37, 1)])
@@ -317,18 +275,6 @@ class Joined(nn.Module):
         return sum(out.view(len(x), -1) for out in outs)
 
 
-def test_every_state_is_set():
-    """A network made of several twinned ones is split everywhere; each state gets back what it had."""
-    one, two = (disturb(twinsify(small())) for _ in range(2))
-    model, x = Joined(one, two).eval(), torch.rand(4, 3, 8, 8)
-    with wings(model, "frozen"):
-        frozen = model(x)
-    with wings(one, 1):
-        with wings(model, 3):
-            assert torch.allclose(model(x), torch.cat((frozen[:3], model(x)[3:])), atol=1e-5)
-        assert (state_of(one).n_frozen, state_of(two).n_frozen) == (1, 0)
-
-
 CUTS = {"chunks": lambda x: x.chunk(2), "crops": lambda x: [torch.cat((x, x.flip(3)))]}
 
 
@@ -463,12 +409,6 @@ def test_copies_hold_nothing_of_the_network():
                 parameter.add_(1)
         assert torch.equal(made(x), before)
         model.load_state_dict(kept)
-
-
-def test_mismatch_of_a_twinned_network():
-    """Only layers that images pass are measured; all of them are."""
-    found = mismatch(twinsify(small()), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 0.1)
-    assert list(found) == ["1.adaptive", "4.adaptive"]
 
 
 GROUPED = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))

@@ -18,6 +18,10 @@ from twinslib.train.loop import History, fit
 from twinslib.train.step import OutOfTime
 
 LAMBDA = 0.4
+KINDS = (  # methods that train differently
+    "natural", "at", "trades", "twins_at", "twins_trades", "two_adaptive", "at_split", "frozen_at", "twins_attack_alternating",
+    "distill", "feature_distill", "l2sp", "joint", "linear_probe", "at_awp", "free_at")
+
 
 
 def spec(name: str = "twins_at", *, optim: dict | None = None, **switches) -> RunSpec:

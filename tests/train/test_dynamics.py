@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from tests.train.made import batch, network, spec, trained, winged
 from twinslib.nets.norms import twinsify, wings
@@ -19,21 +18,6 @@ from twinslib.train.step import Step, generator
 
 
 # -- laws of scale ---------------------------------------------------------------------------------------------------
-def test_the_frozen_wing_breaks_the_law() -> None:
-    """In a two-wing network the adaptive half's gradient is at right angles to each convolution, the frozen half's is not."""
-    net, (x, y) = twinsify(network()).double().train(), batch(16, torch.float64)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-12
-    with wings(net, 8):
-        logits = net(x)
-    convolutions = [w for w in followed_layers(net).values() if w.ndim == 4]
-    for half, holds in ((slice(0, 8), False), (slice(8, 16), True)):
-        grads = torch.autograd.grad(F.cross_entropy(logits[half], y[half]), convolutions, retain_graph=True)
-        cosines = [abs((w * g).sum() / (w.norm() * g.norm())) for w, g in zip(convolutions, grads, strict=True)]
-        assert len(cosines) > 3 and (max(cosines) < 1e-8 if holds else min(cosines) > 1e-5)
-
-
 @pytest.mark.parametrize("layer", ["network.conv1", "network.blocks.1.conv2"])
 def test_scale_check(layer: str) -> None:
     """Its table shows both laws for batch statistics and neither for frozen ones; at factor 1 the two networks are one."""

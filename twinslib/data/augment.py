@@ -61,17 +61,17 @@ def augment(images: Tensor, kind: str, generator: torch.Generator | None = None,
             raise ValueError(f"expected size {side} for 'none', got {size}; use 'center_crop'")
         return to_float(images)
     if kind == "center_crop":
-        start = (side - size) // 2
-        return to_float(images[:, :, start : start + size, start : start + size])
+        return to_float(centre(images, size))
     if generator is None:
         raise ValueError(f"expected a torch.Generator on {images.device} for {kind!r}, got None")
     if kind == "resized_crop_flip":
-        return _resized_crop_flip(images, size, generator)
+        boxes = _crop_boxes(len(images), side, generator, images.device)
+        return _resize_boxes(images, *boxes, _random_flags(images, generator), size)
     return to_float(_random_crop(images, generator, flip=kind == "crop_flip"))
 
 
-def _random_flags(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.randint(2, (n,), generator=generator, device=device, dtype=torch.bool)
+def _random_flags(images: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (len(images),), generator=generator, device=images.device, dtype=torch.bool)
 
 
 def _random_crop(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
@@ -81,17 +81,11 @@ def _random_crop(images: Tensor, generator: torch.Generator, flip: bool) -> Tens
     offsets = torch.randint(2 * _PAD + 1, (2, batch, 1), generator=generator, device=device)
     rows, columns = offsets[0] + span, offsets[1] + span
     if flip:
-        columns = torch.where(_random_flags(batch, generator, device)[:, None], columns.flip(1), columns)
+        columns = torch.where(_random_flags(images, generator)[:, None], columns.flip(1), columns)
     wide = side + 2 * _PAD
     padded = F.pad(images, (_PAD,) * 4).flatten(2)
     flat = (rows[:, :, None] * wide + columns[:, None, :]).flatten(1)
     return padded.gather(2, flat[:, None, :].expand(-1, channels, -1)).view(batch, channels, side, side)
-
-
-def _resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    top, left, height, width = _crop_boxes(images.shape[0], images.shape[3], generator, images.device)
-    flip = _random_flags(images.shape[0], generator, images.device)
-    return _resize_boxes(images, top, left, height, width, flip, size)
 
 
 def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
@@ -111,9 +105,7 @@ def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch
     return top, left, height, width
 
 
-def _resize_boxes(
-    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
-) -> Tensor:
+def _resize_boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut one box (B,) out of each image and resize it bilinearly to (size, size), mirrored where `flip`."""
     side = images.shape[3]
     steps = (torch.arange(size, device=images.device) + 0.5) / size

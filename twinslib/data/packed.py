@@ -65,19 +65,21 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
         ValueError: a file that breaks the format, or a side that is no whole fraction of the stored one.
     """
     if name in TOY_SETS:
-        arrays = {"toy_source": _toy_source, "toy_target": _toy_target}[name]()
-        where = f"embedded set {name}"
+        arrays, where = (_toy_source if name == "toy_source" else _toy_target)(), f"embedded set {name}"
     else:
-        path = packed_path(name)
-        arrays = _read(path)
-        where = str(path)
+        check_name(name)
+        path = paths.data_dir() / f"{name}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(missing(name))
+        arrays, where = _read(path), str(path)
         check_arrays(arrays, where)
     stored = arrays["train_images"].shape[1]
     size = stored if image_size is None else image_size
     if size < 1 or stored % size:
         raise ValueError(f"expected image_size to divide the stored side of {stored} pixels ({where}), got "
                          f"{image_size}; choose a whole fraction or build the set at another size")
-    images = {key: _to_nchw(shrink(arrays[key], stored // size)) for key in ("train_images", "test_images")}
+    images = {key: torch.from_numpy(np.ascontiguousarray(shrink(arrays[key], stored // size).transpose(0, 3, 1, 2)))
+              for key in ("train_images", "test_images")}
     labels = {key: torch.from_numpy(arrays[key]) for key in ("train_labels", "test_labels")}
     return PackedSet(name=name, **images, **labels, class_names=tuple(arrays["class_names"].tolist()))
 
@@ -87,15 +89,6 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(f"expected the bare name of an image set (letters, digits, . + - _), got {name!r}; put "
                          f"NAME.npz or folders NAME/train and NAME/test into {paths.data_dir()}")
-
-
-def packed_path(name: str) -> Path:
-    """Path of the existing file of set `name`; FileNotFoundError says what is missing and how to get it."""
-    check_name(name)
-    path = paths.data_dir() / f"{name}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(missing(name))
-    return path
 
 
 def missing(name: str) -> str:
@@ -211,10 +204,6 @@ def shrink(images: np.ndarray, factor: int) -> np.ndarray:
                 total += chunk[:, row::factor, column::factor]
         out[start : start + 2048] = (total * scale) >> np.uint32(24)
     return out
-
-
-def _to_nchw(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 @functools.lru_cache(maxsize=1)

@@ -91,15 +91,7 @@ def _taking_turns(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return indices[np.argsort(rank_in_class(labels, indices), kind="stable")]
 
 
-def save_split(split: Split, path: Path) -> None:
-    """Write `split` to `path` (.npz, uint32 indices); the file appears complete or not at all."""
-    indices = {key: getattr(split, key).numpy().astype(np.uint32) for key in ("train", "val", "test")}
-    rest = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in indices}
-    write_npz(path, {**indices, "settings": np.array(json.dumps(rest))}, compress=True)
-
-
-def load_split(path: Path) -> Split:
-    """Read a split back; ValueError for a file that is no split."""
+def _load_split(path: Path) -> Split:
     with open(path, "rb") as file:
         try:
             stored = np.load(file, allow_pickle=False)
@@ -113,19 +105,22 @@ def load_split(path: Path) -> Split:
 
 
 def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
-    """Return the split stored at `path` if it was made from these images and arguments, or make and store it.
+    """Return the split stored at `path` (.npz, uint32 indices) if it was made from these images and arguments, or make and
+    store it; the file appears complete or not at all.
 
     Args:
         arguments: those of `make_split`.
     Raises:
-        ValueError: the stored split belongs to other images or arguments; the message names what differs.
+        ValueError: the stored split belongs to other images or arguments; the message names what differs. Or a damaged file.
     """
     path = Path(path)
     if not path.exists():
         split = make_split(packed, **arguments)
-        save_split(split, path)
+        indices = {key: getattr(split, key).numpy().astype(np.uint32) for key in ("train", "val", "test")}
+        settings = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in indices}
+        write_npz(path, {**indices, "settings": np.array(json.dumps(settings))}, compress=True)
         return split
-    stored = load_split(path)
+    stored = _load_split(path)
     asked = {"exclude": (), "train_images": None, "val_images": 0, "seed": 0, **arguments}
     asked |= {"exclude": tuple(asked["exclude"]), "fingerprint": packed.fingerprint}
     differs = [f"{key}: {value!r} here, {getattr(stored, key)!r} there" for key, value in asked.items()
@@ -165,10 +160,8 @@ def to_device(packed: PackedSet, split: Split, device: torch.device | str) -> De
     new_label = torch.full((len(packed.class_names),), -1, dtype=torch.int64)
     new_label[list(split.class_ids)] = torch.arange(len(split.class_ids))
     parts = {}
-    for part, images, labels in (("train", packed.train_images, packed.train_labels),
-                                 ("val", packed.train_images, packed.train_labels),
-                                 ("test", packed.test_images, packed.test_labels)):
+    for part, of in (("train", "train"), ("val", "train"), ("test", "test")):
         indices = getattr(split, part)
-        parts[f"{part}_x"] = images[indices].to(device)
-        parts[f"{part}_y"] = new_label[labels[indices]].to(device)
+        parts[f"{part}_x"] = getattr(packed, f"{of}_images")[indices].to(device)
+        parts[f"{part}_y"] = new_label[getattr(packed, f"{of}_labels")[indices]].to(device)
     return DeviceSet(**parts, class_names=tuple(packed.class_names[i] for i in split.class_ids))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..attack import pgd
-from ..data.augment import augment, to_float
+from ..data.augment import augment, centre, to_float
 from ..data.sets import DeviceSet
 from ..nets.heads import Features, find_head, with_head
 from ..specs.run import RunSpec
@@ -55,10 +55,8 @@ def image_features(model: torch.nn.Module, images: torch.Tensor, *, size: int | 
                    batch_size: int = 500) -> np.ndarray:
     """Features (N, d) of uint8 images, float32 on the CPU: what goes into the head of `model` in eval mode on the centre crops
     of `size` pixels (None: the whole images)."""
-    size = size or images.shape[-1]
-    a = (images.shape[-1] - size) // 2
-    images = images[..., a:a + size, a:a + size]
-    features = Features(model, find_head(model, size))
+    images = centre(images, size)
+    features = Features(model, find_head(model, images.shape[-1]))
     with torch.no_grad(), pgd.eval_mode(model), features.watching():
         parts = []
         for batch in images.split(batch_size):
@@ -98,7 +96,8 @@ class Retention:
         size = spec.data.crop or spec.data.image_size
         self.head = find_head(model, size)
         if m.l2sp_weight:
-            self.anchors = [(p, p.detach().clone()) for p in self._backbone()]
+            head = {id(p) for p in model.get_submodule(self.head).parameters()}
+            self.anchors = [(p, p.detach().clone()) for p in model.parameters() if id(p) not in head]
         if m.needs_origin:
             self.features = Features(model, self.head)
             start_head = find_head(start, size)
@@ -173,7 +172,3 @@ class Retention:
     def load_state_dict(self, state: dict) -> None:
         if self.source_head is not None:
             self.source_head.load_state_dict(state)
-
-    def _backbone(self) -> list[torch.nn.Parameter]:
-        head = {id(p) for p in self.model.get_submodule(self.head).parameters()}
-        return [p for p in self.model.parameters() if id(p) not in head]

@@ -56,7 +56,7 @@ class Attacker:
         self.copy.refresh()
         a = self.spec
         return pgd.pgd(self.forward, x, y, eps=a.eps * strength, step_size=a.step_size * strength, steps=a.steps,
-                           threat=a.threat, loss=a.loss, random_start=a.random_start, generator=generator)
+                       threat=a.threat, loss=a.loss, random_start=a.random_start, generator=generator)
 
 
 class FreePerturbation:
@@ -73,10 +73,8 @@ class FreePerturbation:
     def images(self, x: torch.Tensor) -> torch.Tensor:
         """Perturbed images, which take a gradient."""
         if self.delta is None or len(self.delta) < len(x):
-            delta = torch.zeros_like(x)
-            if self.delta is not None:
-                delta[:len(self.delta)] = self.delta
-            self.delta = delta
+            old = x[:0] if self.delta is None else self.delta
+            self.delta = torch.cat((old, torch.zeros_like(x[len(old):])))
         return (x + self.delta[:len(x)]).clamp_(0, 1).requires_grad_()
 
     def update(self, x: torch.Tensor, perturbed: torch.Tensor, strength: float) -> None:
@@ -106,7 +104,9 @@ class Step:
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
         if spec.method.trains == "head":
-            self._freeze_body()
+            head = model.get_submodule(find_head(model, spec.data.crop or spec.data.image_size))
+            model.eval().requires_grad_(False)
+            head.train().requires_grad_(True)
         self.memory_format = memory_format(model, device)
         self.device_type = torch.device(device).type
         self.precision = precision or arithmetic.chosen(spec.optim.precision, device)
@@ -158,7 +158,7 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        recorder = self.recorder if self.recorder is not None and self.recorder.wants(count) else None
+        recorder = self.recorder if self.recorder and self.recorder.wants(count) else None
         gamma = self.spec.method.awp_gamma
         with awp.perturbed(self.model, lambda: self.loss(inputs, y)[0], gamma) if gamma else contextlib.nullcontext():
             loss, logits, halves = self.loss(inputs, y, joint)
@@ -190,11 +190,6 @@ class Step:
         it for its wings."""
         with norms.single_image(self.model) if len(x) == 1 else contextlib.nullcontext():
             return self.forward(x)
-
-    def _freeze_body(self) -> None:
-        head = self.model.get_submodule(find_head(self.model, self.spec.data.crop or self.spec.data.image_size))
-        self.model.eval().requires_grad_(False)
-        head.train().requires_grad_(True)
 
     def _generator(self, purpose: str, count: int) -> torch.Generator:
         return generator("cpu" if purpose == "source" else self.device, self.spec.seed, purpose, count)

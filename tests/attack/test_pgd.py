@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from tests.attack.made import DEVICES, THREATS, batch, linear, seeded, sensitive_net
 from tests.attack.made import smooth_net as conv_net
 from twinslib.attack import pgd as attack_pgd
-from twinslib.attack.pgd import eval_mode, pgd, pgd_robust_mask, random_point
+from twinslib.attack.pgd import pgd, pgd_robust_mask, random_point
+from twinslib.nets.models import eval_mode
 from twinslib.specs import choices
 
 RADII = {"linf": 8 / 255, "l2": 0.5}

@@ -8,8 +8,7 @@ gradients are never touched; `eval_mode` keeps running statistics untouched as w
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +19,6 @@ from ..specs.choices import LOSSES, check_radius, check_step_size
 
 log = logging.getLogger(__name__)
 Forward = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Put `model` into eval mode and give every submodule its own mode back afterwards, also after an error.
-
-    `model.train()` would set all submodules alike and so thaw a norm that its owner had frozen.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float, steps: int, threat: str = "linf",

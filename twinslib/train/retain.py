@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..attack import pgd
 from ..data.augment import augment, centre, to_float
 from ..data.sets import DeviceSet
 from ..nets.heads import Features, find_head, with_head
+from ..nets.models import eval_mode
 from ..specs.run import RunSpec
 from . import transport
 
@@ -57,7 +57,7 @@ def image_features(model: torch.nn.Module, images: torch.Tensor, *, size: int | 
     of `size` pixels (None: the whole images)."""
     images = centre(images, size)
     features = Features(model, find_head(model, images.shape[-1]))
-    with torch.no_grad(), pgd.eval_mode(model), features.watching():
+    with torch.no_grad(), eval_mode(model), features.watching():
         parts = []
         for batch in images.split(batch_size):
             model(to_float(batch))

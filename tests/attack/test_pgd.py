@@ -209,8 +209,7 @@ def test_broken_images_leave_the_batch():
         return net(z)
 
     steps, restarts = 20, 2
-    mask = pgd_robust_mask(counted, x, y, eps=6 / 255, step_size=1 / 255, steps=steps, restarts=restarts,
-                           generator=seeded())
+    mask = pgd_robust_mask(counted, x, y, eps=6 / 255, step_size=1 / 255, steps=steps, restarts=restarts, generator=seeded())
     assert len(passes) <= 1 + restarts * (steps + 1)
     assert 0 < mask.sum() < 16 and sum(passes) < 0.6 * 64 * (1 + restarts * (steps + 1))
 

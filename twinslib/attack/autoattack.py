@@ -104,12 +104,11 @@ def checks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step
            threat: str = "linf", seed: int = 0) -> dict[str, bool]:
     """What must hold before a robust accuracy is believed, tried on a small batch of images; name to passed.
 
-    inputs_in_range: the pixels use more than the lowest two of 256 values (a set scaled to [0, 1] does not);
-    repeatable: two clean passes agree; eval_mode: an image's logits do not depend on its batch; logits: the outputs
-    are no probabilities; gradient_nonzero: and finite, for every image; norm_kept: by PGD; stronger_not_weaker: random
-    noise breaks at most as many images as one step, and one step as many as PGD, give or take one in a hundred;
-    large_eps_breaks: at most a quarter of the images stand when every pixel may change by half its range (linf), or eps
-    is 10 (l2).
+    inputs_in_range: the pixels use more than the lowest two of 256 values (a set scaled to [0, 1] does not); repeatable: two
+    clean passes agree; eval_mode: an image's logits do not depend on its batch; logits: the outputs are no probabilities;
+    gradient_nonzero: and finite, for every image; norm_kept: by PGD; stronger_not_weaker: random noise breaks at most as many
+    images as one step, and one step as many as PGD, give or take one in a hundred; large_eps_breaks: at most a quarter of the
+    images stand when every pixel may change by half its range (linf), or eps is 10 (l2).
     """
     eps = check_radius(eps, threat)
     images, labels = tensors(forward, images, labels)

@@ -59,8 +59,7 @@ def clean_mask(forward: Forward, images: Tensor, labels: Tensor, *, batch_size: 
     """
     images, labels = tensors(forward, images, labels)
     with full_float32(images.device):
-        masks = [clean_logits(forward, x, labels).argmax(1) == y
-                 for _, x, y in blocks(forward, images, labels, batch_size, 0)]
+        masks = [clean_logits(forward, x, labels).argmax(1) == y for _, x, y in blocks(forward, images, labels, batch_size, 0)]
         return torch.cat(masks).cpu()
 
 

@@ -34,8 +34,7 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
     Images that are there twice, in both parts or in two classes, are kept and named in the log.
 
     Args:
-        name: one of `SOURCES`, or a set of your own with images in `NAME/train/CLASS` and `NAME/test/CLASS` of the
-            data folder.
+        name: one of `SOURCES`, or a set of your own with images in `NAME/train/CLASS` and `NAME/test/CLASS` of the data folder.
         download: fetch archives that are not there from their publisher.
         size: side in pixels; None takes the known set's own. A folder of your own needs it.
     Raises:

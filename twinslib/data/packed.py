@@ -121,8 +121,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             then = "save class_names with dtype=str" if pickled else "delete it and build or copy it again"
             raise ValueError(f"expected an .npz file of plain arrays at {path}, got {got}; {then}") from error
     if absent:
-        raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is "
-                         "missing")
+        raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is missing")
     return arrays
 
 

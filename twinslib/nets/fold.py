@@ -23,10 +23,9 @@ TOLERANCE = 1e-4  # of the largest logit
 class FoldedCopy(nn.Module):
     """Computes what one wing of `model` computes in eval mode; differentiable with respect to the images only.
 
-    The copy has the weights `model` had when it was made or last refreshed. It stays in eval mode whatever is
-    called, and its parameters never take gradients. In float32 its logits equal the network's up to rounding;
-    in bfloat16 they are approximate and meant for making training examples, not for reported numbers, unless
-    the copy itself is what is certified.
+    The copy has the weights `model` had when it was made or last refreshed. It stays in eval mode whatever is called, and its
+    parameters never take gradients. In float32 its logits equal the network's up to rounding; in bfloat16 they are approximate
+    and meant for making training examples, not for reported numbers, unless the copy itself is what is certified.
 
     A batch norm is folded when it directly follows a convolution, and nothing else uses, shares, reads or
     changes either; any other stays an eval-mode batch norm in float32. A network that has hooks, or that

@@ -140,8 +140,7 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
         raise ValueError(f"expected batch norm with running statistics, got track_running_stats=False in {some(bare)}; the "
                          "frozen wing has nothing to keep")
     state = Wings()
-    return _replace(duplicate(model), _BatchNorm,
-                    lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second))
+    return _replace(duplicate(model), _BatchNorm, lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second))
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
@@ -153,8 +152,7 @@ def freeze_statistics(model: nn.Module) -> nn.Module:
     """
     norms = [module.eval() for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing "
-                         "to freeze")
+        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze")
     return model
 
 
@@ -189,8 +187,7 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     'BatchNorm2d'
 
     Raises:
-        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were
-            replaced.
+        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were replaced.
     """
     choose(wing, WINGS, "wing")
     if wing == "frozen" and next(twin_norms(model), None) is None:
@@ -216,9 +213,8 @@ def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
 
 @contextlib.contextmanager
 def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
-    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others
-    through the adaptive one; afterwards, also after an error, the split is what it was (outside any context:
-    all adaptive).
+    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others through the adaptive
+    one; afterwards, also after an error, the split is what it was (outside any context: all adaptive).
 
     The batch is the first tensor that `model` is called with, or where only parts of it are called, what they get.
     The network must keep its images in order, one row each, up to every batch norm; another number of rows is

@@ -79,8 +79,7 @@ def module_state(module: dict) -> dict[str, torch.Tensor]:
     return state
 
 
-def _unpickler(file: io.BufferedIOBase, left_out: dict[str, None],
-               storage: Callable[..., torch.Tensor]) -> pickle.Unpickler:
+def _unpickler(file: io.BufferedIOBase, left_out: dict[str, None], storage: Callable[..., torch.Tensor]) -> pickle.Unpickler:
     def tensor(data: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
         return data.as_strided(size, stride, offset)  # refused beyond the end of the storage
 

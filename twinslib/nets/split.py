@@ -58,8 +58,7 @@ class Wings:
         """The split of the forward pass of which the running backward pass recomputes a part.
 
         Raises:
-            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that
-                knows several.
+            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that knows several.
         """
         outside, *inside = self.active
         if not self.past and not inside:

@@ -211,8 +211,7 @@ def test_float32_inside_autocast(kind):
 
 
 def test_eps_zero_is_clean_accuracy():
-    """With eps 0 every measure is the clean mask, and the losses are those of the clean images; where an attack breaks
-    everything, later ones have nothing to do."""
+    """With eps 0 every measure is the clean mask, and the losses are those of the clean images."""
     net = conv_net()
     images, labels = pictures(net, 10, wrong=4)
     clean, call = clean_mask(net, images, labels, batch_size=4), dict(eps=0, step_size=0.1, steps=3, batch_size=4)
@@ -273,8 +272,7 @@ def short(monkeypatch):
 
 @pytest.mark.filterwarnings("error")
 def test_arrays_and_lists_are_taken(short):
-    """Images as an array, labels as array or list, of any integers, read-only and flipped ones too; NumPy scalars, tensors
-    without dimensions and fractions for numbers."""
+    """Images as an array, labels as array or list, of any integers, read-only and flipped ones too."""
     net = conv_net()
     x, y = pictures(net, 6, wrong=1)
     for kind in KINDS:
@@ -387,8 +385,7 @@ def broken_networks():
 
 
 def test_sound_network_passes_all_checks():
-    """Nothing is flagged for an ordinary network in eval mode, under either threat; pixels of 0 and 1, as rounding a float image
-    gives, fail the range check."""
+    """Nothing is flagged for an ordinary network in eval mode, under either threat."""
     net = conv_net()
     images, labels = pictures(net, 64)
     for threat, eps in (("linf", 4 / 255), ("l2", 0.2)):
@@ -417,8 +414,7 @@ def dynamic(x):
     (lambda x, logits: logits + 0.1 * torch.randn(logits.shape), "repeatable"), (lambda x, logits: logits.softmax(1), "logits"),
     (lambda x, logits: (dynamic(x), logits)[1], "no_gradient_in_forward")])
 def test_warnings_of_the_package_become_checks(fault, check, caplog):
-    """A randomised network, one that returns probabilities and one that differentiates at test time are logged; a later sound
-    one is not."""
+    """A randomised network, one that returns probabilities and one that differentiates at test time are logged."""
     net = linear_net().requires_grad_(False)
     images, labels = pictures(net, 6)
     for forward in (lambda x: fault(x, net(x)), net):

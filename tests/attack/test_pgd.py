@@ -115,8 +115,7 @@ def test_tiny_and_huge_gradients_move_alike(threat, scale):
 
 
 def test_attack_touches_nothing_but_the_images():
-    """Parameter gradients stay None, batch statistics keep their bits, x is not written to, no_grad is no obstacle; equal seeds
-    give equal bits, other seeds other images, and torch's global random state is not used."""
+    """Parameter gradients stay None, batch statistics keep their bits, x is not written to, no_grad is no obstacle."""
     x, y = batch()
     net = conv_net().requires_grad_(True).train()
     state = {k: v.clone() for k, v in net.state_dict().items()}

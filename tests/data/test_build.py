@@ -199,9 +199,7 @@ def test_caltech_256(folder, monkeypatch):
 
 
 def test_own_folder_of_images(folder, caplog, capsys):
-    """Images in NAME/train/CLASS and NAME/test/CLASS become NAME.npz, whose path the command prints; size is asked for; nothing
-    is said where nothing is skipped, changed or doubled; a class whose name macOS wrote in one part and Linux in the other is
-    one class, with the composed name."""
+    """Images in NAME/train/CLASS and NAME/test/CLASS become NAME.npz, whose path the command prints; size is asked for."""
     pets(folder, size=(20, 12))
     for part, form in (("train", "NFD"), ("test", "NFC")):
         (folder / "pets" / part / "dog").rename(folder / "pets" / part / unicodedata.normalize(form, "Zoë 犬"))
@@ -259,8 +257,7 @@ def test_images_are_packed_as_shown(kind):
 
 @pytest.mark.parametrize(("form", "orientation"), [*(("PNG", i) for i in range(1, 9)), ("TIFF", 6)])
 def test_exif_turns_images(form, orientation):
-    """A camera's note on how it was held is followed, once: the image equals the one turned before storing. Boxes of the known
-    sets refer to pixels as stored, so theirs are not turned."""
+    """A camera's note on how it was held is followed, once: the image equals the one turned before storing."""
     upright = np.kron(np.array([[0, 60], [120, 240]], np.uint8), np.ones((8, 8), np.uint8))
     stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
               6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1)}[orientation]
@@ -292,8 +289,7 @@ def test_unusable_images_are_named(case, folder):
 
 # -- a folder of one's own: what is taken --------------------------------------------------------------------------
 def test_hidden_files_are_ignored_and_others_counted(folder, caplog):
-    """Copies that tools leave behind neither become a class nor double images; other files are counted by ending; a linked
-    folder counts as what it points to, and a link back into the class is refused, not walked for ever."""
+    """Copies that tools leave behind neither become a class nor double images; other files are counted by ending."""
     hidden = ("train/.ipynb_checkpoints/a.png", "train/cat/._0.png", "train/__MACOSX/a.png", "train/dog/Thumbs.db")
     other = ("train/cat/a.HEIC", "train/cat/b.heic", "train/dog/labels.txt", "train/dog/README", "train/loose.png")
     frames = [Image.new("RGB", (8, 8), (40 * i, 0, 9)) for i in range(1, 4)]
@@ -369,8 +365,7 @@ def test_square_around_a_box(box, expected):
 
 
 def test_square():
-    """Fine stripes turn grey and do not alias, whether the size divides the side or not; an exact multiple is averaged exactly;
-    the middle 224 of a square of 256 is Resize(256) and CenterCrop(224) of the whole image, up to resampling."""
+    """Fine stripes turn grey and do not alias, whether the size divides the side or not."""
     stripes = Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (240, 120)))
     for size in (30, 37):
         assert np.ptp(readers.square(stripes, size)[2:-2, 2:-2].astype(int)) < 40

@@ -39,8 +39,7 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
 
 # -- packed sets ---------------------------------------------------------------------------------------------------
 def test_own_set_loads_by_name(folder):
-    """A user's file works by its name, channels first, and its fingerprint depends on every array but not the name; a whole
-    fraction of the stored side is made by averaging, anything else is refused."""
+    """A user's file works by its name, channels first, and its fingerprint depends on every array but not the name."""
     content = arrays()
     np.savez(folder / "mine.npz", **content)
     np.savez(folder / "copy.npz", **content)

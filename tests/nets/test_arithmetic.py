@@ -78,8 +78,7 @@ def test_bfloat16_on_a_gpu(capability: tuple[int, int], expected: str, monkeypat
     (True, True, True, "AVX512", "AVX512_CORE", False, True), (True, True, True, "AVX512", "sse41", False, False),
     (False, False, False, "DEFAULT", "", False, False)])
 def test_what_an_x86_has(native, amx, avx2, capability, bound, bfloat16, avx, monkeypatch) -> None:
-    """AVX512-BF16 or AMX multiply in bfloat16, AVX-512 alone emulates it; an older set may be imposed; other processors than
-    x86 are not asked for AVX."""
+    """AVX512-BF16 or AMX multiply in bfloat16, AVX-512 alone emulates it; an older set may be imposed."""
     monkeypatch.setattr(arithmetic.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)

@@ -99,8 +99,7 @@ OTHERS = {"densenet121": 59, "mobilenet_v3_small": 34, "shufflenet_v2_x0_5": 56,
 
 @pytest.mark.parametrize("name, count", OTHERS.items())
 def test_other_networks(name, count):
-    """Those of torchvision and timm, without our normalisation; batch norms that follow no convolution, or that have an
-    activation inside, stay."""
+    """Those of torchvision and timm, without our normalisation."""
     if name.startswith("timm:"):
         model = pytest.importorskip("timm").create_model(name[5:], num_classes=5)
     else:
@@ -133,8 +132,7 @@ def test_bfloat16(make):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("upsample", [None, 32])
 def test_images_of_any_kind(layout, upsample):
-    """Any layout of the images, upsampling inside, and a contiguous gradient of the small image; logits in the dtype of the
-    images, also with a replaced head."""
+    """Any layout of the images, upsampling inside, and a contiguous gradient of the small image."""
     model = shake(replace_head(tiny(upsample=upsample), 3, image_size=16, seed=1)).eval()
     x = torch.rand(4, 3, 16, 16).to(memory_format=layout)
     folded = FoldedCopy(model)
@@ -285,8 +283,7 @@ BLOCKS = [
 @pytest.mark.parametrize("wrap", [lambda m: m, Classifier])
 @pytest.mark.parametrize("make, count", BLOCKS)
 def test_odd_blocks(make, count, wrap):
-    """Only a norm alone behind a convolution is folded; the copy equals the network to 1e-4, also after new weights and after
-    the block is replaced; statistics, modes and global random state stay."""
+    """Only a norm alone behind a convolution is folded."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), make(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                             nn.BatchNorm1d(4), nn.Linear(4, 5))
     model, x, state = shake(wrap(network)), torch.rand(3, 3, 8, 8), torch.get_rng_state()
@@ -338,8 +335,7 @@ def test_refresh_follows_changes_of_the_network(change, wing):
 
 
 def test_what_surrounds_the_network():
-    """The normalisation of a `Classifier` is refreshed too; a network that is one norm has wings; hooks, also on a norm with
-    two wings, a forward of its own and subclasses of `Classifier` count."""
+    """The normalisation of a `Classifier` is refreshed too; a network that is one norm has wings."""
 
     class Tempered(Classifier):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -378,8 +374,7 @@ def test_a_wrong_fold_is_undone(context, caplog):
 
 
 def test_a_right_fold_is_checked_once(caplog):
-    """The check is over after the first images, and nothing is said; an image that the network does not take raises the
-    network's own error and decides nothing."""
+    """The check is over after the first images, and nothing is said."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
     folded = FoldedCopy(shake(model).eval())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

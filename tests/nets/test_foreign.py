@@ -54,8 +54,7 @@ def stored(path: Path, content: object) -> dict[str, torch.Tensor]:
     ("normalize.mean", "normalize.std", "", (3, 1, 1)), ("mu", "sigma", "", (3,)), ("0.means", "0.sds", "1.", (3, 1, 1)),
     ("norm.data_mean", "norm.data_std", "net.", (1, 3, 1, 1))])
 def test_a_checkpoint_brings_its_normalisation(tmp_path, mean, std, prefix, shape):
-    """Under the names and shapes of the usual libraries; ImageNet's constants, the default, give way to it, and copies and
-    new files of the network keep it."""
+    """Under the names and shapes of the usual libraries."""
     state = prefixed(prefix, bare()) | {mean: PAIRS[0].view(shape), std: PAIRS[1].view(shape)}
     model = load_into(tiny(1), stored(tmp_path / "a.pt", {"model": state, "epoch": 3}))
     save_weights(tmp_path / "again.safetensors", replace_head(model, 7, image_size=16, seed=0), {})
@@ -100,8 +99,7 @@ def test_normalisation_that_makes_no_sense(state, message):
 
 
 def test_what_is_no_normalisation_of_the_network(caplog):
-    """A mean and std that the network itself has, or of another size, stay where they are; where the network has no
-    normalisation, that of the checkpoint is left out, with a warning."""
+    """A mean and std that the network itself has, or of another size, stay where they are."""
     own = {"head.mean": torch.ones(3), "head.std": torch.ones(3), "x.mean": torch.ones(5), "x.std": torch.ones(5)}
     assert split_constants(own, own=("mean", "std"))[1] is None and split_constants(own, own=("head.mean",))[0] == own
     load_into(tiny(1).network, bare() | {"mu": PAIRS[0], "sigma": PAIRS[1]})
@@ -129,8 +127,7 @@ def test_two_networks_in_one_state():
 
 @pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "callbacks.average.weights"), ("my_network",)])
 def test_state_dicts_in_a_file(tmp_path, keys):
-    """Never one of two without being asked: refused with their names, and chosen by key; where there is only one, or one
-    twice, there is nothing to ask."""
+    """Never one of two without being asked: refused with their names, and chosen by key."""
     content: dict = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3, 3)}}}, "epoch": 1}
     for seed, key in enumerate(keys):
         *outer, last = key.split(".")

@@ -97,8 +97,7 @@ HEADS = {"resnet18": "fc", "mobilenet_v3_small": "classifier.3", "timm:resnet10t
 
 @pytest.mark.parametrize("name", HEADS)
 def test_replace_head(name):
-    """The head is found by what it does, in any network, also through normalisation and wings; everything else, the given
-    network and its modes stay as they are."""
+    """The head is found by what it does, in any network, also through normalisation and wings."""
     side = {"timm:deit_tiny_patch16_224": 224, "twinned": 16}.get(name, 64)
     if name == "twinned":
         model = twinsify(tiny(classes=9))
@@ -116,8 +115,7 @@ def test_replace_head(name):
 
 
 def test_heads_in_odd_places():
-    """A head without bias, in double precision; the whole model being one layer; an auxiliary layer that runs later, whose
-    output is not the model's."""
+    """A head without bias, in double precision; the whole model being one layer."""
 
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
@@ -147,8 +145,7 @@ def test_auxiliary_outputs_are_named():
 
 @pytest.mark.parametrize("convert", [lambda m: m, twinsify])
 def test_features_are_what_the_head_multiplies(convert):
-    """Features of each pass in turn, with their graph; the head of them is the output; a second head on the same network
-    gets the same; no hook is there before and after, also after an error, and what was not taken is forgotten."""
+    """Features of each pass in turn, with their graph; the head of them is the output."""
     model, head = convert(tiny()).eval(), nn.Linear(32, 3)
     features, x = Features(model, "network.fc"), torch.rand(4, 3, 16, 16)
     view = with_head(model, "network.fc", head)
@@ -174,8 +171,7 @@ def test_features_are_what_the_head_multiplies(convert):
 
 
 def test_with_head_shares_weights_and_statistics():
-    """All parameters and buffers but the head's are the same objects; modes and hooks are their own; the head may be anywhere,
-    or the whole network."""
+    """All parameters and buffers but the head's are the same objects; modes and hooks are their own."""
     model, head = tiny(), nn.Linear(32, 3)
     view = with_head(model, "network.fc", head)
     yours = {**dict(view.named_parameters()), **dict(view.named_buffers())}

@@ -173,8 +173,7 @@ RESETS = {
 
 @pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
 def test_frozen_statistics_survive_resets(reset):
-    """What resets or estimates the statistics of batch norms reaches the adaptive wing only; an exported frozen wing,
-    and a second adaptive one, are ordinary layers."""
+    """What resets or estimates the statistics of batch norms reaches the adaptive wing only."""
     twin = copy.deepcopy(shake(twinsify(small())))
     kept = statistics(twin)
     made = reset(twin)
@@ -187,8 +186,7 @@ def test_frozen_statistics_survive_resets(reset):
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "own"])
 def test_freeze_statistics(name):
-    """Each batch norm, of any kind, normalises with its running statistics and keeps them; all else trains, drop layers too,
-    until train() is called."""
+    """Each batch norm, of any kind, normalises with its running statistics and keeps them."""
     model, x = build(name).train(), torch.rand(3, 3, 64, 64)
     drops = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     before = {k: v.clone() for k, v in model.named_buffers()}
@@ -225,8 +223,7 @@ def test_modes_are_kept():
 
 # -- the context -------------------------------------------------------------------------------------------------------
 def test_wings_nest_and_restore():
-    """Outside every context all images are adaptive; nested contexts, also failing ones, give back what was; whole numbers
-    of any library count images; an ordinary network takes all that means adaptive."""
+    """Outside every context all images are adaptive; nested contexts, also failing ones, give back what was."""
     twin = twinsify(small())
     state = state_of(twin)
     with wings(twin, 3):
@@ -363,8 +360,7 @@ def test_unknown_splits_are_refused():
 
 # -- other machinery of torch ------------------------------------------------------------------------------------------
 def test_other_kinds_of_layers_and_networks():
-    """A bare batch norm becomes a TwinNorm; a norm used under two names stays one layer under both; a compiled network splits
-    as the network itself does."""
+    """A bare batch norm becomes a TwinNorm; a norm used under two names stays one layer under both."""
     assert isinstance(to_plain(twinsify(nn.BatchNorm2d(3))), nn.BatchNorm2d)
     twin = twinsify(OwnNetwork())
     assert twin.norm is twin.same and isinstance(twin.head["bn"], TwinNorm)

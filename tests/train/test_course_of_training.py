@@ -62,8 +62,7 @@ def test_free_equals_the_textbook() -> None:
 
 
 def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop gives each batch m times in a row, with the crop that the perturbation was made for; in an epoch every image has
-    its turn, and in the next another crop."""
+    """The loop gives each batch m times in a row, with the crop that the perturbation was made for."""
     passed, call = [], Step.__call__
 
     def watched(self, x, y, count, lr, strength=1.0):
@@ -88,8 +87,7 @@ def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     ("distill", {}, 4, 3), ("joint", {}, 5, 5), ("linear_probe", {}, 1, 1),
 ])
 def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, backward: int) -> None:
-    """Images forward and backward in each epoch, per training image, with a last batch that is smaller; validation and what a
-    recorder asks for are not counted."""
+    """Images forward and backward in each epoch, per training image, with a last batch that is smaller."""
     loss = (switches := dict(switches)).pop("loss", "ce")
     run = replace(spec(name, optim={"val_every": 1}, **switches), attack=AttackSpec(steps=2, loss=loss))
     if name != "linear_probe" and name != "at_awp":
@@ -138,8 +136,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
     ([], 0, 10, None, None), ([0.14, 0.0], 100, 10, NEVER, 1), ([0.9, 0.3], 200, 2, "at once", 2),
 ])
 def test_collapse(robust: list, images: int, classes: int, kind: str | None, epoch: int | None) -> None:
-    """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it; less, which
-    is robust overfitting, is not meant, nor is a fall of a few images; what never rises above chance had no robustness."""
+    """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it."""
     rows = [{"epoch": i + 1} | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust)]
     found = collapsed(rows, images=images, classes=classes)
     assert (found and found.kind, found and found.epoch) == (kind, epoch)
@@ -201,8 +198,7 @@ def test_eps_climbs(monkeypatch) -> None:
 
 
 def test_features_are_what_goes_into_the_head() -> None:
-    """Features of the start and of the last network, with the head of each, give its logits, clean and attacked; attacked
-    images differ from clean ones."""
+    """Features of the start and of the last network, with the head of each, give its logits, clean and attacked."""
     run = replace(spec("at"), follow=FollowSpec(features=6, feature_epochs=(0, 2), steps=3))
     start, model, data = network(), network(), device_set()
     arrays = fit(run, model, data, device="cpu").course

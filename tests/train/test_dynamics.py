@@ -104,8 +104,7 @@ def test_quantities_by_hand(name: str) -> None:
 
 
 def test_only_every_kth_step() -> None:
-    """Twenty images in batches of eight for two epochs are six steps; every second one is kept; before the first line the
-    arrays are there, and empty."""
+    """Twenty images in batches of eight for two epochs are six steps; every second one is kept."""
     found = trained(replace(spec(), follow=FollowSpec(record_every=2)))[0].course
     assert found["steps"].tolist() == [0, 2, 4] and found["angle"].shape == (3, len(found["layers"]))
     assert (found["angle"] > 0).all() and (found["w_norm"] > 0).all()
@@ -136,8 +135,7 @@ def test_a_whole_batch_costs_no_further_pass(losses: int, passes: int, monkeypat
 
 
 def test_drift_by_hand() -> None:
-    """Means move by half a standard deviation, variances by a factor of e; a dead channel does not count; other layers are
-    refused."""
+    """Means move by half a standard deviation, variances by a factor of e; a dead channel does not count."""
     before = {"bn": torch.tensor([[1.0, -2.0, 5.0], [4.0, 9.0, 0.0]])}
     now = {"bn": torch.tensor([[2.0, -0.5, 7.0], [4.0 * math.e, 9.0 / math.e, 0.0]])}
     ((layer, found),) = statistics_drift(before, now)

@@ -99,8 +99,7 @@ WEIGHTS = {"layers", "steps", "lr", "losses", "w_norm", "g_norm", "g_first", "g_
     ("at", FollowSpec(test_images=4), {"epoch", "test_clean", "test_robust"}), ("at", FollowSpec(record_every=5), WEIGHTS),
     ("natural", FollowSpec(test_images=4), {"epoch", "test_clean"})])
 def test_names_of_what_is_followed(name: str, follow: FollowSpec, names: set[str]) -> None:
-    """What is not asked for is not there, nor robustness of a run without an attack; masks are boolean, losses float32; drift,
-    which costs nothing, is there for every epoch, others for those that are due."""
+    """What is not asked for is not there, nor robustness of a run without an attack; masks are boolean, losses float32."""
     found = trained(followed(name, replace(follow, steps=1, every=2), epochs=3))[0].course
     assert set(found) == names
     if names == WEIGHTS:
@@ -123,8 +122,7 @@ def test_too_many_images_are_refused(tmp_path) -> None:
 
 # -- the choice of an epoch ------------------------------------------------------------------------------------------
 def test_test_images_decide_nothing() -> None:
-    """With other test images and labels weights, rows and the chosen epochs stay as they are, while the test curves change;
-    with other validation labels the rows do change."""
+    """With other test images and labels weights, rows and the chosen epochs stay as they are, while the test curves change."""
     s = followed("at", FollowSpec(train_images=9, test_images=15, steps=2), epochs=3, lr=0.1)
     (honest, model), (poisoned, other) = trained(s), trained(s, image_set(poisoned=True))
     assert equal(model, other) and honest.epochs == poisoned.epochs

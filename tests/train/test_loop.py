@@ -68,8 +68,7 @@ def test_two_wings_equal_two_networks(wings: str, objective: str, n: int) -> Non
     ("two_adaptive", ["adaptive"] * 2), ("twins_attack_frozen", ["frozen"] * 2),
     ("twins_attack_alternating", ["adaptive", "frozen"])])
 def test_which_wing_is_attacked(name: str, attacked: list[str], monkeypatch) -> None:
-    """Step by step, the logits of what is attacked are those of that wing in eval mode as it is then, not of the other; the
-    random numbers are those of (seed, purpose, step), which differ with each."""
+    """Step by step, the logits of what is attacked are those of that wing in eval mode as it is then, not of the other."""
     run = spec(name)
     twin = winged(run, network())
     for _, layer in twin_norms(twin):
@@ -169,9 +168,7 @@ def deep_network() -> nn.Module:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_last_batch_of_any_size(name: str) -> None:
-    """Batches and halves of one image train without an error in every method, and all weights move and stay finite; so does a
-    set that is smaller than a batch, and batches of one image are refused before any work where they leave a half empty, as an
-    empty training set always is."""
+    """Batches and halves of one image train without an error in every method, and all weights move and stay finite."""
     for n, size in ((9, 8), (3, 8), (1, 8), (3, 1), (0, 8)):
         run = spec(name, optim={"batch_size": size, "epochs": 1, "val_every": 0})
         model = winged(run, deep_network())

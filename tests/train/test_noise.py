@@ -21,8 +21,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_levels() -> None:
-    """By image each level of the set is drawn equally often, for each image on its own; by batch one for a whole batch, another
-    for another; uniform anywhere between the least and the largest, whatever their order."""
+    """By image each level of the set is drawn equally often, for each image on its own."""
     spec, g = NoiseSpec(sigmas=(0.0, 0.25, 1.0)), generator()
     sigma = noise.levels(spec, 3000, g)
     counts = torch.tensor([(sigma == s).sum() for s in spec.sigmas])

@@ -54,8 +54,7 @@ def test_kl_sum_is_the_formula() -> None:
     ("natural", ("clean",), lambda z, y: ce(z["clean"], y)), ("at", ("adversarial",), lambda z, y: ce(z["adversarial"], y)),
     ("trades", ("adversarial", "clean"), lambda z, y: ce(z["clean"], y) + 6 * kl(z["clean"], z["adversarial"]) / len(y))])
 def test_single_network_losses(name: str, inputs: tuple[str, ...], expected) -> None:
-    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas; the
-    wing is the whole batch, so the divisor makes no difference."""
+    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas."""
     z, y = logits(8), labels(8)
     used = {kind: z[kind] for kind in inputs}
     assert METHODS[name].inputs == inputs == OBJECTIVES[name] and METHODS[name].attacks is (name != "natural")
@@ -66,8 +65,7 @@ def test_single_network_losses(name: str, inputs: tuple[str, ...], expected) -> 
 @pytest.mark.parametrize(("name", "divisor"), [("twins_at", "batch"), ("twins_trades", "batch"), ("twins_trades", "wing")])
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_wings_are_summed_as_officially_and_normalised_on_request(name: str, divisor: str, weight: float) -> None:
-    """lambda x frozen + adaptive; normalize_loss divides that sum by 1 + lambda and changes nothing else. The official divisor
-    of the KL term gives each wing half of trades_beta; "wing" gives each the whole."""
+    """lambda x frozen + adaptive; normalize_loss divides that sum by 1 + lambda and changes nothing else."""
     n, half, y = 10, 5, labels(10)
     z = logits(n)
 
@@ -88,9 +86,7 @@ def test_wings_are_summed_as_officially_and_normalised_on_request(name: str, div
     (9, 0.4, False, [((0, 4), 0.4), ((4, 9), 1.0)]), (9, 3.0, True, [((0, 4), 0.75), ((4, 9), 0.25)]),
     (1, 0.4, False, [((0, 1), 1.0)])])
 def test_split_wings(n: int, weight: float, normalize: bool, parts: list) -> None:
-    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out. Controls weigh the
-    halves as TWINS does, and so have its loss; a network with one branch sends no image to a second one, and one that is not
-    split has one part of weight 1, whatever the switches of the wings say."""
+    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out."""
     twins = method("twins_at", twins_weight=weight, normalize_loss=normalize)
     want = [(slice(*ends), pytest.approx(w)) for ends, w in parts]
     assert split_wings(twins, n) == (n // 2, want)

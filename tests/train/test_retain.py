@@ -146,8 +146,7 @@ def joint_by_hand(model: nn.Module, start: nn.Module, x: torch.Tensor, y: torch.
 
 @pytest.mark.parametrize("feature_weight", [0.0, 0.5])
 def test_joint_loss_and_gradients_by_hand(feature_weight: float) -> None:
-    """CE(target) + weight x CE(source), one batch norm batch for both, separate heads: loss, gradients, statistics; with
-    distillation it grows by the distance on the target images alone, though all pass at once."""
+    """CE(target) + weight x CE(source), one batch norm batch for both, separate heads: loss, gradients, statistics."""
     (x, y), (source_x, source_y) = batch(8), batch(8, seed=6)
     model, start = networks()
     want, hand, head = joint_by_hand(model, start, x, y, source_x, source_y, 0.3)
@@ -195,8 +194,7 @@ def joint_step(source: DeviceSet | None = None, origin: dict | None = None, augm
 
 
 def test_source_images_are_drawn_from_the_source_set() -> None:
-    """Each drawn image is one of the set with its own label, with the source run's augmentation, not the target's; other steps
-    and seeds draw others, the same step the same."""
+    """Each drawn image is one of the set with its own label, with the source run's augmentation, not the target's."""
     source = sources()
     source.train_x.clamp_(min=1)  # so that zeros are borders of a crop
     step, images = joint_step(source, steps=0), to_float(source.train_x)
@@ -211,8 +209,7 @@ def test_source_images_are_drawn_from_the_source_set() -> None:
 
 @pytest.mark.parametrize("eps", [1 / 255, 12 / 255])
 def test_source_images_are_attacked_as_in_the_source_run(eps: float) -> None:
-    """They stay in the ball of the source run's attack, whether smaller or larger than the target's, and reach its edge; a
-    natural source run attacks nothing."""
+    """They stay in the ball of the source run's attack, whether smaller or larger than the target's, and reach its edge."""
     (clean, labels), (x, y) = (draw(joint_step(origin={"method": method(name)}, eps=eps, step_size=eps / 2), 8, 0)
                                for name in ("natural", "at"))
     assert torch.equal(labels, y) and (clean * 255).round().sub(clean * 255).abs().max() < 1e-4  # whole pixel values
@@ -220,8 +217,7 @@ def test_source_images_are_attacked_as_in_the_source_run(eps: float) -> None:
 
 
 def test_source_attack_goes_through_the_source_head() -> None:
-    """What is attacked is the network in training with the source head in training, in eval mode, after each step anew;
-    the attack raises the loss of that network."""
+    """What is attacked is the network in training with the source head in training, in eval mode, after each step anew."""
     step = joint_step(eps=8 / 255, step_size=2 / 255)
     (x, y), (z, _) = batch(dtype=torch.float32), batch(dtype=torch.float32, seed=9)
     step(x, y, 0, 0.1)
@@ -252,8 +248,7 @@ def painted(colours: torch.Tensor, per_class: int = 4) -> DeviceSet:
 
 @pytest.mark.parametrize("wanted", [[5], [0, 2, 3]])
 def test_nearest_classes_keeps_images_of_similar_classes(wanted: list[int]) -> None:
-    """Source classes with the colours of the target's classes are kept, all their images in order and with their labels;
-    nothing else of the set changes, nor modes, weights and statistics of the network, whose features are the mean colours."""
+    """Source classes with the colours of the target's classes are kept, all their images in order and with their labels."""
     model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(3, 6)).train()
     model[0].running_mean.fill_(0.5)
     model[3].eval()

@@ -56,8 +56,7 @@ def test_planted_classes_are_chosen() -> None:
 
 
 def test_more_classes_contain_fewer() -> None:
-    """The choice grows with `keep`, from the class with most mass up to all of them, and is in ascending order; of classes with
-    the same features those that come first are kept, though their products differ in the last digit."""
+    """The choice grows with `keep`, from the class with most mass up to all of them, and is in ascending order."""
     g = np.random.default_rng(4)
     source, target = np.abs(g.normal(size=(9, 5))), np.abs(g.normal(size=(4, 5)))
     chosen = [select_classes(source, target, keep).classes.tolist() for keep in range(1, 10)]

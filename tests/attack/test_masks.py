@@ -149,18 +149,12 @@ def test_starts_depend_on_seed_and_block():
 
     def start(seed, block, spoil=0.0):
         seen = []
-
-        def forward(x):
-            seen.append(x.detach().clone())
-            return net(x) + spoil
-
-        pgd_mask(forward, images, labels, eps=0.1, step_size=0.1, steps=1, batch_size=4, seed=seed, block=block)
+        pgd_mask(lambda x: seen.append(x.detach().clone()) or net(x) + spoil, images, labels, eps=0.1, step_size=0.1, steps=1,
+                 batch_size=4, seed=seed, block=block)
         return next(x for x in seen if len(x) == 4 and not torch.equal(x, images / 255))
 
     assert torch.equal(start(0, 0), start(0, 0, spoil=1.0))
     assert not torch.equal(start(0, 0), start(1, 0)) and not torch.equal(start(0, 0), start(0, 1))
-    seeds = {block_seed(s, p, b) for s in range(20) for p in ("pgd", "autoattack") for b in range(20)}
-    assert len(seeds) == 800 and all(0 <= s < 2 ** 63 for s in seeds)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -83,13 +83,6 @@ def test_pgd_is_the_textbook_iteration(threat):
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
 
 
-def test_nothing_to_do_is_identity():
-    """eps 0 or no step gives x itself, without a forward pass and without a generator."""
-    x, y = batch()
-    for eps, steps in ((0.0, 5), (8 / 255, 0)):
-        assert torch.equal(pgd(refuse, x, y, eps=eps, step_size=0.01, steps=steps), x)
-
-
 def refuse(_):
     raise AssertionError("the network must not be asked")
 
@@ -272,10 +265,3 @@ def test_training_sees_what_was_not_attacked(threat, value, loss):
     kept[[2, 7]] = False
     assert torch.equal(attack_pgd.finite(x_adv), kept) and not F.cross_entropy(net(x_adv), y).isfinite()
     assert torch.equal(x_adv[kept], pgd(net, x, y, generator=seeded(), **call)[kept])
-
-
-def test_finite_by_image():
-    """One value that is not finite, wherever it stands, marks its row; large, small and negative ones do not."""
-    values = torch.tensor([[0.0, -0.0], [3e38, 3e38], [-3e38, 1e-45], [math.nan, 0], [0, math.inf], [-math.inf, math.inf]])
-    for shaped in (values, values.view(6, 1, 2, 1), values.double()):
-        assert attack_pgd.finite(shaped).tolist() == [True] * 3 + [False] * 3

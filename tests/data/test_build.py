@@ -164,20 +164,15 @@ def test_a_bad_checksum_is_never_unpickled(folder, monkeypatch):
     assert not (folder / "archives" / "cifar" / "cifar-10-batches-py").exists()
 
 
-@pytest.mark.parametrize("unpacked", [False, True])
-def test_caltech_101(unpacked, folder, monkeypatch):
-    """Thirty seeded images of every class train, the rest tests, the background is left out; archive or folder."""
+def test_caltech_101(folder, monkeypatch):
+    """Thirty seeded images of every class train, the rest tests, the background is left out; from the archive."""
     expect(monkeypatch, "caltech64")
     home = folder / "archives" / "caltech101"
-    files = {f"101_ObjectCategories/{c}/image_{i:04d}.jpg": image(shade + i)
-             for c, shade in (("BACKGROUND_Google", 217), ("Faces", 0), ("ant", 100)) for i in range(1, 34)}
-    if unpacked:
-        write(home, files)
-    else:
-        write_tar(home / "inner.tar", files)
-        inner = gzip.compress((home / "inner.tar").read_bytes())
-        write_zip(home / "caltech-101.zip", {"caltech-101/101_ObjectCategories.tar.gz": inner})
-        monkeypatch.setattr("torchvision.datasets.utils.check_md5", lambda *_, **__: True)
+    write_tar(home / "inner.tar", {f"101_ObjectCategories/{c}/image_{i:04d}.jpg": image(shade + i) for c, shade in (
+        ("BACKGROUND_Google", 217), ("Faces", 0), ("ant", 100)) for i in range(1, 34)})
+    inner = gzip.compress((home / "inner.tar").read_bytes())
+    write_zip(home / "caltech-101.zip", {"caltech-101/101_ObjectCategories.tar.gz": inner})
+    monkeypatch.setattr("torchvision.datasets.utils.check_md5", lambda *_, **__: True)
     build.build("caltech64", size=8)
     packed = data_packed.load_packed("caltech64")
     assert packed.class_names == ("Faces", "ant")
@@ -491,13 +486,6 @@ def test_download_is_asked_for(publisher, folder, monkeypatch):
 
 
 # -- python -m twinslib data ---------------------------------------------------------------------------------------
-def test_every_source_is_complete():
-    """Each known set has a reader, an archive and a page, and the command explains it."""
-    assert set(SOURCES) == set(readers.READERS)
-    for source in SOURCES.values():
-        assert source.archives and source.page.startswith("http") and source.num_classes > 1
-
-
 def test_commands(folder, capsys):
     """list tells present, missing and damaged apart; check counts; explain names the archive; all return 0."""
     content = arrays(5, 5, 8, 2) | {"class_names": np.array(["cat", "dog"])}

@@ -21,7 +21,6 @@ from twinslib.specs.run import AttackSpec, FollowSpec, RunSpec
 from twinslib.specs.schedules import climb
 from twinslib.train import loop
 from twinslib.train.loop import fit
-from twinslib.train.passes import Passes
 from twinslib.train.step import Step
 
 EPS = 16 / 255
@@ -94,20 +93,6 @@ def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, b
         run = replace(run, follow=FollowSpec(record_every=1, test_images=5, steps=2))
     history, _ = trained(run)
     assert [(r["forward_images"], r["backward_images"]) for r in history.epochs] == [(20 * forward, 20 * backward)] * 2
-
-
-def test_what_is_paused_or_has_no_gradient_is_not_counted() -> None:
-    """Backward counts when a gradient comes through, once for each call; `take` begins again at 0."""
-    passes, layer = Passes(), torch.nn.Linear(2, 2)
-    counted = passes.through(layer)
-    with torch.no_grad():
-        counted(torch.rand(5, 2))
-    out = counted(torch.rand(3, 2))
-    with passes.paused():
-        out.sum().backward(retain_graph=True)
-        counted(torch.rand(7, 2))
-    out.sum().backward()
-    assert passes.take() == (8, 3) and passes.take() == (0, 0)
 
 
 # -- best weights, collapse ---------------------------------------------------------------------------------------------

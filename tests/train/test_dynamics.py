@@ -115,25 +115,6 @@ def test_only_every_kth_step() -> None:
         Recorder(every=0)
 
 
-@pytest.mark.parametrize(("losses", "passes"), [(1, 0), (2, 2)])
-def test_a_whole_batch_costs_no_further_pass(losses: int, passes: int, monkeypatch) -> None:
-    """A backward pass per half where the batch is split; the whole loss's gradient is that of the step itself otherwise."""
-    model, (x, y) = network(), batch(8)
-    recorder, made = Recorder(every=1), []
-    real = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: made.append(1) or real(*a, **k))
-    parts = F.cross_entropy(model(x), y, reduction="none").chunk(losses)
-    halves = torch.stack([part.sum() for part in parts])
-    recorder.before(model, halves)
-    assert len(made) == passes
-    halves.sum().backward()
-    recorder.gradients()
-    recorder.after(0, 0.1)
-    found = recorder.arrays()
-    assert found["losses"][0] == pytest.approx([*halves.tolist(), 0.0][:2])
-    assert losses == 2 or (np.array_equal(found["g_first"], found["g_norm"]) and not found["g_second"].any())
-
-
 def test_drift_by_hand() -> None:
     """Means move by half a standard deviation, variances by a factor of e; a dead channel does not count."""
     before = {"bn": torch.tensor([[1.0, -2.0, 5.0], [4.0, 9.0, 0.0]])}

@@ -24,13 +24,7 @@ FLAGS = {  # a piece of each warning of pyautoattack, and the check that it fail
 
 
 def check_attacks(attacks: Sequence[str], classes: int, what: str = "the network") -> None:
-    """Refuse parts of AutoAttack that cannot run on a network of so few classes.
-
-    >>> check_attacks(["apgd-ce"], classes=2)
-
-    Args:
-        what: whose classes they are, for the message.
-    """
+    """Refuse parts of AutoAttack that cannot run on so few classes; `what` says whose they are."""
     impossible = [name for name in attacks if classes < N_CLASSES.get(name, 2)]
     if impossible:
         needed = max(N_CLASSES.get(name, 2) for name in impossible)

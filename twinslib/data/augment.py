@@ -13,11 +13,7 @@ _PAD = 4  # zero border of the random crop, in pixels; the usual recipe for 32-p
 
 
 def centre(images: Tensor, size: int | None) -> Tensor:
-    """The middle of images (…, S, S) at `size` pixels; all of them for None.
-
-    >>> centre(torch.arange(16).view(4, 4), 2).tolist()
-    [[5, 6], [9, 10]]
-    """
+    """The middle of images (…, S, S) at `size` pixels; all of them for None."""
     side = images.shape[-1]
     if size is None or size >= side:
         return images
@@ -26,11 +22,7 @@ def centre(images: Tensor, size: int | None) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Turn uint8 images into float32 in [0, 1].
-
-    >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    tensor([0.0000, 0.2000, 1.0000])
-    """
+    """Turn uint8 images into float32 in [0, 1]."""
     return images.to(torch.float32, copy=True).div_(255)
 
 
@@ -46,8 +38,6 @@ def augment(images: Tensor, kind: str, generator: torch.Generator | None = None,
         images: (B, 3, S, S) uint8.
         generator: source of randomness on the images' device; needed by all kinds but "none" and "center_crop".
         size: side of the result, by default S; only "resized_crop_flip" and "center_crop" can change it.
-    Raises:
-        ValueError: unknown kind, other shape or type of images, missing generator, or a size that does not fit.
     """
     choose(kind, AUGMENTATIONS, "augment kind")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:

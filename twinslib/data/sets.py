@@ -45,8 +45,6 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
         exclude: class names, in full or their first word (the WordNet id in "n01443537 goldfish").
         train_images: number of training images; None takes all that are left.
         val_images: number of training images held out.
-    Raises:
-        ValueError: an unknown class name, or more images than there are.
     """
     exclude = tuple(exclude)
     if val_images < 0 or (train_images is not None and train_images < 1):
@@ -149,11 +147,7 @@ class DeviceSet:
 
 
 def to_device(packed: PackedSet, split: Split, device: torch.device | str) -> DeviceSet:
-    """Move the images of `split` to `device` and number the kept classes from 0.
-
-    Raises:
-        ValueError: the split was made from other images.
-    """
+    """Move the images of `split` to `device` and number the kept classes from 0; a split of other images is refused."""
     if split.fingerprint != packed.fingerprint:
         raise ValueError(f"expected a split of {packed.name} ({packed.fingerprint}), got one of "
                          f"{split.fingerprint}; make it anew")

@@ -73,11 +73,7 @@ def stand_beside(*levels: Mapping) -> State:
 
 
 def check_constants(theirs: Pair, ours: Pair) -> None:
-    """Refuse constants of a file that are not those asked for.
-
-    Raises:
-        ValueError: a difference of more than 0.001, with both.
-    """
+    """Refuse constants of a file that differ from those asked for by more than 0.001."""
     if any((a - b).abs().max() > 1e-3 for a, b in zip(theirs, ours, strict=True)):
         (mean, std), (my_mean, my_std) = (map(_listed, pair) for pair in (theirs, ours))
         raise ValueError(f"expected normalisation with mean {my_mean} and std {my_std}, as the model says, got mean "

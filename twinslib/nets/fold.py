@@ -40,10 +40,8 @@ class FoldedCopy(nn.Module):
         model: a `Classifier`, whose normalisation is kept in float32, or any other network, whose input is cast.
         wing: "adaptive" or "frozen".
         dtype: of weights and activations. Images may have any float dtype; logits come back in theirs.
-        channels_last: memory format inside (None: the faster one, see `models.memory_format`); images may
-            have any, and their gradient is contiguous.
+        channels_last: memory format inside (None: `models.memory_format`); images may have any, and their gradient is contiguous.
     Raises:
-        ValueError: unknown wing, or "frozen" for a network without wings.
         TypeError: the network gives anything but a tensor.
     """
 
@@ -51,9 +49,8 @@ class FoldedCopy(nn.Module):
                  channels_last: bool | None = None) -> None:
         super().__init__()
         self.dtype, self.wing = dtype, wing
-        if channels_last is None:
-            channels_last = memory_format(model, next(model.parameters()).device) == torch.channels_last
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = {None: memory_format(model, next(model.parameters()).device), True: torch.channels_last,
+                              False: torch.contiguous_format}[channels_last]
         self._model = [model]  # in a list, so that it is no part of this copy
         self._make(fold=True)
 
@@ -110,13 +107,10 @@ class FoldedCopy(nn.Module):
         self._fill()
 
     def _plan(self, live: nn.Module, prefix: str, pairs: list[tuple[str, str]]) -> None:
-        """Note which tensor of the live network fills which of the copy.
+        """Note which tensor of the live network, whose names lack `prefix`, fills which of the copy.
 
         Modules and their stores are kept, not tensors, and in plain lists, so that they are not part of this
         copy: moving the live network or loading new tensors into it is seen by the next refresh.
-
-        Args:
-            prefix: of the names in this copy that the live network does not have.
         """
 
         def source(name: str) -> nn.Module:

@@ -35,7 +35,6 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
     Args:
         key: which of several state dicts, such as "state_dict_ema".
     Raises:
-        FileNotFoundError: no such file.
         ValueError: a truncated or foreign file, no network in it, or several and no key.
     """
     if path.is_dir():
@@ -58,11 +57,7 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
 
 
 def load_torch(path: Path) -> object:
-    """The content of a torch file, tensors and plain types only.
-
-    Raises:
-        ValueError: anything else, whatever is wrong with it.
-    """
+    """The content of a torch file, tensors and plain types only; ValueError for anything else, whatever is wrong with it."""
     data = io.BytesIO(path.read_bytes())  # what fails from here on is the content, not the disk
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
@@ -102,9 +97,6 @@ def check_name(path: Path) -> None:
     """Refuse a file whose name ends in digits of a SHA-256, as torch.hub names files, that is not its own.
 
     Where such digits can be a date, or a count padded with zeros, they are taken for that, and logged.
-
-    Raises:
-        ValueError: another file under that name.
     """
     named = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
     if not named or not path.is_file():

@@ -43,15 +43,11 @@ def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: i
     """A copy of a network with a fresh linear head for `num_classes`; everything else is equal.
 
     The head is found by what it does, not by its name (see `find_head`), so this works for any network that ends in a
-    linear layer. It gets PyTorch's default initialisation from `seed`; no global random state is touched.
+    linear layer and takes images of `image_size` pixels. It gets PyTorch's default initialisation from `seed`; no global
+    random state is touched.
 
     >>> replace_head(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 3, image_size=2, seed=0)[1].out_features
     3
-
-    Args:
-        image_size: side in pixels of an image the network accepts.
-    Raises:
-        ValueError: no linear head, or less than one class.
     """
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")

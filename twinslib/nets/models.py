@@ -184,13 +184,9 @@ def make_model(arch: str, num_classes: int, *, norm: str = "batch", upsample: in
     torch.Size([2, 10])
 
     Args:
-        arch: a name in `ARCHS`.
-        norm: "batch", "group" or "layer".
+        arch, norm: a name in `ARCHS`; "batch", "group" or "layer".
         upsample, mean, std: see `Classifier`.
         width: channels of the first stage, for networks of `SmallResNet`; None: the arch's own.
-        seed: of the initial weights.
-    Raises:
-        ValueError: unknown arch or norm, a width for a network that has none, or less than one class.
     """
     choose(arch, ARCHS, "arch")
     layer = norm_layer(norm)

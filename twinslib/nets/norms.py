@@ -144,12 +144,8 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
-    """Put each batch norm of the network (in place) into eval mode: it normalises with its running
-    statistics, which stay as they are, while weights and biases still train. `model.train()` undoes it.
-
-    Raises:
-        ValueError: no batch norm.
-    """
+    """Put each batch norm of the network (in place) into eval mode: it normalises with its running statistics, which stay as
+    they are, while weights and biases still train; a network without one is refused. `model.train()` undoes it."""
     norms = [module.eval() for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze")
@@ -259,14 +255,10 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """The function from a number of channels to a layer, for `norm` "batch", "group" or "layer".
 
-    "group" is GroupNorm with the largest number of groups up to 32 that divides the channels; "layer" is
-    GroupNorm with one group, over channels and both spatial axes.
+    "group" has the largest number of groups up to 32 that divides the channels; "layer" one, over channels and both axes.
 
     >>> norm_layer("group")(48).num_groups
     24
-
-    Raises:
-        ValueError: unknown norm.
     """
     layers = {"batch": nn.BatchNorm2d,
               "group": lambda c: nn.GroupNorm(max(groups for groups in range(1, 33) if c % groups == 0), c),

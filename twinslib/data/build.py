@@ -142,17 +142,14 @@ def _list(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     for name in args.names:
         packed = load_packed(name)
-        counts = [
-            labels.bincount(minlength=len(packed.class_names)).tolist()
-            for labels in (packed.train_labels, packed.test_labels)
-        ]
+        counts = [labels.bincount(minlength=len(packed.class_names)).tolist()
+                  for labels in (packed.train_labels, packed.test_labels)]
         print(f"{name}: {len(packed.train_labels)} training and {len(packed.test_labels)} test images, "
               f"{len(packed.class_names)} classes, {packed.image_size} px, fingerprint {packed.fingerprint}")
         width = max(map(len, packed.class_names))
         for class_name, train, test in zip(packed.class_names, *counts, strict=True):
             print(f"  {class_name:{width}} {train:>6} {test:>6}")
-        arrays = {key: np.asarray(getattr(packed, key)) for key in KEYS}
-        for sentence in doubles(arrays):
+        for sentence in doubles({key: np.asarray(getattr(packed, key)) for key in KEYS}):
             log.warning("%s: %s", name, sentence)
     return 0
 

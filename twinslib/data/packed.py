@@ -231,10 +231,8 @@ def _toy_arrays(grey: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     labels = labels.astype(np.int64)
     test = rank_in_class(labels, np.arange(len(labels))) % 5 == 0
     rgb = grey[..., None].repeat(3, axis=3)
-    return {
-        "train_images": rgb[~test], "train_labels": labels[~test], "test_images": rgb[test],
-        "test_labels": labels[test], "class_names": np.array([str(digit) for digit in range(10)])
-    }
+    return {"train_images": rgb[~test], "train_labels": labels[~test], "test_images": rgb[test], "test_labels": labels[test],
+            "class_names": np.array([str(digit) for digit in range(10)])}
 
 
 def permutation(n: int, seed: int) -> np.ndarray:
@@ -254,9 +252,7 @@ def rank_in_class(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
     [0, 0, 1]
     """
     chosen = labels[indices]
-    by_class = np.argsort(chosen, kind="stable")
-    counts = np.bincount(chosen)
-    starts = np.cumsum(counts) - counts
+    by_class, counts = np.argsort(chosen, kind="stable"), np.bincount(chosen)
     rank = np.empty(len(chosen), np.int64)
-    rank[by_class] = np.arange(len(chosen)) - starts[chosen[by_class]]
+    rank[by_class] = np.arange(len(chosen)) - (np.cumsum(counts) - counts)[chosen[by_class]]
     return rank

@@ -117,10 +117,8 @@ def _cub_2010(folder: Path, size: int) -> Arrays:
                     [f.removesuffix(".jpg") + ".mat" for part in lists.values() for f in part], boxes)
     names = sorted({file.split("/")[0] for part in lists.values() for file in part})
     label = {name: i for i, name in enumerate(names)}
-    train, test = (
-        [Item(f"images/{f}", label[f.split("/")[0]], boxes[f.removesuffix(".jpg") + ".mat"]) for f in lists[part]]
-        for part in ("train.txt", "test.txt")
-    )
+    train, test = ([Item(f"images/{f}", label[f.split("/")[0]], boxes[f.removesuffix(".jpg") + ".mat"]) for f in lists[part]]
+                   for part in ("train.txt", "test.txt"))
     return _pack(folder / "images.tgz", names, train, test, size)
 
 
@@ -128,9 +126,8 @@ def _cub_2011(folder: Path, size: int) -> Arrays:
     require_archives("cub200")
     path, root = folder / "CUB_200_2011.tgz", "CUB_200_2011"
     files = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-    images, labels, splits, classes = (
-        dict(line.split(maxsplit=1) for line in lines) for lines in texts(path, [f"{root}/{file}" for file in files])
-    )
+    images, labels, splits, classes = (dict(line.split(maxsplit=1) for line in lines)
+                                       for lines in texts(path, [f"{root}/{file}" for file in files]))
     items = {key: Item(f"{root}/images/{file.strip()}", int(labels[key]) - 1) for key, file in images.items()}
     train, test = ([item for key, item in items.items() if int(splits[key]) == flag] for flag in (1, 0))
     names = [classes[key].strip() for key in sorted(classes, key=int)]

@@ -66,11 +66,9 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
 
     order = permutation(len(packed.test_labels), 0)
     test = order[np.isin(packed.test_labels.numpy()[order], class_ids)]
-    return Split(
-        train=torch.from_numpy(np.sort(train)), val=torch.from_numpy(np.sort(val)), test=torch.from_numpy(test),
-        class_ids=class_ids, fingerprint=packed.fingerprint, exclude=exclude, train_images=train_images,
-        val_images=val_images, seed=seed
-    )
+    return Split(train=torch.from_numpy(np.sort(train)), val=torch.from_numpy(np.sort(val)), test=torch.from_numpy(test),
+                 class_ids=class_ids, fingerprint=packed.fingerprint, exclude=exclude, train_images=train_images,
+                 val_images=val_images, seed=seed)
 
 
 def _class_id(packed: PackedSet, name: str) -> int:

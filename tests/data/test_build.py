@@ -348,17 +348,6 @@ def test_one_rule_for_names(act, folder):
 
 
 # -- images --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("box", "expected"), [
-    ((10, 10, 30, 20), (10, 5, 30, 25)),  # the short side grows around its middle
-    ((90, 60, 100, 80), (80, 60, 100, 80)),  # but stays in the image
-    ((0, 0, 100, 80), (10, 0, 90, 80)),  # no larger than the image
-    ((5, 5, 5, 5), (4, 4, 5, 5)),  # an empty box still gives a pixel
-])
-def test_square_around_a_box(box, expected):
-    """The square holds the box where the image allows it and never leaves the image."""
-    assert readers._square_around(box, (100, 80)) == expected
-
-
 def test_square():
     """Fine stripes turn grey and do not alias, whether the size divides the side or not."""
     stripes = Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (240, 120)))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.train.made import batch, network, spec, trained, winged
-from twinslib.nets.norms import twinsify, wings
+from twinslib.nets.norms import wings
 from twinslib.specs.run import FollowSpec
 from twinslib.train.dynamics import QUANTITIES, Recorder, angle, followed_layers, scale_check, statistics, statistics_drift
 from twinslib.train.objectives import split_wings
@@ -135,13 +135,3 @@ def test_drift_in_training(name: str, moves: bool) -> None:
     last = zip(found["drift_mean"][len(layers):], found["drift_log_var"][len(layers):], strict=True)
     for (_, drift), got in zip(statistics_drift(statistics(before), statistics(after)), last, strict=True):
         assert got == (drift["mean_drift"], drift["log_var_drift"]) and (min(got) > 0) == moves
-
-
-def test_statistics_are_those_of_the_adaptive_wing() -> None:
-    """A network and its two-wing version have the same statistics under the same names; later the adaptive wing's count."""
-    plain, twin = network(), twinsify(network())
-    for differ in (False, True):
-        assert list(statistics(plain)) == list(statistics(twin))
-        pairs = zip(statistics(plain).values(), statistics(twin).values(), strict=True)
-        assert all(torch.equal(a, b) is not differ for a, b in pairs)
-        twin.train()(batch(8)[0])

@@ -28,21 +28,6 @@ def test_plan_is_optimal(shape: tuple[int, int], flip: int) -> None:
         assert np.abs(plan.sum(0) * m - 1).max() < 0.1
 
 
-def test_cosine_cost_by_hand() -> None:
-    """(1 - cosine) / 0.1 whatever the lengths: 0 for one direction, 20 for opposite ones, 10 for a row of zeros."""
-    source, target = np.array([[1, 0], [0, 2], [0, 0]]), np.array([[3, 4], [5, 0], [0, -1], [0, 0]])
-    want = [[4, 0, 10, 10], [2, 10, 20, 10], [10, 10, 10, 10]]
-    np.testing.assert_allclose(cosine_cost(source, target), want, atol=1e-12)
-
-
-def test_class_means_by_hand() -> None:
-    """The mean of each class's own rows, in float64, in the order of the classes."""
-    features = np.array([[1, 2], [10, 0], [3, 6], [0, 0], [0, 4], [5, 5]], dtype=np.float32)
-    means = class_means(features, np.array([0, 2, 0, 2, 2, 1]), 3)
-    assert means.dtype == np.float64
-    np.testing.assert_allclose(means, [[2, 4], [5, 5], [10 / 3, 4 / 3]])
-
-
 def test_planted_classes_are_chosen() -> None:
     """Source classes near a target class are found among many that resemble none; the others give less mass."""
     g = np.random.default_rng(3)

@@ -5,12 +5,12 @@ checkpoint needs no random state and adding a measurement cannot shift training.
 """
 
 import contextlib
-import hashlib
 from functools import partial
 
 import torch
 
 from ..attack import pgd
+from ..attack.masks import block_seed
 from ..data.sets import DeviceSet
 from ..nets import arithmetic, norms
 from ..nets.fold import FoldedCopy
@@ -35,8 +35,7 @@ def generator(device: torch.device | str, seed: int, purpose: str, count: int) -
     >>> generator("cpu", 0, "attack", 1).initial_seed() == generator("cpu", 0, "attack", 2).initial_seed()
     False
     """
-    digest = hashlib.sha256(f"{seed}/{purpose}/{count}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(block_seed(seed, purpose, count))
 
 
 class Attacker:

@@ -1,5 +1,6 @@
 """Masks per test image: AutoAttack against closed forms and the package itself, blocks, global state, checks."""
 
+import contextlib
 import sys
 from collections import namedtuple
 from fractions import Fraction
@@ -12,9 +13,9 @@ from torch import nn
 
 from tests.attack.made import DEVICES, THREATS, conv_net, linear_net, pictures, seeded
 from twinslib.attack import autoattack as attack_autoattack
-from twinslib.attack.autoattack import autoattack, autoattack_masks, checks
+from twinslib.attack.autoattack import autoattack_masks, checks
 from twinslib.attack.masks import block_seed, clean_mask, pgd_losses, pgd_mask
-from twinslib.attack.pgd import eval_mode, pgd
+from twinslib.attack.pgd import pgd
 from twinslib.base.errors import Diverged
 from twinslib.nets import arithmetic
 from twinslib.specs import strength
@@ -55,15 +56,15 @@ def distances(net, images, threat):
 def test_autoattack_equals_the_closed_form(threat, attacks, device):
     """Linear network, images away from the pixel bounds: robust exactly where the boundary is farther than eps."""
     net = linear_net()
-    images, labels = pictures(net, 20, low=77, high=179, device=device)
+    images, labels = pictures(net, 12, low=77, high=179, device=device)
     distance = distances(net, images.cpu(), threat)
     eps = float(distance.median()) * 1.02
     decided = (distance / eps - 1).abs() > 0.01
-    masks = autoattack_masks(net.to(device), images, labels, eps=eps, threat=threat, attacks=attacks, batch_size=20)
+    masks = autoattack_masks(net.to(device), images, labels, eps=eps, threat=threat, attacks=attacks, batch_size=12)
     final = masks["+".join(attacks)]
-    assert decided.sum() >= 18 and 5 < int(final.sum()) < 15
+    assert decided.sum() >= 10 and 2 < int(final.sum()) < 10
     assert torch.equal(final[decided], (distance > eps)[decided])
-    pgd = pgd_mask(net, images, labels, eps=eps, step_size=eps / 4, steps=40, threat=threat, batch_size=20)
+    pgd = pgd_mask(net, images, labels, eps=eps, step_size=eps / 4, steps=40, threat=threat, batch_size=12)
     assert not (final & ~pgd)[decided].any()
 
 
@@ -73,17 +74,17 @@ def test_stages_equal_one_call_of_the_package():
     import pyautoattack
 
     net = conv_net().requires_grad_(False)
-    images, labels = pictures(net, 12, wrong=1)
-    masks = autoattack_masks(net, images, labels, eps=4 / 255, attacks=FAST, batch_size=12, seed=5, block=3)
+    images, labels = pictures(net, 8, wrong=1)
+    masks = autoattack_masks(net, images, labels, eps=4 / 255, attacks=FAST, batch_size=8, seed=5, block=3)
     with torch.random.fork_rng(devices=[]):
         adversary = pyautoattack.AutoAttack(net, eps=4 / 255, seed=block_seed(5, "autoattack", 3), version="standard")
         adversary.attacks_to_run = list(FAST)
-        _, predicted = adversary.run_standard_evaluation(images / 255, labels, batch_size=12)
+        _, predicted = adversary.run_standard_evaluation(images / 255, labels, batch_size=8)
     counts = [int(mask.sum()) for mask in masks.values()]
     assert list(masks) == ["apgd-ce", "apgd-ce+apgd-t"]
     assert torch.equal(masks["apgd-ce+apgd-t"], predicted == labels)
     mask = pgd_mask(net, images, labels, eps=4 / 255, step_size=1 / 255, steps=20, restarts=2, batch_size=40)
-    assert 11 > mask.sum() >= counts[0] >= counts[1] > 0
+    assert 7 >= mask.sum() >= counts[0] >= counts[1] > 0
 
 
 @pytest.mark.parametrize("threat", THREATS)
@@ -130,20 +131,15 @@ def test_losses_after_pgd_by_hand(threat, eps):
     images, labels = pictures(net, 20, wrong=3)
     attack = dict(eps=eps, step_size=eps / 3, steps=4, threat=threat)
     mask, losses = pgd_losses(net, images, labels, **attack, seed=5, batch_size=8)
-    assert mask.shape == losses.shape == (20,) and (mask.dtype, losses.dtype) == (torch.bool, torch.float32)
-    assert mask.device.type == losses.device.type == "cpu" and not losses.requires_grad
+    assert (mask.dtype, losses.dtype) == (torch.bool, torch.float32) and not losses.requires_grad
     for number, start in enumerate((0, 8, 16)):
         part = slice(start, start + 8)
-        generator = seeded(block_seed(5, "pgd", number))
-        x_adv = pgd(net, images[part] / 255, labels[part], **attack, generator=generator)
-        probabilities = net(x_adv).double().softmax(1)
-        assert torch.equal(mask[part], probabilities.argmax(1) == labels[part])
-        own = probabilities[torch.arange(len(x_adv)), labels[part]]
-        torch.testing.assert_close(losses[part].double(), -own.log(), rtol=1e-4, atol=1e-5)
+        x_adv = pgd(net, images[part] / 255, labels[part], **attack, generator=seeded(block_seed(5, "pgd", number)))
+        logits = net(x_adv)
+        assert torch.equal(mask[part], logits.argmax(1) == labels[part])
+        torch.testing.assert_close(losses[part], F.cross_entropy(logits, labels[part], reduction="none"), rtol=1e-4, atol=1e-5)
     clean = F.cross_entropy(net(images / 255), labels, reduction="none")
     assert (losses > clean).sum() >= 18 and losses[:3].min() > clean[:3].min() and 0 < mask.sum() < 17
-    other = pgd_losses(net, images, labels, **attack, seed=6, batch_size=8)[1]
-    assert not torch.equal(other, losses)
 
 
 def test_starts_depend_on_seed_and_block():
@@ -153,61 +149,40 @@ def test_starts_depend_on_seed_and_block():
 
     def start(seed, block, spoil=0.0):
         seen = []
-
-        def forward(x):
-            seen.append(x.detach().clone())
-            return net(x) + spoil
-
-        pgd_mask(forward, images, labels, eps=0.1, step_size=0.1, steps=1, batch_size=4, seed=seed, block=block)
+        pgd_mask(lambda x: seen.append(x.detach().clone()) or net(x) + spoil, images, labels, eps=0.1, step_size=0.1, steps=1,
+                 batch_size=4, seed=seed, block=block)
         return next(x for x in seen if len(x) == 4 and not torch.equal(x, images / 255))
 
     assert torch.equal(start(0, 0), start(0, 0, spoil=1.0))
     assert not torch.equal(start(0, 0), start(1, 0)) and not torch.equal(start(0, 0), start(0, 1))
-    seeds = {block_seed(s, p, b) for s in range(20) for p in ("pgd", "autoattack") for b in range(20)}
-    assert len(seeds) == 800 and all(0 <= s < 2 ** 63 for s in seeds)
 
 
-def test_global_state_is_given_back():
-    """Global random state, trace function, gradient flags and parameter gradients are as before, statistics too."""
-    net = conv_net()
-    images, labels = pictures(net, 6)
-    statistics = {k: v.clone() for k, v in net.state_dict().items()}
+@pytest.mark.parametrize("fails", [False, True])
+def test_global_state_is_given_back(fails):
+    """Global random state, trace function, gradient flags, parameter gradients and statistics are as before, also after a
+    network that fails half-way."""
+    net, calls = conv_net(), []
+    images, labels = pictures(net, 4)
+    statistics, before, trace_before = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state(), sys.gettrace()
+
+    class Counted(nn.Sequential):
+        def forward(self, x):
+            calls.append(1)
+            return super().forward(x) if len(calls) < 20 or not fails else 1 / 0
 
     def trace(frame, event, argument):
         return None
 
-    before, trace_before = torch.get_rng_state(), sys.gettrace()
-    cuda_before = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     sys.settrace(trace)
     try:
-        autoattack_masks(net, images, labels, eps=0.5, attacks=("fab-t",), batch_size=6)
+        with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+            autoattack_masks(Counted(*net).eval(), images, labels, eps=0.5, attacks=("fab-t",), batch_size=6)
         after = sys.gettrace()
     finally:
         sys.settrace(trace_before)
-    assert after is trace
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(map(torch.equal, cuda_before, torch.cuda.get_rng_state_all() if cuda_before else []))
+    assert after is trace and torch.equal(before, torch.get_rng_state())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert all(torch.equal(v, statistics[k]) for k, v in net.state_dict().items())
-
-
-def test_global_state_is_given_back_after_an_error():
-    """A network that fails half-way leaves random state and gradient flags as they were."""
-    net = linear_net()
-    images, labels = pictures(net, 4)
-    calls = []
-
-    class Failing(nn.Sequential):
-        def forward(self, x):
-            calls.append(1)
-            if len(calls) > 20:
-                raise ArithmeticError
-            return super().forward(x)
-
-    failing, before = Failing(*net).eval(), torch.get_rng_state()
-    with pytest.raises(ArithmeticError):
-        autoattack_masks(failing, images, labels, eps=0.02, attacks=FAST, batch_size=4)
-    assert torch.equal(before, torch.get_rng_state()) and all(p.requires_grad for p in failing.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,40 +213,28 @@ def test_eps_zero_is_clean_accuracy():
     assert clean.sum() == 6 and torch.equal(mask, clean) and torch.equal(clean, pgd_mask(net, images, labels, **call))
     torch.testing.assert_close(losses, F.cross_entropy(net(images / 255), labels, reduction="none"))
     assert torch.equal(clean, measure("autoattack", net, images, labels, eps=0))
-
-
-def test_no_image_left_ends_well():
-    """Where the first attack breaks everything, the later stages are all False and nothing fails."""
-    net = linear_net()
-    images, labels = pictures(net, 5)
     masks = autoattack_masks(net, images, labels, eps=0.5, batch_size=3)
     assert [int(m.sum()) for m in masks.values()] == [0, 0, 0, 0]
 
 
 ALL, ATTACKS, AUTO = KINDS[:4], KINDS[1:4], ("autoattack",)
 BAD = [  # what is changed, the error, and of which measures
-    (dict(net=linear_net(3), labels=torch.zeros(4, dtype=torch.int64)), ValueError,
-     "at least 4 classes of the network for apgd-t, got 3; attack with apgd-ce, fab-t, square", AUTO),
     (dict(net=lambda x: linear_net(1)(x), labels=torch.zeros(4, dtype=torch.int64)), ValueError, "at least 2 classes", ALL),
     (dict(attacks=("apgd-tt",)), ValueError, "did you mean 'apgd-t'", AUTO),
-    (dict(attacks="apgd-ce+square"), ValueError, "attack to be one of", AUTO),
     (dict(attacks=()), ValueError, "at least one attack", AUTO), (dict(attacks=("fab", "fab")), ValueError, "none twice", AUTO),
-    (dict(eps=8), ValueError, "write 8/255", ATTACKS), (dict(eps="0.1"), TypeError, "eps to be a number", ATTACKS),
-    (dict(threat="l1"), ValueError, "threat", ATTACKS), (dict(seed=True), TypeError, "seed", ATTACKS),
-    (dict(seed=0.0), TypeError, "seed", ATTACKS), (dict(block=0.5), TypeError, "block", ("pgd", "autoattack")),
+    (dict(eps=8), ValueError, "write 8/255", ATTACKS), (dict(threat="l1"), ValueError, "threat", ATTACKS),
+    (dict(seed=True), TypeError, "seed", ATTACKS), (dict(block=0.5), TypeError, "block", ("pgd", "autoattack")),
     (dict(net=linear_net().train()), ValueError, "in training mode; use eval_mode", ALL),
     (dict(net=linear_net().double()), ValueError, "float32 network, got 1.weight", ALL),
     (dict(net=lambda x: linear_net()(x).double()), ValueError, "float32 logits", ALL),
     (dict(net=lambda x: linear_net()(x) * torch.nan), ValueError, "finite logits", ALL),
     (dict(net=lambda x: namedtuple("Out", "logits aux")(linear_net()(x), 0)), TypeError, "logits alone, got a Out", ALL),
-    (dict(net=lambda x: linear_net()(x.detach())), ValueError, "no_grad or detach", ("pgd", "losses")),
     *((dict(labels=torch.full((4,), label)), ValueError, r"labels in 0\.\.9", ALL) for label in (10, -1)),
     *((dict(labels=labels), TypeError, "int64", ALL) for labels in (torch.zeros(3).long(), torch.zeros(4), [True] * 4)),
-    *((dict(labels=labels), TypeError, "labels as a tensor or", ALL) for labels in ([[0], [0, 1], [0], [0]], ["a"] * 4, None)),
-    *((dict(images=images), TypeError, "uint8 images|images as a tensor", ALL)
-      for images in (torch.rand(4, 3, 6, 6), np.zeros((4, 3, 6, 6)), [torch.zeros(3, 6, 6)] * 4)),
+    (dict(labels=["a"] * 4), TypeError, "labels as a tensor or", ALL),
+    (dict(images=torch.rand(4, 3, 6, 6)), TypeError, "uint8 images", ALL),
     (dict(images=np.zeros((4, 6, 6, 3), np.uint8)), TypeError, r"permute\(0, 3, 1, 2\)", ALL),
-    (dict(batch_size=0), ValueError, "batch_size", ALL), (dict(batch_size=2.0), TypeError, "batch_size", ALL),
+    (dict(batch_size=0), ValueError, "batch_size", ALL),
 ]
 
 
@@ -301,85 +264,51 @@ def short(monkeypatch):
     monkeypatch.setattr(attack_autoattack, "_adversary", fewer)
 
 
-def test_labels_are_checked_before_the_first_attack():
-    """A label outside the logits in the last block is found before any image is attacked."""
-    seen = []
-    images, labels = pictures(linear_net(), 4)
-    labels[-1] = 10
-    for kind in ("pgd", "losses"):
-        with pytest.raises(ValueError, match="labels in"):
-            measure(kind, lambda x: seen.append(len(x)) or linear_net()(x), images, labels, batch_size=2)
-    assert seen == [1, 1]
-
-
-@pytest.mark.parametrize("taken", [
-    lambda x, y: (x.numpy(), y.numpy()), lambda x, y: (x.numpy(), y.tolist()), lambda x, y: (x, y.int()),
-    lambda x, y: (x, tuple(y.tolist())), lambda x, y: (x.numpy()[:, :, ::-1][:, :, ::-1], y.numpy().astype(np.uint8)),
-    lambda x, y: (np.broadcast_to(x.numpy(), x.shape), list(y)), lambda x, y: (x, y.numpy()[::-1][::-1])])
 @pytest.mark.filterwarnings("error")
-def test_arrays_and_lists_are_taken(taken, short):
-    """Images as an array, labels as array, list or tuple, of any integers, read-only and flipped ones too."""
+def test_arrays_and_lists_are_taken(short):
+    """Images as an array, labels as array or list, of any integers, read-only and flipped ones too."""
     net = conv_net()
-    images, labels = pictures(net, 6, wrong=1)
+    x, y = pictures(net, 6, wrong=1)
     for kind in KINDS:
-        assert torch.equal(measure(kind, net, *taken(images, labels)), measure(kind, net, images, labels)), kind
-    for names in ("apgd-ce", np.array(["apgd-ce"])):  # attacks too
-        assert list(autoattack_masks(net, images, labels, eps=0.01, attacks=names, batch_size=6)) == ["apgd-ce"]
-
-
-@pytest.mark.parametrize(("number", "integer"), [(np.float32, np.int64), (np.float64, np.uint8), (torch.tensor, torch.tensor),
-                                                 (np.array, np.array), (Fraction, int)])
-def test_scalars_of_any_kind(number, integer, short):
-    """NumPy scalars, tensors without dimensions and fractions give what plain numbers give."""
-    net = conv_net()
-    images, labels = pictures(net, 6)
-    for kind in KINDS:
-        one, other = (measure(kind, net, images, labels, **call) for call in ({}, dict(number=number, integer=integer)))
-        assert torch.equal(one, other), kind
+        want = measure(kind, net, x, y)
+        for taken in ((x.numpy(), y.tolist()), (x.numpy()[:, :, ::-1][:, :, ::-1], y.numpy().astype(np.uint8)),
+                      (np.broadcast_to(x.numpy(), x.shape), list(y))):
+            assert torch.equal(measure(kind, net, *taken), want), kind
+        for number, integer in ((np.float32, np.uint8), (torch.tensor, torch.tensor), (Fraction, int)):
+            assert torch.equal(measure(kind, net, x, y, number=number, integer=integer), want), kind
 
 
 # -- few classes ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("classes", [2, 3, 4, 5])
-def test_few_classes(classes):
+@pytest.mark.parametrize("classes", [2, 4])
+def test_few_classes(classes, caplog):
     """Every attack that can run reaches the closed form, those that try all classes on every image; nothing is odd."""
     net = linear_net(classes)
-    images, labels = pictures(net, 16, low=77, high=179)
+    images, labels = pictures(net, 12, low=77, high=179)
     distance = distances(net, images, "linf")
     eps = float(distance.median()) * 1.02
     decided = (distance / eps - 1).abs() > 0.02
     for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"):
         if classes >= attack_autoattack.N_CLASSES.get(name, 2):
-            masks, flags = autoattack(net, images, labels, eps=eps, attacks=(name,), batch_size=16)
-            assert flags["no_other_warning"] and flags["norm_kept"] and 0 < masks[name].sum() < 16, (name, flags)
+            mask = autoattack_masks(net, images, labels, eps=eps, attacks=name, batch_size=12)[name]
+            assert 0 < mask.sum() < 12 and not ((distance > eps) & ~mask)[decided].any()
             complete = name in ("fab", "fab-t", "apgd-t")  # the others look at the runner-up alone
-            assert not ((distance > eps) & ~masks[name])[decided].any()
-            assert not complete or torch.equal(masks[name][decided], (distance > eps)[decided]), name
-        else:
-            with pytest.raises(ValueError, match=f"at least {attack_autoattack.N_CLASSES[name]} classes"):
-                autoattack(net, images, labels, eps=eps, attacks=(name,), batch_size=16)
+            assert not complete or torch.equal(mask[decided], (distance > eps)[decided]), name
+    assert "norm_kept" not in caplog.text and "no_other_warning" not in caplog.text
 
 
-@pytest.mark.parametrize("classes", range(1, 12))
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 11])
 def test_targets_of_few_classes(classes, monkeypatch):
     """All wrong classes are targets, nine at most; what cannot run is refused with what can."""
     seen, made = [], attack_autoattack._adversary
-
-    def spy(*args):
-        seen.append(made(*args))
-        return seen[-1]
-
-    monkeypatch.setattr(attack_autoattack, "_adversary", spy)
+    monkeypatch.setattr(attack_autoattack, "_adversary", lambda *args: seen.append(made(*args)) or seen[-1])
     possible = [name for name in STANDARD if classes >= attack_autoattack.N_CLASSES.get(name, 2)]
     if classes > 1:
         net = linear_net(classes)
-        images, labels = pictures(net, 3)
-        autoattack(net, images, labels, eps=0.3, attacks=possible, batch_size=3)
+        autoattack_masks(net, *pictures(net, 3), eps=0.3, attacks=possible, batch_size=3)
         assert {n for a in seen for n in (a.fab.n_target_classes, a.apgd_targeted.n_target_classes)} == {min(9, classes - 1)}
     if len(possible) < 4:
         with pytest.raises(ValueError, match=f"of birds for .*got {classes}; attack with {', '.join(possible) or 'nothing'}"):
             attack_autoattack.check_attacks(STANDARD, classes, "birds")
-    else:
-        attack_autoattack.check_attacks(attack_autoattack.ATTACKS, classes)
 
 
 # -- what is not finite -----------------------------------------------------------------------------------------------
@@ -393,19 +322,17 @@ def test_a_network_without_gradients_is_refused(threat, short):
     """Neither PGD nor a part of AutoAttack that uses gradients calls it robust, and the checks say why."""
     net = conv_net().requires_grad_(False)
     images, labels = pictures(net, 12)
-    call = dict(eps=0.1, threat=threat, batch_size=12)
-    for measured in (pgd_mask, pgd_losses):
+    call, steps = dict(eps=0.1, threat=threat), dict(step_size=0.03, steps=4)
+    for measured, options in ((pgd_mask, steps), (pgd_losses, steps),
+                              *((autoattack_masks, dict(attacks=(name, "square"))) for name in ("apgd-ce", "apgd-t", "fab-t"))):
         with pytest.raises(Diverged, match="finite gradients with respect to the images.*root at 0"):
-            measured(rooted(net), images, labels, step_size=0.03, steps=4, **call)
-    for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"):
-        with pytest.raises(Diverged, match="finite gradients"):
-            autoattack(rooted(net), images, labels, attacks=(name, "square"), **call)
-    found = checks(rooted(net), images, labels, eps=0.1, step_size=0.03, steps=4, threat=threat)
+            measured(rooted(net), images, labels, **options, **call, batch_size=12)
+    found = checks(rooted(net), images, labels, **steps, **call)
     assert not found["gradient_nonzero"] and not found["norm_kept"]
 
 
 @pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-t", "fab-t"])
 def test_single_images_without_a_gradient_are_broken(name, threat, caplog, short):
     """They are not counted as robust, and the others, which no perturbation of this size can break, are."""
     net = conv_net().requires_grad_(False)
@@ -415,49 +342,35 @@ def test_single_images_without_a_gradient_are_broken(name, threat, caplog, short
     forward = rooted(net, lambda x: x.flatten(1).mean(1) < 0.2)
     call = dict(eps=1e-5, threat=threat, batch_size=12)
     mask = (pgd_mask(forward, images, labels, step_size=1e-5, steps=4, **call) if name == "pgd"
-            else autoattack(forward, images, labels, attacks=(name,), **call).masks[name])
+            else autoattack_masks(forward, images, labels, attacks=(name,), **call)[name])
     assert mask.tolist() == [i not in (3, 4) for i in range(12)]
     assert "2 of 12 images count as broken" in caplog.text
-    flags = checks(forward, images, labels, eps=1e-5, step_size=1e-5, steps=4, threat=threat)
-    assert not flags["gradient_nonzero"]
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("name", ["pgd", *attack_autoattack.ATTACKS])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["pgd", *STANDARD])
 def test_logits_that_fail_under_attack_are_broken(name, value, short):
     """Class 0, which argmax finds in a row of NaN, is no exception; one logit is enough."""
     net = conv_net().requires_grad_(False)
     images, _ = pictures(net, 8)
     labels = torch.zeros(8, dtype=torch.int64)
-    fails = torch.tensor([1.0] + [0] * 9) > 0
+    first = F.one_hot(labels, 10).bool()[:1]
 
     def forward(x):
         far = torch.cdist(x.flatten(1), images.flatten(1) / 255, p=torch.inf).amin(1) > 1e-6
-        logits = net(x) + torch.tensor([20.0] + [0] * 9)
-        return torch.where(far[:, None] & fails, value, logits)
+        return torch.where(far[:, None] & first, value, net(x) + 20 * first)
 
     call = dict(eps=0.001, batch_size=8)
     mask = (pgd_mask(forward, images, labels, step_size=0.001, steps=2, **call) if name == "pgd"
-            else autoattack(forward, images, labels, attacks=(name,), **call).masks[name])
+            else autoattack_masks(forward, images, labels, attacks=(name,), **call)[name])
     assert clean_mask(forward, images, labels, batch_size=8).all() and not mask.any()
-
-
-def test_a_frozen_norm_does_not_make_training_mode():
-    """A network put into eval mode for the call is accepted and comes back with its own modes."""
-    net = conv_net().train()
-    net[1].eval()
-    images, labels = pictures(conv_net(), 4)
-    with eval_mode(net):
-        assert clean_mask(net, images, labels, batch_size=4).all()
-    assert net[4].training and not net[1].training
 
 
 def broken_networks():
     """Each with the one check that must see it."""
     net, flipped = conv_net().requires_grad_(False), linear_net().requires_grad_(False)
-    noise = torch.Generator().manual_seed(0)
     return {
-        "repeatable": lambda x: net(x) + 0.1 * torch.randn(len(x), 10, generator=noise),
+        "repeatable": lambda x: net(x) + 0.1 * torch.randn(len(x), 10),
         "eval_mode": lambda x: net(x) - net(x).mean(0), "logits": lambda x: net(x).softmax(1),
         "gradient_nonzero": lambda x: net(x.mul(255).round().div(255)),
         "stronger_not_weaker": lambda x: flipped(2 * x.detach() - x),  # x itself, whose gradient points the wrong way
@@ -466,8 +379,7 @@ def broken_networks():
 
 
 def test_sound_network_passes_all_checks():
-    """Nothing is flagged for an ordinary network in eval mode, under either threat; pixels of 0 and 1, as rounding a float image
-    gives, fail the range check."""
+    """Nothing is flagged for an ordinary network in eval mode, under either threat."""
     net = conv_net()
     images, labels = pictures(net, 64)
     for threat, eps in (("linf", 4 / 255), ("l2", 0.2)):
@@ -496,11 +408,10 @@ def dynamic(x):
     (lambda x, logits: logits + 0.1 * torch.randn(logits.shape), "repeatable"), (lambda x, logits: logits.softmax(1), "logits"),
     (lambda x, logits: (dynamic(x), logits)[1], "no_gradient_in_forward")])
 def test_warnings_of_the_package_become_checks(fault, check, caplog):
-    """A randomised network, one that returns probabilities and one that differentiates at test time are recorded and logged; a
-    later sound one is not."""
+    """A randomised network, one that returns probabilities and one that differentiates at test time are logged."""
     net = linear_net().requires_grad_(False)
     images, labels = pictures(net, 6)
-    call = dict(eps=0.002, attacks=("apgd-ce",), batch_size=6)
-    assert not autoattack(lambda x: fault(x, net(x)), images, labels, **call).checks[check]
-    autoattack_masks(lambda x: fault(x, net(x)), images, labels, **call)
-    assert check in caplog.text and all(autoattack(net, images, labels, **call).checks.values())
+    for forward in (lambda x: fault(x, net(x)), net):
+        caplog.clear()
+        autoattack_masks(forward, images, labels, eps=0.002, attacks=("apgd-ce",), batch_size=6)
+        assert (f"not passed: {check}" in caplog.text) == ("not passed" in caplog.text) == (forward is not net)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from twinslib.attack.autoattack import ATTACKS
 from twinslib.base import paths
 from twinslib.base.files import write_json, write_npz
 from twinslib.compute import cost, provenance
@@ -17,6 +16,7 @@ from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
+from twinslib.specs.strength import PARTS
 from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
 from twinslib.studies.passes import AUTOATTACK_FORWARDS, forwards
@@ -88,7 +88,7 @@ def test_following_is_counted_as_it_is_measured(epochs: int, every: int, dense: 
 def test_forwards_of_evaluations(evaluation: EvalSpec, expected: float) -> None:
     """Image forwards of an evaluation, counted by hand; training images play no part. Every attack counts."""
     assert forwards(Task(RUN, evaluation), 50) == forwards(Task(RUN, evaluation), 7) == pytest.approx(expected)
-    assert set(AUTOATTACK_FORWARDS) == set(ATTACKS)
+    assert set(AUTOATTACK_FORWARDS) == set(PARTS)
 
 
 def test_work() -> None:

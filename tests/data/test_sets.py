@@ -1,6 +1,5 @@
 """Packed sets, splits, augmentation: the format, exactness against Pillow and torchvision, and clear refusals."""
 
-import json
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from torchvision.transforms import functional as TF
 from tests.data.made import arrays, as_set
 from twinslib.base import paths
 from twinslib.data import augment, packed, sets
-from twinslib.data import packed as data_packed
 from twinslib.specs import choices as specs_choices
 
 
@@ -41,68 +39,65 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
 
 # -- packed sets ---------------------------------------------------------------------------------------------------
 def test_own_set_loads_by_name(folder):
-    """A user's file works by its name, channels first, and its fingerprint depends on every array but not the name; a whole
-    fraction of the stored side is made by averaging, anything else is refused."""
+    """A user's file works by its name, channels first, and its fingerprint depends on every array but not the name."""
     content = arrays()
     np.savez(folder / "mine.npz", **content)
     np.savez(folder / "copy.npz", **content)
-    loaded = data_packed.load_packed("mine")
+    loaded = packed.load_packed("mine")
     assert loaded.train_images.shape == (24, 3, 8, 8) and loaded.train_images.is_contiguous()
     assert torch.equal(loaded.test_images[5, 2], torch.from_numpy(content["test_images"][5, :, :, 2]))
     assert loaded.class_names[1] == "n01 kind 1" and loaded.image_size == 8
-    assert len(loaded.fingerprint) == 16 and loaded.fingerprint == data_packed.load_packed("copy").fingerprint
+    assert len(loaded.fingerprint) == 16 and loaded.fingerprint == packed.load_packed("copy").fingerprint
     for key in packed.KEYS:
         other = {k: v.copy() for k, v in content.items()}
         other[key].flat[0] = "x" if key == "class_names" else other[key].flat[0] ^ 1
         assert as_set(other).fingerprint != loaded.fingerprint, key
-    half = data_packed.load_packed("mine", image_size=4)
+    half = packed.load_packed("mine", image_size=4)
     assert half.image_size == 4 and half.fingerprint != loaded.fingerprint
     for size in (16, 3, 0, -4):
         with pytest.raises(ValueError, match="expected image_size to divide the stored side of 8"):
-            data_packed.load_packed("mine", image_size=size)
+            packed.load_packed("mine", image_size=size)
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4, 5, 7])
-@pytest.mark.parametrize("low", [0, 240])
-def test_shrinking_equals_pillow(factor, low):
+@pytest.mark.parametrize("factor", [2, 3, 7])
+def test_shrinking_equals_pillow(factor):
     """Block averages have the rounding of Pillow's reduce in every pixel, bright ones included."""
-    images = np.random.default_rng(factor).integers(low, 256, (40, 12 * factor, 12 * factor, 3), dtype=np.uint8)
+    images = np.random.default_rng(factor).integers(0, 256, (40, 12 * factor, 12 * factor, 3), dtype=np.uint8)
+    images[20:] |= 240
     expected = np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in images])
     assert np.array_equal(packed.shrink(images, factor), expected)
 
 
-BROKEN = {
-    "no labels": (lambda c: c.pop("train_labels"), "got no train_labels"),
-    "float images": (lambda c: c.update(train_images=c["train_images"] / 255), "train_images of uint8"),
-    "channels first": (lambda c: c.update(test_images=c["test_images"].transpose(0, 3, 1, 2)), "channels last"),
-    "grey": (lambda c: c.update(train_images=c["train_images"][..., 0]), "square RGB"),
-    "not square": (lambda c: c.update(train_images=c["train_images"][:, :4]), "square RGB"),
-    "two sizes": (lambda c: c.update(test_images=c["test_images"][:, :4, :4]), "same side, got|same side in .* got 8"),
-    "int32 labels": (lambda c: c.update(test_labels=c["test_labels"].astype(np.int32)), "test_labels of int64"),
-    "too few labels": (lambda c: c.update(test_labels=c["test_labels"][:-1]), r"shape \(11,\) for 12 images"),
-    "label 4 of 4": (lambda c: c.update(train_labels=c["train_labels"] + 1), r"in 0..3 \(4 class_names\).*labels 1..4"),
-    "label -1": (lambda c: c.update(train_labels=c["train_labels"] - 1), r"labels -1..2"),
-    "bytes names": (lambda c: c.update(class_names=c["class_names"].astype("S")), "class_names"),
-    "one name": (lambda c: c.update(class_names=c["class_names"][:1]), "at least 2 class_names"),
-    "same names": (lambda c: c.update(class_names=np.array(["a"] * 4)), "distinct class_names"),
-    "objects": (lambda c: c.update(class_names=c["class_names"].astype(object)), "pickled objects.*dtype=str"),
-    "empty": (lambda c: c.update(test_images=c["test_images"][:0], test_labels=c["test_labels"][:0]), "at least one"),
-}
+BROKEN = [
+    (lambda c: c.pop("train_labels"), "got no train_labels"),
+    (lambda c: c.update(train_images=c["train_images"] / 255), "train_images of uint8"),
+    (lambda c: c.update(test_images=c["test_images"].transpose(0, 3, 1, 2)), "channels last"),
+    (lambda c: c.update(train_images=c["train_images"][:, :4]), "square RGB"),
+    (lambda c: c.update(test_images=c["test_images"][:, :4, :4]), "same side in .* got 8"),
+    (lambda c: c.update(test_labels=c["test_labels"].astype(np.int32)), "test_labels of int64"),
+    (lambda c: c.update(test_labels=c["test_labels"][:-1]), r"shape \(11,\) for 12 images"),
+    (lambda c: c.update(train_labels=c["train_labels"] + 1), r"in 0..3 \(4 class_names\).*labels 1..4"),
+    (lambda c: c.update(train_labels=c["train_labels"] - 1), r"labels -1..2"),
+    (lambda c: c.update(class_names=c["class_names"].astype("S")), "class_names"),
+    (lambda c: c.update(class_names=c["class_names"][:1]), "at least 2 class_names"),
+    (lambda c: c.update(class_names=np.array(["a"] * 4)), "distinct class_names"),
+    (lambda c: c.update(class_names=c["class_names"].astype(object)), "pickled objects.*dtype=str"),
+    (lambda c: c.update(test_images=c["test_images"][:0], test_labels=c["test_labels"][:0]), "at least one"),
+]
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_format_is_named(case, folder):
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_broken_format_is_named(change, message, folder):
     """Every breach of the format is refused with what was expected, and with the file."""
-    change, message = BROKEN[case]
     content = arrays()
     change(content)
     np.savez(folder / "mine.npz", **content)
-    with pytest.raises(ValueError, match=message) as caught:
-        data_packed.load_packed("mine")
-    assert "mine.npz" in str(caught.value) and str(caught.value).startswith("expected")
+    with pytest.raises(ValueError, match=f"expected.*{message}") as caught:
+        packed.load_packed("mine")
+    assert "mine.npz" in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_file_is_refused(folder, draw):
     """A file cut short or with a changed byte either still holds the same format or is refused with a ValueError."""
@@ -123,38 +118,30 @@ def test_damaged_file_is_refused(folder, draw):
 
 
 def test_missing_sets_are_explained(folder):
-    """A known set names file, folder, archive and command; an unknown one lists what there is; paths are refused."""
+    """A known set names file, folder, archive and command; an unknown one lists what there is."""
     (folder / "own.npz").touch()
-    with pytest.raises(FileNotFoundError) as caught:
-        data_packed.load_packed("cub200")
-    for piece in ("cub200.npz", str(folder), "CUB_200_2011.tgz", "python -m twinslib data build cub200"):
-        assert piece in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"cub200.npz in .*CUB_200_2011.tgz.*python -m twinslib data build cub200"):
+        packed.load_packed("cub200")
     with pytest.raises(FileNotFoundError, match="toy_source.*cifar10.*own, got 'cifar_10'; did you mean 'cifar10'"):
-        data_packed.load_packed("cifar_10")
+        packed.load_packed("cifar_10")
 
 
 def test_toy_sets_are_real_and_apart():
     """Both toy sets have ten balanced classes of 16 pixels, stay the same, and share no image."""
-    source, target = data_packed.load_packed("toy_source"), data_packed.load_packed("toy_target")
+    source, target = packed.load_packed("toy_source"), packed.load_packed("toy_target")
     for toy, n in ((source, (1433, 364)), (target, (4000, 1000))):
-        assert (len(toy.train_labels), len(toy.test_labels)) == n and toy.image_size == 16
-        assert len(toy.class_names) == 10
+        assert (len(toy.train_labels), len(toy.test_labels)) == n and toy.image_size == 16 and len(toy.class_names) == 10
         for labels in (toy.train_labels, toy.test_labels):
             counts = labels.bincount(minlength=10)
             assert counts.min() >= 0.9 * counts.max() > 0
-        assert torch.equal(toy.train_images[:, 0], toy.train_images[:, 2])
         assert toy.train_images.max() == 255 and toy.train_images.float().std() > 50
-    assert source.fingerprint == "914c5846a1ea847c"
-    assert target.fingerprint == "4e340d758fc2afbd"
-
-    def images(toy):
-        return {image.numpy().tobytes() for part in (toy.train_images, toy.test_images) for image in part}
-
-    assert not images(source) & images(target)
+    assert (source.fingerprint, target.fingerprint) == ("914c5846a1ea847c", "4e340d758fc2afbd")
+    both = ({x.numpy().tobytes() for part in (toy.train_images, toy.test_images) for x in part} for toy in (source, target))
+    assert set.isdisjoint(*both)
 
 
 # -- splits --------------------------------------------------------------------------------------------------------
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(labels=st.lists(st.integers(0, 4), min_size=30, max_size=80), val=st.integers(0, 10),
        train=st.one_of(st.none(), st.integers(1, 10)), seed=st.integers(0, 5))
 def test_split_is_disjoint_and_balanced(labels, val, train, seed):
@@ -176,33 +163,25 @@ def test_split_is_disjoint_and_balanced(labels, val, train, seed):
 
 def test_split_is_reproducible_and_nested():
     """Same seed, same split for ever; another seed, another; smaller subsets and the same test order inside."""
-    content = arrays(200, 50, 4, 5)
-    small, large = (sets.make_split(as_set(content), train_images=n, val_images=20, seed=3) for n in (40, 90))
+    content = as_set(arrays(200, 50, 4, 5))
+    small, large = (sets.make_split(content, train_images=n, val_images=20, seed=3) for n in (40, 90))
     assert set(small.train.tolist()) < set(large.train.tolist()) and torch.equal(small.val, large.val)
-    other = sets.make_split(as_set(content), train_images=40, val_images=20, seed=4)
+    other = sets.make_split(content, train_images=40, val_images=20, seed=4)
     assert not torch.equal(small.train, other.train) and torch.equal(small.test, other.test)
-    assert small.train[:6].tolist() == PINNED["train"] and small.test[:6].tolist() == PINNED["test"]
-    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    sets.make_split(as_set(content), val_images=5)
-    assert torch.equal(state[0], torch.get_rng_state()) and state[1] == np.random.get_state()[1].tolist()
-
-
-PINNED = {"train": [1, 7, 9, 16, 19, 22], "test": [11, 3, 20, 13, 2, 48]}  # stored results stand on these orders
+    assert small.train[:6].tolist() == [1, 7, 9, 16, 19, 22]  # stored results stand on these orders
+    assert small.test[:6].tolist() == [11, 3, 20, 13, 2, 48]
 
 
 def test_excluded_classes_are_gone_and_labels_are_dense():
     """Classes go by full name or first word; labels are renumbered; the rest keeps its test order."""
     whole = as_set(arrays(40, 20, 4, 4))
     split = sets.make_split(whole, exclude=("n01", "n02 kind 2"), val_images=4)
-    assert split.class_ids == (0, 3)
     device_set = sets.to_device(whole, split, "cpu")
-    assert device_set.class_names == ("n00 kind 0", "n03 kind 3") and device_set.num_classes == 2
-    for part, images, labels in (("train", whole.train_images, whole.train_labels),
-                                 ("val", whole.train_images, whole.train_labels),
-                                 ("test", whole.test_images, whole.test_labels)):
+    assert split.class_ids == (0, 3) and device_set.class_names == ("n00 kind 0", "n03 kind 3") and device_set.num_classes == 2
+    for part, of in (("train", "train"), ("val", "train"), ("test", "test")):
         index = getattr(split, part)
-        assert torch.equal(getattr(device_set, f"{part}_x"), images[index])
-        assert torch.equal(torch.tensor(split.class_ids)[getattr(device_set, f"{part}_y")], labels[index])
+        assert torch.equal(getattr(device_set, f"{part}_x"), getattr(whole, f"{of}_images")[index])
+        assert torch.equal(torch.tensor(split.class_ids)[getattr(device_set, f"{part}_y")], getattr(whole, f"{of}_labels")[index])
     with pytest.raises(ValueError, match="expected a split of mine"):
         sets.to_device(as_set(arrays(seed=1)), split, "cpu")
     everything = sets.make_split(whole).test
@@ -212,8 +191,8 @@ def test_excluded_classes_are_gone_and_labels_are_dense():
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"exclude": ("n07",)}, "one of the 4 classes of mine, got 'n07'; did you mean 'n0"),
     ({"exclude": ("n00", "n01", "n02")}, "at least 2 classes after exclude, got 1"),
-    ({"train_images": 25}, "at most 24 images"), ({"train_images": 20, "val_images": 5}, "at most 24 images"),
-    ({"val_images": 24}, "at most 24 images"), ({"train_images": 13, "exclude": ("n00", "n01")}, "at most 12 images"),
+    ({"train_images": 20, "val_images": 5}, "at most 24 images"), ({"val_images": 24}, "at most 24 images"),
+    ({"train_images": 13, "exclude": ("n00", "n01")}, "at most 12 images"),
     ({"train_images": 0}, "train_images >= 1"), ({"val_images": -1}, "val_images >= 0"),
 ])
 def test_bad_split_arguments(arguments, message):
@@ -225,23 +204,18 @@ def test_bad_split_arguments(arguments, message):
 def test_stored_split(tmp_path):
     """Stored once, then read; other arguments or images are refused by name; a damaged file is not trusted."""
     mine, path = as_set(arrays()), tmp_path / "deep" / "split.npz"
-    arguments = {"exclude": ("n02",), "train_images": 9, "val_images": 3, "seed": 5}
+    arguments = {"exclude": ["n02"], "train_images": 9, "val_images": 3, "seed": 5}
     made = sets.stored_split(mine, path, **arguments)
     content = path.read_bytes()
-    read = sets.stored_split(mine, path, **{**arguments, "exclude": ["n02"]})
-    for part in ("train", "val", "test"):
-        assert torch.equal(getattr(made, part), getattr(read, part)) and getattr(read, part).dtype == torch.int64
+    read = sets.stored_split(mine, path, **arguments)
+    assert all(torch.equal(getattr(made, part), getattr(read, part)) for part in ("train", "val", "test"))
     assert read.class_ids == made.class_ids == (0, 1, 3)
     assert content == path.read_bytes() and [p.name for p in path.parent.iterdir()] == ["split.npz"]
-    with np.load(path) as stored:
-        assert stored["train"].dtype == np.uint32
     with pytest.raises(ValueError, match=r"differs in val_images: 2 here, 3 there; seed: 0 here, 5 there"):
         sets.stored_split(mine, path, exclude=("n02",), train_images=9, val_images=2)
     with pytest.raises(ValueError, match="differs in fingerprint"):
         sets.stored_split(as_set(arrays(seed=1)), path, **arguments)
-    sets.save_split(made, tmp_path / "again.npz")
-    assert (tmp_path / "again.npz").read_bytes() == content
-    for damaged in (content[:-40], b"", b"not a split", json.dumps({"train": [1]}).encode()):
+    for damaged in (content[:-40], b"", b"not a split"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="expected a stored split"):
             sets.stored_split(mine, path, **arguments)
@@ -276,16 +250,12 @@ def test_crop_is_a_crop_of_the_padded_image(kind, flips):
     images = batch(600, 6)
     out = (augment.augment(images, kind, draws()) * 255).round().to(torch.uint8)
     padded = torch.nn.functional.pad(images, (4,) * 4)
-    seen, mirrored = set(), 0
-    for i in range(len(images)):
-        crops = padded[i].unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4)
-        choices = torch.stack([crops, crops.flip(-1)][:flips])
-        hits = (choices == out[i]).flatten(3).all(-1).nonzero()
-        assert len(hits) >= 1, i
-        seen.add(tuple(hits[0].tolist()))
-        mirrored += hits[0][0].item()
-    assert {s[1] for s in seen} == {s[2] for s in seen} == set(range(9)) and {s[0] for s in seen} == set(range(flips))
-    assert flips == 1 or 0.4 < mirrored / len(images) < 0.6
+    crops = padded.unfold(2, 6, 1).unfold(3, 6, 1).permute(0, 2, 3, 1, 4, 5)
+    choices = torch.stack([crops, crops.flip(-1)][:flips], 1)  # (image, flip, row, column, C, S, S)
+    hits = (choices == out[:, None, None, None]).flatten(4).all(-1)
+    flip, row, column = (hits.flatten(1).byte().argmax(1) // n % m for n, m in ((81, 2), (9, 9), (1, 9)))
+    assert hits.flatten(1).any(1).all() and len(row.unique()) == len(column.unique()) == 9
+    assert flip.double().mean() == 0 if flips == 1 else 0.4 < flip.double().mean() < 0.6
 
 
 @pytest.mark.parametrize("size", [7, 12, 20])
@@ -321,17 +291,10 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(("images", "kind", "arguments", "message"), [
-    (batch(2), "crop_flop", {}, "did you mean 'crop_flip'"),
-    (batch(2).float(), "none", {}, "uint8"),
-    (batch(2)[0], "none", {}, r"\(B, C, S, S\)"),
-    (batch(2)[..., :5], "none", {}, r"\(B, C, S, S\)"),
-    (batch(2), "crop", {}, "torch.Generator"),
-    (batch(2), "resized_crop_flip", {}, "torch.Generator"),
-    (batch(2), "crop", {"size": 10, "generator": draws()},
-     "'crop' can make of 12 pixels, got 10"),
-    (batch(2), "none", {"size": 10}, "center_crop"),
-    (batch(2), "center_crop", {"size": 13}, "got 13"),
-    (batch(2), "resized_crop_flip", {"size": 0, "generator": draws()}, "got 0"),
+    (batch(2), "crop_flop", {}, "did you mean 'crop_flip'"), (batch(2).float(), "none", {}, "uint8"),
+    (batch(2)[..., :5], "none", {}, r"\(B, C, S, S\)"), (batch(2), "crop", {}, "torch.Generator"),
+    (batch(2), "crop", {"size": 10, "generator": draws()}, "'crop' can make of 12 pixels, got 10"),
+    (batch(2), "none", {"size": 10}, "center_crop"), (batch(2), "center_crop", {"size": 13}, "got 13"),
 ])
 def test_bad_augmentation(images, kind, arguments, message):
     """Wrong kind, shape, type, size or a missing generator is refused before any work."""

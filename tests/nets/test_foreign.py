@@ -1,10 +1,12 @@
 """Weights of others: any container, any prefix, their own normalisation; what does not fit is named for what it is."""
 
+import contextlib
 import gzip
 import io
 import json
 import logging
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -47,14 +49,12 @@ def stored(path: Path, content: object) -> dict[str, torch.Tensor]:
 
 
 # -- normalisation -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
-@pytest.mark.parametrize(("mean", "std", "prefix"), [
-    ("module.normalizer.new_mean", "module.normalizer.new_std", "module.model."), ("normalize.mean", "normalize.std", ""),
-    ("0.mean", "0.std", "1."), ("normalize.mean", "normalize.std", "model."), ("mu", "sigma", ""), ("mean", "std", ""),
-    ("module.mu", "module.sigma", "module."), ("0.means", "0.sds", "1."), ("norm.data_mean", "norm.data_std", "net.")])
+@pytest.mark.parametrize(("mean", "std", "prefix", "shape"), [
+    ("module.normalizer.new_mean", "module.normalizer.new_std", "module.model.", (3,)), ("0.mean", "0.std", "1.", (1, 3, 1, 1)),
+    ("normalize.mean", "normalize.std", "", (3, 1, 1)), ("mu", "sigma", "", (3,)), ("0.means", "0.sds", "1.", (3, 1, 1)),
+    ("norm.data_mean", "norm.data_std", "net.", (1, 3, 1, 1))])
 def test_a_checkpoint_brings_its_normalisation(tmp_path, mean, std, prefix, shape):
-    """Under the names and shapes of the usual libraries; ImageNet's constants, the default, give way to it, and copies and
-    new files of the network keep it."""
+    """Under the names and shapes of the usual libraries."""
     state = prefixed(prefix, bare()) | {mean: PAIRS[0].view(shape), std: PAIRS[1].view(shape)}
     model = load_into(tiny(1), stored(tmp_path / "a.pt", {"model": state, "epoch": 3}))
     save_weights(tmp_path / "again.safetensors", replace_head(model, 7, image_size=16, seed=0), {})
@@ -99,8 +99,7 @@ def test_normalisation_that_makes_no_sense(state, message):
 
 
 def test_what_is_no_normalisation_of_the_network(caplog):
-    """A mean and std that the network itself has, or of another size, stay where they are; where the network has no
-    normalisation, that of the checkpoint is left out, with a warning."""
+    """A mean and std that the network itself has, or of another size, stay where they are."""
     own = {"head.mean": torch.ones(3), "head.std": torch.ones(3), "x.mean": torch.ones(5), "x.std": torch.ones(5)}
     assert split_constants(own, own=("mean", "std"))[1] is None and split_constants(own, own=("head.mean",))[0] == own
     load_into(tiny(1).network, bare() | {"mu": PAIRS[0], "sigma": PAIRS[1]})
@@ -108,11 +107,9 @@ def test_what_is_no_normalisation_of_the_network(caplog):
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "0.", "1.", "_orig_mod.", "module.encoder_q.",
-                                    "network.", "a.b.c."])
+@pytest.mark.parametrize("prefix", ["module.", "1.", "_orig_mod.", "network.", "a.b.c."])
 def test_any_prefix_is_found(prefix, caplog):
     """Also with tensors of other things beside the network, which are named."""
-    assert fits(load_into(tiny(1), prefixed(prefix, bare())))
     assert fits(load_into(tiny(1), prefixed(prefix, bare()) | {"criterion.weight": torch.ones(4)}))
     assert "criterion.weight" in caplog.text
 
@@ -126,15 +123,11 @@ def test_two_networks_in_one_state():
     assert fits(load_into(tiny(2), prefixed("a.", bare()) | prefixed("b.", bare())))
     with pytest.raises(ValueError, match="prefix of tensor names to be one of .*did you mean 'teacher.'"):
         load_into(tiny(2), state, prefix="teachr")
-    with pytest.raises(ValueError, match="several behind the prefixes '', 'ema.'"):
-        load_into(tiny(2), bare() | prefixed("ema.", bare(1)))
 
 
-@pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("ema", "teacher"),
-                                  ("model", "callbacks.average.weights"), ("my_network",)])
+@pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "callbacks.average.weights"), ("my_network",)])
 def test_state_dicts_in_a_file(tmp_path, keys):
-    """Never one of two without being asked: refused with their names, and chosen by key; where there is only one, or one
-    twice, there is nothing to ask."""
+    """Never one of two without being asked: refused with their names, and chosen by key."""
     content: dict = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3, 3)}}}, "epoch": 1}
     for seed, key in enumerate(keys):
         *outer, last = key.split(".")
@@ -151,8 +144,6 @@ def test_state_dicts_in_a_file(tmp_path, keys):
         load_weights(tmp_path / "a.pt")
     for seed, key in enumerate(keys):
         assert fits(load_into(tiny(5), load_weights(tmp_path / "a.pt", key=key)[0]), seed)
-    with pytest.raises(ValueError, match="expected key of a.pt to be one of"):
-        load_weights(tmp_path / "a.pt", key="other")
 
 
 @pytest.mark.parametrize("extra", [{}, {"fc.0.weight": torch.ones(9, 32), "fc.2.weight": torch.ones(4, 9)},
@@ -169,9 +160,7 @@ def test_a_backbone_without_head(extra):
 
 
 @pytest.mark.parametrize(("make", "arch"), [
-    (lambda: torchvision.models.resnet18(num_classes=4), "arch torchvision/resnet18"),
     (lambda: torchvision.models.resnet50(num_classes=9), "arch resnet50 or arch torchvision/resnet50"),
-    (lambda: make_model("resnet56", 10, seed=0).network, "arch resnet56"),
     (lambda: make_model("thin_resnet10", 10, norm="group", seed=0).network, "arch thin_resnet10, norm group or layer")])
 def test_another_architecture_is_named(make, arch):
     """An error says which of ours the tensors fit, behind any prefix."""
@@ -191,8 +180,7 @@ def file_of(kind: str, content: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a"])
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "older"])
+@pytest.mark.parametrize(("kind", "name"), [("safetensors", "a.pt"), ("zip", "a.safetensors"), ("older", "a")])
 def test_files_are_known_by_content(tmp_path, name, kind):
     """Whatever a file is called, whole or cut anywhere."""
     whole = file_of(kind, bare())
@@ -211,32 +199,28 @@ def zipped(name: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(("data", "message"), [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a Git LFS pointer .* git lfs pull"),
-    (b'{"error":"Repository not found"}', "a text that begins with .*Repository"),
     (b"Entry not found\n", "a text that begins with 'Entry not found'"),
     (gzip.compress(b"x" * 99), "a compressed archive in .*unpack"),
     (zipped("readme.txt"), "a zip archive of readme.txt in .*unpack"), (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
-    (b"", "truncated or foreign one of 0 bytes"), (bytes(1000), "truncated or foreign one of 1,000 bytes"),
-    (random.Random(0).randbytes(5000), "truncated or foreign"), (b"\n<!DOCTYPE html><title>Sign in</title>", "a web page"),
+    (b"", "truncated or foreign one of 0 bytes"), (random.Random(0).randbytes(5000), "truncated or foreign"),
+    (b"\n<!DOCTYPE html><title>Sign in</title>", "a web page"),
+    (None, "a TorchScript program, which would have to be run"),
     *((file_of("zip", content), "state dict, plain or under state_dict, .* got .* in w")
-      for content in ({"epoch": 3, "lr": 0.1}, [1, 2], 3, {"model": {"depth": 18}}))],
+      for content in ({"epoch": 3, "lr": 0.1}, [1, 2], {"model": {"depth": 18}}))],
     ids=lambda value: "data" if isinstance(value, bytes) else value)
-def test_what_is_no_file_of_weights(tmp_path, name, data, message):
-    """Each is called what it is, under any name."""
-    (tmp_path / name).write_bytes(data)
+def test_what_is_no_file_of_weights(tmp_path, data, message):
+    """Each is called what it is; a program would have to be run."""
+    path = tmp_path / "w.pt"
+    if data is None:
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+    else:
+        path.write_bytes(data)
     with pytest.raises(ValueError, match=f"expected a .*{message}") as caught:
-        load_weights(tmp_path / name)
-    assert name in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_programs_are_refused(tmp_path):
-    """TorchScript would have to be run."""
-    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="a TorchScript program, which would have to be run in w.pt"):
-        load_weights(tmp_path / "w.pt")
+        load_weights(path)
+    assert "w.pt" in str(caught.value)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -285,16 +269,13 @@ def test_folders_of_the_hub(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("resnet20-20230115.pt", None), ("a-15012023.pt", None), ("a-202301151230.pt", None), ("a-20230115123059.pt", None),
-    ("step-00100000.pt", None), ("vgg13-19584684.pth", "begins with 19584684"), ("a-20231315.pt", "begins with 20231315"),
+    ("resnet20-20230115.pt", None), ("a-15012023.pt", None), ("a-20230115123059.pt", None), ("step-00100000.pt", None),
+    ("vgg13-19584684.pth", "begins with 19584684"), ("a-20231315.pt", "begins with 20231315"),
     ("a-12fca82f.th", "begins with 12fca82f"), ("a-1234567.pt", None), ("a_20239999.pt", None)])
 def test_dates_in_names(tmp_path, caplog, name, message):
     """Digits that can be a date are no SHA-256 that does not agree; others are."""
     caplog.set_level(logging.INFO)
     (tmp_path / name).write_bytes(b"x")
-    if message:
-        with pytest.raises(ValueError, match=message):
-            foreign.check_name(tmp_path / name)
-    else:
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
         foreign.check_name(tmp_path / name)
-        assert ("date" in caplog.text) == (name.count("-") and len(name.split("-")[1]) > 10)
+    assert ("date" in caplog.text) == (message is None and re.search(r"-\d{8}", name) is not None)

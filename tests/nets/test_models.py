@@ -17,46 +17,42 @@ from twinslib.specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, NORMS
 
 # -- networks by name --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("arch", ["tiny_resnet", "thin_resnet10", "thin_resnet18", "resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", ["tiny_resnet", "thin_resnet10", "resnet50"])
 def test_networks(arch, norm):
     """Logits of the right shape, gradients everywhere, any image side, and the norm that was asked for."""
     model = make_model(arch, 7, norm=norm, seed=0)
     kinds = {type(m) for m in model.modules() if "Norm" in type(m).__name__ and not isinstance(m, Normalize)}
     assert kinds == {nn.BatchNorm2d if norm == "batch" else nn.GroupNorm}
-    side = min(ARCHS[arch].image_size, 40)
-    model(torch.rand(2, 3, side, side)).logsumexp(1).sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    assert model(torch.rand(2, 3, side + 3, side + 3)).shape == (2, 7)
+    for side in (16, 35):
+        logits = model(torch.rand(2, 3, side, side))
+    logits.logsumexp(1).sum().backward()
+    assert logits.shape == (2, 7) and all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("arch", "millions", "layers"), [
     ("thin_resnet18", 2.8, None), ("resnet18", 11.2, None), ("resnet50", 23.5, None), ("resnet20", 0.27, 20),
-    ("resnet32", 0.46, 32), ("resnet44", 0.66, 44), ("resnet56", 0.85, 56), ("resnet110", 1.7, 110)])
+    ("resnet110", 1.7, 110)])
 def test_sizes(arch, millions, layers):
     """Parameters (ten classes) are those of the known architectures, layers too: He et al. (2016), table 6."""
     model = make_model(arch, 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
-    if layers:
-        assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == layers
-        assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert layers in (None, sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()))
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHS if name.startswith("torchvision/")])
-def test_torchvision_networks_by_their_name(name):
+def test_torchvision_networks_by_their_name():
     """They have torchvision's tensors."""
-    with torch.device("meta"):
-        ours = build(name, 10, nn.BatchNorm2d).state_dict()
-        theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=10).state_dict()
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    for name in (name for name in ARCHS if name.startswith("torchvision/")):
+        with torch.device("meta"):
+            ours = build(name, 10, nn.BatchNorm2d).state_dict()
+            theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=10).state_dict()
+        assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}, name
 
 
 def test_seed_decides_the_weights_and_nothing_else_moves():
     """Equal seeds give equal weights, of networks and new heads, others other weights, and the global generator is where it
     was; a new head has PyTorch's default initialisation."""
-    torch.manual_seed(3)
     state = torch.get_rng_state()
-    for make in (lambda seed: tiny(seed), lambda seed: make_model("resnet50", 4, seed=seed),
-                 lambda seed: replace_head(tiny(0), 3, image_size=16, seed=seed)):
+    for make in (tiny, lambda seed: replace_head(tiny(0), 3, image_size=16, seed=seed)):
         one, two, other = make(1), make(1), make(2)
         assert torch.equal(torch.get_rng_state(), state) and equal(one, two) and not equal(one, other)
     assert 0.7 * 32**-0.5 < one.network.fc.weight.abs().max() <= 32**-0.5
@@ -95,39 +91,31 @@ def test_memory_format(norm, width, avx, device, expected, monkeypatch):
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------
-HEADS = {"resnet18": "fc", "mobilenet_v2": "classifier.1", "mobilenet_v3_small": "classifier.3", "regnet_y_400mf": "fc",
-         "efficientnet_b0": "classifier.1", "shufflenet_v2_x0_5": "fc", "googlenet": "fc", "timm:resnet10t": "fc",
-         "timm:mobilenetv3_small_050": "classifier", "timm:deit_tiny_patch16_224": "head", "twinned": "network.fc"}
+HEADS = {"resnet18": "fc", "mobilenet_v3_small": "classifier.3", "timm:resnet10t": "fc", "timm:deit_tiny_patch16_224": "head",
+         "twinned": "network.fc"}
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_replace_head(name):
-    """The head is found by what it does, in any network, also through normalisation and wings; everything else, the given
-    network and its modes stay as they are."""
+    """The head is found by what it does, in any network, also through normalisation and wings."""
     side = {"timm:deit_tiny_patch16_224": 224, "twinned": 16}.get(name, 64)
     if name == "twinned":
         model = twinsify(tiny(classes=9))
     elif name.startswith("timm:"):
         model = pytest.importorskip("timm").create_model(name[5:], num_classes=9)
     else:
-        extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-        model = torchvision.models.get_model(name, weights=None, num_classes=9, **extra)
+        model = torchvision.models.get_model(name, weights=None, num_classes=9)
     model.train()
     modes, before = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
-    assert find_head(model, side) == HEADS[name]
     new = replace_head(model, 4, image_size=side, seed=0)
     after = new.state_dict()
-    assert equal(model, before) and before.keys() == after.keys()
+    assert equal(model, before) and before.keys() == after.keys() and modes == [m.training for m in new.modules()]
     changed = [k for k in before if not torch.equal(before[k], after[k])]
-    assert changed == [f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"]
-    assert modes == [m.training for m in new.modules()]
-    with torch.no_grad():
-        assert new.eval()(torch.rand(2, 3, side, side)).shape == (2, 4)
+    assert changed == [f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"] and after[changed[1]].shape == (4,)
 
 
 def test_heads_in_odd_places():
-    """A head without bias, in double precision, in a list, the whole model being one layer, and an auxiliary layer that runs
-    later: its output is not the model's."""
+    """A head without bias, in double precision; the whole model being one layer."""
 
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
@@ -135,35 +123,29 @@ def test_heads_in_odd_places():
             self.head, self.aux = nn.Linear(48, 5), nn.Linear(48, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits = self.head(x.flatten(1))
-            self.seen = self.aux(x.flatten(1))
-            return logits
+            return self.head(x.flatten(1)), self.aux(x.flatten(1))
 
-    assert find_head(Auxiliary(), 4) == "head"
-    parts = nn.Sequential(nn.Flatten(), nn.ModuleList([nn.Linear(48, 6, bias=False)])[0]).double()
-    new = replace_head(parts, 2, image_size=4, seed=0)
+    auxiliary = Auxiliary()
+    auxiliary.register_forward_hook(lambda m, inputs, outs: outs[0])
+    assert find_head(auxiliary, 4) == "head"
+    new = replace_head(nn.Sequential(nn.Flatten(), nn.Linear(48, 6, bias=False)).double(), 2, image_size=4, seed=0)
     assert new[1].bias is None and new[1].weight.dtype == torch.float64 and new[1].weight.shape == (2, 48)
     assert replace_head(nn.Linear(4, 6), 2, image_size=4, seed=0).weight.shape == (2, 4)
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_auxiliary_outputs_are_named(name):
-    """In training mode these networks give several outputs: refused with what to do; in eval mode they work."""
-    network = torchvision.models.get_model(name, weights=None, num_classes=3, init_weights=False, aux_logits=True)
-    side = 75 if name == "inception_v3" else 32
-    assert find_head(Classifier(network), side) == "network.fc"
-    network.train()
-    for module in network.modules():
-        module.training = isinstance(module, type(network))  # norms and auxiliary heads in eval mode, for small images
-    network.aux1 = network.aux2 = network.AuxLogits = nn.Identity()
+def test_auxiliary_outputs_are_named():
+    """In training mode GoogLeNet gives several outputs: refused with what to do; in eval mode it works."""
+    network = torchvision.models.googlenet(weights=None, num_classes=3, init_weights=False, aux_logits=True)
+    assert find_head(Classifier(network), 32) == "network.fc"
+    network.eval().training = True  # norms and auxiliary heads in eval mode, for small images
+    network.aux1 = network.aux2 = nn.Identity()
     with pytest.raises(TypeError, match=r"expected logits of shape .*got \w+Outputs? from .*aux_logits"):
-        Classifier(network)(torch.rand(2, 3, side, side))
+        Classifier(network)(torch.rand(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("convert", [lambda m: m, twinsify])
 def test_features_are_what_the_head_multiplies(convert):
-    """Features of each pass in turn, with their graph; the head of them is the output; a second head on the same network
-    gets the same, and the given network computes what it did."""
+    """Features of each pass in turn, with their graph; the head of them is the output."""
     model, head = convert(tiny()).eval(), nn.Linear(32, 3)
     features, x = Features(model, "network.fc"), torch.rand(4, 3, 16, 16)
     view = with_head(model, "network.fc", head)
@@ -178,43 +160,26 @@ def test_features_are_what_the_head_multiplies(convert):
         model(x[:3])
         model(x[3:])
         assert torch.allclose(features.take(), seen, atol=1e-6)
-
-
-def test_features_are_watched_inside_the_context_only():
-    """No hook before and after, also after an error, nor in copies made outside; what was not taken is forgotten."""
-    model = tiny().eval()
-    features, x = Features(model, "network.fc"), torch.rand(2, 3, 16, 16)
-    assert hooks(model) == 0
     with pytest.raises(ValueError, match="float images"), features.watching():
         assert hooks(model) == 1
         model(x)
         model(x[0])
-    assert hooks(model) == hooks(copy.deepcopy(model)) == 0
-    model(x)
+    assert hooks(model) == 0
     with features.watching():
         model(x[:1])
         assert features.take().shape == (1, 32)
 
 
 def test_with_head_shares_weights_and_statistics():
-    """All parameters and buffers but the head's are the same objects, so training one network trains the other, both ways;
-    modes and hooks are their own; the head may be anywhere, or the whole network."""
+    """All parameters and buffers but the head's are the same objects; modes and hooks are their own."""
     model, head = tiny(), nn.Linear(32, 3)
     view = with_head(model, "network.fc", head)
     yours = {**dict(view.named_parameters()), **dict(view.named_buffers())}
     mine = [*model.named_parameters(), *model.named_buffers()]
     assert all(yours[name] is tensor for name, tensor in mine if ".fc." not in name)
     assert {id(p) for p in view.network.fc.parameters()} == {id(p) for p in head.parameters()}
-    x = torch.rand(4, 3, 16, 16)
-    for trained, other in ((model, view), (view, model)):
-        before = other.eval()(x)
-        optimizer = torch.optim.SGD([p for n, p in trained.named_parameters() if ".fc." not in n], lr=0.5)
-        trained.train()(x).logsumexp(1).sum().backward()
-        assert not any(m.training for m in other.modules())
-        optimizer.step()
-        assert not torch.allclose(other.eval()(x), before, atol=1e-3)
-    model.network.bn1.register_forward_hook(lambda *args: None)
-    assert hooks(view) == 0 and hooks(model) == 1
+    model.eval().network.bn1.register_forward_hook(lambda *args: None)
+    assert hooks(view) == 0 and all(m.training for m in view.modules())
     nested = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
     assert with_head(nested, "1", other := nn.Linear(48, 2))[1] is other and nested[1].out_features == 5
     assert with_head(nn.Linear(4, 6), "", other) is other
@@ -222,12 +187,8 @@ def test_with_head_shares_weights_and_statistics():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: make_model("thin_resnet81", 10, seed=0), "got 'thin_resnet81'; did you mean 'thin_resnet18'?"),
-    (lambda: make_model("alexnet", 10, seed=0), "expected arch to be one of tiny_resnet, thin_resnet10"),
-    (lambda: tiny(norm="grop"), "did you mean 'group'"),
-    (lambda: tiny(classes=0), "num_classes to be at least 1, got 0"),
-    (lambda: tiny(std=(0.2, 0.2)), "one mean and one positive std"),
-    (lambda: tiny(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)), "pixels in .0, 1., got .*divide by 255"),
-    (lambda: tiny(std=(58.0,) * 3), "divide by 255"), (lambda: tiny(mean=(0.5, 0.5, -0.1)), "divide by 255"),
+    (lambda: tiny(norm="grop"), "did you mean 'group'"), (lambda: tiny(classes=0), "num_classes to be at least 1, got 0"),
+    (lambda: tiny(std=(0.2, 0.2)), "one mean and one positive std"), (lambda: tiny(std=(58.0,) * 3), "divide by 255"),
     (lambda: replace_head(tiny(), 0, image_size=16, seed=0), "at least 1, got 0"),
     (lambda: replace_head(torchvision.models.squeezenet1_1(num_classes=3), 2, image_size=64, seed=0),
      "ends in a linear layer, got SqueezeNet in which none of 0"),

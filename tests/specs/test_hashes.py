@@ -31,8 +31,8 @@ def test_every_finished_evaluation_keeps_its_hash() -> None:
     """Specs stored beside masks hash to the names of the files, whose masks are as long as they say."""
     count = 0
     for path in sorted(RESULTS.glob("small/masks/*.npz")):
-        e = from_dict(EvalSpec, read_about(path)["measurement"])
-        assert path.stem.split("-")[1] == e.hash and all(m.shape == (e.images,) and m.dtype == bool for m in read_npz(path).values())
+        e, masks = from_dict(EvalSpec, read_about(path)["measurement"]), read_npz(path).values()
+        assert path.stem.split("-")[1] == e.hash and all(m.shape == (e.images,) and m.dtype == bool for m in masks)
         count += 1
     assert count > 600
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from tests.nets.made import shake, tiny
 from twinslib.data.sets import DeviceSet
-from twinslib.nets.models import make_model
 from twinslib.nets.norms import twinsify
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec
@@ -18,6 +18,10 @@ from twinslib.train.loop import History, fit
 from twinslib.train.step import OutOfTime
 
 LAMBDA = 0.4
+KINDS = (  # methods that train differently
+    "natural", "at", "trades", "twins_at", "twins_trades", "two_adaptive", "at_split", "frozen_at", "twins_attack_alternating",
+    "distill", "feature_distill", "l2sp", "joint", "linear_probe", "at_awp", "free_at")
+
 
 
 def spec(name: str = "twins_at", *, optim: dict | None = None, **switches) -> RunSpec:
@@ -42,16 +46,7 @@ def winged(run: RunSpec, model: nn.Module) -> nn.Module:
 
 def network(seed: int = 0, classes: int = 10) -> nn.Module:
     """A tiny network whose statistics and affine parameters differ from their initial values."""
-    model = make_model("tiny_resnet", classes, seed=seed)
-    torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            with torch.no_grad():
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.2)
-    return model
+    return shake(tiny(seed, classes), seed)
 
 
 def batch(n: int, dtype: torch.dtype = torch.float32, seed: int = 5, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,8 +21,7 @@ from twinslib.specs.run import AttackSpec, FollowSpec, RunSpec
 from twinslib.specs.schedules import climb
 from twinslib.train import loop
 from twinslib.train.loop import fit
-from twinslib.train.passes import Passes
-from twinslib.train.step import Step, generator
+from twinslib.train.step import Step
 
 EPS = 16 / 255
 
@@ -62,8 +61,7 @@ def test_free_equals_the_textbook() -> None:
 
 
 def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop gives each batch m times in a row, with the crop that the perturbation was made for; in an epoch every image has
-    its turn, and in the next another crop."""
+    """The loop gives each batch m times in a row, with the crop that the perturbation was made for."""
     passed, call = [], Step.__call__
 
     def watched(self, x, y, count, lr, strength=1.0):
@@ -71,87 +69,30 @@ def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         return call(self, x, y, count, lr, strength)
 
     monkeypatch.setattr(Step, "__call__", watched)
-    run, data = free(3), device_set()
-    fit(replace(run, data=replace(run.data, augment="crop")), network(), data, device="cpu")
-    batches_ = -(-len(data.train_y) // 8)
-    assert len(passed) == 2 * 3 * batches_  # two epochs
+    data = device_set()
+    fit(free(3), network(), data, device="cpu")
+    assert len(passed) == 2 * 3 * 3  # two epochs of three batches, the last of four images
     groups = [passed[i:i + 3] for i in range(0, len(passed), 3)]
     assert all(torch.equal(x, g[0][0]) and torch.equal(y, g[0][1]) for g in groups for x, y in g)
     assert not any(torch.equal(a[0][0], b[0][0]) for a, b in itertools.combinations(groups, 2) if len(a[0][0]) == len(b[0][0]))
-    for epoch in (groups[:batches_], groups[batches_:]):
-        labels = torch.cat([g[0][1] for g in epoch])
-        assert torch.equal(labels.sort().values, data.train_y.sort().values)
-
-
-@pytest.mark.parametrize("strength", [1.0, 0.25])
-@pytest.mark.parametrize("threat", ["linf", "l2"])
-def test_free_stays_in_the_ball_and_in_the_image(threat: str, strength: float) -> None:
-    """Whatever came before, what passes lies in [0, 1], and what it leaves for the next batch in the ball, whose radius a
-    strength below 1 makes smaller."""
-    run = replace(free(2), attack=AttackSpec(eps=0.5 if threat == "l2" else EPS, threat=threat))
-    step = Step(network(), run, "cpu")
-    for count, (x, y) in enumerate(b for b in batches(2, 8, 8, 3) for _ in range(2)):
-        inside = step.free.images(x).detach()
-        assert 0 <= inside.min() and inside.max() <= 1
-        step(x, y, count, 0.01, strength)
-        norms = step.free.delta[:len(x)].flatten(1).norm(dim=1) if threat == "l2" else step.free.delta.abs()
-        assert 0 < norms.max() <= strength * run.attack.eps + 1e-6
-
-
-def test_fast_equals_the_textbook() -> None:
-    """One step of Fast adversarial training (Wong, Rice and Kolter 2020) written out: uniform start, one step along the sign,
-    longer than eps, back into the ball and the image, then an ordinary training step on what results. As everywhere here the
-    attack meets the network in eval mode, which the public code does not do."""
-    attack = AttackSpec(eps=EPS, step_size=1.25 * EPS, steps=1)
-    run, lr = replace(spec("at"), attack=attack), 0.05
-    ours, hand = network(), network()
-    step = Step(ours, run, "cpu")
-    optimizer = torch.optim.SGD(hand.parameters(), lr=lr, momentum=0.9, weight_decay=run.optim.weight_decay)
-    for count, (x, y) in enumerate(batches(3, 8, 8, 5)):
-        step(x, y, count, lr)
-        g = generator("cpu", run.seed, "attack", count)
-        start = (x + (torch.rand(x.shape, generator=g) * 2 - 1) * EPS).clamp(0, 1).requires_grad_()
-        hand.eval()
-        gradient, = torch.autograd.grad(F.cross_entropy(hand(start), y, reduction="sum"), start)
-        x_adv = torch.minimum(torch.maximum(start.detach() + 1.25 * EPS * gradient.sign(), x - EPS), x + EPS).clamp(0, 1)
-        hand.train()
-        optimizer.zero_grad()
-        F.cross_entropy(hand(x_adv), y).backward()
-        optimizer.step()
-        close(ours, hand, rtol=1e-4, atol=1e-5)
+    for epoch in (groups[:3], groups[3:]):
+        assert torch.equal(torch.cat([g[0][1] for g in epoch]).sort().values, data.train_y.sort().values)
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "switches", "forward", "backward"), [
-    ("natural", {}, 1, 1), ("at", {}, 3, 3), ("trades", {}, 4, 4),  # attacks of two steps
-    ("trades", {"loss": "kl"}, 5, 4),  # asks once for the clean answer
-    ("twins_at", {}, 3, 3), ("twins_trades", {}, 4, 4), ("at_split", {}, 3, 3), ("at_awp", {}, 4, 4),
-    ("twins_attack_alternating", {}, 3, 3), ("free_at", {"replays": 3}, 3, 3), ("distill", {}, 4, 3), ("joint", {}, 5, 5),
-    ("linear_probe", {}, 1, 1), ("frozen_at", {}, 3, 3),
+    ("natural", {}, 1, 1), ("at", {}, 3, 3), ("trades", {"loss": "kl"}, 5, 4),  # attacks of two steps; kl: the clean answer too
+    ("twins_trades", {}, 4, 4), ("at_split", {}, 3, 3), ("at_awp", {}, 4, 4), ("free_at", {"replays": 3}, 3, 3),
+    ("distill", {}, 4, 3), ("joint", {}, 5, 5), ("linear_probe", {}, 1, 1),
 ])
 def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, backward: int) -> None:
-    """Images forward and backward in each epoch, per training image, with a last batch that is smaller; validation and what a
-    recorder asks for are not counted."""
+    """Images forward and backward in each epoch, per training image, with a last batch that is smaller."""
     loss = (switches := dict(switches)).pop("loss", "ce")
     run = replace(spec(name, optim={"val_every": 1}, **switches), attack=AttackSpec(steps=2, loss=loss))
     if name != "linear_probe" and name != "at_awp":
         run = replace(run, follow=FollowSpec(record_every=1, test_images=5, steps=2))
     history, _ = trained(run)
     assert [(r["forward_images"], r["backward_images"]) for r in history.epochs] == [(20 * forward, 20 * backward)] * 2
-
-
-def test_what_is_paused_or_has_no_gradient_is_not_counted() -> None:
-    """Backward counts when a gradient comes through, once for each call; `take` begins again at 0."""
-    passes, layer = Passes(), torch.nn.Linear(2, 2)
-    counted = passes.through(layer)
-    with torch.no_grad():
-        counted(torch.rand(5, 2))
-    out = counted(torch.rand(3, 2))
-    with passes.paused():
-        out.sum().backward(retain_graph=True)
-        counted(torch.rand(7, 2))
-    out.sum().backward()
-    assert passes.take() == (8, 3) and passes.take() == (0, 0)
 
 
 # -- best weights, collapse ---------------------------------------------------------------------------------------------
@@ -173,56 +114,35 @@ def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("robust", "images", "classes", "kind", "epoch"), [
     *((robust, 10**6, 10, kind, epoch) for robust, kind, epoch in [
-        ([0.2, 0.3, 0.32, 0.3, 0.31], None, None), ([0.32, 0.3, 0.28, 0.27], None, None), ([0.2, 0.3, 0.151], None, None),
-        ([], None, None), ([None, None], None, None), ([0.4, 0.3, 0.25, 0.21], None, None),
-        ([0.2, 0.3, 0.15], "at once", 3), ([0.2, 0.3, 0.0, 0.3], "at once", 3), ([None, 0.3, None, 0.1], "at once", 4),
-        ([0.15, 0.07], "at once", 2), ([0.14, 0.0], "at once", 2), ([0.28, 0.145, 0.0], "at once", 3),
-        ([0.28, 0.17, 0.09, 0.0], "slowly", 3), ([0.4, 0.3, 0.21, 0.16], "slowly", 4)]),
-    ([0.0, 0.0, 0.0], 10**6, 10, NEVER, 1), ([0.01, 0.05, 0.007], 10**6, 10, NEVER, 2), ([0.0], 10**6, 10, NEVER, 1),
-    ([0.02, 0.01], 200, 200, None, None), ([0.03, 0.015, 0.015], 200, 200, None, None), ([0.1, 0.05], 200, 200, None, None),
-    ([0.1, 0.05], 2000, 200, "at once", 2), ([0.03, 0.0], 1000, 200, "at once", 2), ([], 0, 10, None, None),
-    ([0.005, 0.01, 0.01], 200, 200, NEVER, 2), ([0.14, 0.0], 100, 10, NEVER, 1), ([0.55, 0.5], 200, 2, NEVER, 1),
-    ([0.9, 0.3], 200, 2, "at once", 2),
+        ([0.2, 0.3, 0.32, 0.3, 0.31], None, None), ([0.2, 0.3, 0.151], None, None), ([], None, None), ([None, None], None, None),
+        ([0.4, 0.3, 0.25, 0.21], None, None), ([None, 0.3, None, 0.1], "at once", 4), ([0.15, 0.07], "at once", 2),
+        ([0.28, 0.145, 0.0], "at once", 3), ([0.28, 0.17, 0.09, 0.0], "slowly", 3), ([0.01, 0.05, 0.007], NEVER, 2)]),
+    ([0.03, 0.015, 0.015], 200, 200, None, None), ([0.1, 0.05], 200, 200, None, None), ([0.1, 0.05], 2000, 200, "at once", 2),
+    ([], 0, 10, None, None), ([0.14, 0.0], 100, 10, NEVER, 1), ([0.9, 0.3], 200, 2, "at once", 2),
 ])
 def test_collapse(robust: list, images: int, classes: int, kind: str | None, epoch: int | None) -> None:
-    """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it; less, which
-    is robust overfitting, is not meant, nor is a fall of a few images; what never rises above chance had no robustness."""
+    """Half of the best so far lost, at one measurement or by and by, is found at the first measurement that shows it."""
     rows = [{"epoch": i + 1} | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust)]
     found = collapsed(rows, images=images, classes=classes)
     assert (found and found.kind, found and found.epoch) == (kind, epoch)
 
 
-def test_noise_is_no_collapse() -> None:
-    """Runs whose true robust accuracy stays, each epoch measured on other images, are nearly never said to collapse."""
-    g = np.random.default_rng(0)
-    measured = g.binomial(300, 0.25, (500, 30)) / 300
-    assert sum(collapsed([{"epoch": i, "val_robust_acc": v} for i, v in enumerate(run)], images=300) is not None
-               for run in measured) <= 5
-
-
 @pytest.mark.parametrize(("values", "said"), [
-    ([0.4, 0.1, 0.1], "lost its robustness in epoch 2, as in catastrophic overfitting: on validation images it fell from 40.0 to "
-                      "10.0 %"),
+    ([0.4, 0.1, 0.1], "lost its robustness in epoch 2, as in catastrophic overfitting: on validation images it fell from 40.0"),
     ([0.6, 0.4, 0.25], "lost its robustness slowly, by epoch 3: on validation images it fell from 60.0 to 25.0 %"),
-    ([0.0, 0.1, 0.05], "was never robust: at most 10.0 % on validation images"),
-    ([0.0, 0.5, 0.45], None),
-])
+    ([0.0, 0.1, 0.05], "was never robust: at most 10.0 % on validation images"), ([0.0, 0.5, 0.45], None)])
 def test_collapse_is_logged(values: list[float], said: str | None, monkeypatch, caplog) -> None:
     """The epoch in which it happens says so once, the last that there never was anything."""
-    given, row = iter(values), loop._epoch_row
+    given, row, data = iter(values), loop._epoch_row, device_set(val=100)
     monkeypatch.setattr(loop, "_epoch_row", lambda *a: row(*a) | {"val_robust_acc": next(given)})
-    data = device_set()
-    data = replace(data, val_x=data.val_x.repeat(10, 1, 1, 1), val_y=data.val_y.repeat(10))
     with caplog.at_level("INFO"):
         fit(spec("at", optim={"epochs": 3, "val_every": 3}), network(), data, device="cpu")
-    assert [r.getMessage() for r in caplog.records if "robust" in r.getMessage() and "epoch 1/3" not in r.getMessage()
-            and "/3," not in r.getMessage()] == ([f"method at, seed 0, toy_target: {said}"] if said else [])
+    found = [m for m in (r.getMessage() for r in caplog.records) if "validation images" in m]
+    assert len(found) == (said is not None) and all(f"method at, seed 0, toy_target: {said}" in m for m in found)
 
 
 @pytest.mark.parametrize(("name", "attack", "step"), [
-    ("at", AttackSpec(steps=1), 4 / 255), ("at", AttackSpec(step_size=10 / 255, steps=1), 4 / 255),
     ("trades", AttackSpec(steps=1, loss="kl", step_size=0.5 / 255), 4 / 255), ("free_at", AttackSpec(eps=EPS), 8 / 255),
-    ("twins_at", AttackSpec(steps=1, step_size=4 / 255, eps_warmup=1.0), 4 / 255),
     ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.25), ("at", AttackSpec(eps=0.0), 2 / 255),
 ])
 def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: float, monkeypatch) -> None:
@@ -263,8 +183,7 @@ def test_eps_climbs(monkeypatch) -> None:
 
 
 def test_features_are_what_goes_into_the_head() -> None:
-    """Features of the start and of the last network, with the head of each, give its logits, clean and attacked; attacked
-    images differ from clean ones."""
+    """Features of the start and of the last network, with the head of each, give its logits, clean and attacked."""
     run = replace(spec("at"), follow=FollowSpec(features=6, feature_epochs=(0, 2), steps=3))
     start, model, data = network(), network(), device_set()
     arrays = fit(run, model, data, device="cpu").course
@@ -282,12 +201,9 @@ def test_features_are_what_goes_into_the_head() -> None:
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: FollowSpec(features=5), "expected features and feature_epochs, both or neither"),
-    (lambda: FollowSpec(feature_epochs=(1,)), "expected features and feature_epochs, both or neither"),
     (lambda: AttackSpec(eps_warmup=1.5), "expected eps_warmup in \\[0, 1\\], a share of the run, got 1.5"),
     (lambda: method("trades", replays=2), "expected replays 1 but for plain adversarial training, got 2"),
-    (lambda: method("at", replays=0), "expected replays > 0, got 0"),
     (lambda: keeping_best(spec("natural")), "expected an objective with adversarial images, val_images and val_every"),
-    (lambda: spec("at", optim={"keep_best": True}), "expected an objective with adversarial images, val_images and val_every"),
     (lambda: replace(spec("natural"), keep_head=True), "expected a source run or weights with keep_head, got 'neither'"),
     (lambda: replace(spec("distill"), keep_head=True), "expected a source on the same classes"),
 ])

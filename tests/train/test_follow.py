@@ -7,15 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.train.made import equal, network, spec, winged
 from tests.train.made import trained as trained_on
 from twinslib.attack import masks
-from twinslib.attack.pgd import pgd
 from twinslib.data.augment import augment
 from twinslib.data.sets import DeviceSet
-from twinslib.evidence import course
 from twinslib.nets.fold import FoldedCopy
 from twinslib.nets.norms import to_plain
 from twinslib.specs.run import FollowSpec, RunSpec
@@ -24,18 +21,14 @@ from twinslib.train.loop import History, fit
 from twinslib.train.step import OutOfTime
 
 FOLLOW = FollowSpec(record_every=2, train_images=9, test_images=11, steps=2)
-IMAGES = {"train_clean", "train_robust", "train_loss", "test_clean", "test_robust"}
-
-
-def image_set(n: int = 20, side: int = 16, poisoned: bool = False) -> DeviceSet:
+def image_set(poisoned: bool = False) -> DeviceSet:
     """Random images; validation and test images are different ones. Poisoned: random other test images and labels."""
     g = torch.Generator().manual_seed(1)
-    x = torch.randint(0, 256, (n + 30, 3, side, side), generator=g, dtype=torch.uint8)
-    y = torch.randint(0, 10, (n + 30,), generator=g)
+    x = torch.randint(0, 256, (50, 3, 16, 16), generator=g, dtype=torch.uint8)
+    y = torch.randint(0, 10, (50,), generator=g)
     if poisoned:
-        x[n + 15:] = torch.randint(0, 256, (15, 3, side, side), generator=g, dtype=torch.uint8)
-        y[n + 15:] = (y[n + 15:] + torch.randint(1, 10, (15,), generator=g)) % 10
-    return DeviceSet(x[:n], y[:n], x[n:n + 15], y[n:n + 15], x[n + 15:], y[n + 15:], tuple("0123456789"))
+        x[35:], y[35:] = x[35:].flip(1), (y[35:] + torch.randint(1, 10, (15,), generator=g)) % 10
+    return DeviceSet(x[:20], y[:20], x[20:35], y[20:35], x[35:], y[35:], tuple("0123456789"))
 
 
 def followed(name: str, follow: FollowSpec = FOLLOW, **optim) -> RunSpec:
@@ -49,8 +42,8 @@ def trained(s: RunSpec, data: DeviceSet | None = None, **options) -> tuple[Histo
 
 
 # -- what is measured ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["at", "twins_trades", "at_awp"])
-def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["twins_trades", "at_awp"])
+def test_measurements_are_those_of_the_network_of_that_epoch(name: str) -> None:
     """Each line equals what the adaptive wing of a copy that was trained to that epoch gives on the first images: exactly by
     the library's own evaluation, and to rounding by plain passes in eval mode."""
     s, data = followed(name), image_set()
@@ -61,22 +54,14 @@ def test_measurements_are_those_of_the_network_of_that_epoch(name: str, tmp_path
         if i:
             with contextlib.suppress(OutOfTime):
                 fit(replace(s, follow=None), model, data, device="cpu", stop=iter([False] * (3 * i - 1) + [True] * 9).__next__)
-        net, plain = FoldedCopy(model), to_plain(model).eval()
-        attack = s.attack.measured(2)
+        net, plain, attack = FoldedCopy(model), to_plain(model).eval(), s.attack.measured(2)
         for part, n in (("train", 9), ("test", 11)):
             x, y = getattr(data, f"{part}_x")[:n], getattr(data, f"{part}_y")[:n]
-            logits = plain(x / 255)
-            assert found[f"{part}_clean"][i].tolist() == (logits.argmax(1) == y).tolist()
-            if part == "test":
-                mask = masks.pgd_mask(net, x, y, **attack, seed=s.seed, batch_size=250)
-                assert found["test_robust"][i].tolist() == mask.tolist()
-            else:
-                mask, losses = masks.pgd_losses(net, x, y, **attack, seed=s.seed, batch_size=250)
-                assert np.array_equal(found["train_robust"][i], mask) and np.array_equal(found["train_loss"][i], losses)
-                generator = torch.Generator().manual_seed(masks.block_seed(s.seed, "pgd", 0))
-                x_adv = pgd(plain.requires_grad_(False), x / 255, y, **attack, generator=generator)
-                want = F.cross_entropy(plain(x_adv), y, reduction="none")
-                assert found["train_loss"][i] == pytest.approx(want.numpy(), rel=0.02, abs=0.01)
+            assert found[f"{part}_clean"][i].tolist() == (plain(x / 255).argmax(1) == y).tolist()
+        assert np.array_equal(found["test_robust"][i], masks.pgd_mask(net, x, y, **attack, seed=s.seed, batch_size=250))
+        x, y = data.train_x[:9], data.train_y[:9]
+        mask, losses = masks.pgd_losses(net, x, y, **attack, seed=s.seed, batch_size=250)
+        assert np.array_equal(found["train_robust"][i], mask) and np.array_equal(found["train_loss"][i], losses)
     assert len({a.tobytes() for a in found["train_loss"]}) == 3  # it does move
 
 
@@ -97,9 +82,7 @@ def test_training_images_are_measured_at_their_centre() -> None:
 
 
 @pytest.mark.parametrize(("every", "dense", "epochs", "measured"), [
-    (1, 0, 3, [0, 1, 2, 3]), (2, 0, 5, [0, 2, 4, 5]), (6, 5, 12, [0, 1, 2, 3, 4, 5, 6, 12]), (9, 0, 4, [0, 4]),
-    (3, 1, 7, [0, 1, 3, 6, 7]),
-])
+    (2, 0, 5, [0, 2, 4, 5]), (9, 0, 4, [0, 4]), (3, 1, 7, [0, 1, 3, 6, 7])])
 def test_due(every: int, dense: int, epochs: int, measured: list[int]) -> None:
     """Before training, up to `dense` after each epoch, then after every `every`-th, and after the last."""
     s = followed("at", FollowSpec(train_images=1, every=every, dense=dense), epochs=epochs)
@@ -116,26 +99,22 @@ WEIGHTS = {"layers", "steps", "lr", "losses", "w_norm", "g_norm", "g_first", "g_
     ("at", FollowSpec(test_images=4), {"epoch", "test_clean", "test_robust"}), ("at", FollowSpec(record_every=5), WEIGHTS),
     ("natural", FollowSpec(test_images=4), {"epoch", "test_clean"})])
 def test_names_of_what_is_followed(name: str, follow: FollowSpec, names: set[str]) -> None:
-    """What is not asked for is not there, nor robustness of a run without an attack; masks are boolean, losses float32, and
-    every array can be kept as it is; drift, which costs nothing, is there for every epoch, others for those that are due."""
+    """What is not asked for is not there, nor robustness of a run without an attack; masks are boolean, losses float32."""
     found = trained(followed(name, replace(follow, steps=1, every=2), epochs=3))[0].course
-    assert names != WEIGHTS or (sorted(set(found["drift_epoch"])), found["steps"].tolist()) == ([1, 2, 3], [0, 5])
-    assert not names or names == WEIGHTS or found["epoch"].tolist() == [0, 2, 3]
     assert set(found) == names
-    assert all(found[k].dtype == bool and found[k].shape == (3, 4) for k in names & (IMAGES - {"train_loss"}))
-    assert "train_loss" not in names or (found["train_loss"].dtype == np.float32 and found["train_loss"].shape == (3, 4))
-    assert all(a.dtype != object for a in found.values())
+    if names == WEIGHTS:
+        assert (sorted(set(found["drift_epoch"])), found["steps"].tolist()) == ([1, 2, 3], [0, 5])
+    elif names:
+        assert found["epoch"].tolist() == [0, 2, 3]
+        for key in names - {"epoch"}:
+            assert found[key].dtype == (np.float32 if key == "train_loss" else bool) and found[key].shape == (3, 4)
 
 
-@pytest.mark.parametrize(("follow", "message"), [
-    (FollowSpec(train_images=21), "expected at most 20 train_images of toy_target to follow, got 21; lower it under follow"),
-    (FollowSpec(test_images=16), "expected at most 15 test_images of toy_target to follow, got 16"),
-])
-def test_too_many_images_are_refused(follow: FollowSpec, message: str, tmp_path) -> None:
+def test_too_many_images_are_refused(tmp_path) -> None:
     """More images than there are stop the run before its first step, and nothing is written; as many as there are do not."""
-    s, model = followed("at", follow), network()
+    s, model = followed("at", FollowSpec(train_images=20, test_images=16)), network()
     before = copy.deepcopy(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="at most 15 test_images of toy_target to follow, got 16; lower it under follow"):
         fit(s, model, image_set(), device="cpu", checkpoint=tmp_path / "c")
     assert equal(model, before) and not (tmp_path / "c").exists()
     Follower(replace(s, follow=FollowSpec(train_images=20, test_images=15)), model, image_set())
@@ -143,33 +122,14 @@ def test_too_many_images_are_refused(follow: FollowSpec, message: str, tmp_path)
 
 # -- the choice of an epoch ------------------------------------------------------------------------------------------
 def test_test_images_decide_nothing() -> None:
-    """With other test images and labels weights, rows and the chosen epochs stay as they are, while the test curves change;
-    with other validation labels the rows do change."""
-    s = followed("at", FollowSpec(train_images=9, test_images=15, steps=2), epochs=4, lr=0.1)
+    """With other test images and labels weights, rows and the chosen epochs stay as they are, while the test curves change."""
+    s = followed("at", FollowSpec(train_images=9, test_images=15, steps=2), epochs=3, lr=0.1)
     (honest, model), (poisoned, other) = trained(s), trained(s, image_set(poisoned=True))
     assert equal(model, other) and honest.epochs == poisoned.epochs
     assert all("val_robust_acc" in row for row in honest.epochs)
     assert not any("test" in key for row in honest.epochs for key in row)
-    assert all(np.array_equal(honest.course[k], poisoned.course[k]) for k in honest.course if k.startswith("train"))
-    for key in ("test_clean", "test_robust"):
-        assert not np.array_equal(honest.course[key], poisoned.course[key])
-    for choose in (course.best_epoch, lambda rows: course.early_stop(rows, 1), lambda rows: course.early_stop(rows, 2)):
-        assert choose(honest.epochs) == choose(poisoned.epochs)
+    for key in honest.course:
+        assert np.array_equal(honest.course[key], poisoned.course[key]) == (key not in ("test_clean", "test_robust"))
     data = image_set()
     relabelled, third = trained(s, replace(data, val_y=(data.val_y + 1) % 10))
     assert equal(model, third) and relabelled.epochs != honest.epochs
-
-
-def test_the_choice_is_made_on_validation_images() -> None:
-    """The best epoch of a real run is where robust validation accuracy is highest, though test accuracy is higher elsewhere."""
-    s = followed("at", FollowSpec(test_images=15, steps=2), epochs=5, lr=0.1)
-    history, _ = trained(s)
-    robust = [row["val_robust_acc"] for row in history.epochs]
-    chosen = course.best_epoch(history.epochs)
-    assert len(set(robust)) > 1 and chosen == 1 + robust.index(max(robust))
-    arrays = copy.deepcopy(history.course)
-    arrays["test_robust"][:] = True
-    arrays["test_robust"][chosen] = False  # the worst epoch by test images
-    made = course.Course(s, arrays, history.epochs, 20)
-    assert not course.robust_at(made, course.best_epoch(made.epochs)).any()
-    assert course.gap_values(made).tolist() == [-0.8] * 15  # of the last five one is the chosen

@@ -15,9 +15,6 @@ def wing_loss(*arguments):
     return wing_losses(*arguments).sum()
 
 
-TRADES = METHODS["twins_trades"]
-
-
 def logits(n: int, classes: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     """Float64 logits of clean and adversarial images, leaves that need a gradient."""
     g = torch.Generator().manual_seed(seed)
@@ -41,24 +38,23 @@ def kl(z: torch.Tensor, z_adv: torch.Tensor) -> torch.Tensor:
 
 
 def test_kl_sum_is_the_formula() -> None:
-    """KL(p(x) || p(x')) in this direction, summed over images, and zero for equal logits."""
+    """KL(p(x) || p(x')) in this direction, summed over images, moving both sides; finite where probabilities are zero."""
     z = logits(7)
-    torch.testing.assert_close(kl_sum(z["clean"], z["adversarial"]), kl(z["clean"], z["adversarial"]))
-    assert kl_sum(z["clean"], z["clean"]).abs() < 1e-12
-    assert not torch.isclose(kl_sum(z["clean"], z["adversarial"]), kl_sum(z["adversarial"], z["clean"]))
-    for scale in (1e3, 1e4):  # probabilities are zero: values and gradients stay finite
-        far = {k: (v.detach() * scale).requires_grad_() for k, v in logits(4).items()}
-        value = kl_sum(far["clean"], far["adversarial"])
-        value.backward()
-        assert torch.isfinite(value) and all(torch.isfinite(v.grad).all() for v in far.values())
+    value = kl_sum(z["clean"], z["adversarial"])
+    torch.testing.assert_close(value, kl(z["clean"], z["adversarial"]))
+    torch.testing.assert_close(torch.autograd.grad(value, list(z.values())),
+                               torch.autograd.grad(kl(z["clean"], z["adversarial"]), list(z.values())))
+    far = {k: (v.detach() * 1e4).requires_grad_() for k, v in logits(4).items()}
+    value = kl_sum(far["clean"], far["adversarial"])
+    value.backward()
+    assert torch.isfinite(value) and all(torch.isfinite(v.grad).all() for v in far.values())
 
 
 @pytest.mark.parametrize(("name", "inputs", "expected"), [
     ("natural", ("clean",), lambda z, y: ce(z["clean"], y)), ("at", ("adversarial",), lambda z, y: ce(z["adversarial"], y)),
     ("trades", ("adversarial", "clean"), lambda z, y: ce(z["clean"], y) + 6 * kl(z["clean"], z["adversarial"]) / len(y))])
 def test_single_network_losses(name: str, inputs: tuple[str, ...], expected) -> None:
-    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas; the
-    wing is the whole batch, so the divisor makes no difference."""
+    """Natural, AT and TRADES with beta 6, each of the passes that it makes, mean over the batch, against the formulas."""
     z, y = logits(8), labels(8)
     used = {kind: z[kind] for kind in inputs}
     assert METHODS[name].inputs == inputs == OBJECTIVES[name] and METHODS[name].attacks is (name != "natural")
@@ -66,19 +62,9 @@ def test_single_network_losses(name: str, inputs: tuple[str, ...], expected) -> 
         torch.testing.assert_close(wing_loss(method(name, kl_divisor=divisor), used, y), expected(z, y))
 
 
-@pytest.mark.parametrize(("divisor", "effective"), [("batch", 3.0), ("wing", 6.0)])
-def test_effective_beta_of_twins_trades(divisor: str, effective: float) -> None:
-    """The official divisor gives each wing half of trades_beta; "wing" gives each the whole."""
-    n, y = 8, labels(8)
-    z = logits(n)
-    halves = [({k: v[part] for k, v in z.items()}, y[part]) for part in (slice(0, 4), slice(4, 8))]
-    expected = sum(ce(h["clean"], t) + effective * kl(h["clean"], h["adversarial"]) / 4 for h, t in halves)
-    torch.testing.assert_close(wing_loss(replace(TRADES, kl_divisor=divisor), z, y), expected)
-
-
-@pytest.mark.parametrize("name", ["twins_at", "twins_trades"])
-@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0, 2.0])
-def test_wings_are_summed_as_officially_and_normalised_on_request(name: str, weight: float) -> None:
+@pytest.mark.parametrize(("name", "divisor"), [("twins_at", "batch"), ("twins_trades", "batch"), ("twins_trades", "wing")])
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_wings_are_summed_as_officially_and_normalised_on_request(name: str, divisor: str, weight: float) -> None:
     """lambda x frozen + adaptive; normalize_loss divides that sum by 1 + lambda and changes nothing else."""
     n, half, y = 10, 5, labels(10)
     z = logits(n)
@@ -87,35 +73,20 @@ def test_wings_are_summed_as_officially_and_normalised_on_request(name: str, wei
         adv = z["adversarial"][part]
         if name == "twins_at":
             return ce(adv, y[part])
-        return ce(z["clean"][part], y[part]) + 6 * kl(z["clean"][part], adv) / n
+        return ce(z["clean"][part], y[part]) + 6 * kl(z["clean"][part], adv) / (n if divisor == "batch" else half)
 
     expected = weight * wing(slice(0, half)) + wing(slice(half, n))
-    official = wing_loss(method(name, twins_weight=weight), z, y)
+    official = wing_loss(method(name, twins_weight=weight, kl_divisor=divisor), z, y)
     torch.testing.assert_close(official, expected)
-    normalised = wing_loss(method(name, twins_weight=weight, normalize_loss=True), z, y)
+    normalised = wing_loss(method(name, twins_weight=weight, kl_divisor=divisor, normalize_loss=True), z, y)
     torch.testing.assert_close(normalised, expected / (1 + weight))
 
 
-@pytest.mark.parametrize("name", ["trades", "twins_trades"])
-def test_trades_gradient_flows_through_both_sides(name: str) -> None:
-    """The KL term moves clean and adversarial logits; with the clean side detached its gradient would be CE alone."""
-    z, y = logits(6), labels(6)
-    wing_loss(METHODS[name], z, y).backward()
-    alone = logits(6)
-    wing_loss(method(name, trades_beta=0.0), alone, y).backward()
-    assert (z["adversarial"].grad.abs().sum(1) > 0).all() and not alone["adversarial"].grad.any()
-    assert ((z["clean"].grad - alone["clean"].grad).abs().sum(1) > 1e-6).all()
-
-
 @pytest.mark.parametrize(("n", "weight", "normalize", "parts"), [
-    (8, 0.4, False, [((0, 4), 0.4), ((4, 8), 1.0)]), (9, 0.4, False, [((0, 4), 0.4), ((4, 9), 1.0)]),
-    (8, 1.0, True, [((0, 4), 0.5), ((4, 8), 0.5)]), (9, 3.0, True, [((0, 4), 0.75), ((4, 9), 0.25)]),
-    (2, 1.0, False, [((0, 1), 1.0), ((1, 2), 1.0)]), (3, 0.0, False, [((0, 1), 0.0), ((1, 3), 1.0)]),
+    (9, 0.4, False, [((0, 4), 0.4), ((4, 9), 1.0)]), (9, 3.0, True, [((0, 4), 0.75), ((4, 9), 0.25)]),
     (1, 0.4, False, [((0, 1), 1.0)])])
 def test_split_wings(n: int, weight: float, normalize: bool, parts: list) -> None:
-    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out. Controls weigh the
-    halves as TWINS does, and so have its loss; a network with one branch sends no image to a second one, and one that is not
-    split has one part of weight 1, whatever the switches of the wings say."""
+    """First half frozen, the rest adaptive; an odd image is adaptive's; a wing without images is left out."""
     twins = method("twins_at", twins_weight=weight, normalize_loss=normalize)
     want = [(slice(*ends), pytest.approx(w)) for ends, w in parts]
     assert split_wings(twins, n) == (n // 2, want)
@@ -126,14 +97,3 @@ def test_split_wings(n: int, weight: float, normalize: bool, parts: list) -> Non
     for wings in ("single", "frozen"):
         spec = MethodSpec(name="at", wings=wings, twins_weight=weight, normalize_loss=normalize)
         assert split_wings(spec, n) == (0, [(slice(0, n), 1.0)])
-
-
-@pytest.mark.parametrize("n", [1, 2, 9, 128])
-@pytest.mark.parametrize("name", METHODS)
-def test_wings_cover_the_batch_once(name: str, n: int) -> None:
-    """Every image is in exactly one wing and no wing is empty, so no loss is a mean over nothing."""
-    n_frozen, parts = split_wings(METHODS[name], n)
-    covered = [i for part, _ in parts for i in range(n)[part]]
-    assert covered == list(range(n)) and all(part.stop > part.start for part, _ in parts)
-    assert n_frozen == (n // 2 if METHODS[name].wings in ("twins", "two_adaptive") else 0)
-    assert torch.isfinite(wing_loss(METHODS[name], logits(n), labels(n)))

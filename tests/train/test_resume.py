@@ -1,25 +1,19 @@
 """A run that is stopped or killed goes on bit for bit, and nothing that is measured changes it."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.train.made import device_set, equal, network, spec, state, trained, winged
+from tests.train.made import KINDS, device_set, equal, network, spec, trained, winged
 from twinslib.base.errors import Diverged
-from twinslib.specs.method import METHODS
 from twinslib.specs.run import AttackSpec, FollowSpec, NoiseSpec, RunSpec
 from twinslib.specs.schedules import SCHEDULES, factor
 from twinslib.train import loop
-from twinslib.train.follow import Follower
 from twinslib.train.loop import fit
 from twinslib.train.step import OutOfTime, Step
 
 FOLLOW = FollowSpec(record_every=1, train_images=4, test_images=5, features=3, feature_epochs=(0, 1, 2), steps=1)
-EVERY = range(1, 6)  # steps of a run of six
-
-
 def followed(name: str) -> RunSpec:
     """A run of which everything is followed that is defined for its method."""
     run = spec(name, optim={"val_every": 1, "val_steps": 2})
@@ -39,7 +33,7 @@ def check_same(one: tuple, other: tuple) -> None:
     assert equal(model, again) and a.epochs == b.epochs and equal(a.best, b.best) and equal(a.course, b.course)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*KINDS, "mixed_noise"])
 def test_any_method_resumed(name: str, tmp_path) -> None:
     """Stopped in the middle of an epoch and at its end, a run of any method ends with the same weights, rows and arrays as an
     undisturbed one; weights and rows are, to the bit, those of a run of which nothing is measured."""
@@ -54,16 +48,14 @@ def test_any_method_resumed(name: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("run", [
-    keeping_best(replace(spec("at", replays=3), attack=AttackSpec(eps=16 / 255))),
-    keeping_best(replace(spec("at"), attack=AttackSpec(steps=1, eps_warmup=0.7))), followed("twins_trades")],
-    ids=["free", "eps warm-up", "followed"])
+    keeping_best(replace(spec("at", replays=3), attack=AttackSpec(eps=16 / 255, eps_warmup=0.7))), followed("twins_trades")],
+    ids=["free", "followed"])
 def test_stopped_after_every_step(run: RunSpec, tmp_path) -> None:
     """In the middle of replays too; the best weights are those of the undisturbed run."""
-    total = 6 * run.method.replays
-    check_same(trained(run), trained(run, checkpoint=tmp_path / "c", stops=range(1, total)))
+    check_same(trained(run), trained(run, checkpoint=tmp_path / "c", stops=range(1, 6 * run.method.replays)))
 
 
-@pytest.mark.parametrize("killed", [2, 3, 5])
+@pytest.mark.parametrize("killed", [2, 5])
 def test_killed_and_resumed(killed: int, tmp_path) -> None:
     """Killed without a word, a run goes on from the end of the last whole epoch, or from the start, to the same arrays."""
     def die(step: int, total: int) -> None:
@@ -113,18 +105,6 @@ def test_resumed_on_a_gpu(tmp_path) -> None:
     assert found["epoch"].tolist() == [0, 1, 2]
 
 
-def test_state_goes_over_to_another_follower() -> None:
-    """What a follower has kept is its whole state: another one that gets it goes on alike."""
-    run, data, model = followed("at"), device_set(), network()
-    one, other = Follower(run, model, data), Follower(run, model, data)
-    one.measure(model, 0)
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for follower in (one, other):
-        follower.measure(network(5), 1)
-    assert equal(one.arrays(), other.arrays()) and len(one.arrays()["epoch"]) == 2
-    assert one.arrays()["drift_mean"].max() > 0
-
-
 def test_global_random_state_is_not_used() -> None:
     """Two runs under different global seeds are equal."""
     results = []
@@ -151,12 +131,9 @@ def test_divergence(tmp_path) -> None:
         trained(spec("at", optim={"lr": 1e30}), checkpoint=path)
     assert not path.exists() and error.value.epochs == []
     broken = network()
-    with torch.no_grad():
-        broken.network.fc.weight[0, 0] = float("nan")
-    before = state(broken)
+    torch.nn.init.constant_(broken.network.fc.weight, float("nan"))
     with pytest.raises(Diverged, match="fc.weight"):
         trained(spec("at"), model=broken)
-    assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in broken.state_dict().items())
 
     run, model, stops = spec("at", optim={"epochs": 4, "val_every": 0}), network(), iter([False] * 3 + [True])
 
@@ -164,9 +141,8 @@ def test_divergence(tmp_path) -> None:
         if done == 7:
             torch.nn.init.constant_(model.network.fc.bias, float("nan"))
 
-    rows = trained(run)[0].epochs
     with pytest.raises(OutOfTime):
         fit(run, network(), device_set(), device="cpu", checkpoint=path, stop=lambda: next(stops))
     with pytest.raises(Diverged, match="in epoch 3 of at") as error:
         trained(run, model=model, checkpoint=path, on_step=spoil)
-    assert error.value.epochs == rows[:2]
+    assert error.value.epochs == trained(run)[0].epochs[:2]

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from ..specs.strength import PARTS, STANDARD
 from .masks import block_seed, blocks, check_attackable, clean_logits, frozen, log, tensors
 from .pgd import Forward, finite, input_gradient, logits_of, pgd, pgd_robust_mask, random_point
 
-ATTACKS = PARTS
-N_TARGETS = 9
 N_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # as many logits stand in their losses; all others need two classes
 FLAGS = {  # a piece of each warning of pyautoattack, and the check that it fails
     "randomized defense": "repeatable",
@@ -26,21 +23,8 @@ FLAGS = {  # a piece of each warning of pyautoattack, and the check that it fail
 }
 
 
-class AutoAttackResult(NamedTuple):
-    """masks: cumulative, keyed by the attacks so far joined by "+"; checks: name to passed."""
-
-    masks: dict[str, Tensor]
-    checks: dict[str, bool]
-
-
 def check_attacks(attacks: Sequence[str], classes: int, what: str = "the network") -> None:
-    """Refuse parts of AutoAttack that cannot run on a network of so few classes.
-
-    >>> check_attacks(["apgd-ce"], classes=2)
-
-    Args:
-        what: whose classes they are, for the message.
-    """
+    """Refuse parts of AutoAttack that cannot run on so few classes; `what` says whose they are."""
     impossible = [name for name in attacks if classes < N_CLASSES.get(name, 2)]
     if impossible:
         needed = max(N_CLASSES.get(name, 2) for name in impossible)
@@ -50,33 +34,22 @@ def check_attacks(attacks: Sequence[str], classes: int, what: str = "the network
 
 
 def autoattack_masks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, threat: str = "linf",
-                     attacks: tuple[str, ...] = STANDARD, seed: int = 0, batch_size: int,
+                     attacks: Sequence[str] | str = STANDARD, seed: int = 0, batch_size: int,
                      block: int = 0) -> dict[str, Tensor]:
-    """The masks of `autoattack`, cumulative after each attack; a check that failed is logged as a warning."""
-    masks, checks = autoattack(forward, images, labels, eps=eps, threat=threat, attacks=attacks, seed=seed,
-                               batch_size=batch_size, block=block)
-    failed = [name for name, passed in checks.items() if not passed]
-    if failed:
-        log.warning("autoattack on block %d: not passed: %s", block, ", ".join(failed))
-    return masks
-
-
-def autoattack(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, threat: str = "linf",
-               attacks: tuple[str, ...] = STANDARD, seed: int = 0, batch_size: int, block: int = 0) -> AutoAttackResult:
     """AutoAttack (Croce and Hein 2020) with the numbers of its standard version: 1 restart, 9 targets, 5,000 queries.
 
-    Each attack sees the images that all earlier ones left standing, so `masks` of ("apgd-ce", "apgd-t", "fab-t",
+    Each attack sees the images that all earlier ones left standing, so the masks of ("apgd-ce", "apgd-t", "fab-t",
     "square") are those of the standard version; only the seed differs, one per block here. With fewer than 10 classes
     all wrong ones are targets, and the attack keeps its name. Torch's global random state and the trace function, which
-    pyautoattack resets, come out as they went in.
+    pyautoattack resets, come out as they went in. What pyautoattack warns of, and an adversarial image that is not
+    legal, is logged as a check that was not passed.
 
     See `clean_mask` for images, labels and errors, `pgd_mask` for seed, batch_size and block.
 
     Args:
-        attacks: names in the order in which they run, from `ATTACKS`.
+        attacks: names in the order in which they run, from `PARTS`.
     Returns:
         masks: bool, shape (N,), on the CPU, for "apgd-ce", "apgd-ce+apgd-t", and so on.
-        checks: the warnings of pyautoattack as named checks, and whether every adversarial image is legal.
     Raises:
         ValueError: also for an attack that cannot run on so few classes (`check_attacks`).
     """
@@ -87,23 +60,21 @@ def autoattack(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
     if not attacks or len(set(attacks)) < len(attacks):
         raise ValueError(f"expected at least one attack and none twice, got {attacks!r}")
     for name in attacks:
-        choose(name, ATTACKS, "attack")
-    stages = ["+".join(attacks[:i + 1]) for i in range(len(attacks))]
-    masks = {stage: [] for stage in stages}
-    checks = dict.fromkeys([*FLAGS.values(), "no_other_warning", "norm_kept"], True)
+        choose(name, PARTS, "attack")
+    masks = {"+".join(attacks[:i + 1]): [] for i in range(len(attacks))}
+    failed: dict[str, None] = {}  # a set in order
     with full_float32(images.device), _kept_global_state(images.device), frozen(forward):
         for number, x, y in blocks(forward, images, labels, batch_size, block):
             logits = clean_logits(forward, x, labels)
-            classes = logits.shape[1]
-            check_attacks(attacks, classes)
+            check_attacks(attacks, logits.shape[1])
             mask = logits.argmax(1) == y
-            for stage, name in zip(stages, attacks, strict=True):
+            for stage, name in zip(masks, attacks, strict=True):
                 left = mask.nonzero().squeeze(1)
                 if eps > 0 and len(left):
                     x_left = x[left].contiguous()
                     watched = _Watched(forward, x_left, eps, threat)
-                    adversary = _adversary(watched, name, eps, threat, x.device,
-                                           block_seed(seed, "autoattack", number), min(N_TARGETS, classes - 1))
+                    adversary = _adversary(watched, name, eps, threat, x.device, block_seed(seed, "autoattack", number),
+                                           logits.shape[1])
                     x_adv, y_adv = adversary.run_standard_evaluation(x_left, y[left], batch_size=batch_size)
                     mask = mask.index_put((left,), (y_adv == y[left]) & ~watched.broken)
                     if watched.broken.any():
@@ -111,27 +82,27 @@ def autoattack(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
                                     int(watched.broken.sum()), len(left))
                     if watched.broken.all():
                         check_attackable(forward, x, y)
-                    checks["norm_kept"] &= _legal(x_adv, x_left, eps, threat)
+                    if not _legal(x_adv, x_left, eps, threat):
+                        failed["norm_kept"] = None
                     for warning in adversary.logger.warnings:
-                        if "possible to use the targeted DLR" in warning:  # also said of apgd-dlr, which does not use it
-                            continue
-                        check = next((c for piece, c in FLAGS.items() if piece in warning), "no_other_warning")
-                        checks[check] = False
-                        log.debug("pyautoattack: %s", warning)
+                        if "possible to use the targeted DLR" not in warning:  # also said of apgd-dlr, which does not use it
+                            failed[next((c for piece, c in FLAGS.items() if piece in warning), "no_other_warning")] = None
+                            log.debug("pyautoattack: %s", warning)
                 masks[stage].append(mask)
-    return AutoAttackResult({stage: torch.cat(parts).cpu() for stage, parts in masks.items()}, checks)
+    if failed:
+        log.warning("autoattack on block %d: not passed: %s", block, ", ".join(failed))
+    return {stage: torch.cat(parts).cpu() for stage, parts in masks.items()}
 
 
 def checks(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int,
            threat: str = "linf", seed: int = 0) -> dict[str, bool]:
     """What must hold before a robust accuracy is believed, tried on a small batch of images; name to passed.
 
-    inputs_in_range: the pixels use more than the lowest two of 256 values (a set scaled to [0, 1] does not);
-    repeatable: two clean passes agree; eval_mode: an image's logits do not depend on its batch; logits: the outputs
-    are no probabilities; gradient_nonzero: and finite, for every image; norm_kept: by PGD; stronger_not_weaker: random
-    noise breaks at most as many images as one step, and one step as many as PGD, give or take one in a hundred;
-    large_eps_breaks: at most a quarter of the images stand when every pixel may change by half its range (linf), or eps
-    is 10 (l2).
+    inputs_in_range: the pixels use more than the lowest two of 256 values (a set scaled to [0, 1] does not); repeatable: two
+    clean passes agree; eval_mode: an image's logits do not depend on its batch; logits: the outputs are no probabilities;
+    gradient_nonzero: and finite, for every image; norm_kept: by PGD; stronger_not_weaker: random noise breaks at most as many
+    images as one step, and one step as many as PGD, give or take one in a hundred; large_eps_breaks: at most a quarter of the
+    images stand when every pixel may change by half its range (linf), or eps is 10 (l2).
     """
     eps = check_radius(eps, threat)
     images, labels = tensors(forward, images, labels)
@@ -192,8 +163,7 @@ class _Watched:
         return values.masked_fill(bad.view(-1, *[1] * (values.ndim - 1)), 0)
 
 
-def _adversary(forward: Forward, name: str, eps: float, threat: str, device: torch.device, seed: int,
-               targets: int = N_TARGETS):
+def _adversary(forward: Forward, name: str, eps: float, threat: str, device: torch.device, seed: int, classes: int = 10):
     """pyautoattack set up for one attack; the numbers of the standard version must be set by hand for a custom list."""
     import pyautoattack
     from pyautoattack import checks as package_checks
@@ -203,7 +173,7 @@ def _adversary(forward: Forward, name: str, eps: float, threat: str, device: tor
     adversary = pyautoattack.AutoAttack(forward, attacks=[name], device=device, eps=eps, seed=seed, version="custom",
                                         norm={"linf": "Linf", "l2": "L2"}[threat])
     adversary.apgd.n_restarts = adversary.apgd_targeted.n_restarts = adversary.fab.n_restarts = 1
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
     adversary.square.n_restarts, adversary.square.n_queries = 1, 5000
     adversary.logger = adversary.apgd.logger = adversary.apgd_targeted.logger = _WarningRecorder()
     return adversary

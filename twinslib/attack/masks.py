@@ -59,14 +59,12 @@ def clean_mask(forward: Forward, images: Tensor, labels: Tensor, *, batch_size: 
     """
     images, labels = tensors(forward, images, labels)
     with full_float32(images.device):
-        masks = [clean_logits(forward, x, labels).argmax(1) == y
-                 for _, x, y in blocks(forward, images, labels, batch_size, 0)]
+        masks = [clean_logits(forward, x, labels).argmax(1) == y for _, x, y in blocks(forward, images, labels, batch_size, 0)]
         return torch.cat(masks).cpu()
 
 
 def pgd_mask(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int,
-             restarts: int = 1, threat: str = "linf", loss: str = "ce", random_start: bool = True, seed: int = 0,
-             batch_size: int, block: int = 0) -> Tensor:
+             restarts: int = 1, threat: str = "linf", seed: int = 0, batch_size: int, block: int = 0) -> Tensor:
     """True where the prediction is right on the clean image and on every PGD iterate of every restart.
 
     See `clean_mask` for images, labels, result and errors, `pgd.pgd_robust_mask` for the attack. `Diverged` here
@@ -84,7 +82,7 @@ def pgd_mask(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, st
             clean_logits(forward, x[:1], labels)
             generator = torch.Generator(x.device).manual_seed(block_seed(seed, "pgd", number))
             mask = pgd_robust_mask(forward, x, y, eps=eps, step_size=step_size, steps=steps, restarts=restarts,
-                                   threat=threat, loss=loss, random_start=random_start, generator=generator)
+                                   threat=threat, generator=generator)
             if eps > 0 and steps > 0 and not mask.any():
                 check_attackable(forward, x, y)
             masks.append(mask)
@@ -95,12 +93,8 @@ def pgd_losses(forward: Forward, images: Tensor, labels: Tensor, *, eps: float, 
                threat: str = "linf", seed: int = 0, batch_size: int) -> tuple[Tensor, Tensor]:
     """(True where the prediction is right at PGD's last iterate, cross-entropy there in nats), each (N,), on the CPU.
 
-    Every image is attacked to the end, so that losses can be averaged; see `pgd_mask` for the arguments, `pgd.pgd` for the
-    attack.
-
-    Raises:
-        Diverged: a gradient or logits that are not finite.
-        others: see `clean_mask`.
+    Every image is attacked to the end, so that losses can be averaged; see `pgd_mask` for the arguments and errors,
+    `pgd.pgd` for the attack. `Diverged` stands for a gradient or logits that are not finite.
     """
     images, labels = tensors(forward, images, labels)
     masks, losses = [], []

@@ -8,8 +8,7 @@ gradients are never touched; `eval_mode` keeps running statistics untouched as w
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,24 +21,8 @@ log = logging.getLogger(__name__)
 Forward = Callable[[Tensor], Tensor]
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Put `model` into eval mode and give every submodule its own mode back afterwards, also after an error.
-
-    `model.train()` would set all submodules alike and so thaw a norm that its owner had frozen.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float, steps: int, threat: str = "linf",
-        loss: str = "ce", random_start: bool = True, generator: torch.Generator | None = None,
-        targets_logits: Tensor | None = None) -> Tensor:
+        loss: str = "ce", random_start: bool = True, generator: torch.Generator | None = None) -> Tensor:
     """Last iterate of projected gradient ascent: within `eps` of x and within [0, 1], not always the worst iterate.
 
     Madry et al. 2018, as the official TWINS code runs it: random start in the ball, clip; then `steps` times a step of
@@ -55,30 +38,25 @@ def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float,
         forward: images (B, C, H, W) in [0, 1] to logits (B, K); its parameters should be frozen, its norms in eval.
         x: clean images, float32 (float64 for checks), shape (B, C, H, W), in [0, 1]; the range is not checked.
         y: true labels, int64, shape (B,).
-        eps: radius of the ball in pixel units.
-        step_size: length of one step in pixel units.
-        threat: "linf" or "l2", the norm that eps and step_size measure.
+        eps, step_size: radius of the ball and length of one step, in pixel units, measured in `threat`, "linf" or "l2".
         loss: what is ascended, "ce" (cross-entropy), "kl" (TRADES: KL from the clean softmax) or "margin" (largest
             wrong logit minus the true one).
         random_start: start at `random_point`; "kl" needs it, its gradient at x is zero.
         generator: source of the start, on the device of x; required with random_start.
-        targets_logits: logits (B, K) that "kl" moves away from; None takes forward(x), without gradient.
     Returns:
         x_adv, detached, with shape, type and device of x.
     Raises:
         ValueError, TypeError: an argument out of range, an unknown name, shapes that do not fit, a network that returns
             anything but logits, or logits without a gradient with respect to the images.
     """
-    eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start,
-                                             generator)
-    if loss == "kl" and not random_start and targets_logits is None:
+    choose(loss, LOSSES, "loss")
+    if loss == "kl" and not random_start:
         raise ValueError("expected random_start=True with loss 'kl', got False; at x itself the gradient is zero")
-    if eps == 0 or steps == 0:
-        return x.detach()
+    eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, random_start, generator)
     x = x.detach()
-    reference = None
-    if loss == "kl":
-        reference = _clean_logits(forward, x) if targets_logits is None else targets_logits.detach()
+    if eps == 0 or steps == 0:
+        return x
+    reference = _clean_logits(forward, x) if loss == "kl" else None
     x_adv = random_point(x, eps, threat, generator) if random_start else x
     for _ in range(steps):
         _, gradient = _logits_and_gradient(forward, x_adv, y, loss, reference)
@@ -87,43 +65,31 @@ def pgd(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float,
 
 
 def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_size: float, steps: int,
-                    restarts: int = 1, threat: str = "linf", loss: str = "ce", random_start: bool = True,
-                    generator: torch.Generator | None = None) -> Tensor:
-    """True where the prediction stays right on the clean image and on every iterate of every restart.
+                    restarts: int = 1, threat: str = "linf", generator: torch.Generator) -> Tensor:
+    """True where the prediction stays right on the clean image and on every iterate of every restart; bool, (B,), on the
+    device of x. The attack is `pgd` on the cross-entropy from random starts, with the same arguments.
 
     The worst case over all iterates, so at most the accuracy at `pgd`'s last iterate. An image leaves the batch soon
     after it is broken (when half of the batch is), and the logits that give the gradient also give the verdict: the
     only additional forward passes are one on the clean images and one on each restart's last iterate. Starting noise
     is drawn for the whole batch, so that it does not depend on the network. An image whose logits or gradient are not
     finite at any iterate counts as broken: it was not attacked, so nothing shows that it is robust.
-
-    Args:
-        restarts: number of independent random starts; more than one needs random_start.
-        others: see `pgd`.
-    Returns:
-        bool, shape (B,), on the device of x.
     """
-    eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, loss, random_start,
-                                             generator)
+    eps, step_size, steps = _check_arguments(forward, x, y, eps, step_size, steps, threat, True, generator)
     restarts = integer(restarts, "restarts", 1)
-    if restarts > 1 and not random_start:
-        raise ValueError(f"expected restarts=1 without random_start, got {restarts}; the restarts would be equal")
-    if loss == "kl" and not random_start:
-        raise ValueError("expected random_start=True with loss 'kl', got False; at x itself the gradient is zero")
     x = x.detach()
-    clean = _clean_logits(forward, x)
-    robust = _right(clean, y)
+    robust = _right(_clean_logits(forward, x), y)
     if eps == 0 or steps == 0:
         return robust
     lost = torch.zeros((), dtype=torch.int64, device=x.device)  # images that only a gradient broke
     for _ in range(restarts):
-        start = random_point(x, eps, threat, generator) if random_start else x
+        start = random_point(x, eps, threat, generator)
         keep = robust.nonzero().squeeze(1)
-        if len(keep) == 0:
-            break
-        x_now, y_now, x_adv, reference, alive = x[keep], y[keep], start[keep], clean[keep], robust[keep]
+        x_now, y_now, x_adv, alive = x[keep], y[keep], start[keep], robust[keep]
         for _ in range(steps):
-            logits, gradient = _logits_and_gradient(forward, x_adv, y_now, loss, reference)
+            if len(keep) == 0:
+                break
+            logits, gradient = _logits_and_gradient(forward, x_adv, y_now)
             right = alive & _right(logits, y_now)
             alive = right & finite(gradient)
             lost += (right & ~alive).sum()
@@ -131,10 +97,7 @@ def pgd_robust_mask(forward: Forward, x: Tensor, y: Tensor, *, eps: float, step_
             if 2 * int(alive.sum()) <= len(alive):
                 robust[keep] = alive
                 still = alive.nonzero().squeeze(1)
-                keep, x_now, y_now, x_adv = keep[still], x_now[still], y_now[still], x_adv[still]
-                reference, alive = reference[still], alive[still]
-                if len(keep) == 0:
-                    break
+                keep, x_now, y_now, x_adv, alive = keep[still], x_now[still], y_now[still], x_adv[still], alive[still]
         if len(keep):
             robust[keep] = alive & _right(_clean_logits(forward, x_adv), y_now)
     if lost:
@@ -155,14 +118,12 @@ def random_point(x: Tensor, eps: float, threat: str, generator: torch.Generator)
     return (x + direction * radius).clamp_(0, 1)
 
 
-def input_gradient(forward: Forward, x: Tensor, y: Tensor, *, loss: str = "ce") -> Tensor:
-    """Gradient of the loss of each image with respect to its own pixels, shape of x; all zero means a masked gradient.
+def input_gradient(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient of each image's cross-entropy with respect to its own pixels, shape of x; all zero means a masked gradient.
 
     `forward` must treat the images independently of each other, as a network in eval mode does.
     """
-    choose(loss, LOSSES, "loss")
-    _check_batch(x, y)
-    return _logits_and_gradient(forward, x.detach(), y, loss, _clean_logits(forward, x) if loss == "kl" else None)[1]
+    return _logits_and_gradient(forward, x, y)[1]
 
 
 def logits_of(forward: Forward, x: Tensor) -> Tensor:
@@ -195,8 +156,8 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & finite(logits)
 
 
-def _logits_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: str,
-                         reference: Tensor | None) -> tuple[Tensor, Tensor]:
+def _logits_and_gradient(forward: Forward, x: Tensor, y: Tensor, loss: str = "ce",
+                         reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Logits (detached) and the gradient of the summed loss: a sum, so that no image's share shrinks with the batch."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -245,7 +206,11 @@ def _unit(v: Tensor) -> Tensor:
     return v / _norm(v)
 
 
-def _check_batch(x: Tensor, y: Tensor) -> None:
+def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, threat: str,
+                     random_start: bool, generator: torch.Generator | None) -> tuple[float, float, int]:
+    """Refuse what does not fit; (eps, step_size, steps) as plain numbers."""
+    eps = check_radius(eps, threat)
+    step_size, steps = check_step_size(step_size, threat), integer(steps, "steps", 0)
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
             raise TypeError(f"expected {name} to be a tensor, got a {type(value).__name__}; use torch.as_tensor")
@@ -255,15 +220,6 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
     if y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
         raise TypeError(f"expected y of shape ({len(x)},) in int64 on {x.device}, got {tuple(y.shape)} in {y.dtype} on "
                         f"{y.device}")
-
-
-def _check_arguments(forward: Forward, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, threat: str,
-                     loss: str, random_start: bool, generator: torch.Generator | None) -> tuple[float, float, int]:
-    """Refuse what does not fit; (eps, step_size, steps) as plain numbers."""
-    eps = check_radius(eps, threat)
-    choose(loss, LOSSES, "loss")
-    step_size, steps = check_step_size(step_size, threat), integer(steps, "steps", 0)
-    _check_batch(x, y)
     if random_start and eps > 0 and steps > 0:
         if generator is None:
             raise ValueError(f"expected a torch.Generator on {x.device} for the random start, got None; "

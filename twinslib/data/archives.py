@@ -6,7 +6,7 @@ import os
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 from ..base import paths
@@ -43,32 +43,30 @@ def fetch(archive: Archive, folder: Path) -> Path:
             with open(part, "ab" if resumed else "wb") as file:
                 while block := answer.read(1 << 20):
                     file.write(block)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing after the bytes that are there: they are all, or they are wrong
-            start, length = have, 0
-        else:
-            raise OSError(f"expected {archive.url} to answer, got {error}; fetch it by hand into {folder}") from error
     except urllib.error.URLError as error:
-        raise OSError(f"expected to reach {archive.url}, got {error.reason}; fetch it by hand into {folder}, or run "
-                      "again") from error
+        if getattr(error, "code", 0) != 416:  # nothing after the bytes that are there: they are all, or they are wrong
+            raise OSError(f"expected to reach {archive.url}, got {error}; fetch it by hand into {folder} or run again") from error
+        start, length = have, 0
     if length is not None and part.stat().st_size != start + int(length):
         raise OSError(f"expected {start + int(length)} bytes of {archive.file}, got {part.stat().st_size}; the "
                       "connection ended early, run again to continue")
-    if (differs := _differs(archive, part)) is not None:
+    try:
+        _check(archive, part, "run again, or tell the publisher")
+    except ValueError:
         part.unlink()
-        raise ValueError(f"expected {differs[0]} of {archive.url}, got {differs[1]}; run again, or tell the publisher")
+        raise
     os.replace(part, path)
     return path
 
 
-def _differs(archive: Archive, path: Path) -> tuple[str, str] | None:
-    """What the checksum should be and what it is, if the file at `path` has another; None if all is well or unknown."""
-    if archive.checksum is None:
-        return None
-    kind, wanted = archive.checksum
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.new(kind.lower(), usedforsecurity=False)).hexdigest()
-    return None if found == wanted else (f"{kind} {wanted}", found)
+def _check(archive: Archive, path: Path, then: str) -> None:
+    """ValueError if the file at `path` has another checksum than is known of the archive."""
+    if archive.checksum:
+        kind, wanted = archive.checksum
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.new(kind.lower(), usedforsecurity=False)).hexdigest()
+        if found != wanted:
+            raise ValueError(f"expected {kind} {wanted} of {path}, got {found}; {then}")
 
 
 def require_archives(name: str) -> None:
@@ -80,9 +78,7 @@ def require_archives(name: str) -> None:
                                 f"it from {SOURCES[name].page}, or run 'python -m twinslib data build {name} "
                                 "--download'")
     for archive in SOURCES[name].archives:
-        if (differs := _differs(archive, home / archive.file)) is not None:
-            raise ValueError(f"expected {differs[0]} of {home / archive.file}, got {differs[1]}; delete it and "
-                             "fetch it again")
+        _check(archive, home / archive.file, "delete it and fetch it again")
 
 
 def stream(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -103,13 +99,12 @@ def stream(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
 def texts(path: Path, names: Iterable[str]) -> list[list[str]]:
     """Return the non-empty lines of the named members."""
     names = list(names)
-    found = dict(stream(path, set(names).__contains__))
+    found = dict(stream(path, names.__contains__))
     require_members(path, names, found)
     return [[line for line in found[name].decode().splitlines() if line.strip()] for name in names]
 
 
-def require_members(path: Path, names: Iterable[str], found: Iterable[str]) -> None:
-    found = set(found)
+def require_members(path: Path, names: Iterable[str], found: Container[str]) -> None:
     absent = [name for name in names if name not in found]
     if absent:
         raise ValueError(f"expected {absent[0]} in {path}, got no such member ({len(absent)} missing in all); this "

@@ -13,11 +13,7 @@ _PAD = 4  # zero border of the random crop, in pixels; the usual recipe for 32-p
 
 
 def centre(images: Tensor, size: int | None) -> Tensor:
-    """The middle of images (…, S, S) at `size` pixels; all of them for None.
-
-    >>> centre(torch.arange(16).view(4, 4), 2).tolist()
-    [[5, 6], [9, 10]]
-    """
+    """The middle of images (…, S, S) at `size` pixels; all of them for None."""
     side = images.shape[-1]
     if size is None or size >= side:
         return images
@@ -26,11 +22,7 @@ def centre(images: Tensor, size: int | None) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Turn uint8 images into float32 in [0, 1].
-
-    >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    tensor([0.0000, 0.2000, 1.0000])
-    """
+    """Turn uint8 images into float32 in [0, 1]."""
     return images.to(torch.float32, copy=True).div_(255)
 
 
@@ -46,8 +38,6 @@ def augment(images: Tensor, kind: str, generator: torch.Generator | None = None,
         images: (B, 3, S, S) uint8.
         generator: source of randomness on the images' device; needed by all kinds but "none" and "center_crop".
         size: side of the result, by default S; only "resized_crop_flip" and "center_crop" can change it.
-    Raises:
-        ValueError: unknown kind, other shape or type of images, missing generator, or a size that does not fit.
     """
     choose(kind, AUGMENTATIONS, "augment kind")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
@@ -61,17 +51,17 @@ def augment(images: Tensor, kind: str, generator: torch.Generator | None = None,
             raise ValueError(f"expected size {side} for 'none', got {size}; use 'center_crop'")
         return to_float(images)
     if kind == "center_crop":
-        start = (side - size) // 2
-        return to_float(images[:, :, start : start + size, start : start + size])
+        return to_float(centre(images, size))
     if generator is None:
         raise ValueError(f"expected a torch.Generator on {images.device} for {kind!r}, got None")
     if kind == "resized_crop_flip":
-        return _resized_crop_flip(images, size, generator)
+        boxes = _crop_boxes(len(images), side, generator, images.device)
+        return _resize_boxes(images, *boxes, _random_flags(images, generator), size)
     return to_float(_random_crop(images, generator, flip=kind == "crop_flip"))
 
 
-def _random_flags(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.randint(2, (n,), generator=generator, device=device, dtype=torch.bool)
+def _random_flags(images: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (len(images),), generator=generator, device=images.device, dtype=torch.bool)
 
 
 def _random_crop(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
@@ -81,17 +71,11 @@ def _random_crop(images: Tensor, generator: torch.Generator, flip: bool) -> Tens
     offsets = torch.randint(2 * _PAD + 1, (2, batch, 1), generator=generator, device=device)
     rows, columns = offsets[0] + span, offsets[1] + span
     if flip:
-        columns = torch.where(_random_flags(batch, generator, device)[:, None], columns.flip(1), columns)
+        columns = torch.where(_random_flags(images, generator)[:, None], columns.flip(1), columns)
     wide = side + 2 * _PAD
     padded = F.pad(images, (_PAD,) * 4).flatten(2)
     flat = (rows[:, :, None] * wide + columns[:, None, :]).flatten(1)
     return padded.gather(2, flat[:, None, :].expand(-1, channels, -1)).view(batch, channels, side, side)
-
-
-def _resized_crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    top, left, height, width = _crop_boxes(images.shape[0], images.shape[3], generator, images.device)
-    flip = _random_flags(images.shape[0], generator, images.device)
-    return _resize_boxes(images, top, left, height, width, flip, size)
 
 
 def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
@@ -111,9 +95,7 @@ def _crop_boxes(batch: int, side: int, generator: torch.Generator, device: torch
     return top, left, height, width
 
 
-def _resize_boxes(
-    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int
-) -> Tensor:
+def _resize_boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut one box (B,) out of each image and resize it bilinearly to (size, size), mirrored where `flip`."""
     side = images.shape[3]
     steps = (torch.arange(size, device=images.device) + 0.5) / size

@@ -34,8 +34,7 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
     Images that are there twice, in both parts or in two classes, are kept and named in the log.
 
     Args:
-        name: one of `SOURCES`, or a set of your own with images in `NAME/train/CLASS` and `NAME/test/CLASS` of the
-            data folder.
+        name: one of `SOURCES`, or a set of your own with images in `NAME/train/CLASS` and `NAME/test/CLASS` of the data folder.
         download: fetch archives that are not there from their publisher.
         size: side in pixels; None takes the known set's own. A folder of your own needs it.
     Raises:
@@ -143,17 +142,14 @@ def _list(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     for name in args.names:
         packed = load_packed(name)
-        counts = [
-            labels.bincount(minlength=len(packed.class_names)).tolist()
-            for labels in (packed.train_labels, packed.test_labels)
-        ]
+        counts = [labels.bincount(minlength=len(packed.class_names)).tolist()
+                  for labels in (packed.train_labels, packed.test_labels)]
         print(f"{name}: {len(packed.train_labels)} training and {len(packed.test_labels)} test images, "
               f"{len(packed.class_names)} classes, {packed.image_size} px, fingerprint {packed.fingerprint}")
         width = max(map(len, packed.class_names))
         for class_name, train, test in zip(packed.class_names, *counts, strict=True):
             print(f"  {class_name:{width}} {train:>6} {test:>6}")
-        arrays = {key: np.asarray(getattr(packed, key)) for key in KEYS}
-        for sentence in doubles(arrays):
+        for sentence in doubles({key: np.asarray(getattr(packed, key)) for key in KEYS}):
             log.warning("%s: %s", name, sentence)
     return 0
 

@@ -1,27 +1,21 @@
 """One image file of any common kind to 8-bit RGB as a viewer shows it, or an error that names the file."""
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # what Pillow reads by itself; others (EPS, PDF, camera raw) call programs, need extras or have no one picture
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MOST_PIXELS = 2**30 // 12  # from here on Pillow warns of a decompression bomb
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
-_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of TIFF and EXIF
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 def formats() -> list[str]:
-    """Formats that are read, as far as this Pillow has them.
-
-    >>> formats()[:2]
-    ['PNG', 'JPEG']
-    """
+    """Formats that are read, as far as this Pillow has them."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
@@ -63,17 +57,14 @@ def decode(source: Path | BinaryIO, where: str, *, as_shown: bool = True) -> tup
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
-    clear = _clear(image)
+    clear, kind, tags, mask = _clear(image), image.format, getattr(image, "tag_v2", {}), None
     image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))  # after load: Pillow turns TIFF itself
-    except Exception:  # broken metadata around whole pixels: viewers show them as they are
-        turn = None
-    mask = None
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    with contextlib.suppress(Exception):  # broken metadata around whole pixels: viewers show them as they are
+        image = ImageOps.exif_transpose(image)  # after load: Pillow turns TIFF itself
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         values = np.asarray(image)
         mask = values == clear if clear is not None else None
-        image = _eight_bits(values, getattr(image, "tag_v2", {}))
+        image = _eight_bits(values, tags)
     elif image.mode in ("I", "F"):
         raise ValueError(f"32-bit values (mode {image.mode}), of which none is known to be white: use 8 or 16 bits")
     elif clear is not None:
@@ -83,8 +74,7 @@ def _as_shown(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+    return image.convert("RGB")
 
 
 def _clear(image: Image.Image) -> int | bytes | tuple[int, ...] | None:

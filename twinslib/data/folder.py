@@ -49,11 +49,13 @@ def image_folder(folder: Path, size: int) -> tuple[Arrays, dict[str, list[str]]]
     for part in files:
         arrays[f"{part}_images"] = np.empty((len(files[part]), size, size, 3), np.uint8)
         arrays[f"{part}_labels"] = np.array(labels[part], np.int64)
-    _fill(arrays, files, folder, size)
-    return arrays, {part: [_short(file, folder) for file in found] for part, found in files.items()}
+    short = {part: [file.relative_to(folder).as_posix() for file in found] for part, found in files.items()}
+    _fill(arrays, short, folder, size)
+    return arrays, short
 
 
-def _fill(arrays: Arrays, files: dict[str, list[Path]], folder: Path, size: int) -> None:
+def _fill(arrays: Arrays, files: dict[str, list[str]], folder: Path, size: int) -> None:
+    """Decode the files, named from `folder` on, into the arrays of their part; all that cannot be used are named at once."""
     broken: list[str] = []
     remarks: dict[str, list[str]] = {
         "images with several frames, of which the first is taken": [],
@@ -61,12 +63,11 @@ def _fill(arrays: Arrays, files: dict[str, list[Path]], folder: Path, size: int)
         "long images, of which the central square is less than half": [],
     }
     for part, found in files.items():
-        for i, file in enumerate(found):
-            where = _short(file, folder)
+        for i, where in enumerate(found):
             try:
-                if not file.is_file():
+                if not (folder / where).is_file():
                     raise ValueError(f"expected a file, got a broken link or a device at {where}; take it out")
-                image, more = decode(file, where)
+                image, more = decode(folder / where, where)
             except ValueError as error:
                 broken.append(str(error))
                 continue
@@ -85,10 +86,6 @@ def _fill(arrays: Arrays, files: dict[str, list[Path]], folder: Path, size: int)
 
 def _ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
-
-
-def _short(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix()
 
 
 def _counts(skipped: Counter[str]) -> str:

@@ -65,19 +65,21 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
         ValueError: a file that breaks the format, or a side that is no whole fraction of the stored one.
     """
     if name in TOY_SETS:
-        arrays = {"toy_source": _toy_source, "toy_target": _toy_target}[name]()
-        where = f"embedded set {name}"
+        arrays, where = (_toy_source if name == "toy_source" else _toy_target)(), f"embedded set {name}"
     else:
-        path = packed_path(name)
-        arrays = _read(path)
-        where = str(path)
+        check_name(name)
+        path = paths.data_dir() / f"{name}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(missing(name))
+        arrays, where = _read(path), str(path)
         check_arrays(arrays, where)
     stored = arrays["train_images"].shape[1]
     size = stored if image_size is None else image_size
     if size < 1 or stored % size:
         raise ValueError(f"expected image_size to divide the stored side of {stored} pixels ({where}), got "
                          f"{image_size}; choose a whole fraction or build the set at another size")
-    images = {key: _to_nchw(shrink(arrays[key], stored // size)) for key in ("train_images", "test_images")}
+    images = {key: torch.from_numpy(np.ascontiguousarray(shrink(arrays[key], stored // size).transpose(0, 3, 1, 2)))
+              for key in ("train_images", "test_images")}
     labels = {key: torch.from_numpy(arrays[key]) for key in ("train_labels", "test_labels")}
     return PackedSet(name=name, **images, **labels, class_names=tuple(arrays["class_names"].tolist()))
 
@@ -87,15 +89,6 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(f"expected the bare name of an image set (letters, digits, . + - _), got {name!r}; put "
                          f"NAME.npz or folders NAME/train and NAME/test into {paths.data_dir()}")
-
-
-def packed_path(name: str) -> Path:
-    """Path of the existing file of set `name`; FileNotFoundError says what is missing and how to get it."""
-    check_name(name)
-    path = paths.data_dir() / f"{name}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(missing(name))
-    return path
 
 
 def missing(name: str) -> str:
@@ -128,8 +121,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             then = "save class_names with dtype=str" if pickled else "delete it and build or copy it again"
             raise ValueError(f"expected an .npz file of plain arrays at {path}, got {got}; {then}") from error
     if absent:
-        raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is "
-                         "missing")
+        raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is missing")
     return arrays
 
 
@@ -213,10 +205,6 @@ def shrink(images: np.ndarray, factor: int) -> np.ndarray:
     return out
 
 
-def _to_nchw(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-
-
 @functools.lru_cache(maxsize=1)
 def _toy_source() -> dict[str, np.ndarray]:
     """Scans of handwritten digits, 8 x 8 pixels in 17 grey levels, doubled to 16 x 16 (scikit-learn)."""
@@ -243,10 +231,8 @@ def _toy_arrays(grey: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     labels = labels.astype(np.int64)
     test = rank_in_class(labels, np.arange(len(labels))) % 5 == 0
     rgb = grey[..., None].repeat(3, axis=3)
-    return {
-        "train_images": rgb[~test], "train_labels": labels[~test], "test_images": rgb[test],
-        "test_labels": labels[test], "class_names": np.array([str(digit) for digit in range(10)])
-    }
+    return {"train_images": rgb[~test], "train_labels": labels[~test], "test_images": rgb[test], "test_labels": labels[test],
+            "class_names": np.array([str(digit) for digit in range(10)])}
 
 
 def permutation(n: int, seed: int) -> np.ndarray:
@@ -266,9 +252,7 @@ def rank_in_class(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
     [0, 0, 1]
     """
     chosen = labels[indices]
-    by_class = np.argsort(chosen, kind="stable")
-    counts = np.bincount(chosen)
-    starts = np.cumsum(counts) - counts
+    by_class, counts = np.argsort(chosen, kind="stable"), np.bincount(chosen)
     rank = np.empty(len(chosen), np.int64)
-    rank[by_class] = np.arange(len(chosen)) - starts[chosen[by_class]]
+    rank[by_class] = np.arange(len(chosen)) - (np.cumsum(counts) - counts)[chosen[by_class]]
     return rank

@@ -42,12 +42,12 @@ def _pack(path: Path, class_names: list[str], train: list[Item], test: list[Item
         arrays[f"{part}_images"] = np.empty((len(items), size, size, 3), np.uint8)
         arrays[f"{part}_labels"] = np.array([item.label for item in items], np.int64)
         targets |= {item.member: (arrays[f"{part}_images"], i, item) for i, item in enumerate(items)}
-    seen = set()
+    absent = dict(targets)
     for name, content in stream(path, targets.__contains__):
         images, i, item = targets[name]
         images[i] = square(decode(io.BytesIO(content), f"{name} of {path}", as_shown=False)[0], size, item.box)
-        seen.add(name)
-    require_members(path, targets, seen)
+        absent.pop(name, None)
+    require_members(path, absent, ())
     return arrays
 
 
@@ -78,10 +78,9 @@ def _squares(images: Iterable[Image.Image], n: int, size: int) -> np.ndarray:
 def _square_around(box: Box, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
     left, top, right, bottom = box
     side = max(1, min(round(max(right - left, bottom - top)), *image_size))
-    corner = []
-    for low, high, limit in ((left, right, image_size[0]), (top, bottom, image_size[1])):
-        corner.append(min(max(round((low + high - side) / 2), 0), limit - side))
-    return corner[0], corner[1], corner[0] + side, corner[1] + side
+    x, y = (min(max(round((low + high - side) / 2), 0), limit - side)
+            for low, high, limit in ((left, right, image_size[0]), (top, bottom, image_size[1])))
+    return x, y, x + side, y + side
 
 
 def _tiny_imagenet(folder: Path, size: int) -> Arrays:
@@ -118,10 +117,8 @@ def _cub_2010(folder: Path, size: int) -> Arrays:
                     [f.removesuffix(".jpg") + ".mat" for part in lists.values() for f in part], boxes)
     names = sorted({file.split("/")[0] for part in lists.values() for file in part})
     label = {name: i for i, name in enumerate(names)}
-    train, test = (
-        [Item(f"images/{f}", label[f.split("/")[0]], boxes[f.removesuffix(".jpg") + ".mat"]) for f in lists[part]]
-        for part in ("train.txt", "test.txt")
-    )
+    train, test = ([Item(f"images/{f}", label[f.split("/")[0]], boxes[f.removesuffix(".jpg") + ".mat"]) for f in lists[part]]
+                   for part in ("train.txt", "test.txt"))
     return _pack(folder / "images.tgz", names, train, test, size)
 
 
@@ -129,9 +126,8 @@ def _cub_2011(folder: Path, size: int) -> Arrays:
     require_archives("cub200")
     path, root = folder / "CUB_200_2011.tgz", "CUB_200_2011"
     files = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-    images, labels, splits, classes = (
-        dict(line.split(maxsplit=1) for line in lines) for lines in texts(path, [f"{root}/{file}" for file in files])
-    )
+    images, labels, splits, classes = (dict(line.split(maxsplit=1) for line in lines)
+                                       for lines in texts(path, [f"{root}/{file}" for file in files]))
     items = {key: Item(f"{root}/images/{file.strip()}", int(labels[key]) - 1) for key, file in images.items()}
     train, test = ([item for key, item in items.items() if int(splits[key]) == flag] for flag in (1, 0))
     names = [classes[key].strip() for key in sorted(classes, key=int)]
@@ -153,18 +149,11 @@ def _stanford_dogs(name: str, cut: bool, folder: Path, size: int) -> Arrays:
         members = {f"Annotation/{file.removesuffix('.jpg')}" for part in files.values() for file in part}
         for member, content in stream(folder / "annotation.tar", members.__contains__):
             box = ElementTree.fromstring(content).find("object/bndbox")  # of several dogs, the first
-            boxes[member.removeprefix("Annotation/") + ".jpg"] = tuple(
-                float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-        require_members(folder / "annotation.tar", members,
-                        [f"Annotation/{file.removesuffix('.jpg')}" for file in boxes])
-    names = dict(
-        (label, file.split("/")[0]) for part in files for label, file in zip(labels[part], files[part], strict=True)
-    )
-    train, test = (
-        [Item(f"Images/{f}", label, boxes.get(f)) for f, label in zip(files[part], labels[part], strict=True)]
-        for part in ("train", "test")
-    )
+            boxes[member] = tuple(float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax"))
+        require_members(folder / "annotation.tar", members, boxes)
+    names = {label: file.split("/")[0] for part in files for label, file in zip(labels[part], files[part], strict=True)}
+    train, test = ([Item(f"Images/{f}", label, boxes.get(f"Annotation/{f.removesuffix('.jpg')}"))
+                    for f, label in zip(files[part], labels[part], strict=True)] for part in ("train", "test"))
     return _pack(folder / "images.tar", [names[i] for i in sorted(names)], train, test, size)
 
 

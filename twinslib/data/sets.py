@@ -45,8 +45,6 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
         exclude: class names, in full or their first word (the WordNet id in "n01443537 goldfish").
         train_images: number of training images; None takes all that are left.
         val_images: number of training images held out.
-    Raises:
-        ValueError: an unknown class name, or more images than there are.
     """
     exclude = tuple(exclude)
     if val_images < 0 or (train_images is not None and train_images < 1):
@@ -68,11 +66,9 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
 
     order = permutation(len(packed.test_labels), 0)
     test = order[np.isin(packed.test_labels.numpy()[order], class_ids)]
-    return Split(
-        train=torch.from_numpy(np.sort(train)), val=torch.from_numpy(np.sort(val)), test=torch.from_numpy(test),
-        class_ids=class_ids, fingerprint=packed.fingerprint, exclude=exclude, train_images=train_images,
-        val_images=val_images, seed=seed
-    )
+    return Split(train=torch.from_numpy(np.sort(train)), val=torch.from_numpy(np.sort(val)), test=torch.from_numpy(test),
+                 class_ids=class_ids, fingerprint=packed.fingerprint, exclude=exclude, train_images=train_images,
+                 val_images=val_images, seed=seed)
 
 
 def _class_id(packed: PackedSet, name: str) -> int:
@@ -91,13 +87,6 @@ def _taking_turns(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return indices[np.argsort(rank_in_class(labels, indices), kind="stable")]
 
 
-def save_split(split: Split, path: Path) -> None:
-    """Write `split` to `path` (.npz, uint32 indices); the file appears complete or not at all."""
-    indices = {key: getattr(split, key).numpy().astype(np.uint32) for key in ("train", "val", "test")}
-    rest = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in indices}
-    write_npz(path, {**indices, "settings": np.array(json.dumps(rest))}, {"data": split.fingerprint}, compress=True)
-
-
 def load_split(path: Path) -> Split:
     """Read a split back; ValueError for a file that is no split."""
     stored = read_npz(path)
@@ -111,17 +100,20 @@ def load_split(path: Path) -> Split:
 
 
 def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
-    """Return the split stored at `path` if it was made from these images and arguments, or make and store it.
+    """Return the split stored at `path` (.npz, uint32 indices) if it was made from these images and arguments, or make and
+    store it; the file appears complete or not at all.
 
     Args:
         arguments: those of `make_split`.
     Raises:
-        ValueError: the stored split belongs to other images or arguments; the message names what differs.
+        ValueError: the stored split belongs to other images or arguments; the message names what differs. Or a damaged file.
     """
     path = Path(path)
     if not path.exists():
         split = make_split(packed, **arguments)
-        save_split(split, path)
+        indices = {key: getattr(split, key).numpy().astype(np.uint32) for key in ("train", "val", "test")}
+        settings = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in indices}
+        write_npz(path, {**indices, "settings": np.array(json.dumps(settings))}, {"data": split.fingerprint}, compress=True)
         return split
     stored = load_split(path)
     asked = {"exclude": (), "train_images": None, "val_images": 0, "seed": 0, **arguments}
@@ -152,21 +144,15 @@ class DeviceSet:
 
 
 def to_device(packed: PackedSet, split: Split, device: torch.device | str) -> DeviceSet:
-    """Move the images of `split` to `device` and number the kept classes from 0.
-
-    Raises:
-        ValueError: the split was made from other images.
-    """
+    """Move the images of `split` to `device` and number the kept classes from 0; a split of other images is refused."""
     if split.fingerprint != packed.fingerprint:
         raise ValueError(f"expected a split of {packed.name} ({packed.fingerprint}), got one of "
                          f"{split.fingerprint}; make it anew")
     new_label = torch.full((len(packed.class_names),), -1, dtype=torch.int64)
     new_label[list(split.class_ids)] = torch.arange(len(split.class_ids))
     parts = {}
-    for part, images, labels in (("train", packed.train_images, packed.train_labels),
-                                 ("val", packed.train_images, packed.train_labels),
-                                 ("test", packed.test_images, packed.test_labels)):
+    for part, of in (("train", "train"), ("val", "train"), ("test", "test")):
         indices = getattr(split, part)
-        parts[f"{part}_x"] = images[indices].to(device)
-        parts[f"{part}_y"] = new_label[labels[indices]].to(device)
+        parts[f"{part}_x"] = getattr(packed, f"{of}_images")[indices].to(device)
+        parts[f"{part}_y"] = new_label[getattr(packed, f"{of}_labels")[indices]].to(device)
     return DeviceSet(**parts, class_names=tuple(packed.class_names[i] for i in split.class_ids))

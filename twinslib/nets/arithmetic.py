@@ -20,11 +20,7 @@ WITHOUT = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "A
 
 def has_bfloat16(device: torch.device | str) -> bool:
     """True where `device` multiplies in bfloat16: CUDA from compute capability 8.0 on, x86 with AVX512-BF16 or AMX, Arm with its
-    bf16 extension. False where an older instruction set is imposed (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY).
-
-    >>> isinstance(has_bfloat16("cpu"), bool)
-    True
-    """
+    bf16 extension. False where an older instruction set is imposed (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY)."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -37,20 +33,12 @@ def has_bfloat16(device: torch.device | str) -> bool:
 
 
 def onednn_bound() -> str:
-    """The newest instruction set that oneDNN may use, where one is imposed on it; else empty.
-
-    >>> isinstance(onednn_bound(), str)
-    True
-    """
+    """The newest instruction set that oneDNN may use, where one is imposed on it; else empty."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
 
 
 def has_avx() -> bool:
-    """False where convolutions on the CPU must do without AVX: on an x86 without AVX2, or where oneDNN is kept to SSE4.1.
-
-    >>> isinstance(has_avx(), bool)
-    True
-    """
+    """False where convolutions on the CPU must do without AVX: on an x86 without AVX2, or where oneDNN is kept to SSE4.1."""
     return platform.machine() not in X86 or (torch.cpu._is_avx2_supported() and onednn_bound().upper() != "SSE41")
 
 
@@ -59,9 +47,6 @@ def chosen(asked: str, device: torch.device | str) -> str:
 
     >>> chosen("float32", "cpu")
     'float32'
-
-    Raises:
-        ValueError: neither "float32" nor "bfloat16".
     """
     choose(asked, PRECISIONS, "precision")
     return "bfloat16" if asked == "bfloat16" and has_bfloat16(device) else "float32"
@@ -69,15 +54,11 @@ def chosen(asked: str, device: torch.device | str) -> str:
 
 def dtype(precision: str) -> torch.dtype:
     """torch.bfloat16 or torch.float32."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choose(precision, PRECISIONS, "precision")]
+    return getattr(torch, choose(precision, PRECISIONS, "precision"))
 
 
 def in_words(asked: set[str], device: torch.device | str) -> str:
-    """One sentence on what "bfloat16" means on `device`, where any of `asked` is that; empty otherwise.
-
-    >>> in_words({"float32"}, "cpu")
-    ''
-    """
+    """One sentence on what "bfloat16" means on `device`, where any of `asked` is that; empty otherwise."""
     if "bfloat16" not in asked:
         return ""
     if has_bfloat16(device):

@@ -13,9 +13,8 @@ State = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def split_constants(
-    state: Mapping[str, torch.Tensor], *, channels: int = 3, own: Collection[str] = ()
-) -> tuple[State, Pair | None]:
+def split_constants(state: Mapping[str, torch.Tensor], *, channels: int = 3,
+                    own: Collection[str] = ()) -> tuple[State, Pair | None]:
     """(the other tensors, (mean, std) or None), both of shape (channels,), for pixels in [0, 1].
 
     The constants are a pair of tensors called mean and std (or mu and sigma, new_mean and new_std, ...), in any module,
@@ -37,7 +36,7 @@ def split_constants(
         if partner is None or not {state[name].numel(), state[partner].numel()} <= {1, channels}:
             continue
         if not any(name == other or name.endswith(f".{other}") for other in own):
-            pairs[name, partner] = [_flat(state[n], channels) for n in (name, partner)]
+            pairs[name, partner] = [state[n].to_dense().double().flatten().expand(channels) for n in (name, partner)]
     if not pairs:
         return dict(state), None
     (first, (mean, std)), *others = pairs.items()
@@ -74,19 +73,11 @@ def stand_beside(*levels: Mapping) -> State:
 
 
 def check_constants(theirs: Pair, ours: Pair) -> None:
-    """Refuse constants of a file that are not those asked for.
-
-    Raises:
-        ValueError: a difference of more than 0.001, with both.
-    """
+    """Refuse constants of a file that differ from those asked for by more than 0.001."""
     if any((a - b).abs().max() > 1e-3 for a, b in zip(theirs, ours, strict=True)):
         (mean, std), (my_mean, my_std) = (map(_listed, pair) for pair in (theirs, ours))
         raise ValueError(f"expected normalisation with mean {my_mean} and std {my_std}, as the model says, got mean "
                          f"{mean} and std {std} in the checkpoint; leave mean and std out to take the checkpoint's")
-
-
-def _flat(tensor: torch.Tensor, channels: int) -> torch.Tensor:
-    return tensor.to_dense().double().flatten().expand(channels)
 
 
 def _listed(values: torch.Tensor) -> list[float]:

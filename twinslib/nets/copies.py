@@ -7,10 +7,8 @@ from types import CellType, FunctionType
 import torch
 from torch import nn
 
-HOOKS = (
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks"
-)
+HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+         "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks")
 
 
 def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
@@ -22,12 +20,8 @@ def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Mod
     Args:
         memo: id of an object in the network -> what the copy has in its place, as for `copy.deepcopy`.
     """
-    memo = memo or {
-        id(tensor): tensor.detach().clone()
-        for module in model.modules()
-        for *_, tensor in tensors_of(module)
-        if not tensor.is_leaf
-    }
+    memo = memo or {id(tensor): tensor.detach().clone() for module in model.modules() for *_, tensor in tensors_of(module)
+                    if not tensor.is_leaf}
     made = copy.deepcopy(model, memo)
     for module in model.modules():
         mine, theirs = vars(module), vars(memo[id(module)])
@@ -39,11 +33,8 @@ def duplicate(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Mod
 
 
 def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
-    """A function with copies in the place of what it holds of a copied network; itself if it holds nothing of it.
-
-    Args:
-        memo: of `copy.deepcopy`, id of an object -> its copy.
-    """
+    """A function with copies (by id of the original in `memo`) in the place of what it holds of a copied network; itself if it
+    holds nothing of it."""
     memo.setdefault(id(function), function)  # one that holds itself
     changed = []
 
@@ -79,10 +70,6 @@ def hooks_of(module: nn.Module) -> tuple[int, ...]:
 
 
 def is_changed(module: nn.Module, hooks: bool = True) -> bool:
-    """True if a module may do something else than its class does: it has methods of its own, or (if `hooks`) hooks.
-
-    >>> is_changed(nn.ReLU())
-    False
-    """
+    """True if a module may do something else than its class does: it has methods of its own, or (if `hooks`) hooks."""
     own = any(callable(getattr(type(module), name, None)) for name in vars(module))
     return own or (hooks and bool(hooks_of(module)))

@@ -23,10 +23,9 @@ TOLERANCE = 1e-4  # of the largest logit
 class FoldedCopy(nn.Module):
     """Computes what one wing of `model` computes in eval mode; differentiable with respect to the images only.
 
-    The copy has the weights `model` had when it was made or last refreshed. It stays in eval mode whatever is
-    called, and its parameters never take gradients. In float32 its logits equal the network's up to rounding;
-    in bfloat16 they are approximate and meant for making training examples, not for reported numbers, unless
-    the copy itself is what is certified.
+    The copy has the weights `model` had when it was made or last refreshed. It stays in eval mode whatever is called, and its
+    parameters never take gradients. In float32 its logits equal the network's up to rounding; in bfloat16 they are approximate
+    and meant for making training examples, not for reported numbers, unless the copy itself is what is certified.
 
     A batch norm is folded when it directly follows a convolution, and nothing else uses, shares, reads or
     changes either; any other stays an eval-mode batch norm in float32. A network that has hooks, or that
@@ -41,10 +40,8 @@ class FoldedCopy(nn.Module):
         model: a `Classifier`, whose normalisation is kept in float32, or any other network, whose input is cast.
         wing: "adaptive" or "frozen".
         dtype: of weights and activations. Images may have any float dtype; logits come back in theirs.
-        channels_last: memory format inside (None: the faster one, see `models.memory_format`); images may
-            have any, and their gradient is contiguous.
+        channels_last: memory format inside (None: `models.memory_format`); images may have any, and their gradient is contiguous.
     Raises:
-        ValueError: unknown wing, or "frozen" for a network without wings.
         TypeError: the network gives anything but a tensor.
     """
 
@@ -52,9 +49,8 @@ class FoldedCopy(nn.Module):
                  channels_last: bool | None = None) -> None:
         super().__init__()
         self.dtype, self.wing = dtype, wing
-        if channels_last is None:
-            channels_last = memory_format(model, next(model.parameters()).device) == torch.channels_last
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = {None: memory_format(model, next(model.parameters()).device), True: torch.channels_last,
+                              False: torch.contiguous_format}[channels_last]
         self._model = [model]  # in a list, so that it is no part of this copy
         self._make(fold=True)
 
@@ -111,13 +107,10 @@ class FoldedCopy(nn.Module):
         self._fill()
 
     def _plan(self, live: nn.Module, prefix: str, pairs: list[tuple[str, str]]) -> None:
-        """Note which tensor of the live network fills which of the copy.
+        """Note which tensor of the live network, whose names lack `prefix`, fills which of the copy.
 
         Modules and their stores are kept, not tensors, and in plain lists, so that they are not part of this
         copy: moving the live network or loading new tensors into it is seen by the next refresh.
-
-        Args:
-            prefix: of the names in this copy that the live network does not have.
         """
 
         def source(name: str) -> nn.Module:

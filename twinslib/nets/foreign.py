@@ -35,7 +35,6 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
     Args:
         key: which of several state dicts, such as "state_dict_ema".
     Raises:
-        FileNotFoundError: no such file.
         ValueError: a truncated or foreign file, no network in it, or several and no key.
     """
     if path.is_dir():
@@ -58,11 +57,7 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
 
 
 def load_torch(content: bytes, path: Path) -> object:
-    """What the bytes of a torch file at `path` hold, tensors and plain types only.
-
-    Raises:
-        ValueError: anything else, whatever is wrong with it.
-    """
+    """What the bytes of a torch file at `path` hold, tensors and plain types only; ValueError for anything else."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes of the reader is of any type
@@ -101,9 +96,6 @@ def check_name(path: Path) -> None:
     """Refuse a file whose name ends in digits of a SHA-256, as torch.hub names files, that is not its own.
 
     Where such digits can be a date, or a count padded with zeros, they are taken for that, and logged.
-
-    Raises:
-        ValueError: another file under that name.
     """
     named = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
     if not named or not path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .models import _refuse_output, _seeded
+from .models import _refuse_output, _seeded, eval_mode
 
 
 def find_head(model: nn.Module, image_size: int) -> str:
@@ -21,23 +21,15 @@ def find_head(model: nn.Module, image_size: int) -> str:
         TypeError: the output is more than logits.
     """
     calls: list[tuple[str, torch.Tensor]] = []
-    hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    parameter = next(model.parameters())
+    hooks = [module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
+             for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     image = torch.rand((2, 3, image_size, image_size), generator=torch.Generator().manual_seed(0))
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad():
-            logits = model(image.to(parameter.device, parameter.dtype))
+        with torch.no_grad(), eval_mode(model):
+            logits = model(image.to(next(model.parameters())))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     if not isinstance(logits, torch.Tensor):
         _refuse_output(logits, model)
     for name, out in reversed(calls):
@@ -51,15 +43,11 @@ def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: i
     """A copy of a network with a fresh linear head for `num_classes`; everything else is equal.
 
     The head is found by what it does, not by its name (see `find_head`), so this works for any network that ends in a
-    linear layer. It gets PyTorch's default initialisation from `seed`; no global random state is touched.
+    linear layer and takes images of `image_size` pixels. It gets PyTorch's default initialisation from `seed`; no global
+    random state is touched.
 
     >>> replace_head(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 3, image_size=2, seed=0)[1].out_features
     3
-
-    Args:
-        image_size: side in pixels of an image the network accepts.
-    Raises:
-        ValueError: no linear head, or less than one class.
     """
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
@@ -104,9 +92,8 @@ def with_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
 
     Training one trains the other; modes and hooks are their own.
     """
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers(), *head.parameters())}
-    view = copy.deepcopy(model, memo)
     if not name:
         return head
+    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     view.set_submodule(name, head)
     return view

@@ -6,7 +6,8 @@ Attacks and noise therefore always live in [0, 1] pixels of the image as it is s
 
 import copy
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,21 @@ from ..base.errors import choose
 from ..specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_normalisation, check_width
 from . import arithmetic
 from .norms import norm_layer
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Put `model` into eval mode and give every submodule its own mode back afterwards, also after an error.
+
+    `model.train()` would set all submodules alike and so thaw a norm that its owner had frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Normalize(nn.Module):
@@ -81,10 +97,8 @@ class SmallResNet(nn.Module):
         stem_stride: 1, or 2 for a quarter of the cost.
     """
 
-    def __init__(
-        self, num_classes: int, norm: Callable[[int], nn.Module], *, blocks: tuple[int, ...], width: int,
-        stem_stride: int
-    ) -> None:
+    def __init__(self, num_classes: int, norm: Callable[[int], nn.Module], *, blocks: tuple[int, ...], width: int,
+                 stem_stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = norm(width)
@@ -119,7 +133,7 @@ class Cifar10ResNet(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), norm(16)
         channels = 16
         for stage, out in enumerate((16, 32, 64)):
-            layer = _stage(channels, out, blocks, norm, lambda c=channels, o=out: PaddedShortcut(o - c))
+            layer = _stage(channels, out, blocks, norm, lambda c=channels, o=out: PaddedShortcut((o - c) // 2))
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
             channels = out
         self.linear = nn.Linear(channels, num_classes)
@@ -142,24 +156,19 @@ def _stage(channels: int, out: int, blocks: int, norm: Callable[[int], nn.Module
 
 
 class PaddedShortcut(nn.Module):
-    """Every second pixel, with `channels` zero channels added, half of them on each side."""
+    """Every second pixel, with zero channels added, `side` of them on each side."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.side = side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        side = self.channels // 2
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, self.channels - side))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.side, self.side))
 
 
 def build(arch: str, num_classes: int, norm: Callable[[int], nn.Module], width: int | None = None) -> nn.Module:
-    """The network called `arch` alone, without normalisation, its weights drawn from torch's global generator.
-
-    Args:
-        norm: makes a norm layer for so many channels.
-        width: channels of the first stage, where it is free; None: the arch's own.
-    """
+    """The network called `arch` alone, without normalisation, its weights drawn from torch's global generator; `norm` makes a
+    norm layer for so many channels, `width` is as for `make_model`."""
     kind, options = ARCHS[arch].kind, dict(ARCHS[arch].options)
     if kind == "torchvision":
         return torchvision.models.get_model(options["name"], weights=None, num_classes=num_classes, norm_layer=norm)
@@ -167,23 +176,17 @@ def build(arch: str, num_classes: int, norm: Callable[[int], nn.Module], width: 
     return network(num_classes, norm, **options | ({} if width is None else {"width": width}))
 
 
-def make_model(
-    arch: str, num_classes: int, *, norm: str = "batch", upsample: int | None = None, width: int | None = None,
-    mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, seed: int
-) -> Classifier:
+def make_model(arch: str, num_classes: int, *, norm: str = "batch", upsample: int | None = None, width: int | None = None,
+               mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, seed: int) -> Classifier:
     """A new network in training mode; equal arguments give equal weights, and no global random state is touched.
 
     >>> make_model("tiny_resnet", 10, seed=0)(torch.rand(2, 3, 16, 16)).shape
     torch.Size([2, 10])
 
     Args:
-        arch: a name in `ARCHS`.
-        norm: "batch", "group" or "layer".
+        arch, norm: a name in `ARCHS`; "batch", "group" or "layer".
         upsample, mean, std: see `Classifier`.
         width: channels of the first stage, for networks of `SmallResNet`; None: the arch's own.
-        seed: of the initial weights.
-    Raises:
-        ValueError: unknown arch or norm, a width for a network that has none, or less than one class.
     """
     choose(arch, ARCHS, "arch")
     layer = norm_layer(norm)
@@ -222,8 +225,7 @@ def count_cost(model: nn.Module, image_size: int) -> tuple[int, int, int]:
     for module in model.modules():
         if not list(module.children()):
             module.register_forward_hook(
-                lambda _, __, out: elements.append(out.numel() if isinstance(out, torch.Tensor) else 0)
-            )
+                lambda _, __, out: elements.append(out.numel() if isinstance(out, torch.Tensor) else 0))
     image = torch.empty((1, 3, image_size, image_size), device="meta", dtype=next(model.parameters()).dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..base.errors import choose
+from ..base.errors import choose, some
 from .copies import HOOKS, duplicate, is_changed
 from .split import ALL_FROZEN, Entry, Split, Wings
 
@@ -29,16 +29,15 @@ WINGS = ("adaptive", "frozen")
 class TwinNorm(nn.Module):
     """Batch norm with an adaptive and a frozen wing; the frozen wing's statistics never change.
 
-    The adaptive wing behaves like the layer it was made from (BatchNorm1d, 2d, 3d, SyncBatchNorm or any subclass), with
-    one exception: a training batch with a single value per channel, where batch norm is not defined, is normalised with
-    the running statistics, which stay as they are. The frozen wing normalises with its running statistics whatever
-    `train()` says; parts of a subclass around the norm (activation, drop) follow the mode as usual.
+    The adaptive wing behaves like the layer it was made from, with one exception: a training batch with a single value per
+    channel, where batch norm is not defined, is normalised with the running statistics, which stay as they are. The frozen
+    wing normalises with its running statistics whatever `train()` says; parts of a subclass around the norm (activation,
+    drop) follow the mode as usual.
 
     Args:
         norm: the layer to double; it becomes the adaptive wing, a deep copy the second one.
         state: shared by all layers of one network.
-        share_affine: both wings use the same weight and bias; otherwise each trains its own.
-        second: "frozen", or "adaptive" for the control with two ordinary batch norms.
+        share_affine, second: as for `twinsify`.
     """
 
     def __init__(self, norm: _BatchNorm, state: Wings, *, share_affine: bool = False, second: str = "frozen") -> None:
@@ -71,42 +70,25 @@ class TwinNorm(nn.Module):
         if name == "frozen" and self.keeps_statistics:
             self.frozen.reset_running_stats = _keep_statistics
 
-    def _replicate_for_data_parallel(self) -> "TwinNorm":
-        self._refuse_replicas()
-        return super()._replicate_for_data_parallel()
-
-    def _refuse_replicas(self) -> None:
-        if self.wings.n_frozen > 0:
-            raise ValueError(f"expected whole batches inside wings(model, {self.wings.n_frozen}), got DataParallel, "
-                             "which gives each device a part; use one device, or DistributedDataParallel, where "
-                             "each process splits its own batch")
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         split = self.wings.active[-1]
         again = torch._C._current_graph_task_id() != split.task  # in a backward pass
         if again:
             split = self.wings.recomputed()
         n = split.n_frozen
-        if n == 0:
-            return self._adapt(x)
-        if n == ALL_FROZEN:
-            return self._freeze(x)
-        if not again:
-            if "_is_replica" in self.__dict__:
-                self._refuse_replicas()
+        if n > 0 and not again:
             split.check(len(x))
-        if n == len(x):
+        if n == ALL_FROZEN or n == len(x):
             return self._freeze(x)
+        if n == 0:
+            return _batch_norm(self.adaptive, x)
         first, rest = x.split((n, len(x) - n))  # the backward of split is one copy, that of two slices three
-        return torch.cat((self._freeze(first), self._adapt(rest)))
+        return torch.cat((self._freeze(first), _batch_norm(self.adaptive, rest)))
 
     def _freeze(self, x: torch.Tensor) -> torch.Tensor:
         if self.keeps_statistics:
             self.frozen.training = False  # somebody may have set the flag directly
         return _batch_norm(self.frozen, x)
-
-    def _adapt(self, x: torch.Tensor) -> torch.Tensor:
-        return _batch_norm(self.adaptive, x)
 
 
 def _batch_norm(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
@@ -144,8 +126,7 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
         share_affine: False: each wing trains its own weight and bias (the official code); True: one pair for both.
         second: "frozen"; or "adaptive", a control whose second wing is ordinary batch norm with its own statistics.
     Raises:
-        ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown
-            `second`.
+        ValueError: no batch norm, already twinned, a batch norm without running statistics, or unknown `second`.
     """
     choose(second, WINGS, "second")
     if next(twin_norms(model), None):
@@ -156,27 +137,18 @@ def twinsify(model: nn.Module, *, share_affine: bool = False, second: str = "fro
                          "batch norm only")
     bare = [name or "the network itself" for name, module in norms if module.running_mean is None]
     if bare:
-        raise ValueError("expected batch norm with running statistics, got track_running_stats=False in "
-                         f"{', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''}; the frozen wing has "
-                         "nothing to keep")
+        raise ValueError(f"expected batch norm with running statistics, got track_running_stats=False in {some(bare)}; the "
+                         "frozen wing has nothing to keep")
     state = Wings()
-    return _replace(duplicate(model), _BatchNorm,
-                    lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second))
+    return _replace(duplicate(model), _BatchNorm, lambda norm: TwinNorm(norm, state, share_affine=share_affine, second=second))
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
-    """Put each batch norm of the network (in place) into eval mode: it normalises with its running
-    statistics, which stay as they are, while weights and biases still train. `model.train()` undoes it.
-
-    Raises:
-        ValueError: no batch norm.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    """Put each batch norm of the network (in place) into eval mode: it normalises with its running statistics, which stay as
+    they are, while weights and biases still train; a network without one is refused. `model.train()` undoes it."""
+    norms = [module.eval() for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing "
-                         "to freeze")
-    for norm in norms:
-        norm.eval()
+        raise ValueError(f"expected a network with batch norm, got {type(model).__name__} without; there is nothing to freeze")
     return model
 
 
@@ -211,10 +183,11 @@ def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     'BatchNorm2d'
 
     Raises:
-        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were
-            replaced.
+        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were replaced.
     """
-    check_wing(model, wing)
+    choose(wing, WINGS, "wing")
+    if wing == "frozen" and next(twin_norms(model), None) is None:
+        raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
     return _replace(duplicate(model), TwinNorm, partial(_one_wing, wing=wing))
 
 
@@ -234,23 +207,15 @@ def _one_wing(twin: TwinNorm, wing: str) -> _BatchNorm:
     return norm
 
 
-def check_wing(model: nn.Module, wing: str) -> None:
-    """Raise ValueError unless `wing` is "adaptive", or "frozen" and the network is twinned."""
-    choose(wing, WINGS, "wing")
-    if wing == "frozen" and next(twin_norms(model), None) is None:
-        raise ValueError("expected a network with a frozen wing, got an ordinary one; make it with twinsify()")
-
-
 @contextlib.contextmanager
 def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
-    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others
-    through the adaptive one; afterwards, also after an error, the split is what it was (outside any context:
-    all adaptive).
+    """Inside the context the first `n_frozen` images of each batch go through the frozen wing, the others through the adaptive
+    one; afterwards, also after an error, the split is what it was (outside any context: all adaptive).
 
     The batch is the first tensor that `model` is called with, or where only parts of it are called, what they get.
     The network must keep its images in order, one row each, up to every batch norm; another number of rows is
-    refused. What `torch.utils.checkpoint` computes again is split as it was, wherever the backward pass runs. Under
-    DistributedDataParallel each process splits its own batch; DataParallel over several devices is refused.
+    refused, as under DataParallel over several devices. What `torch.utils.checkpoint` computes again is split as it was,
+    wherever the backward pass runs.
 
     Args:
         n_frozen: 0 or None or "adaptive", "frozen" (all images), or a number of images up to the batch size.
@@ -259,19 +224,16 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
             from the network, a batch that cannot be split.
     """
     words = {None: 0, "adaptive": 0, "frozen": ALL_FROZEN}
-    number = isinstance(n_frozen, Integral) and not isinstance(n_frozen, bool)
-    word = n_frozen is None or isinstance(n_frozen, str)
-    if not (n_frozen >= 0 if number else word and n_frozen in words):
+    if isinstance(n_frozen, Integral) and not isinstance(n_frozen, bool) and n_frozen >= 0:
+        n = int(n_frozen)
+    elif (n_frozen is None or isinstance(n_frozen, str)) and n_frozen in words:
+        n = words[n_frozen]
+    else:
         raise ValueError("expected n_frozen as a number of images, at least 0, 'adaptive' or 'frozen', got "
                          f"{n_frozen!r}")
-    n = int(n_frozen) if number else words[n_frozen]
     states = {twin.wings for _, twin in twin_norms(model)}  # several where twinned networks are joined
-    if not states:
-        if n:
-            raise ValueError(f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; "
-                             "twinsify")
-        yield
-        return
+    if n and not states:
+        raise ValueError(f"expected a network with wings for n_frozen {n_frozen!r}, got an ordinary one; twinsify")
     split, compiled = Split(n), vars(model).get("_compiled_call_impl")
     for state in states:
         state.active.append(split)
@@ -293,21 +255,15 @@ def wings(model: nn.Module, n_frozen: int | str | None) -> Iterator[None]:
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """The function from a number of channels to a layer, for `norm` "batch", "group" or "layer".
 
-    "group" is GroupNorm with the largest number of groups up to 32 that divides the channels; "layer" is
-    GroupNorm with one group, over channels and both spatial axes.
+    "group" has the largest number of groups up to 32 that divides the channels; "layer" one, over channels and both axes.
 
     >>> norm_layer("group")(48).num_groups
     24
-
-    Raises:
-        ValueError: unknown norm.
     """
-    layers = {"batch": nn.BatchNorm2d, "group": _group_norm, "layer": partial(nn.GroupNorm, 1)}
+    layers = {"batch": nn.BatchNorm2d,
+              "group": lambda c: nn.GroupNorm(max(groups for groups in range(1, 33) if c % groups == 0), c),
+              "layer": partial(nn.GroupNorm, 1)}
     return layers[choose(norm, layers, "norm")]
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)
 
 
 def _replace(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> nn.Module:

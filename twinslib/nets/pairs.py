@@ -1,5 +1,6 @@
 """Which batch norms of a network can be multiplied into the convolutions before them, and how."""
 
+import functools
 from collections import Counter
 
 import torch.fx
@@ -52,7 +53,7 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
     layers = [modules[node.target] for node in graph.nodes if node.op == "call_module"]
     uses = Counter(id(part) for layer in layers for part in layer.modules())
     uses.update(id(tensor) for module in network.modules() for *_, tensor in tensors_of(module))
-    uses.update(id(_attribute(traced, name)) for name in read)
+    uses.update(id(functools.reduce(getattr, name.split("."), traced)) for name in read)
 
     def is_alone(layer: nn.Module) -> bool:
         parts = (layer, *(tensor for *_, tensor in tensors_of(layer)))
@@ -64,9 +65,9 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
             continue
         before, norm = node.all_input_nodes[0], modules[node.target]
         conv = modules.get(before.target) if before.op == "call_module" else None
-        if type(conv) is not nn.Conv2d or len(before.users) != 1 or norm.running_mean is None:
+        if type(conv) is not nn.Conv2d or len(before.users) != 1 or before.target in dict(pairs):
             continue
-        if not is_alone(conv) or not is_alone(norm):
+        if norm.running_mean is None or not is_alone(conv) or not is_alone(norm):
             continue
         if conv.bias is None:
             conv.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
@@ -109,8 +110,3 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the meta device: no line of a forward pass can read it and keep what it says now."""
     meta = tensor.detach().to(META)
     return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
-
-
-def _attribute(module: nn.Module, name: str) -> object:
-    parent, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(parent), last)

@@ -54,11 +54,8 @@ class Inert(dict):
 
 
 def read_inert(path: Path) -> tuple[object, list[str]]:
-    """What a torch file holds, with an `Inert` for every object, and the names of what is left out.
-
-    Raises:
-        ValueError: no torch file (or a truncated one), whatever is wrong with it.
-    """
+    """What a torch file holds, with an `Inert` for every object, and the names of what is left out; ValueError for no torch
+    file (or a truncated one), whatever is wrong with it."""
     left_out: dict[str, None] = {}
     try:
         with path.open("rb") as file:
@@ -79,8 +76,7 @@ def module_state(module: dict) -> dict[str, torch.Tensor]:
     return state
 
 
-def _unpickler(file: io.BufferedIOBase, left_out: dict[str, None],
-               storage: Callable[..., torch.Tensor]) -> pickle.Unpickler:
+def _unpickler(file: io.BufferedIOBase, left_out: dict[str, None], storage: Callable[..., torch.Tensor]) -> pickle.Unpickler:
     def tensor(data: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
         return data.as_strided(size, stride, offset)  # refused beyond the end of the storage
 

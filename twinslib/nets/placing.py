@@ -48,10 +48,8 @@ def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", he
 
     Args:
         wanted: names of the network.
-        prefix: the one to take; empty: found.
+        prefix: the one to take, which must be there; empty: found.
         head: name of a layer that may be missing or be of another kind.
-    Raises:
-        ValueError: no name with the prefix asked for.
     """
     names = [name for name in names if not IGNORE.search(name)]
     counts = Counter(name[:cut] for name in names for cut in (0, *(m.end() for m in re.finditer(r"\.", name)))

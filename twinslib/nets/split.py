@@ -24,9 +24,7 @@ class Split:
 
     def check(self, rows: int) -> None:
         """Refuse rows that are not the images of the batch, one each."""
-        if (
-            self.images is None
-        ):  # a part of the network is called on its own: its norms must see equally many rows
+        if self.images is None:  # a part of the network is called on its own: its norms must see equally many rows
             self.images = rows
         if rows != self.images:
             raise ValueError(f"expected {self.images} rows at each batch norm, one per image of the batch, got "
@@ -34,8 +32,7 @@ class Split:
                              "DataParallel) cannot be split: pass the images of each wing on their own, in "
                              "wings(model, 'frozen') and wings(model, 'adaptive')")
         if self.n_frozen > rows:
-            n = self.n_frozen
-            raise ValueError(f"expected n_frozen in 0..{rows} (the batch), got {n}; call wings() for each batch")
+            raise ValueError(f"expected n_frozen in 0..{rows} (the batch), got {self.n_frozen}; call wings() for each batch")
 
 
 class Wings:
@@ -61,8 +58,7 @@ class Wings:
         """The split of the forward pass of which the running backward pass recomputes a part.
 
         Raises:
-            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that
-                knows several.
+            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that knows several.
         """
         outside, *inside = self.active
         if not self.past and not inside:

@@ -121,9 +121,6 @@ def statistics(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def statistics_drift(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> list[tuple[str, dict[str, float]]]:
     """Per layer: `mean_drift`, the mean over channels of |mean now - mean before| in old standard deviations; `log_var_drift`,
     the mean of |log(var now / var before)|; over channels whose old variance is above 1e-12 times the largest.
-
-    Raises:
-        ValueError: other layers.
     """
     if before.keys() != now.keys():
         raise ValueError(f"expected the batch norms {', '.join(before)}, got {', '.join(now)}")
@@ -148,8 +145,6 @@ def scale_check(model: torch.nn.Module, layer: str, factors: Sequence[float], x:
         x, y: images (B, 3, S, S) in [0, 1] and labels (B,), for the cross-entropy.
     Returns:
         statistics (batch or frozen), factor, w_norm, g_norm, product (of both norms), cos_wg; a line for each.
-    Raises:
-        ValueError: an unknown layer, factors that are not positive, or a network without batch norm.
     """
     choose(layer, followed_layers(model), "layer")
     if not factors or min(factors) <= 0:

@@ -89,9 +89,9 @@ class Follower:
         float16."""
         out = {name: np.stack([np.asarray(line[name]) for line in self.lines]) for name in (self.lines[0] if self.lines else ())}
         if self.recorder:
-            drift = self.recorder.drift
             names = {"drift_epoch": "epoch", "drift_layer": "layer", "drift_mean": "mean_drift", "drift_log_var": "log_var_drift"}
-            out |= self.recorder.arrays() | {key: np.array([d[name] for d in drift]) for key, name in names.items()}
+            out |= self.recorder.arrays()
+            out |= {key: np.array([line[name] for line in self.recorder.drift]) for key, name in names.items()}
         if self.features:
             out |= {"feature_epoch": np.array([line["epoch"] for line in self.features]),
                     "feature_label": self.data.test_y[:self.follow.features].cpu().numpy()}

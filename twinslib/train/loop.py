@@ -19,7 +19,7 @@ from ..nets.fold import FoldedCopy
 from ..nets.models import memory_format
 from ..specs.run import RunSpec
 from ..specs.schedules import climb, factor
-from .follow import Follower
+from .follow import BLOCK, Follower
 from .step import OutOfTime, Step, generator
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     model.to(device=device, memory_format=memory_format(model, device))
     follower = Follower(spec, model, data) if spec.follow else None
     state = load_training(checkpoint, run=spec.hash) if checkpoint is not None and checkpoint.exists() else None
-    precision = begun_in(state, spec) if state else arithmetic.chosen(spec.optim.precision, device)
+    precision = arithmetic.chosen(optim.precision, device)
+    if state:  # goes on in the precision it was made in; one that does not say was made as its spec asks
+        precision = state.get("precision", optim.precision)
     step_fn = Step(model, spec, device, precision=precision, start=start, source=source,
                    recorder=follower.recorder if follower else None)
     n, batch, replays = len(data.train_y), optim.batch_size, spec.method.replays
@@ -131,11 +133,6 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     return history
 
 
-def begun_in(state: dict, spec: RunSpec) -> str:
-    """The precision that a checkpoint was made in; one that does not say was made as its spec asks."""
-    return state.get("precision", spec.optim.precision)
-
-
 def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,
                sums: torch.Tensor, before: Sequence[dict]) -> dict:
     loss, correct, images = sums.tolist()
@@ -147,12 +144,11 @@ def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: in
     row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss / images, "train_acc": correct / images}
     every = spec.optim.val_every
     if len(data.val_y) and every and ((epoch + 1) % every == 0 or epoch + 1 == spec.optim.epochs):
-        copy = FoldedCopy(model)
-        block = dict(batch_size=250)
-        row["val_clean_acc"] = masks.clean_mask(copy, data.val_x, data.val_y, **block).float().mean().item()
+        copy, images = FoldedCopy(model), (data.val_x, data.val_y)
+        row["val_clean_acc"] = masks.clean_mask(copy, *images, batch_size=BLOCK).float().mean().item()
         if spec.method.attacks:
-            mask = masks.pgd_mask(copy, data.val_x, data.val_y, **spec.attack.measured(spec.optim.val_steps), seed=spec.seed,
-                                     **block)
+            attack = spec.attack.measured(spec.optim.val_steps)
+            mask = masks.pgd_mask(copy, *images, **attack, seed=spec.seed, batch_size=BLOCK)
             row["val_robust_acc"] = mask.float().mean().item()
     return row
 

@@ -42,9 +42,7 @@ def reestimated(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, s
     without batch norm come back equal.
 
     Args:
-        images: uint8, (N, 3, S, S), on the device of the network; a last batch that is not whole is left out.
-    Raises:
-        ValueError: fewer images than a batch of two.
+        images: uint8, (N, 3, S, S), two at least, on the device of the network; a last batch that is not whole is left out.
     """
     if len(images) < 2:
         raise ValueError(f"expected at least two images to estimate statistics on, got {len(images)}")
@@ -78,10 +76,7 @@ def mismatch(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, seed
     Args:
         images: uint8, (N, 3, S, S), on the device of the network, all of which are used. sigma: 0 for clean images.
     Returns:
-        name of each batch norm that images pass (frozen wings do not), in the order of the network -> MISMATCHES; empty
-        without batch norm.
-    Raises:
-        ValueError: no image.
+        name of each batch norm that images pass (frozen wings do not), in the order of the network -> MISMATCHES.
     """
     if len(images) == 0:
         raise ValueError("expected at least one image to measure statistics on, got none")

@@ -13,28 +13,17 @@ def kl_sum(clean_logits: torch.Tensor, adv_logits: torch.Tensor) -> torch.Tensor
     """KL(p(x) || p(x')) summed over the images; gradients flow through both sides, as in the official code.
 
     In logarithms: where a probability underflows to 0, the gradient with respect to it would be NaN.
-
-    >>> kl_sum(torch.zeros(2, 3), torch.zeros(2, 3)).item()
-    0.0
     """
     return F.kl_div(F.log_softmax(adv_logits, 1), F.log_softmax(clean_logits, 1), reduction="sum", log_target=True)
 
 
-def _natural(logits, y, method, batch_size):
-    return F.cross_entropy(logits["clean"], y)
-
-
-def _at(logits, y, method, batch_size):
-    return F.cross_entropy(logits["adversarial"], y)
-
-
-def _trades(logits, y, method, batch_size):
+def _wing_loss(method: MethodSpec, logits: dict[str, torch.Tensor], y: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The loss of one wing, of a batch of so many images in all."""
+    loss = F.cross_entropy(logits["adversarial" if method.objective == "at" else "clean"], y)
+    if method.objective != "trades":
+        return loss
     divisor = batch_size if method.kl_divisor == "batch" else len(y)
-    kl = kl_sum(logits["clean"], logits["adversarial"]) / divisor
-    return F.cross_entropy(logits["clean"], y) + method.trades_beta * kl
-
-
-LOSSES = {"natural": _natural, "at": _at, "trades": _trades}  # of one wing: logits by input, labels, method, images in the batch
+    return loss + method.trades_beta * (kl_sum(logits["clean"], logits["adversarial"]) / divisor)
 
 
 def split_wings(method: MethodSpec, batch_size: int) -> tuple[int, list[tuple[slice, float]]]:
@@ -58,6 +47,5 @@ def split_wings(method: MethodSpec, batch_size: int) -> tuple[int, list[tuple[sl
 def wing_losses(method: MethodSpec, logits: dict[str, torch.Tensor], y: torch.Tensor) -> torch.Tensor:
     """The weighted loss of each half that gets any image, in their order, shape (1,) or (2,); their sum is minimised (TWINS
     official code: lambda * frozen + adaptive, not normalised)."""
-    loss, (_, parts) = LOSSES[method.objective], split_wings(method, len(y))
-    return torch.stack([w * loss({k: v[part] for k, v in logits.items()}, y[part], method, len(y))
-                        for part, w in parts])
+    return torch.stack([w * _wing_loss(method, {k: v[part] for k, v in logits.items()}, y[part], len(y))
+                        for part, w in split_wings(method, len(y))[1]])

@@ -27,9 +27,9 @@ class Passes:
 
         def counted(x: torch.Tensor) -> torch.Tensor:
             out = network(x)
-            self._add("forward", len(x))
+            self._add(forward=len(x))
             if out.requires_grad:
-                out.register_hook(lambda _: self._add("backward", len(x)))
+                out.register_hook(lambda _: self._add(backward=len(x)))
             return out
 
         return counted
@@ -49,6 +49,6 @@ class Passes:
         finally:
             self._paused = False
 
-    def _add(self, way: str, images: int) -> None:
+    def _add(self, forward: int = 0, backward: int = 0) -> None:
         if not self._paused:
-            setattr(self, way, getattr(self, way) + images)
+            self.forward, self.backward = self.forward + forward, self.backward + backward

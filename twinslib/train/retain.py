@@ -13,30 +13,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..attack import pgd
-from ..data.augment import augment, to_float
+from ..data.augment import augment, centre, to_float
 from ..data.sets import DeviceSet
 from ..nets.heads import Features, find_head, with_head
+from ..nets.models import eval_mode
 from ..specs.run import RunSpec
 from . import transport
 
 
 def distillation(start_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(start || network), mean over the images; gradients flow through the network only.
-
-    >>> distillation(torch.zeros(2, 3), torch.zeros(2, 3)).item()
-    0.0
-    """
+    """KL(start || network), mean over the images; gradients flow through the network only."""
     target = start_logits.detach().float().log_softmax(1)
     return F.kl_div(logits.float().log_softmax(1), target, reduction="batchmean", log_target=True)
 
 
 def feature_distance(start_features: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Squared distance of the features, mean over images and entries.
-
-    >>> feature_distance(torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 0.0]])).item()
-    1.0
-    """
+    """Squared distance of the features, mean over images and entries; gradients flow through the network only."""
     return F.mse_loss(features.float(), start_features.detach().float())
 
 
@@ -55,11 +47,9 @@ def image_features(model: torch.nn.Module, images: torch.Tensor, *, size: int | 
                    batch_size: int = 500) -> np.ndarray:
     """Features (N, d) of uint8 images, float32 on the CPU: what goes into the head of `model` in eval mode on the centre crops
     of `size` pixels (None: the whole images)."""
-    size = size or images.shape[-1]
-    a = (images.shape[-1] - size) // 2
-    images = images[..., a:a + size, a:a + size]
-    features = Features(model, find_head(model, size))
-    with torch.no_grad(), pgd.eval_mode(model), features.watching():
+    images = centre(images, size)
+    features = Features(model, find_head(model, images.shape[-1]))
+    with torch.no_grad(), eval_mode(model), features.watching():
         parts = []
         for batch in images.split(batch_size):
             model(to_float(batch))
@@ -98,7 +88,8 @@ class Retention:
         size = spec.data.crop or spec.data.image_size
         self.head = find_head(model, size)
         if m.l2sp_weight:
-            self.anchors = [(p, p.detach().clone()) for p in self._backbone()]
+            head = {id(p) for p in model.get_submodule(self.head).parameters()}
+            self.anchors = [(p, p.detach().clone()) for p in model.parameters() if id(p) not in head]
         if m.needs_origin:
             self.features = Features(model, self.head)
             start_head = find_head(start, size)
@@ -173,7 +164,3 @@ class Retention:
     def load_state_dict(self, state: dict) -> None:
         if self.source_head is not None:
             self.source_head.load_state_dict(state)
-
-    def _backbone(self) -> list[torch.nn.Parameter]:
-        head = {id(p) for p in self.model.get_submodule(self.head).parameters()}
-        return [p for p in self.model.parameters() if id(p) not in head]

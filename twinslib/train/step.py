@@ -5,12 +5,12 @@ checkpoint needs no random state and adding a measurement cannot shift training.
 """
 
 import contextlib
-import hashlib
 from functools import partial
 
 import torch
 
 from ..attack import pgd
+from ..attack.masks import block_seed
 from ..data.sets import DeviceSet
 from ..nets import arithmetic, norms
 from ..nets.fold import FoldedCopy
@@ -35,8 +35,7 @@ def generator(device: torch.device | str, seed: int, purpose: str, count: int) -
     >>> generator("cpu", 0, "attack", 1).initial_seed() == generator("cpu", 0, "attack", 2).initial_seed()
     False
     """
-    digest = hashlib.sha256(f"{seed}/{purpose}/{count}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(block_seed(seed, purpose, count))
 
 
 class Attacker:
@@ -56,7 +55,7 @@ class Attacker:
         self.copy.refresh()
         a = self.spec
         return pgd.pgd(self.forward, x, y, eps=a.eps * strength, step_size=a.step_size * strength, steps=a.steps,
-                           threat=a.threat, loss=a.loss, random_start=a.random_start, generator=generator)
+                       threat=a.threat, loss=a.loss, random_start=a.random_start, generator=generator)
 
 
 class FreePerturbation:
@@ -73,10 +72,8 @@ class FreePerturbation:
     def images(self, x: torch.Tensor) -> torch.Tensor:
         """Perturbed images, which take a gradient."""
         if self.delta is None or len(self.delta) < len(x):
-            delta = torch.zeros_like(x)
-            if self.delta is not None:
-                delta[:len(self.delta)] = self.delta
-            self.delta = delta
+            old = x[:0] if self.delta is None else self.delta
+            self.delta = torch.cat((old, torch.zeros_like(x[len(old):])))
         return (x + self.delta[:len(x)]).clamp_(0, 1).requires_grad_()
 
     def update(self, x: torch.Tensor, perturbed: torch.Tensor, strength: float) -> None:
@@ -106,7 +103,9 @@ class Step:
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
         if spec.method.trains == "head":
-            self._freeze_body()
+            head = model.get_submodule(find_head(model, spec.data.crop or spec.data.image_size))
+            model.eval().requires_grad_(False)
+            head.train().requires_grad_(True)
         self.memory_format = memory_format(model, device)
         self.device_type = torch.device(device).type
         self.precision = precision or arithmetic.chosen(spec.optim.precision, device)
@@ -158,7 +157,7 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        recorder = self.recorder if self.recorder is not None and self.recorder.wants(count) else None
+        recorder = self.recorder if self.recorder and self.recorder.wants(count) else None
         gamma = self.spec.method.awp_gamma
         with awp.perturbed(self.model, lambda: self.loss(inputs, y)[0], gamma) if gamma else contextlib.nullcontext():
             loss, logits, halves = self.loss(inputs, y, joint)
@@ -190,11 +189,6 @@ class Step:
         it for its wings."""
         with norms.single_image(self.model) if len(x) == 1 else contextlib.nullcontext():
             return self.forward(x)
-
-    def _freeze_body(self) -> None:
-        head = self.model.get_submodule(find_head(self.model, self.spec.data.crop or self.spec.data.image_size))
-        self.model.eval().requires_grad_(False)
-        head.train().requires_grad_(True)
 
     def _generator(self, purpose: str, count: int) -> torch.Generator:
         return generator("cpu" if purpose == "source" else self.device, self.spec.seed, purpose, count)

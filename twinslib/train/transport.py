@@ -28,9 +28,6 @@ def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nd
 
     >>> class_means(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 1]), 2).tolist()
     [[2.0], [5.0]]
-
-    Raises:
-        ValueError: shapes that do not fit, or a class without images.
     """
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
@@ -73,8 +70,6 @@ def select_classes(source_means: np.ndarray, target_means: np.ndarray, keep: int
 
     Args:
         source_means, target_means: (classes, d), as `class_means` makes them with one network.
-    Raises:
-        ValueError: different feature lengths, values that are not finite, or `keep` outside 1..source classes.
     """
     if source_means.ndim != 2 or target_means.ndim != 2 or source_means.shape[1] != target_means.shape[1]:
         raise ValueError(f"expected class means of one feature length, got {source_means.shape} and {target_means.shape}")

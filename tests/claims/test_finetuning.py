@@ -8,7 +8,6 @@ import pytest
 from tests.aft_made import N, epochs, finish, network, reaching, spec
 from twinslib.claims import finetuning, kinds, ledger, verdict
 from twinslib.claims.effects import Effect
-from twinslib.claims.finetuning import attacks, paired
 from twinslib.evidence.networks import Network
 from twinslib.specs.jobs import Job
 from twinslib.store.store import Store
@@ -172,29 +171,6 @@ def test_other_radii_do_not_count() -> None:
     for change in ({"eps": 4 / 255}, {"threat": "l2", "eps": 0.5}):
         found = [*aft(0.8, 0.5, **change), *at((0.7, 0.4), (0.7, 0.3), **change)]
         assert judged("AFT-C1", found)["verdict"] == "not tested at this scale"
-
-
-def test_pairs_are_on_the_same_images() -> None:
-    """The images that both have, by seed; one seed gives Tango's interval; other images are refused."""
-    ours, theirs = network("aft", 0.8, 0.5), network("at_scratch", 0.7, 0.4, images=500)
-    assert paired({0: ours}, {0: theirs}, "none", LINF)[:3] == (500, 1, pytest.approx(1 - 0.7))
-    assert paired({0: ours}, {0: theirs}, "pgd20", LINF) is None  # 500 images are too few
-    few = Robust(threat="linf", eps=LINF.eps, min_images=1)
-    assert paired({0: ours}, {0: theirs}, "pgd20", few)[2] == pytest.approx(1 - 0.4)
-    assert paired({0: ours}, {1: theirs}, "none", LINF) is None and paired({}, {}, "none", LINF) is None
-    moved = network("at_scratch", 0.7, 0.4, fold="t")
-    assert paired({0: ours}, {0: moved}, "none", LINF)  # another split, the same test images
-    moved = network("at_scratch", 0.7, 0.4, fold="t", split=1)
-    with pytest.raises(ValueError, match="expected aft and at_scratch on the same test images"):
-        paired({0: ours}, {0: moved}, "none", LINF)
-
-
-def test_attacks_by_strength() -> None:
-    """PGD, parts of AutoAttack, the whole."""
-    n = network("aft", 0.8, 0.5, auto=(0.4, 100))
-    (e,) = [e for e in n.masks if e.kind == "autoattack"]
-    part = dataclasses.replace(n, masks={dataclasses.replace(e, attacks=("apgd-ce",)): reaching(0.4, 100)})
-    assert attacks([part, n]) == ["pgd20", "apgd-ce", "apgd-ce+apgd-t+fab-t+square"] and attacks([]) == []
 
 
 @pytest.mark.parametrize(("claim", "concerned"), [("AFT-C1", {("main", "aft"), ("main", "at_scratch")}),

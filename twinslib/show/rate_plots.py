@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from ..claims.effects import pair_label
 from ..evidence.course import KEYS
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
-from . import rate_tables
 from .figures import HOLLOW, LOOKS, RULE, figure, looks, methods_legend, nothing, over_seeds
 from .forest import forest
 from .rate_tables import PAIRS, RATES
+from .tables import student
 
 COURSES = {"w_norm": "‖w‖ / start", "g_norm": "‖g‖", "lr_over_w2": "lr/‖w‖²", "angle": "angle (mrad)"}
 STATISTICS = {"batch": LOOKS["twins_at"] | {"marker": "o"}, "frozen": {"color": "#000000", "linestyle": "--", "marker": "s"}}
@@ -121,7 +121,7 @@ def escape(losses: pd.DataFrame, differences: pd.DataFrame, methods: Sequence[st
     differences = differences.assign(x=differences["epoch"] + differences["baseline"].map(beside).astype(float),
                                      y=differences["value"], method=differences["baseline"])
     keys = ["dataset", "method", "x"]
-    means = [[*key, *rate_tables.over_seeds(mine)] for key, mine in differences.groupby(keys, sort=False)["value"]]
+    means = [[*key, *student(mine)] for key, mine in differences.groupby(keys, sort=False)["value"]]
     means = pd.DataFrame(means, columns=[*keys, "y", "low", "high"])
     marks = pd.concat([over_seeds(losses.assign(x=losses["epoch"]), keys, "loss").assign(row="loss", kind="band"),
                        means.assign(row="minus", kind="points"),

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence import course
 from ..evidence.course import KEYS, Course
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
-from .tables import interval, plain
+from .tables import interval, plain, student
 
 PAIRS = (("twins_at", "at"), ("twins_at", "at_lr"), ("twins_at", "at_split"))  # the last one differs in the statistics alone
 RATES = {"lr_over_w2": "lr/‖w‖²", "relative_step": "lr‖g‖/‖w‖", "angle": "angle per step"}
@@ -91,15 +90,6 @@ def _against(frame: pd.DataFrame, pairs: Iterable[tuple[str, str]], how: Callabl
     return pd.concat([part for part in out if len(part)] or out[:1], ignore_index=True)
 
 
-def over_seeds(values: Sequence[float], back: Callable = lambda x: x) -> tuple[float, float, float]:
-    """(mean, low, high): Student's 95 % interval over seeds, NaN where one seed or an infinite value gives none; `back` is
-    applied to all three (np.exp for means of logarithms)."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return float(back(values.mean())), math.nan, math.nan
-    return tuple(float(back(v)) for v in stats.student_interval(values)[:3])
-
-
 def _table(frame: pd.DataFrame, courses: Sequence[Course], columns: Sequence[str], cells: Callable[[pd.DataFrame], Mapping],
            first: str = "method", unit: str = "points") -> pd.DataFrame:
     """The `cells` of each data set and method, or pair, of `frame`; then a line for each of which a run diverged and none is
@@ -126,7 +116,7 @@ def rate_table(courses: Sequence[Course]) -> pd.DataFrame:
 
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         key = mine["dataset"].iloc[0], mine["method"].iloc[0]
-        return {title: interval(over_seeds(scale * mine[name]), form) for title, (name, scale, form) in columns.items()} | {
+        return {title: interval(student(scale * mine[name]), form) for title, (name, scale, form) in columns.items()} | {
             "stable": "no" if key in unstable else "yes"}
     return _table(runs, courses, [*columns, "stable"], cells)
 
@@ -138,7 +128,7 @@ def ratio_table(courses: Sequence[Course]) -> pd.DataFrame:
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         of = layers.merge(mine[["dataset", "method", "baseline"]].drop_duplicates())
         above = [(np.log(of[name]).groupby(of["place"]).mean() > 0).sum() for name in RATES]
-        return {label: interval(over_seeds(np.log(mine[name]), np.exp), "{:.2f}") for name, label in RATES.items()} | {
+        return {label: interval(student(np.log(mine[name]), np.exp), "{:.2f}") for name, label in RATES.items()} | {
             ABOVE: f"{', '.join(map(str, above))} of {of['place'].nunique()}"}
     return _table(run_ratios(courses), courses, [*RATES.values(), ABOVE], cells, "ratio", "times")
 
@@ -167,7 +157,7 @@ def loss_table(courses: Sequence[Course]) -> pd.DataFrame:
     epochs each seed's is below 0."""
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         below = (mine["value"] < 0).groupby(mine["seed"]).sum()
-        return {f"epoch {epoch}": interval(over_seeds(group["value"]), "{:+.2f}") for epoch, group in mine.groupby("epoch")} | {
+        return {f"epoch {epoch}": interval(student(group["value"]), "{:+.2f}") for epoch, group in mine.groupby("epoch")} | {
             "epochs below 0, by seed": ", ".join(map(str, below))}
     columns = [*(f"epoch {e}" for e in range(1, EPOCHS + 1)), "epochs below 0, by seed"]
     return _table(loss_differences(courses), courses, columns, cells, "difference")
@@ -183,7 +173,7 @@ def time_table(courses: Sequence[Course]) -> pd.DataFrame:
         dataset, method = mine["dataset"].iloc[0], mine["method"].iloc[0]
         against = found.loc[(found["dataset"] == dataset) & (found["method"] == method), "value"].astype(float)
         return {"epochs": plain(mine["epochs"].mean(), "{:.2f}"),
-                minus: interval(over_seeds(against), "{:+.2f}") if len(against) else "",
+                minus: interval(student(against), "{:+.2f}") if len(against) else "",
                 "sooner, later": f"{(against < 0).sum()}, {(against > 0).sum()}" if len(against) else "",
                 "steps apart (epochs)": f"{grid[dataset]:.3g}"}
     columns = ["epochs", minus, "sooner, later", "steps apart (epochs)"]

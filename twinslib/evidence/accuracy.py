@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from ..base import stats
+from ..specs.labels import NOT_RUN
 from ..specs.strength import parse
 
 
@@ -77,3 +78,9 @@ def lost(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(data set, method) -> what stands for it, of the methods in `rows` (or `estimates`) of which nothing has a value."""
     words = {key: group for key, group in rows.groupby(["dataset", "method"], sort=False) if group["value"].isna().all()}
     return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in words.items()}
+
+
+def said(*frames: pd.DataFrame) -> str:
+    """What stands for a number that needs all these lines and is not there: what is said of one that diverged, else "not run"."""
+    words = (word for frame in frames for word in frame.loc[frame["value"].isna(), "absent"] if word != NOT_RUN)
+    return next(words, NOT_RUN)

@@ -21,6 +21,7 @@ from ..specs.run import RunSpec
 from ..store.store import Store
 from ..studies.finetuning import STUDY
 from . import accuracy, course
+from .accuracy import said
 from .frame import Row, of_evaluation
 
 COSTS = ["images_given", "images_whole", "seconds", "seconds_whole", "processor", "processor_whole"]
@@ -173,12 +174,6 @@ def known(frame: pd.DataFrame) -> pd.DataFrame:
 def lost(frame: pd.DataFrame) -> dict[str, str]:
     """method -> what is said of it, of the methods of which no line of `frame` has an accuracy."""
     return {method: said(mine) for method, mine in frame.groupby("method", sort=False) if mine["value"].isna().all()}
-
-
-def said(*frames: pd.DataFrame) -> str:
-    """What stands for a number that needs all these lines and is not there: what is said of one that diverged, else "not run"."""
-    words = (word for frame in frames for word in frame.loc[frame["value"].isna(), "absent"] if word != NOT_RUN)
-    return next(words, NOT_RUN)
 
 
 def averages(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

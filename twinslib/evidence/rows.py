@@ -14,6 +14,7 @@ from ..base.files import atomic_write
 from ..specs.jobs import Job, Task
 from ..specs.labels import NOT_RUN
 from ..specs.measure import NETWORKS
+from ..specs.run import RunSpec
 from ..store.store import Store
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
@@ -29,11 +30,11 @@ def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
         record = store.run(spec) if job.settled else None
         for e in (e for e in job.evals if e.at == "last"):
             stages, metric = store.masks(spec, e) if record else None, "clean_acc" if e.kind == "clean" else "robust_acc"
+            head = [*keys(store, job.study, spec), metric, e.threat, e.eps]
             if stages is None and (word := store.absent(job, e)) != NOT_RUN:
-                out.append([*_keys(store, job), metric, e.threat, e.eps, math.nan, e.images, spec.hash, e.attack_name, word])
+                out.append([*head, math.nan, e.images, spec.hash, e.attack_name, word])
             for stage, mask in (stages or {}).items():
-                images = f"{record['split']}[:{len(mask)}]"
-                out.append([*_keys(store, job), metric, e.threat, e.eps, float(mask.mean()), len(mask), spec.hash, stage, images])
+                out.append([*head, float(mask.mean()), len(mask), spec.hash, stage, f"{record['split']}[:{len(mask)}]"])
     return pd.DataFrame(out, columns=COLUMNS)
 
 
@@ -42,13 +43,13 @@ def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     out = []
     for job in jobs:
         for row in store.epochs(job.spec) if job.settled else ():
-            out.append(dict(zip(KEYS, _keys(store, job), strict=True)) | {"run": job.spec.hash, **row})
+            out.append(dict(zip(KEYS, keys(store, job.study, job.spec), strict=True)) | {"run": job.spec.hash, **row})
     return pd.DataFrame(out) if out else pd.DataFrame(columns=[*KEYS, "run", "epoch"])
 
 
-def _keys(store: Store, job: Job) -> list:
-    spec = job.spec
-    return [job.study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name, spec.seed]
+def keys(store: Store, study: str, spec: RunSpec) -> list:
+    """`KEYS` of a run."""
+    return [study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name, spec.seed]
 
 
 def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:

@@ -12,9 +12,10 @@ import pandas as pd
 
 from ..base import reference
 from ..base.collapse import NEVER, collapsed
+from ..evidence.accuracy import said
 from ..evidence.course import best_epoch
 from ..evidence.frame import Contrast, contrast, done, paired
-from ..evidence.networks import Network, averages, known, said
+from ..evidence.networks import Network, averages, known
 from ..specs.jobs import Job
 from ..specs.labels import NOT_RUN, attack_label, eps_label, header, method_label, points, unique
 from ..specs.run import AttackSpec

@@ -121,8 +121,7 @@ def test_carried_widely(judged, second, expected) -> None:
     found = []
     for dataset, ours in (("cifar10", (0.68, 0.58)), ("caltech64", second)):
         for name, shares in (("mixed/clean/group", ours), ("clean/clean/group", (0.2, 0.1)), ("mixed/noise*/group", (0.7, 0.6))):
-            run = dataclasses.replace(spec(), data=dataclasses.replace(spec().data, name=dataset))
-            found += every(name, *shares, dataset=dataset, run=run)
+            found += every(name, *shares, dataset=dataset)
     assert judged(rule("RS-C8"), found)["verdict"] == expected
     assert judged(rule("RS-C8"), [m for m in found if m.dataset == "cifar10"])["verdict"] == "not tested at this scale"
 
@@ -131,9 +130,8 @@ def test_carried_on_none_of_the_data_sets(judged) -> None:
     """RS-C8 is "not" where that is so on all data sets but one at most."""
     found = []
     for dataset in ("cifar10", "caltech64"):
-        run = dataclasses.replace(spec(), data=dataclasses.replace(spec().data, name=dataset))
         for name, shares in (("mixed/clean", (0.2, 0.1)), ("clean/clean", (0.2, 0.1)), ("mixed/noise*", (0.7, 0.6))):
-            found += every(f"{name}/group", *shares, dataset=dataset, run=run)
+            found += every(f"{name}/group", *shares, dataset=dataset)
     assert judged(rule("RS-C8"), found)["verdict"] == "not"
 
 

@@ -23,7 +23,7 @@ from ..studies.finetuning import STUDY
 from .embedding import Projection
 from .figures import DOT, GREY, HOLLOW, LOOKS, PLAIN, figure, looks, nothing
 from .forest import forest, row_label
-from .overfit_plots import rates
+from .overfit_tables import rates
 
 OTHER_SCHEDULE = {"color": "#0072B2", "marker": "o"}
 CLASSES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#CDBE00", "#000000", "#8C510A", "#999999")

@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.aft_made import N, epochs, finish, network, reaching, spec
+from tests.aft_made import N, epochs, finish, network, spec
 from twinslib.claims import finetuning, kinds, ledger, verdict
 from twinslib.claims.effects import Effect
 from twinslib.evidence.networks import Network
 from twinslib.specs.jobs import Job
 from twinslib.store.store import Store
 from twinslib.studies import rules
-from twinslib.studies.rules import Robust
 
 SEEDS = (0, 1, 2)
 LEDGER = {c.id: c for c in rules.claims() if c.rule.measure in rules.FINETUNED}

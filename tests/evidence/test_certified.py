@@ -30,13 +30,10 @@ def store(tmp_path) -> Store:
 
 
 @pytest.mark.parametrize(("labels", "chosen", "chance", "constant"), [
-    (TEN_EACH, np.full(N, 3), 0.1, True),
     (TEN_EACH, answers(0.95), 0.1, True),
     (TEN_EACH, answers(0.65), 0.1, True),
     (TEN_EACH, answers(0.3), 0.1, False),
-    (TEN_EACH, TEN_EACH, 0.1, False),
     (TEN_EACH % 2, TEN_EACH % 2, 0.5, False),  # two classes: half of the answers are to be expected
-    (TEN_EACH % 2, answers(0.3, 2), 0.5, False),
     (TEN_EACH % 2, answers(0.9, 2), 0.5, True),
     (np.where(TEN_EACH < 8, 3, TEN_EACH), answers(0.8), 0.8, False),  # so many images are of this class
     (np.where(TEN_EACH < 8, 3, TEN_EACH), np.full(N, 3), 0.8, True),
@@ -97,8 +94,7 @@ def test_public_numbers_name_what_they_stand_on() -> None:
 
 
 @pytest.mark.parametrize(("method_", "sigma", "radius", "value", "alpha"), [
-    ("Cohen et al. 2019", 0.25, 0.5, 0.428, "0.01"), ("Cohen et al. 2019", 0.12, 0.25, 0.586, "0.001"),
-    ("Cohen et al. 2019", 1.0, 1.5, 0.140, "0.01"), ("DMAE, continued pre-training", None, 0.25, 0.808, "0.001"),
+    ("Cohen et al. 2019", 0.25, 0.5, 0.428, "0.01"), ("DMAE, continued pre-training", None, 0.25, 0.808, "0.001"),
     ("SmoothAdv", None, 2.25, 0.17, "0.001")])
 def test_spot_checks(method_, sigma, radius, value, alpha) -> None:
     """A few numbers as printed in the sources; the alpha that the logs show, not the one that is stated."""

@@ -30,7 +30,7 @@ def grid(number: str) -> list:
                 best += 0.1
             shares = [best * (1 - r / (2 * c.sigma + 0.5)) for r in RADII[1:]]
             found.append(measured(str(p.cell), c.sigma, reaching(*(max(s, 0) for s in shares)), run=p.spec, n=c.n,
-                                  stop=c.stop_if_wrong, radii=tuple(r for r in RADII if r in c.radii), dataset="toy_target"))
+                                  stop=c.stop_if_wrong, radii=tuple(r for r in RADII if r in c.radii)))
     return found
 
 
@@ -92,7 +92,7 @@ def test_envelope_takes_the_best_level_at_each_radius() -> None:
     """The largest accuracy, the smaller level of equals."""
     found = [measured("mixed/clean/group", 0.25, reaching(0.6, 0.2)), measured("mixed/clean/group", 0.5, reaching(0.4, 0.3)),
              measured("mixed/clean/group", 1.0, reaching(0.6, 0.1, 0.1))]
-    best = level_tables.envelope(level_tables.family(smoothing_tables.estimates(found), "cifar10", level_tables.ONE, LEVELS))
+    best = level_tables.envelope(smoothing_tables.family(smoothing_tables.estimates(found), "cifar10", level_tables.ONE, LEVELS))
     assert best["sigma"].tolist() == [0.25, 0.25, 0.5, 1.0, 0.25] and best["value"].tolist()[1:4] == [0.6, 0.3, 0.1]
 
 
@@ -115,7 +115,7 @@ def test_tables_of_notebook_04(store) -> None:
     found = grid("04")
     frame = smoothing_tables.estimates(found)
     table = smoothing_tables.certified_table(frame, store, jobs("04"), 0.5)
-    cells = {(p.cell, p.dataset) for p in evidence_cells.planned(jobs("04")) if p.certification.sigma == 0.5}
+    cells = {(p.cell, p.dataset) for p in evidence_cells.planned(jobs("04")) if p.sigma == 0.5}
     assert len(table) == len(cells) + 1 and not (table["r 0.25"] == NOT_RUN).any() and (table["no noise"] != "0").all()
     assert {"batch norm, re-estimated", "group norm"} <= set(table["norm"]) and {"mixed", "σ 0.5"} <= set(table["pre-training"])
     transfer = norm_tables.transfer_table(found, "toy_target", 0.5)
@@ -139,7 +139,7 @@ def test_tables_of_notebook_05(store) -> None:
     assert shown.loc[("mixed", "clean"), "of that with noise"] == f"{100 * kept:.0f} %"
     abstains = level_tables.abstention_table(frame)
     assert len(abstains) == 12 and "clean, weaker" not in set(abstains["fine-tuning"])
-    crossed = level_tables.crossed_table(frame, jobs("05"))
+    crossed = level_tables.crossed_table(frame)
     assert set(crossed["method"]) == {"AT", "TWINS-AT"} and crossed["ACR ± SE"].str.fullmatch(r"0\.\d{3} ± 0\.\d{3}( †)?").all()
     table = level_tables.public_table(frame, jobs("05"), "toy_target")
     assert (table["who"] == "ours").sum() == 4 and table.loc[table["method"] == "SmoothAdv", "r 0.5"].tolist() == ["57.0"]
@@ -205,7 +205,7 @@ def test_tables_mark_constant_answers_and_print_chance(half_constant, store) -> 
     public_ = level_tables.public_table(frame, jobs("05"), "toy_target").set_index("who")
     assert public_.loc["chance", ["r 0.25", "r 1"]].tolist() == ["10.0", "10.0"]
     assert set(level_tables.confidence_table(half_constant, "toy_target", LEVELS)[smoothing_tables.CONSTANT]) == {"10 %"}
-    crossed = level_tables.crossed_table(frame, jobs("05"))
+    crossed = level_tables.crossed_table(frame)
     assert (crossed[smoothing_tables.CONSTANT] == "10.0").all() and crossed["one class"].str.endswith("%").all()
 
 

@@ -153,8 +153,7 @@ def test_test_images_decide_nothing() -> None:
     assert all(np.array_equal(honest.course[k], poisoned.course[k]) for k in honest.course if k.startswith("train"))
     for key in ("test_clean", "test_robust"):
         assert not np.array_equal(honest.course[key], poisoned.course[key])
-    for choose in (course.best_epoch, lambda rows: course.early_stop(rows, 1), lambda rows: course.early_stop(rows, 2)):
-        assert choose(honest.epochs) == choose(poisoned.epochs)
+    assert course.best_epoch(honest.epochs) == course.best_epoch(poisoned.epochs)
     data = image_set()
     relabelled, third = trained(s, replace(data, val_y=(data.val_y + 1) % 10))
     assert equal(model, third) and relabelled.epochs != honest.epochs
@@ -171,5 +170,5 @@ def test_the_choice_is_made_on_validation_images() -> None:
     arrays["test_robust"][:] = True
     arrays["test_robust"][chosen] = False  # the worst epoch by test images
     made = course.Course(s, arrays, history.epochs, 20)
-    assert not course.robust_at(made, course.best_epoch(made.epochs)).any()
-    assert course.gap_values(made).tolist() == [-0.8] * 15  # of the last five one is the chosen
+    assert not made.at("test_robust", made.best).any()
+    assert made.gap.tolist() == [-0.8] * 15  # of the last five one is the chosen

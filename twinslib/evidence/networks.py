@@ -180,7 +180,8 @@ def averages(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """`accuracy.one_line` of each attack for all lines that are the same in the columns `by`, its ends cut to what an accuracy
     can be, with the number of seeds."""
     if frame.empty:
-        return pd.DataFrame(columns=[*by, "attack", "threat", "eps", "seed", "seeds", "n", "value", "low", "high", "absent"])
+        columns = [*by, "attack", "threat", "eps", "seed", "seeds", "n", "value", "low", "high", "absent"]
+        return pd.DataFrame(columns=columns).astype({"eps": float})
     names = frame[[*by]].astype(str).agg("\t".join, axis=1)
     rows = frame.assign(method=names, run=frame["run"] + names, images=frame["absent"], metric="accuracy")
     out = accuracy.one_line(accuracy.estimates(rows)).reset_index(drop=True)

@@ -105,7 +105,7 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     found, words = {n: mine.dropna(subset="value") for n, mine in lines.items()}, {n: said(mine) for n, mine in lines.items()}
     attacks = known(here[here["part"] == "schedule"])["attack"]  # AutoAttack is the main part's alone
     heads = {n: (method_label(n), listed(unique(found[n]["seed"]), words[n])) for n in lines}
-    out = _accuracies(here[here["attack"].isin(attacks)].assign(line=here["method"]), heads, ("schedule", "seeds"))
+    out = _accuracies(here[here["attack"].isin(attacks)].assign(line=lambda lines: lines["method"]), heads, ("schedule", "seeds"))
     more: dict[str, list[str]] = {}
     for candidate, group in tuned.groupby("candidate", sort=False):
         scores = group.set_index("method")

@@ -115,13 +115,13 @@ def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
     largest radius that the draws can give."""
     sigmas, main, marks = levels(frame), main_lines(frame), []
     _check(sigmas)
-    found = {which: family(_most_draws(frame), dataset, cell, sigmas) for which, cell in CELLS.items()}
+    found = {which: family(_most_draws(frame), dataset, cell, sigmas).dropna(subset="value") for which, cell in CELLS.items()}
     for which, cell in CELLS.items():
         marks += [_line(mine).assign(column=which, line=s) for s, mine in found[which].groupby("sigma")]
         marks += [_line(envelope(family(main, dataset, cell, sigmas))).assign(column="best", line=which)]
         marks += [pd.DataFrame({"x": [top], "y": 0, "column": which, "line": s, "kind": "end"})
                   for s, top in found[which].groupby("sigma")["ceiling"].max().items() if top < END]
-    ours, found["best"] = {c for m in marks for c in m["column"]}, family(main, dataset, ONE, sigmas)
+    ours, found["best"] = {c for m in marks for c in m["column"]}, family(main, dataset, ONE, sigmas).dropna(subset="value")
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and value > 0")
     theirs = pd.DataFrame({"x": theirs["radius"], "y": theirs["value"], "kind": "points hollow", "line": theirs["method"],
                            "column": "best", "sigma": theirs["sigma"]})
@@ -135,8 +135,7 @@ def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
                   for which, cell in CELLS.items() for s in sigmas})
     fig = figure(pd.concat(marks), {s: LEVELS[s] for s in sigmas} | ENDS | PUBLIC | RULES, scale=100, gone=gone, bottom=0,
                  height=2.4,
-                 columns={k: title + (f"\nn = {found[k]['n'].max():,}" if found[k]["seeds"].any() else "")
-                          for k, title in titles.items()},
+                 columns={k: title + (f"\nn = {found[k]['n'].max():,}" if len(found[k]) else "") for k, title in titles.items()},
                  words={("", k): DIVERGED if gone.get(("", k)) else NOT_RUN for k in CELLS if k not in ours}, above=1.0,
                  xlabel=RADIUS, ylabel="certified accuracy (%)",
                  entries=[*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED),

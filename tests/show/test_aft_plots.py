@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.figures_read import drawn, intervals, words
+from tests.figures_read import drawn, intervals
 from twinslib.base import stats
 from twinslib.evidence.networks import COLUMNS
 from twinslib.show import aft_plots, figures
@@ -105,13 +105,13 @@ def epochs(robust, images=1000, forward=2):
             | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust, start=1)]
 
 
+def points(ax, look=None):
+    return [point for line in drawn(ax, look) for point in line]
+
+
 def projection(trust=0.95, classes=10):
     places = np.random.default_rng(0).normal(size=(2, 20, 2))
     return Projection(places[0], places[1], np.arange(20) % classes, trust, 5, (0.6, 0.25))
-
-
-def points(ax, look=None):
-    return [point for line in drawn(ax, look) for point in line]
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------
@@ -150,18 +150,6 @@ def test_cost_plot():
         assert {(30, 90), (50, 110)} <= set(intervals(ax))  # AFT, with two wings and Free; not random starts
         assert [[x for x, _ in line] for line in drawn(ax, figures.LOOKS["free_at"])][0] == [110, 120]
     assert [x for x, _ in points(left, {"color": figures.GREY})] == [30, 50]
-
-
-def test_means_over_seeds():
-    """Three seeds: their mean with Student's interval; a method without the attack is on the left only, as the legend says."""
-    rows = frame()
-    rows = rows[(rows["attack"] != AA) & ((rows["method"] != "fast_at") | (rows["attack"] == "none"))]
-    left, right = (fig := cost_plot(rows, "cifar10")).axes
-    assert right.get_title() == "PGD-20 at 8/255\n1,000 test images, mean of 3 seeds"
-    wanted = [round(100 * x, 3) for x in stats.student_interval([0.45, 0.452, 0.454])[1:3]]
-    assert (30, 45.2) in points(right, figures.LOOKS["aft"]) and tuple(wanted) in intervals(right)
-    assert points(left, figures.LOOKS["fast_at"]) and not points(right, figures.LOOKS["fast_at"])
-    assert "Fast-AT (right: not run)" in words(fig)
 
 
 def test_shared_attack():

@@ -9,16 +9,8 @@ from ..specs.labels import NOT_RUN
 from ..specs.strength import parse
 
 
-def is_pgd(rows: pd.DataFrame) -> pd.Series:
-    return _kinds(rows) == "pgd"
-
-
-def is_autoattack(rows: pd.DataFrame) -> pd.Series:
-    """True for rows of AutoAttack or a part of it."""
-    return _kinds(rows) == "autoattack"
-
-
-def _kinds(rows: pd.DataFrame) -> pd.Series:
+def kinds(rows: pd.DataFrame) -> pd.Series:
+    """none, pgd or autoattack (the whole or a part of it)."""
     return rows["attack"].map(lambda name: parse(name).kind)
 
 
@@ -35,20 +27,13 @@ def final(rows: pd.DataFrame) -> pd.DataFrame:
 def estimates(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracies with 95 % intervals, as fractions.
 
-    Args:
-        rows: as `rows.rows` makes them.
-    Returns:
-        One line per (dataset, method, seed, threat, eps, attack): value with the exact interval over its n test images
-        (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval
-        over the seeds, whose n is the images of one seed. What diverged has no value and no part in means; its column
-        absent says so, and is empty otherwise.
+    One line per (dataset, method, seed, threat, eps, attack) of `rows.rows`: value with the exact interval over its n test images
+    (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval over the seeds,
+    whose n is the images of one seed. What diverged has no value and no part in means; its column absent says so.
+
     Raises:
-        ValueError: columns are missing, or two runs claim one data set, method and seed.
+        ValueError: two runs claim one data set, method and seed.
     """
-    needed = ["dataset", "method", "seed", "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
-    absent = [c for c in needed if c not in rows.columns]
-    if absent:
-        raise ValueError(f"expected rows with the columns {', '.join(needed)}, got none called {', '.join(absent)}")
     runs = rows.groupby(["dataset", "method", "seed"])["run"].nunique()
     if (runs > 1).any():
         raise ValueError(f"expected one run per data set, method and seed, got {runs.max()} for "

@@ -262,19 +262,16 @@ def by_key(courses: Iterable[Course]) -> dict[tuple[str, str], list[Course]]:
 
 
 def gaps(courses: Sequence[Course]) -> pd.DataFrame:
-    """Best, last and gap of robust test accuracy, a line per data set and method over its seeds.
-
-    Returns:
-        dataset, method, seeds, n, epochs (list: best epoch of each seed), and for each of best, last, gap and clean_best,
-        clean_last a column NAME with NAME_low and NAME_high: 95 % intervals over seeds and images (`stats.crossed_mean`).
-    """
-    lines, names = [], ("best", "last", "gap", "clean_best", "clean_last")
+    """Of robust test accuracy best, last and gap, then clean_best and clean_last, over the seeds of a data set and method:
+    dataset, method, measure, seeds, n, value, low, high (95 % over seeds and images, `stats.crossed_mean`)."""
+    lines = []
     for key, group in by_key(courses).items():
-        columns = [[c.at("test_robust", c.best), c.end(), c.gap, c.at("test_clean", c.best), c.end("test_clean")] for c in group]
-        numbers = [x for values in zip(*columns, strict=True) for x in stats.crossed_mean(np.stack(values))[:3]]
-        lines.append([*key, len(group), len(columns[0][0]), [c.best for c in group], *numbers])
-    return pd.DataFrame(lines, columns=["dataset", "method", "seeds", "n", "epochs",
-                                        *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
+        each = {"best": [c.at("test_robust", c.best) for c in group], "last": [c.end() for c in group],
+                "gap": [c.gap for c in group], "clean_best": [c.at("test_clean", c.best) for c in group],
+                "clean_last": [c.end("test_clean") for c in group]}
+        lines += [[*key, name, len(group), len(values[0]), *stats.crossed_mean(np.stack(values))[:3]]
+                  for name, values in each.items()]
+    return pd.DataFrame(lines, columns=["dataset", "method", "measure", "seeds", "n", "value", "low", "high"])
 
 
 def gap_differences(courses: Sequence[Course], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:

@@ -56,7 +56,7 @@ def gap_plot(courses: Sequence[Course]) -> Figure:
     seeds and test images; filled where the interval leaves out 0. A row says on how many seeds it rests where that differs."""
     plan, pairs = _plan(courses, several=True), overfit_tables.pairs(courses)
     several = len({d for d, _ in plan}) > 1
-    own = course.gaps(courses).rename(columns={"gap": "value", "gap_low": "low", "gap_high": "high"}).assign(baseline="")
+    own = course.gaps(courses).query("measure == 'gap'").assign(baseline="")
     against = course.gap_differences(courses, unique(pair for _, pair in pairs))
     wanted = [("own", d, m, "", method_label(m)) for d, m in plan] + [("pair", d, *pair, pair_label(pair)) for d, pair in pairs]
     wanted = pd.DataFrame(wanted, columns=["column", "dataset", "method", "baseline", "row"])

@@ -3,7 +3,7 @@
 Tables are DataFrames of text: accuracy in percent, gaps in points, "not run" where a run is missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -143,21 +143,20 @@ def best_last_table(courses: Sequence[Course]) -> pd.DataFrame:
     A line "early stopped" follows AT and AT from random weights: the network that stopping after PATIENCE validation
     measurements without a new best keeps, and the share of the training that it takes to get it.
     """
-    frame, found, plan, lines = _gaps(courses), by_key(courses), planned(courses), []
+    cell, found, plan, lines = _gaps(courses), by_key(courses), planned(courses), []
     best = f"robust, best ({attack_text(list(plan.values()))})"
     columns = ["data set", "method", "seeds", "best epoch", "of epochs", best, "robust, last", "gap (points)", "clean, best",
                "clean, last", "training needed", "robust, training images, last - best"]
     for (dataset, method), spec in plan.items():
-        row, group = frame.get((dataset, method)), found.get((dataset, method), ())
+        group, word = found.get((dataset, method), ()), absent(courses, dataset, method)
         head = {"data set": dataset_label(dataset), "method": method_label(method), "seeds": str(len(group)),
                 "of epochs": str(spec.optim.epochs)}
-        if not row:
-            lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | head)
-            continue
-        lines.append(head | _robust(row, best) | {
-            "best epoch": _listed(row.epochs), "clean, best": _percent(row, "clean_best"),
-            "clean, last": _percent(row, "clean_last"), "training needed": "100 %", columns[-1]: _on_training_images(group)})
-        if method in EARLY:
+        lines.append(head | {
+            "best epoch": _listed(c.best for c in group) or word, best: cell(dataset, method, "best"),
+            "robust, last": cell(dataset, method, "last"), "gap (points)": cell(dataset, method, "gap"),
+            "clean, best": cell(dataset, method, "clean_best"), "clean, last": cell(dataset, method, "clean_last"),
+            "training needed": "100 %" if group else word, columns[-1]: _on_training_images(group) if group else word})
+        if method in EARLY and group:
             kept, ends = zip(*map(early_stop, group), strict=True)
             robust, clean = (stats.crossed_mean(np.stack([c.at(key, epoch) for c, epoch in zip(group, kept, strict=True)]))[:3]
                              for key in ("test_robust", "test_clean"))
@@ -184,16 +183,16 @@ def difference_table(courses: Sequence[Course]) -> pd.DataFrame:
 def schedule_table(courses: Sequence[Course]) -> pd.DataFrame:
     """AT by schedule: peak rate, share of the run at a small rate, best, last and gap, the end against AT early stopped, and
     the gap of public full-size runs from random weights (whose best epoch was chosen on test images)."""
-    frame, theirs, lines = _gaps(courses), _public(), []
+    cell, theirs, lines = _gaps(courses), _public(), []
     for (dataset, method), spec in planned(courses).items():
         if method not in SCHEDULES:
             continue
-        row, early = frame.get((dataset, method)), above_early_stopping(courses, dataset, method)
+        early = above_early_stopping(courses, dataset, method)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
-        word = absent(courses, dataset, method)
-        numbers = _robust(row) if row else dict.fromkeys(("robust, best", "robust, last", "gap (points)"), word)
         lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
-                      f"share of the run below {SLOW:g} × peak": f"{100 * slow(spec).mean():.0f} %", **numbers,
+                      f"share of the run below {SLOW:g} × peak": f"{100 * slow(spec).mean():.0f} %",
+                      "robust, best": cell(dataset, method, "best"), "robust, last": cell(dataset, method, "last"),
+                      "gap (points)": cell(dataset, method, "gap"),
                       "last - AT early stopped (points)": points(*early[:3]) if early else absent(courses, dataset, method, "at"),
                       "gap, public run from random weights": f"{100 * reference.gap:.1f} ({reference.rates})" if reference
                       else "none known"})
@@ -203,14 +202,13 @@ def schedule_table(courses: Sequence[Course]) -> pd.DataFrame:
 def scratch_table(courses: Sequence[Course]) -> pd.DataFrame:
     """AT from random weights, next to the public run on the same images (whose best epoch was chosen on test images): robust
     test error in percent at its best epoch and at the end, and when the learning rate first drops."""
-    frame, theirs, lines = _gaps(courses), _public(), []
+    cell, theirs, found, lines = _gaps(courses), _public(), by_key(courses), []
     for (dataset, method), spec in ((key, spec) for key, spec in planned(courses).items() if key[1] == "at_random"):
-        row, drop, label = frame.get((dataset, method)), first_drop(spec), dataset_label(dataset)
-        numbers = [absent(courses, dataset, method)] * 4
-        if row:
-            errors = [f"{100 - 100 * x:.1f}" for x in (row.best, row.last)]
-            numbers = [*errors, points(row.gap, row.gap_low, row.gap_high), _listed(row.epochs)]
-        lines.append([label, "ours", *numbers, f"{drop:g}" if drop else "none", spec.optim.epochs])
+        drop, label = first_drop(spec), dataset_label(dataset)
+        errors = [cell(dataset, method, name, lambda value, *_: f"{100 - 100 * value:.1f}") for name in ("best", "last")]
+        epochs = _listed(c.best for c in found.get((dataset, method), ())) or absent(courses, dataset, method)
+        lines.append([label, "ours", *errors, cell(dataset, method, "gap"), epochs, f"{drop:g}" if drop else "none",
+                      spec.optim.epochs])
         known = theirs.get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
         if known:
             lines.append([label, f"public, {known.model}", f"{100 * known.best:.1f}", f"{100 * known.last:.1f}",
@@ -252,9 +250,11 @@ def pairs(courses: Sequence[Course]) -> list[tuple[str, tuple[str, str]]]:
     return [(d, p) for d in unique(c.spec.data.name for c in courses) for p in PAIRS if all((d, name) in plan for name in p)]
 
 
-def _gaps(courses: Sequence[Course]) -> dict:
-    """Lines of `course.gaps` by data set and method."""
-    return {(row.dataset, row.method): row for row in course.gaps(courses).itertuples()}
+def _gaps(courses: Sequence[Course]) -> Callable[..., str]:
+    """Number of `course.gaps` (data set, method, measure) as text, accuracies in percent, gaps in points, or what stands for it."""
+    found = {(r.dataset, r.method, r.measure): r for r in course.gaps(courses).itertuples()}
+    return lambda dataset, method, measure, form=None: number(
+        found.get((dataset, method, measure)), form or (points if measure == "gap" else within), absent(courses, dataset, method))
 
 
 def _public() -> dict:
@@ -269,16 +269,6 @@ def _on_training_images(group: Sequence[Course]) -> str:
         return ""
     change = np.mean([c.end("train_robust").mean() - c.at("train_robust", c.best).mean() for c in group])
     return plain(100 * change, "{:+.1f}")
-
-
-def _robust(row, best: str = "robust, best") -> dict[str, str]:
-    """Robust accuracy of a line of `course.gaps` at the best epoch and the end, and the gap."""
-    return {best: _percent(row, "best"), "robust, last": _percent(row, "last"),
-            "gap (points)": points(row.gap, row.gap_low, row.gap_high)}
-
-
-def _percent(row, name: str) -> str:
-    return within(*(getattr(row, name + end) for end in ("", "_low", "_high")))
 
 
 def _listed(numbers) -> str:

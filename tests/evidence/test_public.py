@@ -3,6 +3,7 @@
 import tomllib
 from importlib import resources
 
+import pandas as pd
 import pytest
 
 from twinslib.base import paths
@@ -10,7 +11,7 @@ from twinslib.evidence import accuracy, public
 from twinslib.specs import labels
 
 ROWS = public.reference_rows()
-OVERFITTING = public.overfitting_rows()
+OVERFITTING, SMOOTHING = public.overfitting_rows(), public.smoothing_rows()
 FILES = sorted(p.name for p in (resources.files("twinslib") / "reference").iterdir() if p.name.endswith(".csv"))
 
 
@@ -21,11 +22,18 @@ def test_files_ship_with_the_package():
     assert FILES == ["characteristics.csv", "networks.csv", "overfitting.csv", "reported.csv", "smoothing.csv", "twins.csv"]
 
 
-def test_every_row_names_its_source():
-    """Source, place, start network and images are filled in everywhere; a number stands once per source."""
-    for column in ("source", "where", "start", "start_file", "images", "note", "arch"):
-        assert (ROWS[column].str.len() > 0).all(), column
-    assert not ROWS.duplicated(["dataset", "method", "attack", "source"]).any()
+@pytest.mark.parametrize(("rows", "filled", "key", "share"), [
+    (ROWS, ["source", "where", "start", "start_file", "images", "note", "arch"], ["dataset", "method", "attack", "source"],
+     "value"),
+    (OVERFITTING, ["source", "dataset", "model", "schedule", "what", "rates", "settings", "attack", "threat"],
+     ["dataset", "model", "schedule", "what", "epoch"], "test_robust_error"),
+    (SMOOTHING, ["dataset", "method", "network", "images", "n", "alpha", "source"],
+     ["dataset", "method", "network", "sigma", "source", "metric", "radius"], "value")])
+def test_every_row_names_its_source(rows, filled, key, share):
+    """What a number stands on is filled in everywhere; it stands once, and is no percentage."""
+    assert all((rows[column].str.len() > 0).all() for column in filled)
+    assert not rows.duplicated(key).any()
+    assert rows[share].dropna().between(0, 1 if share != "value" else 3).all()  # a mean radius may be above 1
 
 
 def test_no_number_of_the_paper_itself():
@@ -37,18 +45,15 @@ def test_no_number_of_the_paper_itself():
     assert set(authors["method"]) == {"at", "trades"} and "autoattack" not in set(accuracy.kinds(authors))
 
 
-@pytest.mark.parametrize("source, method, dataset, attack, value", [
-    ("AutoLoRa", "trades", "CIFAR-10", "none", 0.8633),
-    ("AutoLoRa", "twins_trades", "Stanford Dogs", labels.AUTOATTACK, 0.1441),
-    ("AutoLoRa", "twins_trades", "CUB-200-2011", "pgd10", 0.2960),
-    ("Liu", "at", "CIFAR-100", "pgd100", 0.2849),
-    ("Liu", "trades", "Caltech-256", "none", 0.6957),
-])
-def test_spot_checks(source, method, dataset, attack, value):
-    """A few numbers as printed in the sources."""
-    found = ROWS[ROWS["source"].str.startswith(source) & (ROWS["method"] == method) & (ROWS["dataset"] == dataset)
-                 & (ROWS["attack"] == attack)]
-    assert found["value"].tolist() == [value]
+@pytest.mark.parametrize(("rows", "where", "value"), [
+    (ROWS, {"method": "trades", "dataset": "CIFAR-10", "attack": "pgd10"}, 0.5651),
+    (ROWS, {"method": "twins_trades", "dataset": "Stanford Dogs", "attack": labels.AUTOATTACK}, 0.1441),
+    (ROWS, {"method": "at", "dataset": "CIFAR-100", "attack": "pgd100"}, 0.2849),
+    (SMOOTHING, {"dataset": "CIFAR-10", "method": "Cohen et al. 2019", "sigma": 0.25, "radius": 0.5, "alpha": "0.01"}, 0.428),
+    (SMOOTHING, {"dataset": "CIFAR-10", "method": "SmoothAdv", "radius": 2.25, "alpha": "0.001"}, 0.17)])
+def test_spot_checks(rows, where, value):
+    """A few numbers as printed in the sources; of alpha what the logs show, not what is stated."""
+    assert rows.loc[(rows[[*where]] == pd.Series(where)).all(axis=1), "value"].tolist() == [value]
 
 
 def test_mean_gains_of_the_rerun():
@@ -64,19 +69,6 @@ def test_reported_effect_says_how_sure_it_is():
 
 
 # -- robust overfitting -----------------------------------------------------------------------------------------------
-def test_overfitting_rows_state_their_source():
-    """Every line says data, network, schedule, attack, settings and source; numbers stand once; errors are fractions."""
-    for column in ("dataset", "model", "schedule", "what", "rates", "settings", "attack", "threat"):
-        assert (OVERFITTING[column].str.len() > 0).all(), column
-    assert set(OVERFITTING["source"]) == {"authors' logs, locuslab/robust_overfitting"}
-    assert not OVERFITTING.duplicated(["dataset", "model", "schedule", "what", "epoch"]).any()
-    assert set(OVERFITTING["attack"]) == {"pgd10"} and OVERFITTING["eps"].to_numpy() == pytest.approx(8 / 255)
-    assert OVERFITTING["test_robust_error"].between(0.4, 0.8).all()
-    assert set(OVERFITTING["what"]) == {"epoch", "best", "last"}
-    clean = OVERFITTING.dropna(subset="test_clean_error")
-    assert (clean["test_clean_error"] < clean["test_robust_error"]).all()
-
-
 @pytest.mark.parametrize("model, schedule, epochs, best, gap", [
     ("PreAct ResNet-18", "piecewise", 200, 0.4651, 7.4), ("WRN-34-10", "piecewise", 200, 0.4320, 8.2),
     ("PreAct ResNet-18", "cyclic", 200, 0.4798, 1.1), ("PreAct ResNet-18", "cosine", 200, 0.4896, 5.2),

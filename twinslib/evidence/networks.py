@@ -120,12 +120,6 @@ def course_of(store: Store, jobs: Sequence[Job], dataset: str, method: str) -> d
     return next((found for spec in specs if (found := store.course(spec))), {})
 
 
-def training_images(store: Store, jobs: Sequence[Job], dataset: str) -> int:
-    """Training images of the main part, the unit of a pass over the training set; 1 where nothing says how many."""
-    counts = ((store.run(job.spec) or {}).get("train_images") or job.spec.data.train_images for job in _main(jobs, dataset))
-    return next((count for count in counts if count), 1)
-
-
 def class_names(store: Store, jobs: Sequence[Job], dataset: str) -> list[str]:
     """As stored with the first start network of ours on that data set; [] where there is none yet."""
     paths = (store.root / "weights" / f"{job.spec.hash}.json" for job in jobs if job.ship and job.spec.data.name == dataset)

@@ -16,6 +16,7 @@ from ..evidence.accuracy import said
 from ..evidence.course import best_epoch
 from ..evidence.frame import Contrast, contrast, done, paired
 from ..evidence.networks import Network, averages, known
+from ..evidence.rows import consistent
 from ..specs.jobs import Job
 from ..specs.labels import NOT_RUN, attack_label, eps_label, header, method_label, points, unique
 from ..specs.run import AttackSpec
@@ -210,19 +211,14 @@ def caption(frame: pd.DataFrame) -> str:
 
 def sanity(networks: Sequence[Network]) -> dict[str, bool]:
     """What must hold for accuracies and costs to be believed, over all finished networks."""
-    bounded, weaker, counted = True, True, True
+    counted, alright = True, [(True, True)]
     for n in networks:
-        clean = max((m for e, m in n.masks.items() if e.kind == "clean"), key=len, default=np.ones(0, bool))
-        for e, mask in n.masks.items():
-            bounded &= e.kind == "clean" or not (mask[:len(clean)] & ~clean[:len(mask)]).any()
-            pgd = [p for p in n.masks if p.kind == "pgd" and p.threat == e.threat and math.isclose(p.eps, e.eps, rel_tol=1e-6)]
-            if e.kind == "autoattack" and pgd:
-                other = n.masks[max(pgd, key=lambda p: strength(p.attack_name))][:len(mask)]
-                weaker &= bool(mask[:len(other)].sum() <= other.sum() + len(other) // 100)
+        alright.append(consistent({e: {"": mask} for e, mask in n.masks.items()}))
         each = passes_per_epoch(n.spec)
         if each is not None and n.split:
             counted &= math.isclose(n.given.images, each * n.epoch * n.train_images)
-    return {"no image is right under attack and wrong without": bool(bounded),
+    bounded, weaker = map(all, zip(*alright, strict=True))
+    return {"no image is right under attack and wrong without": bounded,
             "AutoAttack (or its part) leaves no more images than PGD, to within 1 % of them": weaker,
             "passes are those counted by hand: steps + 1 for PGD, 2 for Fast, replays for Free, 1 for natural training": counted}
 

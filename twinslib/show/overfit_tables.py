@@ -251,7 +251,7 @@ def pairs(courses: Sequence[Course]) -> list[tuple[str, tuple[str, str]]]:
 
 
 def _gaps(courses: Sequence[Course]) -> Callable[..., str]:
-    """Number of `course.gaps` (data set, method, measure) as text, accuracies in percent, gaps in points, or what stands for it."""
+    """(data set, method, measure) -> number of `course.gaps` as text, gaps in points, or what stands for it."""
     found = {(r.dataset, r.method, r.measure): r for r in course.gaps(courses).itertuples()}
     return lambda dataset, method, measure, form=None: number(
         found.get((dataset, method, measure)), form or (points if measure == "gap" else within), absent(courses, dataset, method))

@@ -7,19 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from tests import store_made
-from tests.train.test_loop import device_set, network, winged
-from tests.train.test_loop import spec as trained_spec
 from twinslib.evidence import course
 from twinslib.evidence.course import Course
 from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.store import Store
-from twinslib.train.dynamics import followed_layers
-from twinslib.train.loop import fit
 
 BATCH, IMAGES = 4, 10  # three steps per epoch
 Z, T = 1.959964, {1: 12.706205, 2: 4.302653}  # 97.5 % quantiles: normal, Student's t by degrees of freedom
@@ -44,39 +39,7 @@ def validated(values, every=1):
     return rows
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------
-def recorded(w_norm, angle, lr=(0.5, 0.1), **more):
-    """Recorded steps (0, 3, 6 ...) of three convolutions and a head; lists are (steps, layers)."""
-    steps, zeros = 3 * np.arange(len(lr)), np.zeros((len(lr), 4))
-    return {"layers": ["stem", "a", "b", "fc"], "steps": steps, "lr": lr, "w_norm": w_norm, "angle": angle, "g_norm": zeros,
-            "g_first": zeros, "g_second": zeros, "cos_wg": zeros, "losses": zeros[:, :2]} | more
-
-
-ANGLES = [[0.1, 0.5, 0.2, 9.0], [0.7, 0.1, 0.3, 9.0]]
-ONE = recorded([[1, 2, 5, 9], [1, 1, 10, 9]], ANGLES, g_norm=[[2, 4, 10, 3], [3, 1, 2, 9]])
-
-
-def test_quantities_by_hand():
-    """A line per step and layer: place in the network, epoch of the step, rates from norms and learning rate."""
-    frame = course.quantities([made(ONE, "twins_at", "caltech64", 7)])
-    assert frame[course.KEYS].drop_duplicates().values.tolist() == [["caltech64", "twins_at", 7]] and len(frame) == 8
-    assert frame["layer"].tolist() == ["stem", "a", "b", "fc"] * 2 and frame["depth"].tolist() == [0, 1, 2, 3] * 2
-    assert frame["convolution"].tolist() == [True, True, True, False] * 2
-    assert frame["step"].tolist() == [0] * 4 + [3] * 4 and frame["epoch"].tolist() == [0.0] * 4 + [1.0] * 4
-    assert frame["lr"].tolist() == [0.5] * 4 + [0.1] * 4 and frame["angle"].tolist() == [*ANGLES[0], *ANGLES[1]]
-    assert frame["lr_over_w2"].tolist()[:7] == pytest.approx([0.5, 0.125, 0.02, 0.5 / 81, 0.1, 0.1, 0.001])
-    assert frame["relative_step"].tolist()[:7] == pytest.approx([1.0, 1.0, 1.0, 0.5 / 3, 0.3, 0.1, 0.02])
-
-
-def test_rates_by_hand():
-    """First the mean over steps, then the median over convolutions, the head left out; runs without a recorder have none."""
-    other = recorded([[2, 2, 2, 1]] * 3, [[0.1, 0.1, 0.6, 0.0], [0.1, 0.1, 0.6, 0.0], [1.0, 0.7, 0.6, 0.0]], lr=(0.1, 0.1, 1.6))
-    frame = course.rates([made(ONE), made({"epoch": [0]}, "trades"), made(other, "twins_at")])
-    assert frame[course.KEYS].values.tolist() == [["cifar10", "at", 0], ["cifar10", "twins_at", 0]]
-    # lr / w^2: means 0.3, 0.1125, 0.0105; angles: means 0.4, 0.3, 0.25 (medians by step would be 0.2 and 0.3)
-    assert frame["lr_over_w2"].tolist() == pytest.approx([0.1125, 0.15]) and frame["angle"].tolist() == pytest.approx([0.3, 0.4])
-
-
+# -- losses -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("losses", "stable"), [
     ([1.0, 0.9, 1.0], True), ([1.0, 1.1, 0.5], False), ([1.0, math.nan, 0.5], False), ([math.inf, math.inf], False)])
 def test_stable(losses, stable):
@@ -85,7 +48,6 @@ def test_stable(losses, stable):
     assert course.stable(made({}, epochs=rows)) == stable
 
 
-# -- leaving the start --------------------------------------------------------------------------------------------------
 def test_early_losses_by_hand():
     """Mean over images after each measured epoch up to the last asked for; runs that measured none are left out."""
     arrays = {"epoch": [0, 1, 2, 6], "train_loss": np.array([[4, 2], [3, 1], [1, 0], [0, 0]], np.float32)}
@@ -200,22 +162,13 @@ def test_gaps_by_hand():
 def test_gap_differences_by_hand():
     """Image by image on the same seeds; a seed that only one of them has does not count, a pair without a seed has no line."""
     rows = {"a": (GOOD, [0.2, 0.5, 0.1]), "b": (POOR, [0.1, 0.2, 0.1]), "c": (GOOD, [0.5, 0.2, 0.1])}
-
-    def run(which, *keys):
-        values, accuracies = rows[which]
-        return made(robust([[0, 0, 0], *values]), *keys, epochs=validated(accuracies))
-
-    courses = [run("a", "at", "cub64", 0), run("b", "at", "cub64", 1), run("b", "at", "cub64", 2),
-               run("c", "twins_at", "cub64", 1), run("b", "twins_at", "cub64", 0), run("a", "twins_at", "cifar10", 0),
-               made({"epoch": [0]}, "at", "cifar10", 0)]
-    last = {"a": [1, 2 / 3, 1 / 3], "b": [1 / 3] * 3, "c": [1, 2 / 3, 1 / 3]}
-    best = {"a": [1, 1, 0], "b": [1, 0, 0], "c": [1, 1, 1]}
-    gap = {k: [b - v for b, v in zip(best[k], last[k], strict=True)] for k in best}
+    gap = {"a": [0, 1 / 3, -1 / 3], "b": [2 / 3, -1 / 3, -1 / 3], "c": [0, 1 / 3, 2 / 3]}
+    courses = [made(robust([[0, 0, 0], *rows[which][0]]), *keys, epochs=validated(rows[which][1])) for which, *keys in (
+        ("a", "at", "cub64", 0), ("b", "at", "cub64", 1), ("b", "at", "cub64", 2), ("c", "twins_at", "cub64", 1),
+        ("b", "twins_at", "cub64", 0), ("a", "twins_at", "cifar10", 0))]
     values = [[m - b for m, b in zip(gap[mine], gap[theirs], strict=True)] for mine, theirs in (("b", "a"), ("c", "b"))]
     (line,) = course.gap_differences(courses, [("twins_at", "at"), ("trades", "at"), ("at", "trades")]).values.tolist()
     assert line[:5] == ["cub64", "twins_at", "at", 2, 3] and line[5:] == crossed(values)
-    same = course.gap_differences(courses, [("at", "at")]).iloc[0]
-    assert same["seeds"] == 3 and (same[["value", "low", "high"]] == 0).all()
 
 
 @pytest.mark.parametrize("read", [
@@ -274,20 +227,3 @@ def test_other_test_images_are_refused(store, change):
     assert len(course.finished(store, jobs[:2])) == 2
     with pytest.raises(ValueError, match="expected all runs on cifar10 on the same test images, got"):
         course.finished(store, jobs)
-
-
-# -- a run of the library -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["at", "twins_at"])
-def test_course_of_a_real_run(name):
-    """What training keeps is what is read: convolutions, epochs of steps, losses, drift and accuracies of a tiny run."""
-    s = replace(trained_spec(name), follow=FollowSpec(record_every=2, train_images=8, test_images=8, steps=2))
-    model = winged(s, network())
-    history, data = fit(s, model, device_set(), device="cpu"), device_set()
-    run = Course(s, history.course, history.epochs, len(data.train_y))
-    frame = course.quantities([run])
-    kinds = dict(zip(frame["layer"], frame["convolution"], strict=True))
-    assert kinds == {name: isinstance(model.get_submodule(name), torch.nn.Conv2d) for name in followed_layers(model)}
-    halves = history.course["losses"][0]
-    assert course.training_losses([run])["loss"][0] == halves[1 if name == "twins_at" else 0] > 0
-    assert (course.rates([run])[list(course.RATES)] > 0).all(axis=None) and (course.drift([run])["mean_drift"] > 0).all()
-    assert run.end().tolist() == history.course["test_robust"][1:].mean(0).tolist()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.aft_made import EPS, epochs, finish, spec
 from twinslib.base.files import write_npz
-from twinslib.evidence import networks
+from twinslib.evidence import accuracy, networks
 from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.store.store import Store
@@ -62,8 +62,8 @@ def test_only_what_is_finished(store: Store) -> None:
     frame = networks.frame(networks.read(store, jobs))
     assert frame[["method", "attack", "absent"]].values.tolist() == [
         ["aft", "none", ""], ["aft", "pgd20", "not run"], ["aft", "none", "not run"], ["fast_at", "none", "not run"]]
-    assert networks.known(frame)["value"].tolist() == [0.25] and networks.said(frame) == "not run"
-    assert networks.said(frame.assign(absent=["", "not run", "diverged", "not run"])) == "diverged"
+    assert networks.known(frame)["value"].tolist() == [0.25] and accuracy.said(frame) == "not run"
+    assert accuracy.said(frame.assign(absent=["", "not run", "diverged", "not run"])) == "diverged"
     assert networks.frame([]).columns.tolist()[:-2] == networks.COLUMNS
 
 

@@ -111,7 +111,7 @@ def points(ax, look=None):
 
 def projection(trust=0.95, classes=10):
     places = np.random.default_rng(0).normal(size=(2, 20, 2))
-    return Projection(places[0], places[1], np.arange(20) % classes, trust, 5, (0.6, 0.25))
+    return Projection(places[0], places[1], np.arange(20) % classes, trust, (0.6, 0.25))
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------

@@ -59,10 +59,10 @@ def one_line(estimated: pd.DataFrame) -> pd.DataFrame:
     return estimated[best & ~order[[*key, "rank"]].duplicated()]
 
 
-def lost(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(data set, method) -> what stands for it, of the methods in `rows` (or `estimates`) of which nothing has a value."""
-    words = {key: group for key, group in rows.groupby(["dataset", "method"], sort=False) if group["value"].isna().all()}
-    return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in words.items()}
+def lost(rows: pd.DataFrame, by: str | list[str]) -> dict:
+    """Value of the columns `by` -> what stands for it, where nothing in `rows` (or `estimates`) has a value."""
+    return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in rows.groupby(by, sort=False)
+            if group["value"].isna().all()}
 
 
 def said(*frames: pd.DataFrame) -> str:

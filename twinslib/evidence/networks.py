@@ -21,7 +21,6 @@ from ..specs.run import RunSpec
 from ..store.store import Store
 from ..studies.finetuning import STUDY
 from . import accuracy, course
-from .accuracy import said
 from .frame import Row, of_evaluation
 
 COSTS = ["images_given", "images_whole", "seconds", "seconds_whole", "processor", "processor_whole"]
@@ -71,7 +70,7 @@ class Network:
     @property
     def rows(self) -> list[Row]:
         """What is measured of it."""
-        return [of_evaluation(self.job, e, mask, self.split, e.attack_name) for e, mask in self.masks.items()]
+        return [of_evaluation(self.job, e, mask, self.split) for e, mask in self.masks.items()]
 
 
 def read(store: Store, jobs: Sequence[Job]) -> list[Network]:
@@ -150,7 +149,7 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
     for m in networks:
         s, costs = m.spec, [x for a, b in zip(m.given, m.before, strict=True) for x in (a, a + b)]
         for e, mask in {**m.masks, **dict.fromkeys(m.gone)}.items():
-            row = of_evaluation(m.job, e, mask, m.split, e.attack_name)
+            row = of_evaluation(m.job, e, mask, m.split)
             found = [math.nan] * 3 if mask is None else stats.clopper_pearson(int(mask.sum()), len(mask))[:3]
             lines.append([
                 s.data.name, m.part, s.method.name, dict(m.job.labels)["start"], s.model.arch, s.model.norm, s.model.width or 0,
@@ -163,11 +162,6 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
 def known(frame: pd.DataFrame) -> pd.DataFrame:
     """Lines of what is finished or has diverged."""
     return frame[frame["absent"] != NOT_RUN]
-
-
-def lost(frame: pd.DataFrame) -> dict[str, str]:
-    """method -> what is said of it, of the methods of which no line of `frame` has an accuracy."""
-    return {method: said(mine) for method, mine in frame.groupby("method", sort=False) if mine["value"].isna().all()}
 
 
 def averages(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

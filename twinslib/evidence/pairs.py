@@ -95,7 +95,7 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
 def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
     """`differences` seed by seed, without means: also seed, as text."""
     each = [differences(store, [job for job in jobs if job.spec.seed == seed], pairs).assign(seed=str(seed))
-            for seed in unique(job.spec.seed for job in jobs)]
+            for seed in unique(job.spec.seed for job in jobs) or [0]]
     found = pd.concat(each)
     order = [list(pairs).index(pair) for pair in zip(found["method"], found["baseline"], strict=True)]
     found = found.iloc[np.argsort(order, kind="stable")]
@@ -120,9 +120,3 @@ def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], row: Row) 
     words = (store.absent(job, e) for job in jobs if job.spec.method.name in pair and job.spec.data.name == row.dataset
              for e in job.evals if (e.threat, e.eps, e.attack_name) == (row.threat, row.eps, row.attack))
     return next((word for word in words if word != NOT_RUN), NOT_RUN)
-
-
-def _range(low: int, high: int, unit: str = "") -> str:
-    """2, or 1 to 3; with a unit also its plural."""
-    number = f"{low}" if low == high else f"{low} to {high}"
-    return number + (f" {unit}{'' if high == 1 else 's'}" if unit else "")

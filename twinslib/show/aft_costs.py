@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..evidence.networks import COSTS, known, lost
+from ..evidence.accuracy import lost
+from ..evidence.networks import COSTS, known
 from ..specs.labels import NOT_RUN, method_label, unique
 from ..specs.run import RunSpec
 from .tables import interval, listed, student
@@ -52,7 +53,7 @@ def cost_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """What each rival at its best and last epoch spent over what AFT did; over several seeds geometric means with Student's 95 %
     interval of the logarithms."""
     found, main, lines = ratios(frame, dataset), known(main_part(frame, dataset)), []
-    gone = lost(main[main["at"] != "start"])
+    gone = lost(main[main["at"] != "start"], "method")
     for method in unique([*RIVALS, *found["method"]]):
         mine, word = found[found["method"] == method], gone.get(OURS) or gone.get(method, NOT_RUN)
         for at in [a for a in ("best", "last") if a in set(mine["at"])] or [None]:

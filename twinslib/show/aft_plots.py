@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..base.collapse import NEVER, collapsed
-from ..evidence.networks import averages, images_passed, known, lost
+from ..evidence.accuracy import lost
+from ..evidence.networks import averages, images_passed, known
 from ..specs import labels
 from ..specs.choices import own_width
 from ..specs.jobs import Job
@@ -68,7 +69,7 @@ def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     the natural training of the start where that is ours; black edges mark the epoch best on validation images, joined with the
     last one; in grey those that no other beats at the same or lower cost."""
     rows = _of(frame, dataset, "main")
-    methods, gone, rows = unique(rows["method"]), lost(rows), rows.dropna(subset="value")
+    methods, gone, rows = unique(rows["method"]), lost(rows, "method"), rows.dropna(subset="value")
     rows = rows.assign(given=rows["images_given"] / rows["train_images"], whole=rows["images_whole"] / rows["train_images"])
     costs = rows.groupby(["method", "at", "attack", "eps"])[["given", "whole"]].mean().reset_index()
     found, titles = _panels(rows)
@@ -101,7 +102,7 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
     finished or not; a line where AFT is."""
     rows = _of(frame, dataset, "main", "schedule")
     rows = rows[(rows["at"] == "last") & ((rows["part"] == "schedule") | (rows["method"] == "aft"))]
-    gone, rows, names = lost(rows), rows.dropna(subset="value"), {}
+    gone, rows, names = lost(rows, "method"), rows.dropna(subset="value"), {}
     marks, titles = _panels(rows)
     for method in methods:
         lr = " or ".join(f"{x:g}" for x in unique(rows.loc[rows["method"] == method, "lr"]))
@@ -139,9 +140,10 @@ def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     marks = marks.assign(kind=marks["column"].map({"clean": "faint", "robust": ""}), column=marks["part"])
     beside = marks["method"].map({"aft": 1.0, "aft_random": 1.02}).astype(float)  # so that bars do not hide each other
     fig = figure(marks.assign(x=marks["x"] * beside), shown, columns=titles, y="value", line="method", scale=100, gone=gone,
-                 words=_words(titles, marks, lost(every)), sharex=False, ylabel=f"accuracy on {dataset_label(dataset)} (%)",
-                 per_line=2, entries=[*((f"{method_label(m)}: {_header(key)}", look) for m, look in shown.items()),
-                                      *((f"{method_label(m)}: clean", look | {"alpha": 0.4}) for m, look in shown.items())])
+                 words=_words(titles, marks, lost(every, "method")), sharex=False, per_line=2,
+                 ylabel=f"accuracy on {dataset_label(dataset)} (%)",
+                 entries=[*((f"{method_label(m)}: {_header(key)}", look) for m, look in shown.items()),
+                          *((f"{method_label(m)}: clean", look | {"alpha": 0.4}) for m, look in shown.items())])
     for ax, part, label in zip(fig.axes, titles, ("training images", "width (channels of the first stage)"), strict=True):
         ax.set(xscale="log", xlabel=label)
         sizes = sorted(unique(marks.loc[marks["column"] == part, "x"]))

@@ -14,7 +14,6 @@ import pandas as pd
 from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence.accuracy import estimates, final
-from ..evidence.pairs import _range
 from ..specs.labels import NOT_RUN, attack_label, dataset_label, header, method_label, percent, points, unique
 from ..specs.strength import KINDS, parse, strength
 
@@ -113,7 +112,8 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     lines = {}
     for (m, b, d), group in found.groupby(["method", "baseline", "dataset"], sort=False):
         near = " (near chance)" if group["near"].any() else ""
-        lines[m, b, d] = pair_label((m, b)), dataset_label(d) + near, _range(group["seeds"].min(), group["seeds"].max())
+        seeds = " to ".join(map(str, unique((group["seeds"].min(), group["seeds"].max()))))
+        lines[m, b, d] = pair_label((m, b)), dataset_label(d) + near, seeds
     return by_attack(found, lines, ("difference", "data set", "seeds"), points)
 
 

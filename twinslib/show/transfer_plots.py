@@ -42,7 +42,7 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     _check(rows)
     every, shown, datasets = accuracy.estimates(rows), looks(rows["method"]), unique(rows["dataset"])
     chosen, single = accuracy.one_line(every), every[~every["seed"].str.startswith("mean")]
-    parts = accuracy.kinds(chosen) == "autoattack"
+    parts, lost = accuracy.kinds(chosen) == "autoattack", accuracy.lost(rows, ["dataset", "method"])
     lines, hollow = strongest(chosen[~parts]), strongest(chosen[parts], ["n"])
     seeds = single[single["attack"].isin(lines["attack"]) & single.duplicated(["dataset", "method", "eps", "attack"], keep=False)]
     marks = pd.concat([lines.assign(kind=""), hollow.assign(kind="points hollow"),
@@ -55,7 +55,7 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[lines["eps"] > 0, "attack"], hollow["attack"]))
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
     fig = figure(marks, shown, columns=datasets, column="dataset", line="method", y="value", scale=100, wrap=3, sharey=False,
-                 gone={("", d): [method_label(m) for e, m in accuracy.lost(rows) if e == d] for d in datasets},
+                 gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets},
                  ylabel="accuracy (%)",
                  xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries)
     for ax in fig.axes:
@@ -72,7 +72,7 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
     legend below says. The legends say which method diverged.
     """
     _check(rows)
-    found, lost = accuracy.one_line(accuracy.estimates(rows)), accuracy.lost(rows)
+    found, lost = accuracy.one_line(accuracy.estimates(rows)), accuracy.lost(rows, ["dataset", "method"])
     gone = {method for _, method in lost} - set(rows.dropna(subset="value")["method"])
     pgd = found[accuracy.kinds(found) == "pgd"]
     robust = strongest(pgd[pgd["eps"] == pgd["eps"].max()])

@@ -50,7 +50,7 @@ def project(clean: ArrayLike, attacked: ArrayLike, labels: ArrayLike, *, seed: i
                          f"{clean.shape}, {attacked.shape} and {labels.shape}; pass the same images, one row each")
     least = max(int(1.5 * perplexity), NEAREST) + 1  # t-SNE looks at 3 x perplexity others of the 2 N
     if n < least:
-        raise ValueError(f"expected at least {least} images for perplexity {perplexity:g}, got {n}; lower it or follow more images")
+        raise ValueError(f"expected at least {least} images for perplexity {perplexity:g}, got {n}; lower it or follow more")
     both = np.concatenate([clean, attacked])
     if not np.isfinite(both).all():
         raise ValueError(f"expected finite features, got {(~np.isfinite(both)).sum()} that are not; see whether the run diverged")
@@ -64,7 +64,7 @@ def project(clean: ArrayLike, attacked: ArrayLike, labels: ArrayLike, *, seed: i
 
 
 def _mostly_own(near: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images with more than half of their neighbours in their class, of NEAREST + 1 in `near` without the image itself."""
+    """Share of images with more than half of their neighbours in their class; `near` has one more, for the image itself."""
     own = np.array([labels[row[row != i][:NEAREST]] == labels[i] for i, row in enumerate(near)])
     return float((own.sum(1) > NEAREST / 2).mean())
 

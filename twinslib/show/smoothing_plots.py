@@ -139,8 +139,7 @@ def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
                  words={("", k): DIVERGED if gone.get(("", k)) else NOT_RUN for k in CELLS if k not in ours}, above=1.0,
                  xlabel=RADIUS, ylabel="certified accuracy (%)",
                  entries=[*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED),
-                          ("best σ, one for each", SINGLE),
-                          *((who, HOLLOW | look) for who, look in PUBLIC.items()),
+                          ("best σ, one for each", SINGLE), *((who, HOLLOW | look) for who, look in PUBLIC.items()),
                           ("largest radius possible", FLAGS["end"] | {"color": PLAIN}), *CONSTANTS])
     fig.axes[0].set_xlim(-0.05, END + 0.05)
     return _radii(fig)
@@ -191,8 +190,7 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     fig = figure(pd.concat(marks).assign(row=""), shown, columns=datasets, column="dataset", line="pretraining", y="acr",
                  gone=gone,
                  rows={"": "average certified radius,\nmean over σ"}, bottom=0, width=7 if len(datasets) > 1 else 5.5,
-                 sharex=False,
-                 width_ratios=[len(steps[d]) + 1 for d in datasets], per_line=3 if len(datasets) > 1 else 2,
+                 sharex=False, width_ratios=[len(steps[d]) + 1 for d in datasets], per_line=3 if len(datasets) > 1 else 2,
                  entries=[("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
                           ("fine-tuned with noise of each σ", noise | {"color": PLAIN}), (CONSTANT, CHANCE),
                           ("† close to a constant answer at some σ", {"linestyle": "none"})])
@@ -215,11 +213,9 @@ def crossed_curves(frame: pd.DataFrame, dataset: str) -> Figure:
     marks += [_chance(mine[mine["sigma"] == s]).assign(column=s) for s in sigmas]
     gone = _gone({("", s, method_label(c.finetuning)): said(family(frame, dataset, c, [s])) for s in sigmas for c in cells})
     return _radii(figure(pd.concat(marks), {"one": ONE_LOOK} | methods | RULES, columns={s: f"σ {s:g}" for s in sigmas},
-                         scale=100,
-                         gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
+                         scale=100, gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
                          entries=[*((method_label(m), look) for m, look in methods.items()),
-                                  ("mixed → clean (no attack)", ONE_LOOK),
-                                  *CONSTANTS]))
+                                  ("mixed → clean (no attack)", ONE_LOOK), *CONSTANTS]))
 
 
 def _line(lines: pd.DataFrame, shift: float = 0.0) -> pd.DataFrame:
@@ -245,8 +241,7 @@ def _chance(lines: pd.DataFrame) -> pd.DataFrame:
     """What the best constant answer earns, as far as the draws of these lines can reach."""
     lines = lines[(lines["measure"] == "certified_acc") & (lines["chance"] > 0)]
     return pd.DataFrame({"y": lines["chance"].max(), "xlow": 0.0, "xhigh": lines["radius"].max(), "line": "chance",
-                         "kind": "stretch"},
-                        index=[0] * (len(lines) > 0))
+                         "kind": "stretch"}, index=[0] * (len(lines) > 0))
 
 
 def _daggers(constant: pd.Series) -> pd.Series:

@@ -55,8 +55,7 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[lines["eps"] > 0, "attack"], hollow["attack"]))
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
     fig = figure(marks, shown, columns=datasets, column="dataset", line="method", y="value", scale=100, wrap=3, sharey=False,
-                 gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets},
-                 ylabel="accuracy (%)",
+                 gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets}, ylabel="accuracy (%)",
                  xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries)
     for ax in fig.axes:
         ax.set_xticks(list(place.values()), ["0" if eps == 0 else eps_label(eps, rows["threat"].iloc[0]) for eps in place])

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests import store_made
 from twinslib.base.files import write_json
-from twinslib.evidence.networks import Network
+from twinslib.evidence.networks import Cost, Network
 from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
@@ -39,7 +39,7 @@ def reaching(share: float, images: int = N) -> np.ndarray:
 
 def network(name: str = "aft", clean: float | None = None, robust: float | None = None, *, at: str = "last", part: str = "main",
             start: str | None = None, epoch: int = 10, spent: float = 6000.0, before: float | None = 0.0, seconds: float = 60.0,
-            seconds_before: float | None = 0.0, auto: tuple[float, int] | None = None, images: int = N, fold: str = "s",
+            seconds_before: float = 0.0, auto: tuple[float, int] | None = None, images: int = N, fold: str = "s",
             **options: object) -> Network:
     """Shares of its test images that are right, clean and under PGD-20; auto: (share, images) of AutoAttack."""
     run = spec(name, start=start, **options)
@@ -51,8 +51,8 @@ def network(name: str = "aft", clean: float | None = None, robust: float | None 
     if auto is not None:
         masks[EvalSpec(kind="autoattack", images=auto[1], **attack)] = reaching(*auto)
     job = Job(STUDY, run, tuple(masks), labels=(("part", part), ("start", start or "random")))
-    return Network(job, at, epoch, fold, spent, before, seconds, seconds_before, masks, run.data.train_images, seconds / 2,
-                   None if seconds_before is None else seconds_before / 3)
+    start = Cost() if before is None else Cost(before, seconds_before, seconds_before / 3)
+    return Network(job, at, epoch, fold, Cost(spent, seconds, seconds / 2), start, masks, {}, run.data.train_images)
 
 
 def epochs(count: int, per_epoch: int, robust: list[float] | None = None) -> list[dict]:

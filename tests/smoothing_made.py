@@ -14,8 +14,8 @@ RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 N = 100
 
 
-def spec(seed: int = 0, lr: float = 0.1, **changes: object) -> RunSpec:
-    return RunSpec(data=DataSpec(name="cifar10"), model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(lr=lr), seed=seed,
+def spec(seed: int = 0, lr: float = 0.1, dataset: str = "cifar10", **changes: object) -> RunSpec:
+    return RunSpec(data=DataSpec(name=dataset), model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(lr=lr), seed=seed,
                    **{"method": method("natural"), **changes})
 
 
@@ -31,7 +31,7 @@ def measured(name: str, sigma: float, radius: np.ndarray, *, seed: int = 0, data
                           np.zeros(images), stop)
     c = CertifySpec(sigma=sigma, images=images, n=n, radii=radii, stop_if_wrong=stop)
     share = np.clip(0.5 + np.sign(radius) * 0.4, 0, 1)
-    return Measured(dataset, cell(name), seed, run or spec(seed), c, split, certified, Shares(share, share - 0.1, share), draws,
+    return Measured(cell(name), run or spec(seed, dataset=dataset), c, split, certified, Shares(share, share - 0.1, share), draws,
                     chosen)
 
 

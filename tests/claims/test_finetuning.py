@@ -7,7 +7,6 @@ import pytest
 
 from tests.aft_made import N, epochs, finish, network, spec
 from twinslib.claims import finetuning, kinds, ledger, verdict
-from twinslib.claims.finetuning import attacks, paired
 from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED
 from twinslib.evidence.networks import Network
 from twinslib.specs.jobs import Job
@@ -155,19 +154,6 @@ def test_strongest_attack_that_counts() -> None:
     for change in ({"eps": 4 / 255}, {"threat": "l2", "eps": 0.5}):
         found = [*aft(0.8, 0.5, **change), *at((0.7, 0.4), (0.7, 0.3), **change)]
         assert judged("AFT-C1", found)["verdict"] == NOT_TESTED
-
-
-def test_pairs_of_a_table() -> None:
-    """The images that both have, by seed, of enough images; none without a common seed; other test images are refused. Attacks in
-    the order of their strength."""
-    ours, theirs = network("aft", 0.8, 0.5), network("at_scratch", 0.7, 0.4, images=500)
-    assert paired({0: ours}, {0: theirs}, "none", LINF)[:3] == (500, 1, pytest.approx(1 - 0.7))
-    assert paired({0: ours}, {0: theirs}, "pgd20", LINF) is None  # 500 images are too few
-    assert paired({0: ours}, {0: theirs}, "pgd20", dataclasses.replace(LINF, min_images=1))[2] == pytest.approx(1 - 0.4)
-    assert paired({0: ours}, {1: theirs}, "none", LINF) is None
-    with pytest.raises(ValueError, match="expected aft and at_scratch on the same test images"):
-        paired({0: ours}, {0: network("at_scratch", 0.7, 0.4, split=1)}, "none", LINF)
-    assert attacks([network("aft", 0.8, 0.5, auto=(0.4, 100)), ours]) == ["pgd20", "apgd-ce+apgd-t+fab-t+square"]
 
 
 @pytest.mark.parametrize(("claim", "concerned"), [("AFT-C1", {("main", "aft"), ("main", "at_scratch")}),

@@ -142,7 +142,7 @@ def of_course(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) ->
         wins = {key: int(np.less(*(c.arrays["train_loss"][1:6].mean(1) for c in both(*key))).sum()) for key in all_of}
         passed = {pair: all(w >= 4 for (_, p, _), w in wins.items() if p == pair) for pair in rule.pairs}
         return REPRODUCED if all(passed.values()) else PARTLY if passed[first] else NOT, now
-    gaps = {(d, m): np.stack([course.gap_values(runs[d, m, s]) for s in SEEDS]) for d in datasets for m in methods}
+    gaps = {(d, m): np.stack([runs[d, m, s].gap for s in SEEDS]) for d in datasets for m in methods}
     if rule.measure == "overfits":
         return above([mean_of(gaps[d, first[0]]) for d in datasets], 0.05, 0.0), now
     if min(gaps[d, first[1]].mean() for d in datasets) < 0.01:

@@ -21,7 +21,7 @@ def clouds(spread=0.3, move=0.0):
 def test_neighbours(move, agreement):
     """Each image is near its class; attacked ones moved to another class are not, and the plane shows both."""
     p = project(*clouds(move=move), LABELS, **QUICK)
-    assert p.agreement == agreement and p.neighbours == 5 and 0.9 < p.trustworthiness <= 1
+    assert p.agreement == agreement and 0.9 < p.trustworthiness <= 1
     assert p.clean.shape == p.attacked.shape == (N, 2) and p.labels.tolist() == LABELS.tolist()
     centres = np.stack([p.clean[LABELS == c].mean(0) for c in range(3)])
     nearest = np.linalg.norm(p.attacked[:, None] - centres, axis=-1).argmin(1)
@@ -35,21 +35,12 @@ def test_the_image_itself_is_left_out():
     assert project(clean, clean, labels, **QUICK).agreement == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("k, agreement", [(1, 1.0), (3, 1.0), (4, 0.0)])
-def test_majority(k, agreement):
-    """Groups of three of a class, 15 groups in a row of other classes in turn: two others are near, then strangers."""
-    groups = np.repeat(np.arange(15), 3)
+@pytest.mark.parametrize("size, agreement", [(5, 1.0), (3, 0.0)])
+def test_majority(size, agreement):
+    """Groups of one class in a row of other classes in turn: of the five nearest four or two are of the same."""
+    groups = np.repeat(np.arange(N // size), size)
     x = np.random.default_rng(0).normal(size=(N, 2)) * 0.01 + np.stack([groups * 10.0, np.zeros(N)], 1)
-    assert project(x, x, groups, neighbours=k, **QUICK).agreement == (agreement, agreement)
-
-
-def test_structure_in_many_dimensions_lowers_trust():
-    """Noise without a plane in it is drawn less faithfully than points of a plane."""
-    rng = np.random.default_rng(0)
-    flat = rng.normal(size=(N, 2)) @ rng.normal(size=(2, D))
-    noise = rng.normal(size=(N, D))
-    trust = [project(x, x + 0.5 * rng.normal(size=(N, D)) * (x is noise), LABELS, **QUICK).trustworthiness for x in (flat, noise)]
-    assert trust[0] > 0.97 > trust[1]
+    assert project(x, x, groups, **QUICK).agreement == (agreement, agreement)
 
 
 def test_same_input_same_output():
@@ -64,10 +55,7 @@ def test_same_input_same_output():
 
 @pytest.mark.parametrize("change, message", [
     ({"attacked": np.ones((N, D + 1))}, r"expected clean and attacked features of shape \(N, d\).*got \(45, 12\), \(45, 13\)"),
-    ({"labels": LABELS[1:]}, r"and N labels, got .* and \(44,\); pass the same images"),
-    ({"clean": np.ones(N), "attacked": np.ones(N)}, "expected clean and attacked features"),
-    ({"perplexity": 30}, "expected at least 46 images for perplexity 30 and 5 neighbours, got 45; lower the perplexity"),
-    ({"neighbours": 45}, "expected at least 46 images for perplexity 10 and 45 neighbours, got 45"),
+    ({"perplexity": 30}, "expected at least 46 images for perplexity 30, got 45; lower it"),
     ({"clean": np.full((N, D), np.nan)}, "expected finite features, got 540 that are not; see whether the run diverged"),
     ({"clean": np.ones((N, D)), "attacked": np.ones((N, D))}, "expected features that differ between images, got the same"),
 ])

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from tests.figures_read import drawn, intervals, words
+from tests.figures_read import drawn, intervals
 from twinslib.evidence.course import Course
-from twinslib.show import figures, overfit_plots
+from twinslib.show import figures
 from twinslib.show.overfit_plots import gap_plot, method_curves, plateau_curves, schedule_curves, scratch_curves
-from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 
@@ -23,58 +22,52 @@ PLATEAUS = {"at_short_plateau": {"epochs": 18, "milestones": (6 / 18,)},
 METHODS = ["at", "twins_at", "at_lr", "trades", "twins_trades", "at_awp"]
 ALL = [*METHODS, *SCHEDULES, "at_random", *PLATEAUS]
 FIGURES = [method_curves, gap_plot, schedule_curves, scratch_curves, plateau_curves]
-HEADINGS = ["# Robust overfitting, preset small", "## Claims", "## Best and last", "## Differences of gaps", "## Schedules",
-            "## From random weights", "## Plateaus"]
 
 
-def job(name="at", seed=0, dataset="cifar10", **optim):
+def run_of(name="at", seed=0, dataset="cifar10", **optim):
     scratch = name == "at_random" or name in PLATEAUS
-    spec = RunSpec(data=DataSpec(name=dataset, train_images=1000, val_images=100), model=ModelSpec(arch="tiny_resnet"),
+    return RunSpec(data=DataSpec(name=dataset, train_images=1000, val_images=100), model=ModelSpec(arch="tiny_resnet"),
                    method=method(name), optim=OptimSpec(**{"epochs": 20, "lr": 0.1, "val_every": 2}
                                                         | SCHEDULES.get(name, {}) | PLATEAUS.get(name, {}) | optim),
                    attack=AttackSpec(), follow=FollowSpec(train_images=100, test_images=N, every=2), seed=seed,
                    **({} if scratch else {"source": SOURCE}))
-    return Job("overfitting", spec, ())
 
 
-def finish(job, peak=6, loss=10, turn=0):
+def finish(spec, peak=6, loss=10, turn=0):
     """A run that has 10 robust test images before training, 60 up to epoch `peak`, which is best on validation images, 61 at
     the next measurement, and 60 - `loss` from then on; training images rise by 4 for each epoch. `turn`: which images."""
-    epochs = np.arange(0, job.spec.optim.epochs + 1, 2)
+    epochs = np.arange(0, spec.optim.epochs + 1, 2)
     right = np.select([epochs == 0, epochs <= peak, epochs == peak + 2], [10, 60, 61], 60 - loss)
     robust, train = (np.arange(n) < k[:, None] for n, k in ((N, right), (100, 3 * epochs)))
     clean = np.arange(N) < (100 + epochs)[:, None]
     rows = [{"epoch": e, "lr": 0.1} | ({} if e % 2 else {"val_clean_acc": 0.5, "val_robust_acc": 0.4 if e == peak else 0.3})
-            for e in range(1, job.spec.optim.epochs + 1)]
+            for e in range(1, spec.optim.epochs + 1)]
     arrays = {"epoch": epochs, "test_robust": np.roll(robust, turn, 1), "test_clean": clean, "train_robust": train}
-    return Course(job.spec, arrays, rows, 1000)
+    return Course(spec, arrays, rows, 1000)
+
+
+def asked(spec, absent="not run"):
+    """A run that is planned, or whatever is said of it."""
+    return Course(spec, {}, [], 0, absent)
 
 
 def study(names=ALL, seeds=(0,), done=None, datasets=("cifar10",), losses=None):
-    """(courses, jobs): `done` names the methods that are finished, by default all; losses in images by method, default 10."""
-    jobs = [job(name, seed, dataset) for seed in seeds for dataset in datasets for name in names]
-    return [finish(j, loss=(losses or {}).get(j.spec.method.name, 10)) for j in jobs
-            if done is None or j.spec.method.name in done], jobs
+    """`done` names the methods that are finished, by default all; losses in images by method, default 10."""
+    runs = [run_of(name, seed, dataset) for seed in seeds for dataset in datasets for name in names]
+    return [finish(s, loss=(losses or {}).get(s.method.name, 10)) if done is None or s.method.name in done else asked(s)
+            for s in runs]
 
 
 def titled(fig):
     return {ax.get_title(): ax for ax in fig.axes if ax.get_title()}
 
 
-def test_nothing_finished():
-    """Every figure stands before any run is done, and says that nothing is run."""
-    jobs = study()[1]
-    for draw in (overfit_plots.method_curves, overfit_plots.schedule_curves, overfit_plots.scratch_curves,
-                 overfit_plots.plateau_curves, overfit_plots.gap_plot):
-        assert any("not run" in word for word in words(draw([], jobs))), draw
-
-
 # -- figures ----------------------------------------------------------------------------------------------------------
 def test_method_curves():
     """A panel for each method: training and test error in percent, means over seeds, each seed thin with its best epoch by
     validation; AT behind the others in grey, the band under the last five measurements."""
-    runs = [finish(job("twins_at", seed), peak=peak, loss=loss) for seed, peak, loss in ((0, 6, 10), (1, 10, 16), (2, 6, 10))]
-    fig = method_curves([finish(job()), *runs], [job(), *(job("twins_at", seed) for seed in (0, 1, 2)), job("trades")])
+    runs = [finish(run_of("twins_at", k), peak=peak, loss=loss) for k, peak, loss in ((0, 6, 10), (1, 10, 16), (2, 6, 10))]
+    fig = method_curves([finish(run_of()), *runs, asked(run_of("trades"))])
     ax = titled(fig)["TWINS-AT"]
     train, test, *rest = drawn(ax, figures.LOOKS["twins_at"])
     assert [y for _, y in train] == pytest.approx(100 - 3 * np.arange(0, 21, 2))
@@ -87,7 +80,7 @@ def test_method_curves():
 
 def test_schedule_curves():
     """Above each course its learning rate, at the epochs where it holds; shaded where it is below a fifth of the peak."""
-    fig = schedule_curves(*study(losses={"at_cyclic": 4}))
+    fig = schedule_curves(study(losses={"at_cyclic": 4}))
     at = {ax.get_title(): dict(drawn(ax)[0]) for ax in fig.axes[:4]}
     assert [at["piecewise"][e] for e in (0, 9.98, 10, 18)] == pytest.approx([0.1, 0.1, 0.01, 0.001])
     assert [at["cyclic"][e] for e in (0, 4, 8, 14)] == pytest.approx([0, 0.05, 0.1, 0.05])
@@ -98,23 +91,22 @@ def test_schedule_curves():
 
 def test_scratch_and_plateau_curves():
     """Ours by share of training, public points on the images that they stand for only; plateaus count from the first drop."""
-    fig = scratch_curves(*study(["at_random"], losses={"at_random": 20}))
+    fig = scratch_curves(study(["at_random"], losses={"at_random": 20}))
     robust, clean = fig.axes
     theirs, training, _, ours = drawn(robust)[:4]
     assert dict(theirs)[100] == 54.4 and len(theirs) == 15 and training[-1][1] == 18.9 and ours[-1] == (100, 80)
     assert [drawn(clean)[1][i][1] for i in (0, -1)] == [50, 40]
     assert "1,000 images of CIFAR-10" in fig.get_supxlabel() and "PreAct ResNet-18, 200 epochs" in fig.get_supxlabel()
-    elsewhere = scratch_curves(*study(["at_random"], datasets=["toy_target"]))
+    elsewhere = scratch_curves(study(["at_random"], datasets=["toy_target"]))
     assert len(drawn(elsewhere.axes[0])) == 3 and "Public" not in elsewhere.get_supxlabel()
-    fig = plateau_curves(*study(list(PLATEAUS)))
+    fig = plateau_curves(study(list(PLATEAUS)))
     assert [(line[0][0], line[-1][0]) for line in drawn(fig.axes[0]) if len(line) > 1] == [(-6, 12)] * 2 + [(-22, 12)] * 2
 
 
 def test_gap_plot():
     """Left own gaps, right differences, in points on one scale; a row says on how many seeds it rests."""
-    courses, jobs = study(losses={"at": 20, "twins_at": 0}, done=["at", "twins_at"], seeds=(0, 1))
-    courses = [c for c in courses if c.spec.seed == 0 or c.spec.method.name == "at"]
-    left, right = gap_plot(courses, jobs).axes
+    courses = study(losses={"at": 20, "twins_at": 0}, done=["at", "twins_at"], seeds=(0, 1))
+    left, right = gap_plot([c for c in courses if c.spec.seed == 0 or c.spec.method.name == "at"]).axes
     half = round(196 * math.sqrt(0.1 * 0.9 / (N - 1)), 3)
     assert sorted(x for line in drawn(left) for x, _ in line) == [0, 10] and [x for (x, _), in drawn(right)] == [-10]
     assert intervals(right)[0] == pytest.approx((-10 - half, -10 + half), abs=1e-3) and left.get_xlim() == right.get_xlim()

@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from matplotlib.markers import CARETRIGHT
 
-from tests.figures_read import drawn, intervals, words
-from twinslib.evidence import course
+from tests.figures_read import drawn, intervals
 from twinslib.evidence.course import Course
-from twinslib.show import figures, rate_plots, rate_tables
+from twinslib.show import figures, rate_plots
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
 
@@ -74,7 +73,7 @@ def test_ratio_figure():
     """Geometric means over seeds in the baseline's look, with the least and the greatest."""
     courses = study(["at", "at_lr", "twins_at"], ("cifar10", "cub64"))
     courses[2].arrays["angle"] *= 8
-    fig = rate_plots.layer_ratios(rate_tables.layer_ratios(courses))
+    fig = rate_plots.layer_ratios(courses)
     assert means(fig, "at")[2] == pytest.approx([6] * 4, abs=1e-3) and means(fig, "at")[5] == pytest.approx([3] * 4, abs=1e-3)
     assert means(fig, "at_lr")[0] == pytest.approx([1.725 / 3.6] * 4, abs=1e-3)
     assert intervals(fig.axes[2])[0] == pytest.approx((3, 24))
@@ -82,7 +81,7 @@ def test_ratio_figure():
 
 def test_course_figure():
     """Columns are convolutions of the main path; means over the recorded steps of an epoch in a band over the seeds."""
-    fig = rate_plots.layer_courses(course.quantities(study(["at", "twins_at"])), "cifar10", ["at", "twins_at"])
+    fig = rate_plots.layer_courses(study(["at", "twins_at"]), "cifar10", ["at", "twins_at"])
     assert [ax.get_title().split()[0] for ax in fig.axes[:3]] == ["first", "middle", "last"]
     assert drawn(fig.axes[1], figures.LOOKS["twins_at"]) == [[(0.5, 1), (1.5, 1), (2.5, 1.5)]]
     assert means(fig, "twins_at")[11] == pytest.approx([3 * 4.1] * 3) and means(fig, "at")[7] == pytest.approx([0.1, 0.1, 0.025])
@@ -91,43 +90,17 @@ def test_course_figure():
     assert rate_plots.three_layers(frame[:1]) == {"first": LAYERS[0]}
 
 
-def test_wing_and_drift_figures():
-    """Left the halves, the first hollow, of methods that have halves, right the cosines of all; drift by epoch and by layer."""
-    courses = study(["at", "twins_at"])
-    courses[1].arrays["g_first"] *= 2
-    left, right = rate_plots.wings(rate_tables.by_layer(courses), ["at", "twins_at"]).axes
-    assert [[y for _, y in line] for line in drawn(left)] == [[4, 8, 12, 16], [1, 2, 3, 4]] and intervals(left)[0] == (3, 6)
-    assert left.containers[0].lines[0].get_markerfacecolor() == "white"
-    assert [line[0][1] for line in drawn(right)] == pytest.approx([0, 0.02], abs=1e-4)
-    fig = rate_plots.drift(course.drift(study(["at", "at_lr"])), ["at", "at_lr"])
-    assert [drawn(ax, figures.LOOKS["at_lr"]) for ax in fig.axes] == [[[(1, 0.5), (2, 1), (3, 1.5)]],
-                                                                      [[(1, 0.6), (2, 1.2), (3, 1.8), (4, 2.4)]]]
-
-
 def test_escape_and_time_figures():
     """Losses, and differences with Student's interval and every seed; times with seeds, an arrow head for never."""
     courses = study(["at", "at_lr", "twins_at"])
-    losses, differences = course.early_losses(courses, 5), rate_tables.loss_differences(courses)
-    top, bottom = rate_plots.escape(losses, differences, ["at", "at_lr", "twins_at"]).axes
+    top, bottom = rate_plots.escape(courses, ["at", "at_lr", "twins_at"]).axes
     assert [y for _, y in drawn(top)[2]] == pytest.approx([3, 2.867, 2.633, 2.4], abs=1e-3)
     half = T2 * 0.1 / math.sqrt(3)
     assert [y for _, y in drawn(bottom, figures.LOOKS["at"])[0]] == pytest.approx([0.2, 0.3, 0.4])
     assert intervals(bottom)[0] == pytest.approx((0.2 - half, 0.2 + half), abs=1e-3)
     assert {0.1, 0.2, 0.3} <= {y for line in drawn(bottom, {"color": "#000000"}) for _, y in line}
-    found = course.escape_times(courses)
-    found.loc[(found["method"] == "twins_at") & (found["seed"] == 1), "epochs"] = math.inf
-    (ax,) = rate_plots.times(found, METHODS).axes
+    courses[5].arrays["losses"][:] = 9.0  # TWINS-AT, seed 1
+    (ax,) = rate_plots.times(courses, METHODS).axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["AT", "AT, lr × (1 + λ)", "TWINS-AT"]
     assert drawn(ax, figures.LOOKS["at"])[0][0][0] == 1 and len(drawn(ax, {"color": "#000000"})) == 3
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == CARETRIGHT] == [ax.get_xlim()[1]]
-
-
-@pytest.mark.parametrize("courses", [[], study(["at"], seeds=(0,)), study(["twins_at"], seeds=(3,)),
-                                     [made("at"), made("twins_at", "cub64"), made("at_lr", seed=1)]],
-                         ids=["none", "at", "twins", "nothing in common"])
-def test_missing_runs(courses):
-    """Whatever is finished, figures are made; what has nothing to show says so."""
-    for fig in (rate_plots.layer_ratios(rate_tables.layer_ratios(courses)),
-                rate_plots.wings(rate_tables.by_layer(courses), METHODS),
-                rate_plots.drift(course.drift(courses), METHODS), rate_plots.times(course.escape_times(courses), METHODS)):
-        assert fig.axes and (courses or "not run" in words(fig))

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests import store_made
 from twinslib.base import markdown
-from twinslib.base.files import write_json, write_npz
-from twinslib.evidence import accuracy as evidence_accuracy
-from twinslib.evidence import public
+from twinslib.base.files import write_json
+from twinslib.evidence import pairs, public
 from twinslib.evidence import rows as evidence_rows
 from twinslib.show import origins, tables
 from twinslib.specs import labels
@@ -50,31 +51,19 @@ def store(tmp_path):
     return Store("test", root=tmp_path)
 
 
-def finish(store, job, masks, split="same"):
-    """Put a finished run with these masks (by evaluation) into the store."""
-    record = {"spec": json.loads(canonical_json(job.spec)), "split": split, "train_images": 9500}
-    write_json(store.root / "runs" / f"{job.spec.hash}.json", record)
-    stages = {f"{e.hash}/{e.attack_name}": np.array(mask, dtype=bool) for e, mask in masks.items()}
-    write_npz(store.root / "masks" / f"{job.spec.hash}.npz", stages)
-
-
-@pytest.mark.parametrize("attack, label", [
-    ("none", "clean"), ("pgd20", "PGD-20"), ("pgd10x5", "PGD-10, 5 restarts"), ("apgd-ce", "APGD-CE"),
-    ("apgd-ce+apgd-t", "APGD-CE + APGD-T"), ("apgd-ce+apgd-t+fab-t+square", "AutoAttack"),
-    ("fab-t+square", "FAB-T + Square"),
-])
-def test_attack_labels(attack, label):
-    """Only the whole standard suite is called AutoAttack."""
-    assert labels.attack_label(attack) == label
+def finish(store, job):
+    store_made.finish(store, job.spec, {}, train_images=9500)
 
 
 def test_number_formats():
-    """Percent with interval, signed points without a negative zero, eps as k/255 (maximum norm) or plain (L2)."""
+    """Percent with interval, signed points without a negative zero, eps as k/255 (maximum norm) or plain (L2); only the whole
+    standard suite is called AutoAttack."""
     assert labels.percent(0.6234, 0.5921, 0.6529) == "62.3 [59.2, 65.3]"
     assert labels.points(0.0123, -0.0004, 0.029) == "+1.2 [+0.0, +2.9]"
-    assert labels.points(-0.0123, -0.03, -0.001) == "-1.2 [-3.0, -0.1]"
-    assert [labels.eps_label(e / 255) for e in (2, 8, 0.5)] == ["2/255", "8/255", "0.5/255"]
-    assert labels.eps_label(0.5, "l2") == "0.5 (L2)"
+    assert [labels.eps_label(e / 255) for e in (8, 0.5)] == ["8/255", "0.5/255"] and labels.eps_label(0.5, "l2") == "0.5 (L2)"
+    names = {"none": "clean", "pgd10x5": "PGD-10, 5 restarts", "apgd-ce+apgd-t": "APGD-CE + APGD-T",
+             "apgd-ce+apgd-t+fab-t+square": "AutoAttack", "fab-t+square": "FAB-T + Square"}
+    assert {name: labels.attack_label(name) for name in names} == names
 
 
 def test_pivot():
@@ -107,17 +96,6 @@ def test_accuracy_table_by_hand():
                                    ["CIFAR-10", "TWINS-AT", "0", "100.0 [69.2, 100.0]", "not run"]]
 
 
-def test_inner_stages_are_left_out():
-    """Of each AutoAttack evaluation only the last stage shows; one attack measured twice shows where n is larger."""
-    standard = "apgd-ce+apgd-t+fab-t+square"
-    stages = [standard.rsplit("+", k)[0] for k in (3, 2, 1)] + [standard]
-    rows = frame(row(), *(row(attack=a, eps=8 / 255, value=0.3, n=10) for a in stages),
-                 *(row(attack=a, eps=8 / 255, value=0.4, n=20) for a in stages[:2]))
-    out = tables.accuracy_table(rows)
-    assert list(out.columns[4:]) == ["APGD-CE + APGD-T at 8/255 (20 images)", "AutoAttack at 8/255 (10 images)"]
-    assert out.iloc[0, 4].startswith("40.0 [") and out.iloc[0, 5].startswith("30.0 [")
-
-
 def test_different_numbers_of_images():
     """Where data sets differ in n, the header gives the range and each cell its own n."""
     out = tables.accuracy_table(frame(row(n=10), row("cub64", n=2000)))
@@ -129,26 +107,17 @@ def test_seeds():
     """Several seeds: a line each over images, and the mean with Student's interval (60 +- 4.303 * 10 / sqrt 3)."""
     out = tables.accuracy_table(frame(*(row(seed=s, value=v) for s, v in enumerate([0.5, 0.6, 0.7]))))
     assert out["seed"].tolist() == ["0", "1", "2", "mean of 3"]
-    assert out.iloc[-1, -1] == "60.0 [35.2, 84.8]"
-    assert out.iloc[0, -1] == "50.0 [18.7, 81.3]"
+    assert (out.iloc[-1, -1], out.iloc[0, -1]) == ("60.0 [35.2, 84.8]", "50.0 [18.7, 81.3]")
+    with pytest.raises(ValueError, match="expected one run per data set, method and seed, got 2 for cifar10, at, 0"):
+        tables.accuracy_table(frame(row(run="a"), row(run="b", attack="pgd20")))
 
 
-def test_no_rows_at_all():
-    """Nothing run yet: tables are empty or say so, none fails."""
-    assert tables.accuracy_table(frame()).empty
-    assert tables.caption(frame()) == "No measurement is finished yet."
-    assert evidence_accuracy.estimates(frame()).empty
-
-
-@pytest.mark.parametrize("rows, message", [
-    (frame(row()).drop(columns=["attack"]), "expected rows with the columns .* none called attack"),
-    (frame(row(run="a"), row(run="b", attack="pgd20")),
-     "expected one run per data set, method and seed, got 2 for cifar10, at, 0"),
-])
-def test_refused_rows(rows, message):
-    """Rows of another format and mixed studies are refused."""
-    with pytest.raises(ValueError, match=message):
-        tables.accuracy_table(rows)
+def test_student():
+    """Student's interval over seeds, also of logarithms; none of one seed or of times that are never reached."""
+    half = 4.302653 * np.std([1, 2, 6], ddof=1) / math.sqrt(3)
+    assert tables.student([1, 2, 6]) == pytest.approx((3, 3 - half, 3 + half))
+    assert tables.student(np.log([1.0, 2.0, 4.0]), np.exp)[0] == pytest.approx(2)
+    assert all(math.isnan(x) for values in ([1.5], [1.5, math.inf]) for x in tables.student(values)[1:])
 
 
 def test_caption():
@@ -157,6 +126,49 @@ def test_caption():
     assert tables.caption(rows) == ("Seed 0 only. Intervals: exact 95 % (Clopper-Pearson) over the test images "
                                     "(1,000 for clean, PGD-20; 300 for APGD-CE).")
     assert tables.caption(frame(row(), row(seed=1))).startswith("Means over the seeds 0, 1. Intervals: 95 % (Student)")
+    assert tables.caption(frame()) == "No measurement is finished yet." and tables.accuracy_table(frame()).empty
+
+
+# -- differences ---------------------------------------------------------------------------------------------
+def test_paired_table():
+    """Points with the interval, one line per comparison, data set and seed, no line of means."""
+    lines = [["cifar10", "twins_at", "at", s, "clean_acc", "linf", 0.0, "none", 100, 0.01, -0.02, v] for s, v in
+             (("0", 0.05), ("1", 0.06))]
+    columns = ["dataset", "method", "baseline", "seed", *pairs.MEASURED, "n", "value", "low", "high"]
+    out = tables.paired_table(pd.DataFrame(lines, columns=columns))
+    assert list(out.columns) == ["difference", "data set", "seed", "clean (100 images)"]
+    assert out.values.tolist() == [["TWINS-AT - AT", "CIFAR-10", "0", "+1.0 [-2.0, +5.0]"],
+                                   ["TWINS-AT - AT", "CIFAR-10", "1", "+1.0 [-2.0, +6.0]"]]
+    assert tables.paired_table(pd.DataFrame(columns=columns)).empty
+
+
+def differences(*lines):
+    """(dataset, method, seeds, value, p_holm) of clean accuracy on 100 images, with limits 1 point off."""
+    columns = ["dataset", "method", "baseline", *pairs.MEASURED, "n", "seeds", "value", "low", "high", "p_value", "p_holm"]
+    return pd.DataFrame([[d, m, "at", "clean_acc", "linf", 0.0, "none", 100, seeds, v, v - 0.01, v + 0.01, p, p]
+                         for d, m, seeds, v, p in lines], columns=columns).assign(near=False)
+
+
+def test_difference_table():
+    """One line per comparison and data set, then the mean; a star from 5 % down; seeds as a range where measures differ."""
+    found = differences(("cifar10", "twins_at", 3, 0.02, 0.05), ("cub64", "twins_at", 1, 0.03, 0.051),
+                  ("mean", "twins_at", 1, 0.025, math.nan), ("cifar10", "distill", 2, -0.02, 0.001))
+    attacked = found[:1].assign(metric="robust_acc", eps=8 / 255, attack="pgd20", seeds=2)
+    out = tables.difference_table(pd.concat([found, attacked]))
+    assert list(out.columns) == ["difference", "data set", "seeds", "clean (100 images)", "PGD-20 at 8/255 (100 images)"]
+    assert out.iloc[:, :4].values.tolist() == [
+        ["TWINS-AT - AT", "CIFAR-10", "2 to 3", "+2.0 [+1.0, +3.0] *"],
+        ["TWINS-AT - AT", "CUB-200 (2010)", "1", "+3.0 [+2.0, +4.0]"],
+        ["TWINS-AT - AT", "mean of data sets", "1", "+2.5 [+1.5, +3.5]"],
+        ["distillation - AT", "CIFAR-10", "2", "-2.0 [-3.0, -1.0] *"]]
+    assert out.iloc[0, 4] == "+2.0 [+1.0, +3.0] *" and out.iloc[1, 4] == out.iloc[3, 4] == "not run"
+
+
+def test_mean_stays_empty_where_there_is_none():
+    """A measurement on too few data sets has no mean: the cell is empty, not "not run"."""
+    found = differences(*((d, "twins_at", 3, 0.02, p) for d, p in (("cifar10", 0.05), ("cub64", 0.1), ("mean", 1))))
+    out = tables.difference_table(pd.concat([found, found[:1].assign(eps=8 / 255, attack="pgd20")]))
+    assert out.iloc[:, 4].tolist() == ["+2.0 [+1.0, +3.0] *", "not run", ""]
 
 
 # -- numbers of others -----------------------------------------------------------------------------------------
@@ -164,7 +176,7 @@ def test_reference_table(store):
     """Ours beside the public numbers, one line per method and source; what differs comes from spec, record and rows."""
     jobs = [job("caltech64", "trades"), job("caltech64", "twins_at")]
     for j in jobs:
-        finish(store, j, {})
+        finish(store, j)
     rows = frame(row("caltech64", "trades"), row("caltech64", "trades", attack="pgd20", eps=8 / 255, value=0.3),
                  row("caltech64", "trades", attack="apgd-ce", eps=4 / 255), row("caltech64", "twins_at"))
     out = public.reference_table(rows, store, jobs)
@@ -186,7 +198,7 @@ def test_reference_table_leaves_out_what_agrees(store):
     for file, differs in (("resnet50_linf_eps4.0.safetensors", ""), ("x.pt", "start x.pt (there ImageNet, AT 4/255); "),
                           (None, "start random weights (there ImageNet, AT 4/255); ")):
         same = job(arch="resnet50", image_size=224, weights=file and WeightsSpec(file=file, classes=1000))
-        finish(store, same, {})
+        finish(store, same)
         rows = frame(row(), row("toy_target"), row("their_own_set"))
         (line,) = public.reference_table(rows, store, [same, job("toy_target")]).to_dict("records")
         assert line["what differs"] == f"9,500 training images; {differs}clean on 10 images (there number not stated)"
@@ -212,26 +224,17 @@ def candidates(store, results, name="at", field="lr"):
     return jobs
 
 
-def test_tuning_table(store):
-    """Every candidate with its last validation accuracies; chosen is the best mean of both, not the best of one."""
-    jobs = candidates(store, {0.01: (0.8, 0.1), 0.03: (0.5, 0.42), 0.1: (0.45, 0.43)})
-    out = origins.tuning_table(store, [*jobs, job(), job(seed=1)])
-    assert list(out.columns[:2]) == ["data set", "method"] and (out.iloc[:, :2] == ["CIFAR-10", "AT"]).all(axis=None)
-    assert out.iloc[:, 2:].values.tolist() == [["lr 0.01", "80.0", "10.0", 500, ""], ["lr 0.03", "50.0", "42.0", 500, "yes"],
-                                               ["lr 0.1", "45.0", "43.0", 500, ""]]
-
-
 @pytest.mark.parametrize(("results", "chosen"), [
-    ({0.01: (0.8, 0.4), 0.03: (0.5, 0.3), 0.1: (0.4, 0.3)}, ["yes, at an end of its grid", "", ""]),
+    ({0.01: (0.8, 0.1), 0.03: (0.5, 0.42), 0.1: (0.45, 0.43)}, ["", "yes", ""]),
     ({0.01: (0.5, 0.3), 0.03: (0.4, 0.3), 0.1: (0.8, 0.4)}, ["", "", "yes, at an end of its grid"]),
     ({0.01: (0.5, 0.3), 0.03: (0.8, 0.4)}, ["", "yes"]),
     ({0.01: (0.8, 0.4), 0.03: (0.5, 0.3), 0.1: None}, ["", "", ""]),
     ({0.01: (0.4, 0.2), 0.03: (0.5, 0.3), 0.1: "loss is nan"}, ["", "yes", ""]),
-], ids=["lower end", "upper end", "two values have no middle", "one missing", "one diverged"])
+], ids=["best mean", "upper end", "two values have no middle", "one missing", "one diverged"])
 def test_choice(store, results, chosen):
     """An end of a grid of three is marked; nothing is chosen before all are done; a run that diverged loses and is called so."""
-    out = origins.tuning_table(store, candidates(store, results))
-    assert out["chosen"].tolist() == chosen
+    out = origins.tuning_table(store, [*candidates(store, results), job(), job(seed=1)])
+    assert out["chosen"].tolist() == chosen and out["candidate"].tolist() == [f"lr {lr:g}" for lr in results]
     for value, shown in zip(results.values(), out["clean, validation"], strict=True):
         assert shown == (f"{100 * value[0]:.1f}" if isinstance(value, tuple) else "diverged" if value else "not run")
 

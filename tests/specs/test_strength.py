@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinslib.claims import finetuning
 from twinslib.evidence import accuracy, public
 from twinslib.show import aft_plots, tables, transfer_plots
 from twinslib.specs import labels
@@ -77,18 +76,9 @@ def line(attack, **changes):
             "train_images": 0, "width": 0, "images": "test[:1000]", "run": "a"} | changes
 
 
-class FakeNetwork:
-    def __init__(self, *evals):
-        self.masks = dict.fromkeys(evals)
-
-
 def strongest(names):
     """By each place that chooses."""
     rows = pd.DataFrame([line(name) for name in names])
-    evals = [EvalSpec(kind="pgd", steps=parse(n).steps, restarts=parse(n).restarts, eps=0.1, images=9)
-             if parse(n).kind == "pgd" else EvalSpec(kind="autoattack", attacks=parse(n).parts, eps=0.1, images=9)
-             for n in names]
-    yield finetuning.attacks([FakeNetwork(*evals)])[-1]
     yield aft_plots.shared_attack(rows)[0]
     yield transfer_plots.strongest(rows)["attack"].item()
     last = tables.by_attack(rows.assign(line="a"), {"a": ("a",)}, ("line",)).columns[-1]

@@ -39,8 +39,8 @@ def rows(courses: Sequence[Course], rule: Rule) -> list[Row]:
 
 
 def _gap(c: Course, at: str) -> Row:
-    ends = course.robust_at(c, course.best_epoch(c.epochs)).mean(), course.last_epochs(c).mean()
-    return Row("", c.spec, (), "gap", course.gap_values(c), f"pgd{c.spec.follow.steps}", c.spec.attack.threat, c.spec.attack.eps,
+    ends = c.at("test_robust", c.best).mean(), c.end().mean()
+    return Row("", c.spec, (), "gap", c.gap, f"pgd{c.spec.follow.steps}", c.spec.attack.threat, c.spec.attack.eps,
                at, len(c.arrays["test_robust"][0]), ends=ends)
 
 

@@ -1,6 +1,7 @@
 """Claims about adversarial fine-tuning: accuracy image by image, and passes, against rivals."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,33 +12,11 @@ from ..evidence.networks import Network
 from ..specs.labels import unique
 from ..specs.run import RunSpec
 from ..specs.strength import strength
-from ..studies.rules import FINETUNED, Robust, Rule
+from ..studies.rules import FINETUNED, Rule
 from .effects import Effect, by_dataset, counts, effect
 from .verdict import PARTLY, REPRODUCED, Evidence, joined, level, sifted, too_few
 
 MEASURES = FINETUNED
-
-
-def attacks(networks: Sequence[Network]) -> list[str]:
-    """The attacks that any of `networks` was measured with, from the weakest to the strongest."""
-    return sorted({e.attack_name for n in networks for e in n.masks if e.kind != "clean"}, key=strength)
-
-
-def paired(ours: dict[int, Network], theirs: dict[int, Network], attack: str, robust: Robust) -> tuple | None:
-    """(images, seeds, value, low, high, p-value) of the accuracy of `ours` minus that of `theirs` under one attack ("none":
-    clean), as `frame.contrast`; None where no seed has both.
-
-    Raises:
-        ValueError: networks of one seed whose test images differ.
-    """
-    images = robust.min_images if attack != "none" else 1
-
-    def chosen(networks: dict[int, Network]) -> list[Row]:
-        there = [networks[seed] for seed in sorted(ours.keys() & theirs.keys())]
-        return [row for n in there for row in n.rows if row.hits is n.mask(attack, robust.threat, robust.eps, images)]
-
-    both = frame.paired(chosen(ours), chosen(theirs))
-    return frame.contrast(*zip(*[(a.hits, b.hits) for a, b in both], strict=True)) if both else None
 
 
 def rows(networks: Sequence[Network]) -> list[Row]:
@@ -45,7 +24,8 @@ def rows(networks: Sequence[Network]) -> list[Row]:
     unknown)."""
     out = []
     for n in networks:
-        costs = {"passes": np.array([n.spent]), "whole": None if n.whole is None else np.array([n.whole])}
+        whole = n.given.images + n.before.images
+        costs = {"passes": np.array([n.given.images]), "whole": None if math.isnan(whole) else np.array([whole])}
         out += [*n.rows, *(Row(n.job.study, n.spec, n.job.labels, name, value, at=n.at) for name, value in costs.items())]
     return out
 

@@ -5,19 +5,12 @@ import math
 import pandas as pd
 
 from ..base import stats
+from ..specs.labels import NOT_RUN
 from ..specs.strength import parse
 
 
-def is_pgd(rows: pd.DataFrame) -> pd.Series:
-    return _kinds(rows) == "pgd"
-
-
-def is_autoattack(rows: pd.DataFrame) -> pd.Series:
-    """True for rows of AutoAttack or a part of it."""
-    return _kinds(rows) == "autoattack"
-
-
-def _kinds(rows: pd.DataFrame) -> pd.Series:
+def kinds(rows: pd.DataFrame) -> pd.Series:
+    """none, pgd or autoattack (the whole or a part of it)."""
     return rows["attack"].map(lambda name: parse(name).kind)
 
 
@@ -34,20 +27,13 @@ def final(rows: pd.DataFrame) -> pd.DataFrame:
 def estimates(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracies with 95 % intervals, as fractions.
 
-    Args:
-        rows: as `rows.rows` makes them.
-    Returns:
-        One line per (dataset, method, seed, threat, eps, attack): value with the exact interval over its n test images
-        (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval
-        over the seeds, whose n is the images of one seed. What diverged has no value and no part in means; its column
-        absent says so, and is empty otherwise.
+    One line per (dataset, method, seed, threat, eps, attack) of `rows.rows`: value with the exact interval over its n test images
+    (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval over the seeds,
+    whose n is the images of one seed. What diverged has no value and no part in means; its column absent says so.
+
     Raises:
-        ValueError: columns are missing, or two runs claim one data set, method and seed.
+        ValueError: two runs claim one data set, method and seed.
     """
-    needed = ["dataset", "method", "seed", "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
-    absent = [c for c in needed if c not in rows.columns]
-    if absent:
-        raise ValueError(f"expected rows with the columns {', '.join(needed)}, got none called {', '.join(absent)}")
     runs = rows.groupby(["dataset", "method", "seed"])["run"].nunique()
     if (runs > 1).any():
         raise ValueError(f"expected one run per data set, method and seed, got {runs.max()} for "
@@ -73,7 +59,13 @@ def one_line(estimated: pd.DataFrame) -> pd.DataFrame:
     return estimated[best & ~order[[*key, "rank"]].duplicated()]
 
 
-def lost(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(data set, method) -> what stands for it, of the methods in `rows` (or `estimates`) of which nothing has a value."""
-    words = {key: group for key, group in rows.groupby(["dataset", "method"], sort=False) if group["value"].isna().all()}
-    return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in words.items()}
+def lost(rows: pd.DataFrame, by: str | list[str]) -> dict:
+    """Value of the columns `by` -> what stands for it, where nothing in `rows` (or `estimates`) has a value."""
+    return {key: group["absent" if "absent" in group else "images"].iloc[0] for key, group in rows.groupby(by, sort=False)
+            if group["value"].isna().all()}
+
+
+def said(*frames: pd.DataFrame) -> str:
+    """What stands for a number that needs all these lines and is not there: what is said of one that diverged, else "not run"."""
+    words = (word for frame in frames for word in frame.loc[frame["value"].isna(), "absent"] if word != NOT_RUN)
+    return next(words, NOT_RUN)

@@ -1,9 +1,8 @@
-"""Finished certifications of the smoothing grid, cell by cell (`rules.Cell`), as masks over test images; what tables, figures and
-verdicts stand on. Radii are L2 in [0, 1] pixels, accuracies fractions."""
+"""Certifications of the smoothing grid, cell by cell (`rules.Cell`), as masks over test images; what tables, figures and verdicts
+stand on. Radii are L2 in [0, 1] pixels, accuracies fractions."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,42 +13,44 @@ from ..specs.measure import CertifySpec
 from ..specs.run import RunSpec
 from ..store.store import Store
 from ..store.votes import Shares
-from ..studies.rules import Cell, Smooth, cell
+from ..studies.rules import Cell, Smooth
 from ..studies.smoothing import cell_of
-from .frame import most_images, read, where
+from .frame import Row, most_images, read, where
 
-
-class Planned(NamedTuple):
-    """One certification that is asked for, done or not."""
-
-    dataset: str
-    cell: Cell
-    seed: int
-    spec: RunSpec
-    certification: CertifySpec
+NOTHING = np.empty(0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """One finished certification; certified, shares and chosen (the class that the first draws chose for each image, also where
-    it abstains; None: the answers stand in) are those of its votes, draws counts all copies. Of one that diverged they are empty,
-    and absent is what is said in its place."""
+    """One certification, done or asked for; certified, shares and chosen (the class that the first draws chose for each image,
+    also where it abstains; None: the answers stand in) are those of its votes, draws counts all copies. Of one that is not there
+    they are empty, and absent is what is said in its place."""
 
-    dataset: str
     cell: Cell
-    seed: int
     spec: RunSpec
     certification: CertifySpec
-    split: str
-    certified: Certified
-    shares: Shares
-    draws: int
+    split: str = ""
+    certified: Certified = Certified(*[NOTHING] * 5, False)
+    shares: Shares = Shares(*[NOTHING] * 3)
+    draws: int = 0
     chosen: np.ndarray | None = None
     absent: str = ""
 
     @property
+    def dataset(self) -> str:
+        return self.spec.data.name
+
+    @property
+    def seed(self) -> int:
+        return self.spec.seed
+
+    @property
     def sigma(self) -> float:
         return self.certification.sigma
+
+    @property
+    def key(self) -> tuple[str, Cell, float]:
+        return self.dataset, self.cell, self.sigma
 
     def reached(self, radii: Sequence[float]) -> np.ndarray:
         """Boolean (N, radii): right, and certified at least that far."""
@@ -60,6 +61,10 @@ class Measured:
     def chance(self) -> float:
         """Share of the most frequent label: what the best constant answer gets right, at every radius."""
         return _largest(self.certified.label)
+
+    def earned(self, radius: float) -> float:
+        """`chance`, as far as the draws can reach."""
+        return self.chance * (radius <= self.certification.plan.ceiling)
 
     @property
     def one_class(self) -> float:
@@ -83,54 +88,48 @@ def _largest(classes: np.ndarray) -> float:
     return float(np.bincount(known).max() / len(known)) if len(known) else 0.0
 
 
-def planned(jobs: Sequence[Job]) -> list[Planned]:
-    """Every certification of `jobs`, in their order."""
-    out = []
-    for job in jobs:
-        cell = cell_of(job)
-        for c in job.certs if cell else ():
-            here = dataclasses.replace(cell, restat=bool(c.restat_images))
-            out.append(Planned(job.spec.data.name, here, job.spec.seed, job.spec, c))
-    return out
+def planned(jobs: Sequence[Job]) -> list[Measured]:
+    """Every certification of `jobs`, in their order, without looking for its votes."""
+    return [Measured(dataclasses.replace(cell_of(job), restat=bool(c.restat_images)), job.spec, c, absent=NOT_RUN)
+            for job in jobs if cell_of(job) for c in job.certs]
 
 
-def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
-    """The certifications of `jobs` that are done or have diverged.
+def read_votes(store: Store, jobs: Sequence[Job]) -> list[Measured]:
+    """Every certification of `jobs`, with what is finished of it.
 
     Raises:
         ValueError: votes that were drawn in another way than asked for, such as with another noise level.
     """
-    out: list[Measured] = []
-    for job, p in ((j, p) for j in jobs for p in planned([j])):
-        record = store.run(p.spec) if job.settled else None
-        votes = store.votes(p.spec, p.certification) if record else None
-        if votes is None and (word := store.absent(job, p.certification)) != NOT_RUN:
-            none = np.empty(0)
-            out.append(Measured(*p, "", Certified(none, none, none, none, none, False), Shares(none, none, none), 0, absent=word))
-        if votes is not None:
-            draws = int(votes.draws.sum() + votes.pilot.sum())
-            out.append(Measured(*p, record["split"], votes.certified(), votes.shares(), draws, votes.chosen))
+    out = []
+    for job, m in [(j, m) for j in jobs for m in planned([j])]:
+        record = store.run(job.spec) if job.settled else None
+        votes = store.votes(job.spec, m.certification) if record else None
+        if votes is None:
+            out.append(dataclasses.replace(m, absent=store.absent(job, m.certification)))
+        else:
+            out.append(Measured(m.cell, m.spec, m.certification, record["split"], votes.certified(), votes.shares(),
+                                int(votes.draws.sum() + votes.pilot.sum()), votes.chosen))
     return out
 
 
-Lost = dict[tuple[str, Cell, float], str]  # data set, cell, noise level -> what stands for its certified accuracy
+def finished(store: Store, jobs: Sequence[Job]) -> list[Measured]:
+    """Those that are done or have diverged."""
+    return [m for m in read_votes(store, jobs) if m.absent != NOT_RUN]
 
 
-def lost(found: Sequence[Measured]) -> Lost:
-    """Those of which every seed diverged."""
-    done = {(m.dataset, m.cell, m.sigma) for m in found if not m.absent}
-    return {key: m.absent for m in found if m.absent and (key := (m.dataset, m.cell, m.sigma)) not in done}
+def absent(found: Iterable[Measured], dataset: str, needed: Iterable[tuple[Cell, float]]) -> str:
+    """What stands for a number that needs these and is not there: what is said of one that diverged in every seed, else
+    "not run"."""
+    words: dict[tuple[str, Cell, float], set[str]] = {}
+    for m in found:
+        words.setdefault(m.key, set()).add(m.absent)
+    said = (words.get((dataset, *key), set()) - {NOT_RUN} for key in needed)
+    return next((min(each) for each in said if each and "" not in each), NOT_RUN)
 
 
-def absent(gone: Lost, dataset: str, needed: Iterable[tuple[Cell, float]]) -> str:
-    """What stands for a number that needs these and is not there."""
-    return next((gone[dataset, c, s] for c, s in needed if (dataset, c, s) in gone), NOT_RUN)
-
-
-def clean_masks(store: Store, jobs: Sequence[Job]) -> dict[tuple[str, Cell, int], np.ndarray]:
-    """(data set, cell, seed) -> right without noise, on the most images measured."""
-    rows = where(read(store, [job for job in jobs if cell_of(job)]), metric="clean")
-    return {(row.dataset, cell(row.method), row.seed): row.hits for row in most_images(rows)}
+def clean(store: Store, jobs: Sequence[Job]) -> list[Row]:
+    """What is measured of cells without noise, on the most images."""
+    return most_images(where(read(store, [job for job in jobs if cell_of(job)]), metric="clean"))
 
 
 def select(found: Sequence[Measured], dataset: str, needed: Sequence[tuple[Cell, float]], radii: Sequence[float],

@@ -24,7 +24,7 @@ class Row:
         study, labels: of the job. metric: clean, robust, or gap; of the network itself loss, lr_over_w2, angle, stable, passes.
         hits: one value per test image: True where it is right, or a real number such as a gap; of the network itself one or
             several numbers; None: not done.
-        attack: name of it; for a stage of AutoAttack the parts so far. threat, eps: that it had.
+        attack: name of it. threat, eps: that it had.
         at: of which epoch the network is. images: asked for. split: name of the test images' indices.
         ends: accuracies (fractions) that must all be away from chance; those of `hits` where none are given.
     """
@@ -74,25 +74,20 @@ class Row:
         return d.image_size, d.crop, d.exclude, d.split_seed
 
 
-def read(store: Store, jobs: Sequence[Job], stages: bool = False) -> list[Row]:
-    """Every evaluation of `jobs`, in their order.
-
-    Args:
-        stages: also what the first parts of AutoAttack left.
-    """
+def read(store: Store, jobs: Sequence[Job]) -> list[Row]:
+    """Every evaluation of `jobs`, in their order; of AutoAttack what all its parts left."""
     rows = []
     for job in jobs:
         record = store.run(job.spec) if job.settled else None
         for e in job.evals:
-            found = (store.masks(job.spec, e) if record else None) or {e.attack_name: None}
-            rows += [of_evaluation(job, e, hits, record["split"] if record else "", name) for name, hits in found.items()
-                     if stages or name == e.attack_name]
+            found = (store.masks(job.spec, e) if record else None) or {}
+            rows.append(of_evaluation(job, e, found.get(e.attack_name), record["split"] if record else ""))
     return rows
 
 
-def of_evaluation(job: Job, e: EvalSpec, hits: np.ndarray | None, split: str, attack: str) -> Row:
-    return Row(job.study, job.spec, job.labels, "clean" if e.kind == "clean" else "robust", hits, attack, e.threat, e.eps, e.at,
-               e.images, split)
+def of_evaluation(job: Job, e: EvalSpec, hits: np.ndarray | None, split: str) -> Row:
+    return Row(job.study, job.spec, job.labels, "clean" if e.kind == "clean" else "robust", hits, e.attack_name, e.threat, e.eps,
+               e.at, e.images, split)
 
 
 def chance(store: Store, jobs: Sequence[Job]) -> dict[str, float]:
@@ -198,12 +193,8 @@ def contrast(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: fl
 
 def mean_interval(found: Sequence[tuple[float, float, float]], level: float = 0.95) -> tuple[float, float, float]:
     """Mean of the differences (value, low, high) of several data sets, each with the same weight, and its interval at the level
-    that theirs have.
-
-    single intervals (MOVER, Zou and Donner 2008): the mean lies from its limit as far as the root of the summed squares of the
-    single distances, divided by their number. Few values can agree by chance; the second keeps their own noise in. So does
-    the modified Knapp-Hartung interval of meta-analyses. Two values tell nothing of other data sets: of them the second alone.
-    """
+    that theirs have: at each end the farther one of Student's and of that from the single intervals (MOVER, Zou and Donner 2008),
+    since few values can agree by chance. Two values tell nothing of other data sets: of them the second alone."""
     values, lows, highs = np.array(found).T
     mean, low, high, k = stats.student_interval(values, level) if len(found) > 2 else (values.mean(), math.inf, -math.inf, 2)
     return (float(mean), float(min(low, mean - math.sqrt(((values - lows) ** 2).sum()) / k)),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ..base import stats
@@ -45,40 +46,19 @@ def comparisons(jobs: Sequence[Job]) -> list[tuple[str, str]]:
     return [pair for pair in (*PAIRS, *BASELINES, *CONTROLS, *lambdas) if set(pair) <= set(names)]
 
 
-def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
-    """accuracy(method) - accuracy(baseline) on the same test images, seed by seed, as fractions.
-
-    Args:
-        pairs: (method, baseline) names; a pair is used on every data set where `jobs` has both.
-    Returns:
-        One line per (dataset, method, baseline, seed) and measurement, in the order of `jobs`: value with the 95 %
-        interval of `stats.paired_difference` over its n images; NaN where a run or a measurement is not done, absent says
-        why.
-    Raises:
-        ValueError: see `frame.paired`.
-    """
-    rows, out = where(read(store, jobs), at="last"), []
-    for method, baseline in pairs:
-        for a, b in paired(where(rows, method=method), where(rows, method=baseline)):
-            found = _difference([(a, b)])
-            absent = "" if found[1] else _absent(store, jobs, (method, baseline), a, a.seed)
-            out.append([a.dataset, method, baseline, str(a.seed), *_measured(a), found[0], *found[2:5], absent])
-    return pd.DataFrame(out, columns=["dataset", "method", "baseline", "seed", *MEASURED, "n", "value", "low", "high", "absent"])
-
-
 def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]],
                 standing: Mapping[tuple[str, str], Standing] | None = None) -> pd.DataFrame:
     """accuracy(method) - accuracy(baseline) over all finished seeds, as fractions, with 95 % intervals.
+
+    One line per (dataset, method, baseline) and measurement, with the interval of `frame.contrast`: of one seed it speaks about
+    other images, of more about other images and other seeds. p_holm is corrected over the data sets of a comparison (Holm); near
+    says which is near chance. A line with dataset "mean" follows where a comparison has three data sets or more, with the
+    interval of `frame.mean_interval`. Not done: NaN with 0 seeds, and absent says why.
 
     Args:
         standing: comparisons that a verdict is given on (`ledger.standing`). They are made of its runs; clean accuracy and the
             judged attack are corrected together; data sets near chance are left out of the mean and of the correction, and a line
             with dataset "mean of all" has them in.
-    Returns:
-        One line per (dataset, method, baseline) and measurement, with the interval of `frame.contrast`: of one seed it speaks
-        about other images, of more about other images and other seeds. p_holm is corrected over the data sets of a comparison
-        (Holm); near says which is near chance. A line with dataset "mean" follows where a comparison has three data sets or more,
-        with the interval of `frame.mean_interval`. Not done: NaN with 0 seeds, and absent says why.
     Raises:
         ValueError: see `frame.paired`.
     """
@@ -112,6 +92,16 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
                                       "p_holm", "near", "absent"])
 
 
+def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
+    """`differences` seed by seed, without means: also seed, as text."""
+    each = [differences(store, [job for job in jobs if job.spec.seed == seed], pairs).assign(seed=str(seed))
+            for seed in unique(job.spec.seed for job in jobs) or [0]]
+    found = pd.concat(each)
+    order = [list(pairs).index(pair) for pair in zip(found["method"], found["baseline"], strict=True)]
+    found = found.iloc[np.argsort(order, kind="stable")]
+    return found[~found["dataset"].isin(MEANS)].reset_index(drop=True)
+
+
 def _difference(both: Sequence[tuple[Row, Row]]) -> tuple:
     """(images, seeds, value, low, high, p-value); without a finished seed the images that are asked for, and NaN."""
     finished = [(a.hits, b.hits) for a, b in both if a.hits is not None and b.hits is not None]
@@ -125,15 +115,8 @@ def _measured(row: Row) -> tuple[str, str, float, str]:
     return f"{row.metric}_acc", row.threat, row.eps, row.attack
 
 
-def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], row: Row, seed: int | None = None) -> str:
+def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], row: Row) -> str:
     """Why a comparison has no value: what is said of a run of it that diverged, else "not run"."""
     words = (store.absent(job, e) for job in jobs if job.spec.method.name in pair and job.spec.data.name == row.dataset
-             and seed in (None, job.spec.seed) for e in job.evals
-             if (e.threat, e.eps, e.attack_name) == (row.threat, row.eps, row.attack))
+             for e in job.evals if (e.threat, e.eps, e.attack_name) == (row.threat, row.eps, row.attack))
     return next((word for word in words if word != NOT_RUN), NOT_RUN)
-
-
-def _range(low: int, high: int, unit: str = "") -> str:
-    """2, or 1 to 3; with a unit also its plural."""
-    number = f"{low}" if low == high else f"{low} to {high}"
-    return number + (f" {unit}{'' if high == 1 else 's'}" if unit else "")

@@ -14,7 +14,7 @@ from ..specs.jobs import Job
 from ..specs.labels import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, percent, unique
 from ..specs.strength import strength
 from ..store.store import Store
-from .accuracy import estimates, is_autoattack, is_pgd, one_line
+from .accuracy import estimates, kinds, one_line
 
 
 def _read(name: str) -> pd.DataFrame:
@@ -23,11 +23,8 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def reference_rows() -> pd.DataFrame:
-    """Public numbers near those of TWINS: re-runs by others, baselines by its authors; fractions, source in each line.
-
-    The per-data-set tables of TWINS itself are not known to us, so no line comes from them. The two sources used
-    different hyper-parameters; do not compare a method of one with a method of the other.
-    """
+    """Public numbers near those of TWINS: re-runs by others, baselines by its authors; fractions. The two sources used different
+    hyper-parameters; do not compare a method of one with a method of the other."""
     return _read("twins.csv")
 
 
@@ -93,7 +90,7 @@ def reference_table(rows: pd.DataFrame, store: Store, jobs: Sequence[Job]) -> pd
     """
     ours, reference = one_line(estimates(rows)), reference_rows()
     specs = {(job.spec.data.name, job.spec.method.name): job.spec for job in reversed(jobs)}
-    kinds = {"clean": lambda f: f["attack"] == "none", "PGD": is_pgd, "AutoAttack": is_autoattack}
+    names = {"clean": "none", "PGD": "pgd", "AutoAttack": "autoattack"}
     out = []
     for dataset in unique(rows["dataset"]):
         label, counterpart = DATASETS.get(dataset, (dataset, None))
@@ -104,12 +101,12 @@ def reference_table(rows: pd.DataFrame, store: Store, jobs: Sequence[Job]) -> pd
                 continue
             line = {"data set": label, "method": method_label(method)}
             differs = _setting_differs(specs[dataset, method], store, label, group.iloc[0])
-            for kind, choose in kinds.items():
-                line[f"{kind}, ours"], line[f"{kind}, reference"], attacks = _beside(mine[choose(mine)],
-                                                                                    group[choose(group)])
+            for kind, word in names.items():
+                line[f"{kind}, ours"], line[f"{kind}, reference"], attacks = _beside(
+                    mine[kinds(mine) == word], group[kinds(group) == word])
                 differs += attacks
             out.append(line | {"reference": source, "what differs": "; ".join(differs)})
-    columns = ["data set", "method", *(f"{k}, {w}" for k in kinds for w in ("ours", "reference")), "reference",
+    columns = ["data set", "method", *(f"{k}, {w}" for k in names for w in ("ours", "reference")), "reference",
                "what differs"]
     return pd.DataFrame(out, columns=columns)
 

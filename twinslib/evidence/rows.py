@@ -6,14 +6,16 @@ which images the number stands on. Accuracies are fractions. Of what diverged va
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from ..base.files import atomic_write
 from ..specs.jobs import Job, Task
 from ..specs.labels import NOT_RUN
-from ..specs.measure import NETWORKS
+from ..specs.measure import NETWORKS, EvalSpec
+from ..specs.run import RunSpec
 from ..store.store import Store
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
@@ -29,11 +31,11 @@ def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
         record = store.run(spec) if job.settled else None
         for e in (e for e in job.evals if e.at == "last"):
             stages, metric = store.masks(spec, e) if record else None, "clean_acc" if e.kind == "clean" else "robust_acc"
+            head = [*keys(store, job.study, spec), metric, e.threat, e.eps]
             if stages is None and (word := store.absent(job, e)) != NOT_RUN:
-                out.append([*_keys(store, job), metric, e.threat, e.eps, math.nan, e.images, spec.hash, e.attack_name, word])
+                out.append([*head, math.nan, e.images, spec.hash, e.attack_name, word])
             for stage, mask in (stages or {}).items():
-                images = f"{record['split']}[:{len(mask)}]"
-                out.append([*_keys(store, job), metric, e.threat, e.eps, float(mask.mean()), len(mask), spec.hash, stage, images])
+                out.append([*head, float(mask.mean()), len(mask), spec.hash, stage, f"{record['split']}[:{len(mask)}]"])
     return pd.DataFrame(out, columns=COLUMNS)
 
 
@@ -42,13 +44,13 @@ def epochs(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     out = []
     for job in jobs:
         for row in store.epochs(job.spec) if job.settled else ():
-            out.append(dict(zip(KEYS, _keys(store, job), strict=True)) | {"run": job.spec.hash, **row})
+            out.append(dict(zip(KEYS, keys(store, job.study, job.spec), strict=True)) | {"run": job.spec.hash, **row})
     return pd.DataFrame(out) if out else pd.DataFrame(columns=[*KEYS, "run", "epoch"])
 
 
-def _keys(store: Store, job: Job) -> list:
-    spec = job.spec
-    return [job.study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name, spec.seed]
+def keys(store: Store, study: str, spec: RunSpec) -> list:
+    """`KEYS` of a run."""
+    return [study, store.preset, spec.data.name, spec.model.arch, spec.model.norm, spec.method.name, spec.seed]
 
 
 def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
@@ -64,24 +66,29 @@ def write(store: Store, jobs: Sequence[Job], study: str) -> pd.DataFrame:
     return frame
 
 
+def consistent(found: Mapping[EvalSpec, Mapping[str, np.ndarray]]) -> tuple[bool, bool]:
+    """Whether in masks of one network (of each stage) no image is right under attack and wrong without, and whether AutoAttack
+    (or its part) leaves no more images than PGD at its radius, to within 1 % of them."""
+    masks = [(e.kind == "clean", m) for e, stages in found.items() for m in stages.values()]
+    clean = max((m for without, m in masks if without), key=len, default=np.ones(0, bool))
+    bounded = all(without or not (m[:len(clean)] & ~clean[:len(m)]).any() for without, m in masks)
+    both = [(list(found[a].values())[-1], list(found[p].values())[-1]) for a, p in itertools.product(found, found)
+            if (a.kind, p.kind) == ("autoattack", "pgd") and (a.threat, a.eps) == (p.threat, p.eps)]
+    sizes = [min(len(a), len(p)) for a, p in both]
+    return bounded, all(a[:k].sum() <= p[:k].sum() + k // 100 for (a, p), k in zip(both, sizes, strict=True))
+
+
 def sanity(store: Store, jobs: Sequence[Job]) -> dict[str, bool]:
     """What must hold for robust numbers to be believed, over all finished measurements of `jobs`."""
-    kept, bounded, falling, weaker = True, True, True, True
+    kept, falling, alright = True, True, [(True, True)]
     for job, network in itertools.product((job for job in jobs if job.settled), NETWORKS):
-        finished = [(e, m) for e in job.evals if e.at == network and (m := store.masks(job.spec, e))]
-        clean = next((m["none"] for e, m in finished if e.kind == "clean"), None)
-        pgd = sorted(((e.eps, m[e.attack_name]) for e, m in finished if e.kind == "pgd" and e.threat == "linf"),
-                     key=lambda pair: pair[0])
-        for e, stages in finished:
-            record = store.provenance(Task(job.spec, e)) or {}
-            kept &= all(record.get("checks", {}).values())
-            if clean is not None and e.kind != "clean":
-                bounded &= all(not (m[:len(clean)] & ~clean[:len(m)]).any() for m in stages.values())
-            if e.kind == "autoattack" and e.threat == "linf":
-                same = [m for eps, m in pgd if eps == e.eps and len(m) >= e.images]
-                weaker &= all(list(stages.values())[-1].sum() <= m[:e.images].sum() + e.images // 100 for m in same)
-        falling &= all(a[1].mean() >= b[1].mean() for a, b in zip(pgd, pgd[1:], strict=False))
+        found = {e: stages for e in job.evals if e.at == network and (stages := store.masks(job.spec, e))}
+        alright.append(consistent(found))
+        kept &= all(all((store.provenance(Task(job.spec, e)) or {}).get("checks", {}).values()) for e in found)
+        pgd = sorted((e.eps, m[e.attack_name].mean()) for e, m in found.items() if e.kind == "pgd" and e.threat == "linf")
+        falling &= all(a[1] >= b[1] for a, b in zip(pgd, pgd[1:], strict=False))
+    bounded, weaker = map(all, zip(*alright, strict=True))
     return {"recorded checks of every attack passed (range, mode, logits, gradient, norm kept)": bool(kept),
-            "no image is right under attack and wrong without": bool(bounded),
+            "no image is right under attack and wrong without": bounded,
             "accuracy falls with the radius": bool(falling),
-            "AutoAttack (or its part) leaves no more images than PGD, to within 1 % of them": bool(weaker)}
+            "AutoAttack (or its part) leaves no more images than PGD, to within 1 % of them": weaker}

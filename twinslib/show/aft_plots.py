@@ -1,6 +1,6 @@
 """Figures of adversarial fine-tuning as functions of frames (`networks.frame`), jobs and rows; nothing is computed anew.
 
-Accuracies are in percent; bars are the 95 % intervals of `accuracy.estimates`: over test images of one seed, else over seeds.
+Accuracies are in percent; bars are the 95 % intervals of `networks.averages`: over test images of one seed, else over seeds.
 Drawn are networks trained and attacked in the maximum norm.
 """
 
@@ -12,9 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..base.collapse import NEVER, collapsed
-from ..evidence import accuracy
-from ..evidence.networks import images_passed, lost
+from ..evidence.accuracy import lost
+from ..evidence.networks import averages, images_passed, known
 from ..specs import labels
+from ..specs.choices import own_width
 from ..specs.jobs import Job
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from ..specs.schedules import climb
@@ -23,7 +24,7 @@ from ..studies.finetuning import STUDY
 from .embedding import Projection
 from .figures import DOT, GREY, HOLLOW, LOOKS, PLAIN, figure, looks, nothing
 from .forest import forest, row_label
-from .overfit_plots import rates
+from .overfit_tables import rates
 
 OTHER_SCHEDULE = {"color": "#0072B2", "marker": "o"}
 CLASSES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#CDBE00", "#000000", "#8C510A", "#999999")
@@ -63,28 +64,24 @@ def schedule_curves(jobs: Sequence[Job]) -> Figure:
     return fig
 
 
-def cost_plot(frame: pd.DataFrame, dataset: str, *, train_images: int = 0) -> Figure:
+def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     """Clean and robust accuracy (`shared_attack`) against passes over the training set: filled with the start given, hollow with
     the natural training of the start where that is ours; black edges mark the epoch best on validation images, joined with the
-    last one.
-
-    Args:
-        train_images: of runs whose `train_images` is 0, which stands for all.
-    Raises:
-        ValueError: such runs are there and `train_images` is not given.
-    """
+    last one; in grey those that no other beats at the same or lower cost."""
     rows = _of(frame, dataset, "main")
-    methods, gone, rows = unique(rows["method"]), lost(rows), rows.dropna(subset="value")
-    given = _known(rows["train_images"], train_images, "train_images")
-    key = shared_attack(rows)
-    found = _columns(means(rows.assign(given=rows["images_given"] / given, whole=rows["images_whole"] / given)), key)
-    found = found.assign(line=found["method"], x=found["given"])
-    bare = found.assign(low=np.nan, high=np.nan)
+    methods, gone, rows = unique(rows["method"]), lost(rows, "method"), rows.dropna(subset="value")
+    rows = rows.assign(given=rows["images_given"] / rows["train_images"], whole=rows["images_whole"] / rows["train_images"])
+    costs = rows.groupby(["method", "at", "attack", "eps"])[["given", "whole"]].mean().reset_index()
+    found, titles = _panels(rows)
+    found = found.assign(line=found["method"]).merge(costs, how="left")
+    bare = found.assign(x=found["given"], low=np.nan, high=np.nan)
     start = bare[bare["whole"] > bare["given"]]  # not where it is unknown
-    front = [mine.iloc[pareto(mine["given"], mine["value"])].assign(line="front") for _, mine in bare.groupby("column")]
-    marks = pd.concat([bare.sort_values("given").assign(kind="dashed"), *front,
+    dear = bare.sort_values(["x", "value"], ascending=[True, False], kind="stable")
+    best = dear["value"] > dear.groupby("column")["value"].transform(lambda values: values.cummax().shift(fill_value=-1))
+    front = dear[best].sort_values("column", kind="stable").assign(line="front")
+    marks = pd.concat([bare.sort_values("given").assign(kind="dashed"), front,
                        start.assign(x=start["whole"], xlow=start["given"], xhigh=start["whole"], kind="points hollow"),
-                       found.assign(kind=found["at"].map({"best": "best", "last": "points"}))])
+                       found.assign(x=found["given"], kind=found["at"].map({"best": "best", "last": "points"}))])
     shown = {m: look | {"markersize": 5} for m, look in looks(methods).items()}
     front = {"color": GREY, "linewidth": 0.8, "drawstyle": "steps-post", "zorder": 1}
     seen = set(found.loc[found["column"] == "robust", "method"])
@@ -95,8 +92,8 @@ def cost_plot(frame: pd.DataFrame, dataset: str, *, train_images: int = 0) -> Fi
                 ("epochs of the same runs", {"color": PLAIN, "linestyle": "--", "linewidth": 0.8}),
                 ("training of the start included", HOLLOW | {"linestyle": "-", "linewidth": 0.5}),
                 ("best at its cost, start given", front)]
-    return figure(marks, shown | {"front": front}, columns=_titles(found, key), y="value", scale=100, log="x", longest=2000,
-                  words=_words(("clean", "robust"), found, gone), height=3.2, above=1.3, sharey=False, ylabel="accuracy (%)",
+    return figure(marks, shown | {"front": front}, columns=titles, y="value", scale=100, log="x", longest=2000,
+                  words=_words(titles, found, gone), height=3.2, above=1.3, sharey=False, ylabel="accuracy (%)",
                   xlabel=f"{PASSES}, {dataset_label(dataset)}", entries=entries)
 
 
@@ -105,55 +102,48 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
     finished or not; a line where AFT is."""
     rows = _of(frame, dataset, "main", "schedule")
     rows = rows[(rows["at"] == "last") & ((rows["part"] == "schedule") | (rows["method"] == "aft"))]
-    gone, rows = lost(rows), rows.dropna(subset="value")
-    key, names = shared_attack(rows), {}
-    marks = _columns(means(rows), key)
+    gone, rows, names = lost(rows, "method"), rows.dropna(subset="value"), {}
+    marks, titles = _panels(rows)
     for method in methods:
         lr = " or ".join(f"{x:g}" for x in unique(rows.loc[rows["method"] == method, "lr"]))
-        names[method] = row_label(method_label(method) + (f", lr {lr}" if lr else ""),
-                                  marks.loc[marks["method"] == method, "seeds"],
-                                  marks["seeds"])
-    titles = _titles(marks, key)
+        seeds = marks.loc[marks["method"] == method, "seeds"]
+        names[method] = row_label(method_label(method) + (f", lr {lr}" if lr else ""), seeds, marks["seeds"])
     marks = marks.assign(x=100 * marks["value"], low=100 * marks["low"], high=100 * marks["high"], row=marks["method"])
-    missing = pd.DataFrame({"row": m, "column": c, "absent": gone.get(m, NOT_RUN)} for m in methods for c in ("clean", "robust"))
+    missing = pd.DataFrame({"row": m, "column": c, "absent": gone.get(m, NOT_RUN)} for m in methods for c in titles)
     aft = marks[marks["method"] == "aft"].assign(row="", kind="upright", line="rule")
     marks = pd.concat([marks.assign(line=marks["method"].map(lambda m: "aft" if m == "aft" else "other")), missing, aft])
     return forest(marks, names, {"aft": LOOKS["aft"], "other": OTHER_SCHEDULE, "rule": {"color": GREY, "linewidth": 0.8}},
                   titles, zero=False, sharex=False, xlabel=f"accuracy on {dataset_label(dataset)} at the last epoch (%)")
 
 
-def data_width_plot(frame: pd.DataFrame, dataset: str, own_width: int, *, train_images: int = 0) -> Figure:
+def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     """Robust accuracy, and clean accuracy in lighter colour, against the number of training images and the width, of AFT and of
     the same training from random weights, at the last epoch.
 
     The runs with all images and own width count only for the seeds that the others have, so that lines stay with their seeds.
-
-    Args:
-        own_width: of the arch, for runs whose `width` is 0. train_images: likewise of runs whose `train_images` is 0.
     """
-    shown, own = looks(("aft", "aft_random")), {"train_images": train_images, "width": own_width}
-    every = _of(frame, dataset, "main", "fraction", "width")
+    shown, every = looks(("aft", "aft_random")), _of(frame, dataset, "main", "fraction", "width")
     every = every[every["method"].isin(list(shown)) & (every["at"] == "last")]
-    marks, gone, titles = [pd.DataFrame({"x": [], "value": [], "method": "", "column": ""})], {}, {}
-    rows = every.dropna(subset="value")
+    every["width"] = [width or own_width(arch) for width, arch in zip(every["width"], every["arch"], strict=True)]
+    rows, marks, gone, titles = every.dropna(subset="value"), [], {}, {}
     key = shared_attack(rows)
     for part, column in (("fraction", "train_images"), ("width", "width")):
         some, full = rows[rows["part"] == part], rows[rows["part"] == "main"]
         here = pd.concat([some, full[full["seed"].isin(some["seed"])] if len(some) else full])
-        here = here.assign(x=_known(here[column], own[column], column))
-        here = here.drop_duplicates(["x", "method", "seed", "attack", "eps", "n"])  # the full size may be in both
-        found = [_columns(means(mine), key).assign(x=x) for x, mine in here.groupby("x")]
+        here = here.drop_duplicates([column, "method", "seed", "attack", "eps", "n"])  # the full size may be in both
+        found = [_panels(mine, key)[0].assign(x=x, part=part) for x, mine in here.groupby(column)]
         titles[part] = _basis(pd.concat(found)) if found else ""
-        marks += [mine.assign(kind=mine["column"].map({"clean": "faint", "robust": ""}), column=part) for mine in found]
+        marks += found
         missing = every[every["value"].isna() & (every["part"] == part)]
-        sizes = zip(missing["method"], missing[column], strict=True)
-        gone["", part] = [f"{method_label(m)}, {size or own[column]:,}" for m, size in sizes]
-    marks = pd.concat(marks)
+        gone["", part] = [f"{method_label(m)}, {size:,}" for m, size in zip(missing["method"], missing[column], strict=True)]
+    marks = pd.concat(marks or [_panels(rows)[0].assign(x=0, part="")])
+    marks = marks.assign(kind=marks["column"].map({"clean": "faint", "robust": ""}), column=marks["part"])
     beside = marks["method"].map({"aft": 1.0, "aft_random": 1.02}).astype(float)  # so that bars do not hide each other
     fig = figure(marks.assign(x=marks["x"] * beside), shown, columns=titles, y="value", line="method", scale=100, gone=gone,
-                 words=_words(titles, marks, lost(every)), sharex=False, ylabel=f"accuracy on {dataset_label(dataset)} (%)",
-                 per_line=2, entries=[*((f"{method_label(m)}: {_header(key)}", look) for m, look in shown.items()),
-                                      *((f"{method_label(m)}: clean", look | {"alpha": 0.4}) for m, look in shown.items())])
+                 words=_words(titles, marks, lost(every, "method")), sharex=False, per_line=2,
+                 ylabel=f"accuracy on {dataset_label(dataset)} (%)",
+                 entries=[*((f"{method_label(m)}: {_header(key)}", look) for m, look in shown.items()),
+                          *((f"{method_label(m)}: clean", look | {"alpha": 0.4}) for m, look in shown.items())])
     for ax, part, label in zip(fig.axes, titles, ("training images", "width (channels of the first stage)"), strict=True):
         ax.set(xscale="log", xlabel=label)
         sizes = sorted(unique(marks.loc[marks["column"] == part, "x"]))
@@ -208,23 +198,9 @@ def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int) -> 
     marks = pd.concat(marks).assign(column="")
     cross = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 8, "markeredgewidth": 1.6, "zorder": 4}
     return figure(marks, {m: look | {"markersize": 3} for m, look in shown.items()} | {"collapsed": cross}, columns={"": ""},
-                  scale=100,
-                  log="x", longest=2000, height=2.3, xlabel=PASSES, ylabel="robust accuracy on validation images (%)", per_line=1,
-                  entries=entries + [("collapsed", cross)] * ("collapsed" in set(marks["line"])), loc="outside right center")
-
-
-def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per method, `at`, attack and eps: `accuracy.estimates` (the mean where there are several seeds), the number of
-    seeds, and means over them of the columns of passes, if `rows` has them."""
-    key, costs = ["method", "at", "attack", "eps"], [c for c in ("given", "whole") if c in rows]
-    out = [accuracy.one_line(accuracy.estimates(mine.assign(metric="accuracy", images=mine["n"]))).assign(at=at)
-           for at, mine in rows.groupby("at", sort=False)]
-    if not out:
-        return pd.DataFrame(columns=[*key, "n", "value", "low", "high", "seeds", *costs])
-    found = pd.concat(out, ignore_index=True)
-    found["seeds"] = found["seed"].str.extract(r"mean of (\d+)", expand=False).fillna("1").astype(int)
-    found[["low", "high"]] = found[["low", "high"]].clip(0, 1)
-    return found.merge(rows.groupby(key)[costs].mean().reset_index(), on=key) if costs else found
+                  scale=100, log="x", longest=2000, height=2.3, xlabel=PASSES, per_line=1, loc="outside right center",
+                  ylabel="robust accuracy on validation images (%)",
+                  entries=entries + [("collapsed", cross)] * ("collapsed" in set(marks["line"])))
 
 
 def shared_attack(rows: pd.DataFrame) -> tuple[str, float] | None:
@@ -234,48 +210,24 @@ def shared_attack(rows: pd.DataFrame) -> tuple[str, float] | None:
     return max(counts.keys(), key=lambda k: (counts[k], strength(k[0]), k[1]), default=None)
 
 
-def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Positions of the points that no other beats in value at the same or lower cost, from cheap to dear.
-
-    >>> pareto([3, 1, 2, 2], [9, 5, 4, 7])
-    [1, 3, 0]
-    """
-    costs, values = np.asarray(costs, float), np.asarray(values, float)
-    front: list[int] = []
-    for i in np.lexsort((-values, costs)):
-        if not front or values[i] > values[front[-1]]:
-            front.append(int(i))
-    return front
-
-
 def _of(frame: pd.DataFrame, dataset: str, *parts: str) -> pd.DataFrame:
-    """Rows of trained networks of these parts, in the maximum norm."""
-    return frame[(frame["dataset"] == dataset) & frame["part"].isin(parts) & frame["at"].isin(("best", "last"))
-                 & (frame["trained_threat"] == "linf") & frame["threat"].isin(("linf", "none"))]
+    """Lines of trained networks of these parts, in the maximum norm."""
+    return known(frame[(frame["dataset"] == dataset) & frame["part"].isin(parts) & frame["at"].isin(("best", "last"))
+                       & (frame["trained_threat"] == "linf") & frame["threat"].isin(("linf", "none"))])
 
 
-def _columns(found: pd.DataFrame, key: tuple[str, float] | None) -> pd.DataFrame:
-    """Of `means` those that are shown, with the panel that each belongs to."""
+def _panels(rows: pd.DataFrame, key: tuple[str, float] | None = None) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`averages` of measured lines without attack (column clean) and under `key`, by default `shared_attack` (robust); and the
+    titles of both, with what they stand on."""
+    key, found = key or shared_attack(rows), averages(rows, ["method", "at"])
     robust = (found["attack"] == key[0]) & (found["eps"] == key[1]) if key else pd.Series(False, found.index)
-    column = robust.map({True: "robust", False: "clean"})
-    return found.assign(column=column)[robust | (found["attack"] == "none")]
-
-
-def _titles(found: pd.DataFrame, key: tuple[str, float] | None) -> dict[str, str]:
-    shown = _columns(found, key)
-    return {c: "\n".join(filter(None, (text, _basis(shown[shown["column"] == c])))) for c, text in (("clean", "clean"),
-                                                                                                 ("robust", _header(key)))}
+    shown = found.assign(column=robust.map({True: "robust", False: "clean"}))[robust | (found["attack"] == "none")]
+    return shown, {c: "\n".join(filter(None, (text, _basis(shown[shown["column"] == c]))))
+                   for c, text in (("clean", "clean"), ("robust", _header(key)))}
 
 
 def _words(columns: Iterable[str], drawn: pd.DataFrame, gone: Mapping[str, str]) -> dict[tuple[str, str], str]:
     return {("", c): next(iter(gone.values()), NOT_RUN) for c in columns if c not in set(drawn["column"])}
-
-
-def _known(values: pd.Series, own: int, name: str) -> pd.Series:
-    """With `own` in the place of 0, which stands for it."""
-    if own <= 0 and (values == 0).any():
-        raise ValueError(f"expected {name} above 0 for runs that name none, got {own}; pass the number of the data set or arch")
-    return values.where(values > 0, own)
 
 
 def _header(key: tuple[str, float] | None) -> str:

@@ -58,10 +58,9 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     entries += [("ring: best rate", DOT | FLAGS["ring"])] + [("hollow: more epochs", HOLLOW)] * bool(long.any())
     fig = figure(marks, shown, rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
                  columns=unique(averaged["dataset"]), row="metric", column="dataset", line="method", x="rate", y="mean",
-                 low="min",
-                 high="max", scale=100, log="x", ticks=found["rate"], sharey=False, width=7 if several else 4.6, entries=entries,
+                 low="min", high="max", scale=100, log="x", ticks=found["rate"], sharey=False, entries=entries,
                  xlabel="base learning rate" + ("" if seeds == [1] else f"; means of {' to '.join(map(str, seeds))} seeds"),
-                 per_line=3 if several else 2)
+                 width=7 if several else 4.6, per_line=3 if several else 2)
     for ax in fig.axes:
         ax.tick_params(axis="x", labelrotation=45 if found["rate"].nunique() > 4 else 0)
     return fig

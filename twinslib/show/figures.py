@@ -76,19 +76,13 @@ Entries = Sequence[tuple[str, dict]]  # of a legend: label and look
 styled = plt.style.context(["default", SETTINGS])  # decorates what draws: the project's look, whatever the user's settings
 
 
-def save(fig: Figure, path: str | Path, about: str = "") -> tuple[Path, Path]:
-    """Write path.png and path.pdf, each whole or not at all; the same figure gives the same bytes.
-
-    Args:
-        about: goes into the metadata of both files, such as the commit and the runs that the figure rests on.
-    """
-    written = []
-    for suffix, metadata in ((".png", {"Description": about}), (".pdf", {"Subject": about, "CreationDate": None})):
-        target = Path(path).with_name(Path(path).name + suffix)
-        options = {"format": suffix[1:], "metadata": {k: v for k, v in metadata.items() if v != ""}}
+def save(fig: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write path.png and path.pdf, each whole or not at all; the same figure gives the same bytes."""
+    targets = tuple(Path(path).with_name(Path(path).name + suffix) for suffix in (".png", ".pdf"))
+    for target, metadata in zip(targets, ({}, {"CreationDate": None}), strict=True):
+        options = {"format": target.suffix[1:], "metadata": metadata}
         atomic_write(target, styled(lambda tmp, options=options: fig.savefig(tmp, **options)))
-        written.append(target)
-    return tuple(written)
+    return targets
 
 
 def looks(methods: Iterable[str]) -> dict[str, dict]:

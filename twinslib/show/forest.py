@@ -18,8 +18,7 @@ FENCE = 2.0  # a value farther than this many quartile ranges outside the quarti
 @styled
 def forest(marks: pd.DataFrame, labels: Mapping[str, str], looks: Mapping[str, dict], columns: Names, *,
            limits: Mapping[str, tuple[float, float]] | None = None, zero: bool = True, own_rows: bool = False,
-           entries: Entries = (),
-           per_line: int = 3, **more: object) -> Figure:
+           entries: Entries = (), per_line: int = 3, **more: object) -> Figure:
     """A row for each of `labels`, from above, and a panel for each column.
 
     Args:

@@ -1,5 +1,5 @@
-"""Tables of notebook 05, from finished certifications (`evidence.cells`): one network for all noise levels against one for each,
-strength of fine-tuning, networks of notebook 01, public numbers. Frames hold fractions, tables are text."""
+"""Tables of notebook 05, from certifications (`evidence.cells`): one network for all noise levels against one for each, strength
+of fine-tuning, networks of notebook 01, public numbers. Frames hold fractions, tables are text."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,14 @@ import pandas as pd
 from ..base import stats
 from ..claims.smoothing import costs
 from ..evidence import public
-from ..evidence.cells import Measured, absent, lost, planned, select, stack
+from ..evidence.accuracy import said
+from ..evidence.cells import Measured, absent, select, stack
 from ..specs.jobs import Job
 from ..specs.labels import NOT_RUN, dataset_label, method_label, points, unique
 from ..store.store import Store
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED, cell_of
-from .smoothing_tables import CONSTANT, RADII, dagger, main_lines, name, norm_name, one_class_text, radius_text, said
+from .smoothing_tables import CONSTANT, RADII, cell_names, dagger, family, main_lines, name, one_class_text, radius_text
 from .tables import number
 
 STRENGTHS = ("probe", "weak", "clean", "strong")  # fine-tunings on clean images, by how much they can change
@@ -26,47 +27,33 @@ MANY = {"one σ → same σ": Cell(pretraining="noise*", finetuning="noise*", no
         "mixed → same σ": Cell(pretraining="mixed", finetuning="noise*", norm="group")}
 
 
-def family(frame: pd.DataFrame, dataset: str, cell: Cell, sigmas: Sequence[float],
-           measure: str = "certified_acc") -> pd.DataFrame:
-    """Of `estimates`, the lines of a cell at each noise level, noise* as the network made for that level."""
-    out = []
-    for sigma in sigmas:
-        c = cell.at(sigma)
-        out.append(frame[(frame["dataset"] == dataset) & (frame["sigma"] == sigma) & (frame["pretraining"] == c.pretraining)
-                         & (frame["finetuning"] == c.finetuning) & (frame["norm"] == c.norm) & (frame["restat"] == c.restat)
-                         & (frame["measure"] == measure)])
-    return pd.concat(out) if out else frame.iloc[:0]
-
-
 def envelope(lines: pd.DataFrame) -> pd.DataFrame:
     """For each radius the line of the best noise level (the smallest of equals)."""
     ordered = lines.sort_values(["radius", "value", "sigma"], ascending=[True, False, True], kind="stable")
-    return ordered.drop_duplicates("radius")
+    return ordered.dropna(subset="value").drop_duplicates("radius")
 
 
-def levels(jobs: Sequence[Job], cell: Cell = ONE) -> list[float]:
+def levels(frame: pd.DataFrame, cell: Cell = ONE) -> list[float]:
     """Noise levels that a cell is planned to be certified at."""
-    return sorted({p.certification.sigma for p in planned(jobs) if p.cell == cell})
+    return sorted(frame.loc[frame["cell"] == cell, "sigma"].unique())
 
 
 def envelope_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
     """For each radius the best noise level of the one network and of each family of several, one minus several in points, and
     what the best constant answer earns at the best of the levels; what is close to such an answer is marked."""
-    lines, gone = [], lost(found)
+    lines, columns = [], ("seeds", "one", "several", "difference (points)", CONSTANT)
     for label, cell in MANY.items():
         needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
-        chosen, word = select(found, dataset, needed, RADII), absent(gone, dataset, needed)
-        every = [m for by_seed in chosen.values() for m in by_seed.values()]
+        chosen, word = select(found, dataset, needed, RADII), absent(found, dataset, needed)
         for i, r in enumerate(RADII):
-            line = {"data set": dataset_label(dataset), "one network": f"{name(ONE.pretraining)} → {name(ONE.finetuning)}",
-                    "one for each level": label, "r": f"{r:g}"}
             numbers = ["0", word, word, word, word]
             if chosen:
                 best = [_best({s: chosen[c.at(s), s] for s in sigmas}, i) for c in (ONE, cell)]
                 texts, (ours, theirs) = zip(*best, strict=True)
-                chance = max(m.chance * (r <= m.certification.plan.ceiling) for m in every)
+                chance = max(m.earned(r) for by_seed in chosen.values() for m in by_seed.values())
                 numbers = [str(len(ours)), *texts, points(*stats.crossed_mean(ours - theirs)[:3]), f"{100 * chance:.1f}"]
-            lines.append(line | dict(zip(("seeds", "one", "several", "difference (points)", CONSTANT), numbers, strict=True)))
+            lines.append({"data set": dataset_label(dataset), "one network": f"{name(ONE.pretraining)} → {name(ONE.finetuning)}",
+                          "one for each level": label, "r": f"{r:g}", **dict(zip(columns, numbers, strict=True))})
     return pd.DataFrame(lines)
 
 
@@ -80,11 +67,10 @@ def _best(by_level: dict[float, dict[int, Measured]], i: int) -> tuple[str, np.n
 def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
     """Image passes of training (one training pass counts as three) and of certification at all noise levels, one network
     against one for each level; means over seeds."""
-    lines, gone = [], lost(found)
+    lines = []
     for label, cell in {"one network": ONE, **MANY}.items():
         needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
-        chosen = select(found, dataset, needed, ())
-        cells = [absent(gone, dataset, needed)] * 4
+        chosen, cells = select(found, dataset, needed, ()), [absent(found, dataset, needed)] * 4
         if chosen:
             spent = [[costs([chosen[c.at(s), s][seed] for s in sigmas], store) for c in (ONE, cell)]
                      for seed in next(iter(chosen.values()))]
@@ -97,34 +83,30 @@ def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Se
 def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Share of test images without an answer, for cells certified without a look at the labels."""
     lines = frame[frame["measure"] == "abstain_rate"]
-    return pd.DataFrame([{"data set": dataset_label(r.dataset), "pre-training": name(r.pretraining),
-                          "fine-tuning": name(r.finetuning), "norm": norm_name(r.norm, r.restat),
-                          "σ": f"{r.sigma:g}", "n": f"{r.n:,}", "images": f"{r.images:,}",
-                          "abstains ± SE": f"{100 * r.value:.1f} ± {100 * r.se:.1f}"} for r in lines.itertuples()],
-                        columns=["data set", "pre-training", "fine-tuning", "norm", "σ", "n", "images", "abstains ± SE"])
+    cells = [cell_names(r.dataset, r.cell) | {"σ": f"{r.sigma:g}", "n": f"{r.n:,}", "images": f"{r.images:,}",
+                                              "abstains ± SE": f"{100 * r.value:.1f} ± {100 * r.se:.1f}"}
+             for r in lines.itertuples()]
+    return pd.DataFrame(cells, columns=["data set", "pre-training", "fine-tuning", "norm", "σ", "n", "images", "abstains ± SE"])
 
 
 def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """Average certified radius, mean over the noise levels, by pre-training and strength of clean fine-tuning (`STRENGTHS`), with
     its learning rate times epochs; reference: fine-tuned with noise of each level. chance: of the best constant answer; constant:
     whether it is close to one at one of the levels; absent: what stands for a missing one."""
-    main = main_lines(frame)
     optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
-    wanted = unique((p.dataset, p.cell.pretraining, p.cell.finetuning) for p in planned(jobs)
-                    if p.cell.finetuning in STRENGTHS and p.cell.norm == "group")
-    out = []
-    for dataset in unique(d for d, *_ in wanted):
-        sigmas = sorted({p.certification.sigma for p in planned(jobs) if (p.dataset, p.cell) == (dataset, ONE)})
+    wanted = unique((d, c) for d, c in zip(frame["dataset"], frame["cell"], strict=True) if c.finetuning in STRENGTHS)
+    main, out = main_lines(frame), []
+    for dataset in unique(d for d, c in wanted if c.norm == "group"):
+        sigmas = levels(frame[frame["dataset"] == dataset])
         for pretraining in ("mixed", "clean"):
-            for fine in (*(f for f in STRENGTHS if (dataset, pretraining, f) in wanted), "noise*"):
-                cell = Cell(pretraining=pretraining, finetuning=fine, norm="group")
-                lines = family(main, dataset, cell, sigmas, "acr")
-                lines = lines.drop_duplicates("sigma")
-                whole, optim = 0 < len(lines) == len(sigmas), optims.get((dataset, fine))
+            cells = [Cell(pretraining=pretraining, finetuning=f, norm="group") for f in (*STRENGTHS, "noise*")]
+            for cell in (c for c in cells if (dataset, c) in wanted or c is cells[-1]):
+                lines = family(main, dataset, cell, sigmas, "acr").drop_duplicates("sigma")
+                whole, optim = 0 < lines["value"].count() == len(sigmas), optims.get((dataset, cell.finetuning))
                 numbers = [float(lines[k].mean()) if whole else math.nan for k in ("value", "chance")]
                 rate = [optim.lr, optim.epochs] if optim else [math.nan, math.nan]
-                out.append([dataset, pretraining, fine, *rate, *numbers, whole and bool(lines["constant"].any()),
-                            "" if whole else said(frame, dataset, *((cell.at(s), s) for s in sigmas))])
+                out.append([dataset, pretraining, cell.finetuning, *rate, *numbers, whole and bool(lines["constant"].any()),
+                            "" if whole else said(lines)])
     return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "chance", "constant",
                                       "absent"])
 
@@ -145,29 +127,29 @@ def strength_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def crossed_table(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
+def crossed_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Certified accuracy of the networks of notebook 01, which saw no noise, by noise level, with the average certified radius,
     the share of the class that is chosen most often, and of the label that is most frequent."""
     lines, radii = [], (0.0, 0.25, 0.5)
-    for dataset, cell, sigma in unique((p.dataset, p.cell, p.certification.sigma) for p in planned(jobs)
-                                       if p.cell.pretraining == CROSSED):
-        at = {r.radius: r for r in family(frame, dataset, cell, [sigma]).itertuples()}
-        acr, word = next(family(frame, dataset, cell, [sigma], "acr").itertuples(), None), said(frame, dataset, (cell, sigma))
+    crossed = frame[frame["cell"].map(lambda c: c.pretraining == CROSSED).astype(bool)]
+    for dataset, cell, sigma in unique(zip(crossed["dataset"], crossed["cell"], crossed["sigma"], strict=True)):
+        mine = family(frame, dataset, cell, [sigma])
+        at, word = {r.radius: r for r in mine.dropna(subset="value").itertuples()}, said(mine)
+        acr = next(family(frame, dataset, cell, [sigma], "acr").itertuples(), None)
         lines.append({"data set": dataset_label(dataset), "method": method_label(cell.finetuning), "σ": f"{sigma:g}",
-                      "seeds": str(acr.seeds if acr else 0)} | {
-                          f"r {r:g}": number(at.get(r), missing=word) for r in radii} | {
-                          "one class": one_class_text(acr, word),
-                          CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word,
-                          "ACR ± SE": radius_text(acr, word)})
+                      "seeds": str(acr.seeds if acr else 0), **{f"r {r:g}": number(at.get(r), missing=word) for r in radii},
+                      "one class": one_class_text(acr, word),
+                      CONSTANT: f"{100 * max(r.chance for r in at.values()):.1f}" if at else word,
+                      "ACR ± SE": radius_text(acr, word)})
     return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["data set", "method", "σ"])
 
 
 def confidence_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
     """One network: share of images whose label gets more than half of the votes, and nearly all; the best constant answer gives
     all votes to the most frequent label."""
-    lines, gone = [], lost(found)
+    lines = []
     for sigma in sigmas:
-        shares, word = label_shares(found, dataset, ONE, sigma), absent(gone, dataset, [(ONE, sigma)])
+        shares, word = label_shares(found, dataset, ONE, sigma), absent(found, dataset, [(ONE, sigma)])
         chance = max((m.chance for m in found if (m.dataset, m.cell) == (dataset, ONE)), default=0.0)
         numbers = [np.mean(shares > 0.5), np.mean(shares > 0.99), chance] if len(shares) else []
         lines.append([f"{sigma:g}", *([f"{100 * x:.0f} %" for x in numbers] or [word] * 3)])
@@ -176,21 +158,20 @@ def confidence_table(found: Sequence[Measured], dataset: str, sigmas: Sequence[f
 
 def label_shares(found: Sequence[Measured], dataset: str, cell: Cell, sigma: float) -> np.ndarray:
     """Share of votes for the label of every image and seed, of the certification with most draws that did not look at labels."""
-    mine = [m for m in found if (m.dataset, m.cell, m.sigma) == (dataset, cell.at(sigma), sigma)
-            and not m.certification.stop_if_wrong and not m.absent]
+    mine = [m for m in found if m.key == (dataset, cell.at(sigma), sigma) and not m.certification.stop_if_wrong and not m.absent]
     most = max((m.certification.n for m in mine), default=0)
     return np.concatenate([m.shares.label for m in mine if m.certification.n == most]) if mine else np.empty(0)
 
 
 def public_table(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> pd.DataFrame:
     """Envelope over noise levels, ours and public, at the radii that most publish; what differs stands beside."""
-    radii, main, sigmas = (0.25, 0.5, 0.75, 1.0), main_lines(frame), levels(jobs)
-    networks = [p.spec.model.arch for p in planned(jobs) if p.dataset == dataset and p.cell == ONE]
+    radii, main, sigmas = (0.25, 0.5, 0.75, 1.0), main_lines(frame), levels(frame)
+    networks = [job.spec.model.arch for job in jobs if job.spec.data.name == dataset and cell_of(job) == ONE]
     lines = []
     for label, cell in {"one network, mixed → clean": ONE, **MANY}.items():
-        best = envelope(family(main, dataset, cell, sigmas))
-        at = {r.radius: f"{100 * r.value:.1f}{dagger(r.constant)}" for r in best.itertuples()}
-        word, about = said(frame, dataset, *((cell.at(s), s) for s in sigmas)), next(best.itertuples(), None)
+        mine = family(main, dataset, cell, sigmas)
+        best, word = list(envelope(mine).itertuples()), said(mine)
+        at, about = {r.radius: f"{100 * r.value:.1f}{dagger(r.constant)}" for r in best}, next(iter(best), None)
         lines.append({"who": "ours", "method": label, "network": next(iter(networks), ""),
                       **{f"r {r:g}": at.get(r, word) for r in radii},
                       "images": f"first {about.images:,} of a fixed order" if about else "",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..base import stats
-from ..evidence.cells import Measured, absent, lost, select, stack
+from ..evidence.cells import Measured, absent, select, stack
 from ..specs import choices
 from ..specs.jobs import Job
 from ..specs.labels import NOT_RUN, dataset_label, lost_text, points
@@ -30,20 +30,19 @@ def losses(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> 
     images, for each norm and for batch norm with frozen or re-estimated statistics; and what is lost (lost, low, high: paired,
     95 %). chance: what the best constant answer earns; constant: whether the clean fine-tuning is close to one. NaN where
     something is missing, absent says why."""
-    out, gone = [], lost(found)
+    out = []
     for sigma in sigmas:
         for norm, kind in LABELS:
             fine = "frozen" if kind == "frozen" else "clean"
             cell = Cell(pretraining="mixed", finetuning=fine, norm=norm, restat=kind == "restat")
             needed = [(cell, sigma), (Cell(pretraining="mixed", finetuning="noise*", norm=norm).at(sigma), sigma)]
-            chosen, word = select(found, dataset, needed, (RADIUS,)), absent(gone, dataset, needed)
+            chosen, word = select(found, dataset, needed, (RADIUS,)), absent(found, dataset, needed)
             numbers = [0, 0, math.nan, False, *[math.nan] * 5, word]
             if chosen:
                 after, before = (stack(chosen[key], (RADIUS,))[..., 0].astype(float) for key in needed)
                 mine = list(chosen[cell, sigma].values())
-                chance = mine[0].chance * (RADIUS <= mine[0].certification.plan.ceiling)
-                numbers = [after.shape[1], after.shape[0], chance, any(m.constant for m in mine), before.mean(), after.mean(),
-                           *stats.crossed_mean(before - after)[:3], ""]
+                numbers = [after.shape[1], after.shape[0], mine[0].earned(RADIUS), any(m.constant for m in mine), before.mean(),
+                           after.mean(), *stats.crossed_mean(before - after)[:3], ""]
             out.append([dataset, sigma, norm, kind, RADIUS, *numbers])
     return pd.DataFrame(out, columns=["dataset", "sigma", "norm", "statistics", "radius", "images", "seeds", "chance", "constant",
                                       "noisy", "clean", "lost", "low", "high", "absent"])
@@ -68,7 +67,7 @@ def loss_table(frame: pd.DataFrame) -> pd.DataFrame:
 def transfer_table(found: Sequence[Measured], dataset: str, sigma: float) -> pd.DataFrame:
     """Clean fine-tuning, certified at one level and RADIUS: mixed minus clean and minus one-level pre-training in points, for
     each norm, paired; marked where the other is close to a constant answer."""
-    out, gone = [], lost(found)
+    out = []
     for norm in NORMS:
         mixed, *others = (Cell(pretraining=p, finetuning="clean", norm=norm) for p in ("mixed", "clean", f"noise{float(sigma)}"))
         for other in others:
@@ -78,7 +77,7 @@ def transfer_table(found: Sequence[Measured], dataset: str, sigma: float) -> pd.
                 ours, theirs = (stack(chosen[key], (RADIUS,))[..., 0].astype(float) for key in needed)
                 numbers = stats.crossed_mean(ours - theirs)[:3]
                 mark = dagger(any(m.constant for m in chosen[other, sigma].values()))
-            out.append([norm, f"mixed - {name(other.pretraining)} (points)", *numbers, mark, absent(gone, dataset, needed)])
+            out.append([norm, f"mixed - {name(other.pretraining)} (points)", *numbers, mark, absent(found, dataset, needed)])
     found = pd.DataFrame(out, columns=["line", "column", "value", "low", "high", "mark", "absent"])
     heads = {norm: (dataset_label(dataset), label) for norm, label in NORMS.items()}
     return pivot(found, heads, ("data set", f"clean fine-tuning, σ {sigma:g}, r {RADIUS:g}"), points)

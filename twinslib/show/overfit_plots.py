@@ -5,7 +5,7 @@ markers on curves are public numbers.
 """
 
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,28 +13,26 @@ from matplotlib.figure import Figure
 
 from ..claims.effects import pair_label
 from ..evidence import course, public
-from ..evidence.course import LAST, Course
-from ..specs.jobs import Job
+from ..evidence.course import LAST, Course, by_key
 from ..specs.labels import DATASETS, dataset_label, method_label, unique
 from ..specs.run import RunSpec
-from ..specs.schedules import factor
 from . import overfit_tables
 from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks, nothing
 from .forest import fences, forest, row_label
-from .overfit_tables import PLATEAUS, SCHEDULES, SLOW, absent, attack_text, by_key, first_drop, ordered, schedule_label
+from .overfit_tables import PLATEAUS, SCHEDULES, SCRATCH, SLOW, Plan, absent, attack_text, first_drop, rates, schedule_label
 
 PARTS = {"train_robust": "dashed", "test_robust": "solid", "test_clean": "solid"}
 RULES = {"behind": {"color": GREY, "linewidth": 0.9}, "drop": DROP, "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
 SHADED = {"color": SHADE, "linewidth": 7}
 PUBLIC = {"color": "#555555", "linewidth": 0.8, "markersize": 4.2, "markerfacecolor": "white"}
 THEIRS = {"public test": PUBLIC | {"marker": "o"}, "public training": PUBLIC | {"marker": "s", "linestyle": (0, (4, 1.6))}}
-Plan = dict[tuple[str, str], RunSpec]  # (data set, method) -> spec of its first seed
 
 
-def method_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
-    """Robust error by epoch, a panel for each data set and method of `overfit_tables.methods`; a marker at the epoch that is best
-    on validation images, grey for the last measured epochs, whose mean stands for the end; AT's test error in every panel."""
-    plan, found, marks = _plan(jobs, overfit_tables.methods(jobs), several=True), by_key(courses), []
+def method_curves(courses: Sequence[Course]) -> Figure:
+    """Robust error by epoch, a panel for each data set and method that begins from the start network and has the usual schedule;
+    a marker at the epoch that is best on validation images, grey for the last measured epochs, whose mean stands for the end;
+    AT's test error in every panel."""
+    plan, found, marks = _plan(courses, lambda m: m == "at" or m not in (*SCHEDULES, *SCRATCH), several=True), by_key(courses), []
     several = len({d for d, _ in plan}) > 1
     for (d, m), spec in plan.items():
         group = found.get((d, m), [])
@@ -42,7 +40,7 @@ def method_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
         drops = [x * spec.optim.epochs for x in spec.optim.milestones] if spec.optim.schedule == "piecewise" and group else []
         here.append(pd.DataFrame({"x": drops, "line": "drop", "kind": "upright"}))
         here += [pd.DataFrame({"xlow": [e[0]], "xhigh": e[-1], "line": "shade", "kind": "shade"})
-                 for e in map(overfit_tables.ending, group[:1])]
+                 for e in (c.ending for c in group[:1])]
         marks.append(pd.concat(here).assign(column=f"{d} {m}"))
     fig = figure(pd.concat(marks), looks(m for _, m in plan) | RULES, wrap=3, height=1.75, ticks=5, xlabel=_epochs(plan),
                  ylabel=_error(plan), words={("", " ".join(key)): absent(courses, *key) for key in plan if key not in found},
@@ -53,12 +51,12 @@ def method_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     return fig
 
 
-def gap_plot(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
+def gap_plot(courses: Sequence[Course]) -> Figure:
     """Left the gap of each planned method, right differences of gaps (`overfit_tables.PAIRS`), in points with 95 % intervals over
     seeds and test images; filled where the interval leaves out 0. A row says on how many seeds it rests where that differs."""
-    plan, pairs = _plan(jobs, None, several=True), overfit_tables.pairs(jobs)
+    plan, pairs = _plan(courses, several=True), overfit_tables.pairs(courses)
     several = len({d for d, _ in plan}) > 1
-    own = course.gaps(courses).rename(columns={"gap": "value", "gap_low": "low", "gap_high": "high"}).assign(baseline="")
+    own = course.gaps(courses).query("measure == 'gap'").assign(baseline="")
     against = course.gap_differences(courses, unique(pair for _, pair in pairs))
     wanted = [("own", d, m, "", method_label(m)) for d, m in plan] + [("pair", d, *pair, pair_label(pair)) for d, pair in pairs]
     wanted = pd.DataFrame(wanted, columns=["column", "dataset", "method", "baseline", "row"])
@@ -75,17 +73,14 @@ def gap_plot(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
                   xlabel=f"points of robust accuracy{where}, best epoch − end, with 95 % interval")
 
 
-def schedule_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
+def schedule_curves(courses: Sequence[Course]) -> Figure:
     """A column for each schedule of AT: above its learning rate, below robust error by epoch, with the test error under the
     piecewise schedule in grey; shaded where the rate is below a fifth of its peak."""
-    plan, found, marks = _plan(jobs, SCHEDULES), by_key(courses), []
+    plan, found, marks = _plan(courses, SCHEDULES.__contains__), by_key(courses), []
     for (d, m), spec in plan.items():
-        steps = rates(spec)
-        slow = (steps["y"] < SLOW * spec.optim.lr - 1e-12).astype(int).diff()
-        starts, ends = ([*edges] for edges in (steps["x"][slow == 1], steps["x"][slow == -1]))
-        if steps["y"].iloc[0] < SLOW * spec.optim.lr - 1e-12:
-            starts.insert(0, 0.0)
-        shade = pd.DataFrame(zip(starts, [*ends, spec.optim.epochs], strict=False), columns=["xlow", "xhigh"])
+        steps, turns = rates(spec), overfit_tables.slow(spec).astype(int).diff().fillna(overfit_tables.slow(spec).astype(int))
+        ends = [*steps["x"][turns == -1], spec.optim.epochs]
+        shade = pd.DataFrame(zip(steps["x"][turns == 1], ends, strict=False), columns=["xlow", "xhigh"])
         shade = shade.assign(line="shade", kind="shade")
         error = [_marks(found.get((d, m), [])).assign(line=m)] + [_behind(found.get((d, "at"), []))] * (m != "at")
         marks += [pd.concat([*error, shade]).assign(row="error", column=m),
@@ -102,10 +97,10 @@ def schedule_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     return fig
 
 
-def scratch_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
+def scratch_curves(courses: Sequence[Course]) -> Figure:
     """AT from random weights against the share of its training that is done: robust error left, clean test error right, with
     points of a public run on the same images (`public.overfitting_rows`), hollow; the text states both settings."""
-    plan, found = _plan(jobs, ("at_random",)), by_key(courses)
+    plan, found = _plan(courses, ("at_random",).__contains__), by_key(courses)
     ((dataset, method), spec), = plan.items()
     group, theirs = found.get((dataset, method), []), public.overfitting_rows()
     theirs = theirs[(theirs["what"] == "epoch") & (theirs["dataset"] == DATASETS.get(dataset, (None, None))[1])
@@ -129,10 +124,10 @@ def scratch_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
     return fig
 
 
-def plateau_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
+def plateau_curves(courses: Sequence[Course]) -> Figure:
     """AT from random weights with a short and a long plateau at the peak rate: robust error by epochs after the first drop of
     the rate, from which on both have the same schedule."""
-    plan, found = _plan(jobs, PLATEAUS), by_key(courses)
+    plan, found = _plan(courses, PLATEAUS.__contains__), by_key(courses)
     if not set(plan) & set(found):
         return nothing(absent(courses, next(iter(plan))[0], *PLATEAUS))
     marks = [_marks(found.get(key, []), x=lambda c: c.arrays["epoch"] - (first_drop(c.spec) or 0.0)).assign(line=key[1])
@@ -146,13 +141,13 @@ def plateau_curves(courses: Sequence[Course], jobs: Sequence[Job]) -> Figure:
                   xlabel="epochs after the first drop of the learning rate", ylabel=_error(plan))
 
 
-def _plan(jobs: Sequence[Job], names: Collection[str] | None, several: bool = False) -> Plan:
-    """What is planned of these methods, by default all; refused if nothing is, or unless `several` on more than one data set."""
-    plan = {key: spec for key, spec in ordered(jobs).items() if names is None or key[1] in names}
+def _plan(courses: Sequence[Course], which: Callable[[str], bool] = bool, several: bool = False) -> Plan:
+    """What is planned of such methods; refused if nothing is, or unless `several` on more than one data set."""
+    plan = {key: spec for key, spec in overfit_tables.planned(courses).items() if which(key[1])}
     if not plan:
         raise ValueError("expected at least one planned run with test_images to follow, got none; put its method into runs")
     if len({d for d, _ in plan}) > 1 and not several:
-        raise ValueError(f"expected one data set, got {', '.join(unique(d for d, _ in plan))}; pass the jobs of one")
+        raise ValueError(f"expected one data set, got {', '.join(unique(d for d, _ in plan))}; pass the runs of one")
     return plan
 
 
@@ -168,7 +163,7 @@ def _marks(group: Sequence[Course], names: Sequence[str] = ("train_robust", "tes
            x: Callable[[Course], np.ndarray] = lambda c: c.arrays["epoch"]) -> pd.DataFrame:
     """Errors of one method: means over the seeds at the epochs that all have, each of several seeds, and their best epochs."""
     each = [pd.DataFrame({"strand": str(c.spec.seed), "kind": PARTS[name], "epoch": c.arrays["epoch"], "x": x(c),
-                          "y": 100 - 100 * c.arrays[name].mean(1), "best": c.arrays["epoch"] == course.best_epoch(c.epochs)})
+                          "y": 100 - 100 * c.arrays[name].mean(1), "best": c.arrays["epoch"] == c.best})
             for c in group for name in names if name in c.arrays]
     if not each:
         return pd.DataFrame({"x": [], "y": [], "kind": "", "strand": ""})
@@ -182,13 +177,6 @@ def _marks(group: Sequence[Course], names: Sequence[str] = ("train_robust", "tes
 def _behind(group: Sequence[Course]) -> pd.DataFrame:
     marks = _marks(group, ("test_robust",))
     return marks[marks["kind"] == "solid"].assign(line="behind", kind="")
-
-
-def rates(spec: RunSpec) -> pd.DataFrame:
-    """x, epochs as real numbers, so narrow that jumps are upright, and y, the learning rate there."""
-    o, steps = spec.optim, 1000
-    return pd.DataFrame({"x": np.arange(steps) * o.epochs / steps,
-                         "y": [o.lr * factor(o.schedule, i, steps, o.milestones, o.warmup) for i in range(steps)]})
 
 
 def _entries(plan: Plan, found: dict[tuple[str, str], list[Course]]) -> list[tuple[str, dict]]:

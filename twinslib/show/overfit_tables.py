@@ -1,9 +1,9 @@
-"""Robust overfitting in tables, from the courses of finished runs (`course`); nothing is computed anew here.
+"""Robust overfitting in tables, from the courses of what is planned (`course.read`); nothing is computed anew here.
 
 Tables are DataFrames of text: accuracy in percent, gaps in points, "not run" where a run is missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence import course, public
-from ..evidence.course import LAST, Course
+from ..evidence.course import Course, by_key
 from ..specs.jobs import Job
 from ..specs.labels import DATASETS, NOT_RUN, attack_label, dataset_label, eps_label, method_label, points, unique
 from ..specs.run import RunSpec
@@ -20,8 +20,8 @@ from .tables import number, plain, within
 
 PATIENCE = 5  # validation measurements without a new best after which early stopping ends
 SCHEDULES = ("at", "at_cosine", "at_cyclic", "at_slow_fast")  # AT from the start network, which differ in their schedule
-SCRATCH = ("at_random", "at_short_plateau", "at_long_plateau")  # from random weights
 PLATEAUS = ("at_short_plateau", "at_long_plateau")
+SCRATCH = ("at_random", *PLATEAUS)  # from random weights
 EARLY = ("at", "at_random")  # also shown as early stopping would leave them
 PAIRS = (  # (method, baseline) whose gaps are compared
     ("twins_at", "at"), ("twins_at", "at_lr"), ("at_lr", "at"), ("at_awp", "at"), ("trades", "at"), ("twins_trades", "trades"),
@@ -29,37 +29,18 @@ PAIRS = (  # (method, baseline) whose gaps are compared
     ("at_slow_fast", "at_cyclic"), ("at_long_plateau", "at_short_plateau"),
 )  # fmt: skip
 SLOW = 0.2  # of the peak rate; below it a rate is called small
+Plan = dict[tuple[str, str], RunSpec]  # (data set, method) -> spec of its first seed
 
 
-def planned(jobs: Sequence[Job]) -> dict[tuple[str, str], RunSpec]:
-    """(data set, method) of the runs whose course is followed on test images, in order, with the spec of the first seed."""
-    out: dict[tuple[str, str], RunSpec] = {}
-    for job in jobs:
-        if job.spec.follow and job.spec.follow.test_images and not job.ship:
-            out.setdefault((job.spec.data.name, job.spec.method.name), job.spec)
-    return out
-
-
-def ordered(jobs: Sequence[Job]) -> dict[tuple[str, str], RunSpec]:
-    """`planned` by data set; in each first methods of their own, then schedules, then runs from random weights."""
-    plan, groups = planned(jobs), [*SCHEDULES, *SCRATCH]
-    datasets = unique(d for d, _ in plan)
-    rank = {key: (datasets.index(key[0]), groups.index(key[1]) if key[1] in groups[1:] else 0) for key in plan}
-    return dict(sorted(plan.items(), key=lambda item: rank[item[0]]))
-
-
-def methods(jobs: Sequence[Job]) -> list[str]:
-    """Planned methods that differ in more than their schedule and begin from the start network: AT, TWINS, AWP and the like."""
-    return unique(m for _, m in ordered(jobs) if m == "at" or m not in (*SCHEDULES, *SCRATCH))
-
-
-def by_key(courses: Sequence[Course]) -> dict[tuple[str, str], list[Course]]:
-    """Finished runs with robust test accuracy, by data set and method."""
-    out: dict[tuple[str, str], list[Course]] = {}
+def planned(courses: Sequence[Course]) -> Plan:
+    """Runs that are followed on test images, by data set; in each first methods of their own, then schedules, then runs from
+    random weights."""
+    plan: Plan = {}
     for c in courses:
-        if "test_robust" in c.arrays:
-            out.setdefault((c.spec.data.name, c.spec.method.name), []).append(c)
-    return out
+        plan.setdefault(tuple(c.keys[:2]), c.spec)
+    rank = {name: i for i, name in enumerate((*SCHEDULES, *SCRATCH))}
+    datasets = unique(d for d, _ in plan)
+    return {key: plan[key] for key in sorted(plan, key=lambda key: (datasets.index(key[0]), rank.get(key[1], 0)))}
 
 
 def absent(courses: Sequence[Course], dataset: str, *methods: str) -> str:
@@ -90,29 +71,25 @@ def caption(courses: Sequence[Course]) -> str:
     return " ".join(said)
 
 
-def early_stop(c: Course) -> tuple[int, int]:
-    """(epoch whose network early stopping keeps, epoch at which it ends training): see `course.early_stop`."""
-    kept = course.early_stop(c.epochs, PATIENCE)
-    later = [row["epoch"] for row in c.epochs if "val_robust_acc" in row and row["epoch"] > kept]
-    return kept, later[PATIENCE - 1] if len(later) >= PATIENCE else c.spec.optim.epochs
+def early_stop(c: Course, patience: int = PATIENCE) -> tuple[int, int]:
+    """(epoch whose network early stopping keeps, epoch at which it ends training): when so many validation measurements in a row
+    have not beaten the best before them, at the latest with the run."""
+    best, since = None, 0
+    for row in course.validated(c.epochs):
+        if best is None or row["val_robust_acc"] > best["val_robust_acc"]:
+            best, since = row, 0
+        elif (since := since + 1) == patience:
+            return best["epoch"], row["epoch"]
+    return best["epoch"], c.spec.optim.epochs
 
 
-def above_early_stopping(courses: Sequence[Course], method: str) -> dict[str, stats.Interval]:
-    """Robust test accuracy of a method at its end (mean of the last measured epochs) minus that of the early-stopped AT, by data
-    set, over the seeds and images of both, with a 95 % interval."""
-    found, out = by_key(courses), {}
-    for dataset in unique(d for d, _ in found):
-        theirs = {c.spec.seed: c for c in found.get((dataset, "at"), ())}
-        values = [course.last_epochs(c) - course.robust_at(theirs[c.spec.seed], early_stop(theirs[c.spec.seed])[0])
-                  for c in found.get((dataset, method), ()) if c.spec.seed in theirs]
-        if values:
-            out[dataset] = stats.crossed_mean(np.stack(values))
-    return out
-
-
-def ending(c: Course) -> np.ndarray:
-    """The last measured epochs, whose mean stands for the end of training."""
-    return c.arrays["epoch"][c.arrays["epoch"] > 0][-LAST:]
+def above_early_stopping(courses: Sequence[Course], dataset: str, method: str) -> stats.Interval | None:
+    """Robust test accuracy of a method at its end (mean of the last measured epochs) minus that of the early-stopped AT, over the
+    seeds and images of both, with a 95 % interval."""
+    ours, theirs = (by_key(courses).get((dataset, m), ()) for m in (method, "at"))
+    stopped = {c.spec.seed: c.at("test_robust", early_stop(c)[0]) for c in theirs}
+    values = [c.end() - stopped[c.spec.seed] for c in ours if c.spec.seed in stopped]
+    return stats.crossed_mean(np.stack(values)) if values else None
 
 
 def schedule_label(spec: RunSpec) -> str:
@@ -120,10 +97,16 @@ def schedule_label(spec: RunSpec) -> str:
     return {"slow_fast": "slow start, fast decay"}.get(spec.optim.schedule, spec.optim.schedule)
 
 
-def small_share(spec: RunSpec) -> float:
-    """Share of the run at a learning rate below SLOW times its peak."""
+def rates(spec: RunSpec) -> pd.DataFrame:
+    """x, epochs as real numbers, so narrow that jumps are upright, and y, the learning rate there."""
     o, steps = spec.optim, 1000
-    return sum(factor(o.schedule, i, steps, o.milestones, o.warmup) < SLOW - 1e-9 for i in range(steps)) / steps
+    return pd.DataFrame({"x": np.arange(steps) * o.epochs / steps,
+                         "y": [o.lr * factor(o.schedule, i, steps, o.milestones, o.warmup) for i in range(steps)]})
+
+
+def slow(spec: RunSpec) -> pd.Series:
+    """Where `rates` are below SLOW times the peak."""
+    return rates(spec)["y"] < SLOW * spec.optim.lr - 1e-12
 
 
 def first_drop(spec: RunSpec) -> float | None:
@@ -152,7 +135,7 @@ def settings_table(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame([dict(key) | {"methods": "; ".join(unique(names))} for key, names in methods_of.items()])
 
 
-def best_last_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
+def best_last_table(courses: Sequence[Course]) -> pd.DataFrame:
     """Robust and clean test accuracy at the epoch that is best on validation images and as the mean of the last five measured
     epochs, with 95 % intervals over seeds and images, the gap between the two robust ones, and what the same epochs change on
     training images; a line per planned method.
@@ -160,23 +143,22 @@ def best_last_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFr
     A line "early stopped" follows AT and AT from random weights: the network that stopping after PATIENCE validation
     measurements without a new best keeps, and the share of the training that it takes to get it.
     """
-    frame, found, lines = _gaps(courses), by_key(courses), []
-    best = f"robust, best ({attack_text(list(planned(jobs).values()))})"
+    cell, found, plan, lines = _gaps(courses), by_key(courses), planned(courses), []
+    best = f"robust, best ({attack_text(list(plan.values()))})"
     columns = ["data set", "method", "seeds", "best epoch", "of epochs", best, "robust, last", "gap (points)", "clean, best",
                "clean, last", "training needed", "robust, training images, last - best"]
-    for (dataset, method), spec in ordered(jobs).items():
-        row, group = frame.get((dataset, method)), found.get((dataset, method), ())
+    for (dataset, method), spec in plan.items():
+        group, word = found.get((dataset, method), ()), absent(courses, dataset, method)
         head = {"data set": dataset_label(dataset), "method": method_label(method), "seeds": str(len(group)),
                 "of epochs": str(spec.optim.epochs)}
-        if not row:
-            lines.append(dict.fromkeys(columns, absent(courses, dataset, method)) | head)
-            continue
-        lines.append(head | _robust(row, best) | {
-            "best epoch": _listed(row.epochs), "clean, best": _percent(row, "clean_best"),
-            "clean, last": _percent(row, "clean_last"), "training needed": "100 %", columns[-1]: _on_training_images(group)})
-        if method in EARLY:
+        lines.append(head | {
+            "best epoch": _listed(c.best for c in group) or word, best: cell(dataset, method, "best"),
+            "robust, last": cell(dataset, method, "last"), "gap (points)": cell(dataset, method, "gap"),
+            "clean, best": cell(dataset, method, "clean_best"), "clean, last": cell(dataset, method, "clean_last"),
+            "training needed": "100 %" if group else word, columns[-1]: _on_training_images(group) if group else word})
+        if method in EARLY and group:
             kept, ends = zip(*map(early_stop, group), strict=True)
-            robust, clean = (stats.crossed_mean(np.stack([_at(c, key, epoch) for c, epoch in zip(group, kept, strict=True)]))[:3]
+            robust, clean = (stats.crossed_mean(np.stack([c.at(key, epoch) for c, epoch in zip(group, kept, strict=True)]))[:3]
                              for key in ("test_robust", "test_clean"))
             lines.append(dict.fromkeys(columns, "") | head | {
                 "method": f"{head['method']}, early stopped (patience {PATIENCE})", "best epoch": _listed(kept),
@@ -185,50 +167,48 @@ def best_last_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFr
     return pd.DataFrame(lines, columns=columns)
 
 
-def difference_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
+def difference_table(courses: Sequence[Course]) -> pd.DataFrame:
     """Gap of a method minus gap of its baseline in points on the same test images and seeds, for those of PAIRS that are
     planned; below 0 the method overfits less."""
     found = {(d.dataset, d.method, d.baseline): d for d in course.gap_differences(courses, PAIRS).itertuples()}
     lines = []
-    for dataset, pair in pairs(jobs):
-        d, word = found.get((dataset, *pair)), ""
-        if d:
-            word = "larger" if d.low > 0 else "smaller" if d.high < 0 else "unclear"
+    for dataset, pair in pairs(courses):
+        d = found.get((dataset, *pair))
+        word = "" if d is None else "larger" if d.low > 0 else "smaller" if d.high < 0 else "unclear"
         lines.append([dataset_label(dataset), pair_label(pair), str(d.seeds if d else 0),
                       number(d, points, absent(courses, dataset, *pair)), word])
     return pd.DataFrame(lines, columns=["data set", "difference of gaps", "seeds", "points", "gap"])
 
 
-def schedule_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
+def schedule_table(courses: Sequence[Course]) -> pd.DataFrame:
     """AT by schedule: peak rate, share of the run at a small rate, best, last and gap, the end against AT early stopped, and
     the gap of public full-size runs from random weights (whose best epoch was chosen on test images)."""
-    frame, theirs, lines = _gaps(courses), _public(), []
-    for (dataset, method), spec in ordered(jobs).items():
+    cell, theirs, lines = _gaps(courses), _public(), []
+    for (dataset, method), spec in planned(courses).items():
         if method not in SCHEDULES:
             continue
-        row, early = frame.get((dataset, method)), above_early_stopping(courses, method).get(dataset)
+        early = above_early_stopping(courses, dataset, method)
         reference = theirs.get((DATASETS.get(dataset, (None, None))[1], spec.optim.schedule))
-        word = absent(courses, dataset, method)
-        numbers = _robust(row) if row else dict.fromkeys(("robust, best", "robust, last", "gap (points)"), word)
         lines.append({"data set": dataset_label(dataset), "schedule": schedule_label(spec), "peak rate": f"{spec.optim.lr:g}",
-                      f"share of the run below {SLOW:g} × peak": f"{100 * small_share(spec):.0f} %", **numbers,
+                      f"share of the run below {SLOW:g} × peak": f"{100 * slow(spec).mean():.0f} %",
+                      "robust, best": cell(dataset, method, "best"), "robust, last": cell(dataset, method, "last"),
+                      "gap (points)": cell(dataset, method, "gap"),
                       "last - AT early stopped (points)": points(*early[:3]) if early else absent(courses, dataset, method, "at"),
                       "gap, public run from random weights": f"{100 * reference.gap:.1f} ({reference.rates})" if reference
                       else "none known"})
     return pd.DataFrame(lines)
 
 
-def scratch_table(courses: Sequence[Course], jobs: Sequence[Job]) -> pd.DataFrame:
+def scratch_table(courses: Sequence[Course]) -> pd.DataFrame:
     """AT from random weights, next to the public run on the same images (whose best epoch was chosen on test images): robust
     test error in percent at its best epoch and at the end, and when the learning rate first drops."""
-    frame, theirs, lines = _gaps(courses), _public(), []
-    for (dataset, method), spec in ((key, spec) for key, spec in ordered(jobs).items() if key[1] == "at_random"):
-        row, drop, label = frame.get((dataset, method)), first_drop(spec), dataset_label(dataset)
-        numbers = [absent(courses, dataset, method)] * 4
-        if row:
-            errors = [f"{100 - 100 * x:.1f}" for x in (row.best, row.last)]
-            numbers = [*errors, points(row.gap, row.gap_low, row.gap_high), _listed(row.epochs)]
-        lines.append([label, "ours", *numbers, f"{drop:g}" if drop else "none", spec.optim.epochs])
+    cell, theirs, found, lines = _gaps(courses), _public(), by_key(courses), []
+    for (dataset, method), spec in ((key, spec) for key, spec in planned(courses).items() if key[1] == "at_random"):
+        drop, label = first_drop(spec), dataset_label(dataset)
+        errors = [cell(dataset, method, name, lambda value, *_: f"{100 - 100 * value:.1f}") for name in ("best", "last")]
+        epochs = _listed(c.best for c in found.get((dataset, method), ())) or absent(courses, dataset, method)
+        lines.append([label, "ours", *errors, cell(dataset, method, "gap"), epochs, f"{drop:g}" if drop else "none",
+                      spec.optim.epochs])
         known = theirs.get((DATASETS.get(dataset, (None, None))[1], "piecewise"))
         if known:
             lines.append([label, f"public, {known.model}", f"{100 * known.best:.1f}", f"{100 * known.last:.1f}",
@@ -253,10 +233,9 @@ def sanity(courses: Sequence[Course]) -> dict[str, bool]:
     """What must hold for best, last and gap to be believed, over all finished runs with robust test accuracy."""
     runs, sizes, whole, chosen, harder = [c for group in by_key(courses).values() for c in group], {}, True, True, True
     for c in runs:
-        epochs, best = c.arrays["epoch"].tolist(), course.best_epoch(c.epochs)
-        scores = {row["epoch"]: row["val_robust_acc"] for row in c.epochs if "val_robust_acc" in row}
+        epochs, scores = c.arrays["epoch"].tolist(), {row["epoch"]: row["val_robust_acc"] for row in course.validated(c.epochs)}
         whole &= epochs == sorted(set(epochs)) and (epochs[0], epochs[-1]) == (0, c.spec.optim.epochs)
-        chosen &= best in epochs and scores[best] == max(scores.values())
+        chosen &= c.best in epochs and scores[c.best] == max(scores.values())
         harder &= not (c.arrays["test_robust"] & ~c.arrays["test_clean"]).any()
         sizes.setdefault(c.spec.data.name, set()).add(c.arrays["test_robust"].shape[1])
     return {"every course runs from before the first epoch to the last": whole,
@@ -265,15 +244,17 @@ def sanity(courses: Sequence[Course]) -> dict[str, bool]:
             "all runs on a data set are measured on equally many test images": all(len(n) == 1 for n in sizes.values())}
 
 
-def pairs(jobs: Sequence[Job]) -> list[tuple[str, tuple[str, str]]]:
+def pairs(courses: Sequence[Course]) -> list[tuple[str, tuple[str, str]]]:
     """(data set, pair) for those of PAIRS of which both are planned there."""
-    plan = planned(jobs)
-    return [(d, p) for d in unique(d for d, _ in plan) for p in PAIRS if all((d, name) in plan for name in p)]
+    plan = {tuple(c.keys[:2]) for c in courses}
+    return [(d, p) for d in unique(c.spec.data.name for c in courses) for p in PAIRS if all((d, name) in plan for name in p)]
 
 
-def _gaps(courses: Sequence[Course]) -> dict:
-    """Lines of `course.gaps` by data set and method."""
-    return {(row.dataset, row.method): row for row in course.gaps(courses).itertuples()}
+def _gaps(courses: Sequence[Course]) -> Callable[..., str]:
+    """(data set, method, measure) -> number of `course.gaps` as text, gaps in points, or what stands for it."""
+    found = {(r.dataset, r.method, r.measure): r for r in course.gaps(courses).itertuples()}
+    return lambda dataset, method, measure, form=None: number(
+        found.get((dataset, method, measure)), form or (points if measure == "gap" else within), absent(courses, dataset, method))
 
 
 def _public() -> dict:
@@ -286,24 +267,8 @@ def _on_training_images(group: Sequence[Course]) -> str:
     """Robust accuracy on training images at the end minus that at the best epoch in points, mean over seeds."""
     if any("train_robust" not in c.arrays for c in group):
         return ""
-    change = np.mean([c.arrays["train_robust"][np.isin(c.arrays["epoch"], ending(c))].mean()
-                      - _at(c, "train_robust", course.best_epoch(c.epochs)).mean() for c in group])
+    change = np.mean([c.end("train_robust").mean() - c.at("train_robust", c.best).mean() for c in group])
     return plain(100 * change, "{:+.1f}")
-
-
-def _at(c: Course, name: str, epoch: int) -> np.ndarray:
-    (place,) = np.flatnonzero(c.arrays["epoch"] == epoch)
-    return c.arrays[name][place].astype(np.float64)
-
-
-def _robust(row, best: str = "robust, best") -> dict[str, str]:
-    """Robust accuracy of a line of `course.gaps` at the best epoch and the end, and the gap."""
-    return {best: _percent(row, "best"), "robust, last": _percent(row, "last"),
-            "gap (points)": points(row.gap, row.gap_low, row.gap_high)}
-
-
-def _percent(row, name: str) -> str:
-    return within(*(getattr(row, name + end) for end in ("", "_low", "_high")))
 
 
 def _listed(numbers) -> str:

@@ -1,4 +1,4 @@
-"""Figures of notebook 02 from frames: how the weights move, layer by layer, and how the start is left.
+"""Figures of notebook 02 from courses: how the weights move, layer by layer, and how the start is left.
 
 Lines are means over seeds, bands and bars reach from the lowest seed to the highest unless they are said to be intervals.
 `methods` are drawn in the order given, those without a run leave no line. Without any run a figure says so.
@@ -11,12 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..claims.effects import pair_label
-from ..evidence.course import KEYS
+from ..evidence import course
+from ..evidence.course import KEYS, Course
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from . import rate_tables
 from .figures import HOLLOW, LOOKS, RULE, figure, looks, methods_legend, nothing, over_seeds
 from .forest import forest
-from .rate_tables import PAIRS, RATES
+from .rate_tables import EPOCHS, PAIRS, RATES
+from .tables import student
 
 COURSES = {"w_norm": "‖w‖ / start", "g_norm": "‖g‖", "lr_over_w2": "lr/‖w‖²", "angle": "angle (mrad)"}
 STATISTICS = {"batch": LOOKS["twins_at"] | {"marker": "o"}, "frozen": {"color": "#000000", "linestyle": "--", "marker": "s"}}
@@ -31,10 +33,10 @@ def scale_law(found: pd.DataFrame) -> Figure:
                   height=1.6, width=5.5, entries=[(f"{k} statistics", STATISTICS[k]) for k in unique(found["statistics"])])
 
 
-def layer_courses(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> Figure:
+def layer_courses(courses: Sequence[Course], dataset: str, methods: Sequence[str]) -> Figure:
     """COURSES against epochs on one data set: columns are the first, middle and last convolution of the main path. Values are
-    means over the recorded steps of an epoch; `frame` as `course.quantities` makes it."""
-    lost = _lost(frame, methods, dataset)
+    means over the recorded steps of an epoch."""
+    lost, frame = _lost(courses, methods, dataset), course.quantities(courses)
     frame = frame[(frame["dataset"] == dataset) & frame["convolution"].astype(bool) & frame["method"].isin(methods)]
     if frame.empty:
         return _nothing(lost)
@@ -59,10 +61,10 @@ def three_layers(frame: pd.DataFrame) -> dict[str, str]:
     return {places[name]: name for name in names if name in places}
 
 
-def layer_ratios(ratios: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) -> Figure:
+def layer_ratios(courses: Sequence[Course]) -> Figure:
     """RATES of a method over those of each baseline, convolution by convolution: a row per data set, a column per rate. Lines are
-    geometric means; `ratios` as `rate_tables.layer_ratios` makes them."""
-    lost = _lost(ratios, {name for pair in pairs for name in pair})
+    geometric means."""
+    lost, ratios = _lost(courses, {name for pair in PAIRS for name in pair}), rate_tables.layer_ratios(courses)
     if ratios.empty:
         return _nothing(lost)
     marks = ratios.melt(["dataset", "method", "baseline", "seed", "place"], list(RATES), "rate")
@@ -70,16 +72,16 @@ def layer_ratios(ratios: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS)
                        "value")
     marks[["y", "low", "high"]] = np.exp(marks[["y", "low", "high"]])
     there = {*ratios["method"], *ratios["baseline"]}
-    entries = [(pair_label(pair, "times"), LOOKS[pair[1]]) for pair in pairs if pair[1] in there]
-    return figure(marks, _small(b for _, b in pairs), rows=unique(ratios["dataset"]), columns=RATES, row="dataset", column="rate",
+    entries = [(pair_label(pair, "times"), LOOKS[pair[1]]) for pair in PAIRS if pair[1] in there]
+    return figure(marks, _small(b for _, b in PAIRS), rows=unique(ratios["dataset"]), columns=RATES, row="dataset", column="rate",
                   line="baseline", x="place", rule=1, log="y", ticks=6, xlabel=CONVOLUTION, sharex="row", height=2.1,
                   entries=entries + methods_legend({}, there, lost))
 
 
-def wings(layers: pd.DataFrame, methods: Sequence[str]) -> Figure:
+def wings(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     """Gradients of both halves at equal weight, of methods that have halves (left), and |cos(w, g)| (right), by convolution; a
-    row per data set; `layers` as `rate_tables.by_layer` makes them."""
-    lost, layers = _lost(layers, methods), layers[layers["method"].isin(methods)]
+    row per data set."""
+    lost, layers = _lost(courses, methods), course.by_layer([c for c in courses if c.spec.method.name in methods])
     if layers.empty:
         return _nothing(lost)
     parts = [over_seeds(layers.dropna(subset=name), ["dataset", "method", "place"], name).assign(column=column, kind=kind)
@@ -91,10 +93,10 @@ def wings(layers: pd.DataFrame, methods: Sequence[str]) -> Figure:
                   entries=entries + [("hollow: first half", HOLLOW)] * bool(layers["g_first"].notna().any()))
 
 
-def drift(frame: pd.DataFrame, methods: Sequence[str]) -> Figure:
-    """How far the means of the deployed statistics are from those of the start (`dynamics.statistics_drift`): by epoch, as the
-    mean over layers, and at the last epoch by layer; `frame` as `course.drift` makes it."""
-    lost, frame = _lost(frame, methods), frame[frame["method"].isin(methods)]
+def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
+    """How far the means of the deployed statistics are from those of the start (`course.drift`): by epoch, as the mean over
+    layers, and at the last epoch by layer."""
+    lost, frame = _lost(courses, methods), course.drift([c for c in courses if c.spec.method.name in methods])
     if frame.empty:
         return _nothing(lost)
     last = frame[frame["epoch"] == frame.groupby(KEYS)["epoch"].transform("max")]
@@ -109,26 +111,26 @@ def drift(frame: pd.DataFrame, methods: Sequence[str]) -> Figure:
     return fig
 
 
-def escape(losses: pd.DataFrame, differences: pd.DataFrame, methods: Sequence[str],
-           pairs: Sequence[tuple[str, str]] = PAIRS) -> Figure:
+def escape(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     """Top: PGD loss on the fixed training images by epoch (`course.early_losses`). Bottom: one method's minus that of each of its
     baselines (`rate_tables.loss_differences`), which gives the look, with the 95 % interval over seeds; small dots are seeds. A
     column per data set."""
-    lost, losses = _lost(losses, methods), losses[losses["method"].isin(methods)]
+    mine = [c for c in courses if c.spec.method.name in methods]
+    lost, losses, differences = _lost(courses, methods), course.early_losses(mine, EPOCHS), rate_tables.loss_differences(courses)
     if losses.empty:
         return _nothing(lost)
-    beside = {pair[1]: 0.16 * (i - (len(pairs) - 1) / 2) for i, pair in enumerate(pairs)}
+    beside = {pair[1]: 0.16 * (i - (len(PAIRS) - 1) / 2) for i, pair in enumerate(PAIRS)}
     differences = differences.assign(x=differences["epoch"] + differences["baseline"].map(beside).astype(float),
                                      y=differences["value"], method=differences["baseline"])
     keys = ["dataset", "method", "x"]
-    means = [[*key, *rate_tables.over_seeds(mine)] for key, mine in differences.groupby(keys, sort=False)["value"]]
+    means = [[*key, *student(mine)] for key, mine in differences.groupby(keys, sort=False)["value"]]
     means = pd.DataFrame(means, columns=[*keys, "y", "low", "high"])
     marks = pd.concat([over_seeds(losses.assign(x=losses["epoch"]), keys, "loss").assign(row="loss", kind="band"),
                        means.assign(row="minus", kind="points"),
                        differences[differences.duplicated(keys, keep=False)].assign(row="minus", kind="seeds")])
     several = losses["dataset"].nunique() > 1
     fig = figure(marks, looks([*methods, *beside]), columns=unique(losses["dataset"]), column="dataset", line="method", ticks=6,
-                 rows={"loss": "PGD loss (nats)", "minus": f"{method_label(pairs[0][0])} minus it (nats)"}, height=1.7,
+                 rows={"loss": "PGD loss (nats)", "minus": f"{method_label(PAIRS[0][0])} minus it (nats)"}, height=1.7,
                  xlabel="epochs", sharey=False, width=7 if several else 4.6, per_line=4 if several else 2,
                  entries=methods_legend(looks(methods), losses["method"], lost))
     for ax in fig.axes[len(fig.axes) // 2:]:
@@ -137,10 +139,11 @@ def escape(losses: pd.DataFrame, differences: pd.DataFrame, methods: Sequence[st
     return fig
 
 
-def times(found: pd.DataFrame, methods: Sequence[str]) -> Figure:
+def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     """Epochs until the training loss falls below the threshold (`course.escape_times`): a row per method, a panel per data set;
     small dots are seeds. A method of which a seed never gets there is an arrow head at the right edge."""
-    lost, found = _lost(found, methods), found[found["method"].isin(methods)]
+    lost, found = _lost(courses, methods), course.escape_times(courses)
+    found = found[found["method"].isin(methods)]
     if found.empty:
         return _nothing(lost)
     datasets, finite = unique(found["dataset"]), found[np.isfinite(found["epochs"])]
@@ -156,10 +159,10 @@ def times(found: pd.DataFrame, methods: Sequence[str]) -> Figure:
                   width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold")
 
 
-def _lost(frame: pd.DataFrame, methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:
-    """Seeds of the runs that diverged, by method (`course.lost`)."""
+def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:
+    """Seeds of the runs that diverged, by method."""
     out: dict[str, set[int]] = {}
-    for d, method, seed in frame.attrs.get("lost", {}):
+    for d, method, seed in course.lost(courses):
         if method in methods and dataset in (None, d):
             out.setdefault(method, set()).add(seed)
     return out

@@ -1,74 +1,40 @@
-"""Effective learning rates layer by layer, and the tables of notebook 02, from `course` frames alone.
+"""The tables of notebook 02, from courses alone (`evidence.course`).
 
 Three readings of "effective learning rate": lr / ||w||^2, lr ||g|| / ||w||, and the angle by which one optimiser step turns the
 weights. Means over recorded steps, medians over convolutions, as in the rule of C5.
 """
 
-import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence import course
-from ..evidence.course import KEYS, Course
+from ..evidence.course import KEYS, Course, against
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
-from .tables import interval, plain
+from .tables import interval, plain, student
 
 PAIRS = (("twins_at", "at"), ("twins_at", "at_lr"), ("twins_at", "at_split"))  # the last one differs in the statistics alone
 RATES = {"lr_over_w2": "lr/‖w‖²", "relative_step": "lr‖g‖/‖w‖", "angle": "angle per step"}
 FROZEN = ("twins", "frozen")  # wings with statistics of pre-training
-MEANS = ["w_norm", "g_norm", "cos_wg", "g_first", "g_second"]
 EPOCHS = 5  # of leaving the start, as in the rule of C6
 ABOVE = "convolutions where each is above 1"  # of RATES, in their order
 BASELINE = "at"  # whose losses give the threshold of escape times
 
 
-def by_layer(courses: Sequence[Course]) -> pd.DataFrame:
-    """One line per run and convolution: KEYS, layer, place (1-based among the convolutions), and means over recorded steps of
-    RATES, w_norm, g_norm and |cos_wg|; g_first and g_second, norms of the gradients of the halves' losses, each with weight 1
-    (NaN where the batch is whole); growth = last over first w_norm."""
-    frame, lost = course.quantities(courses), course.lost(courses)
-    if frame.empty:
-        out = pd.DataFrame(columns=[*KEYS, "layer", "place", *RATES, *MEANS, "growth"])
-        out.attrs["lost"] = lost
-        return out
-    frame = frame[frame["convolution"]].assign(cos_wg=frame["cos_wg"].abs())
-    groups = frame.groupby([*KEYS, "layer"], sort=False)
-    out = groups[[*RATES, *MEANS]].mean()
-    out["growth"] = groups["w_norm"].last() / groups["w_norm"].first()
-    out = out.reset_index()
-    out.insert(4, "place", out.groupby(KEYS, sort=False).cumcount() + 1)
-    for c in courses:
-        m, mine = c.spec.method, (out[KEYS] == c.keys).all(axis=1)
-        total = 1 + m.twins_weight if m.normalize_loss else 1.0
-        weights = (m.twins_weight / total, 1 / total) if m.halves else (math.nan, math.nan)
-        out.loc[mine, ["g_first", "g_second"]] /= np.array(weights)
-    out.attrs["lost"] = lost
-    return out
-
-
 def layer_ratios(courses: Sequence[Course]) -> pd.DataFrame:
     """RATES of a method over those of its baseline, convolution by convolution, for PAIRS: dataset, method, baseline, seed,
     place, RATES."""
-    out = _against(by_layer(courses).set_index([*KEYS, "place"])[list(RATES)], PAIRS, operator.truediv)
-    out.attrs["lost"] = course.lost(courses)
-    return out
-
-
-def run_ratios(courses: Sequence[Course]) -> pd.DataFrame:
-    """As `course.ratios`, for all three RATES: dataset, method, baseline, seed, RATES."""
-    return _against(by_layer(courses).groupby(KEYS, sort=False)[list(RATES)].median(), PAIRS, operator.truediv)
+    return against(course.by_layer(courses).set_index([*KEYS, "place"])[list(RATES)], PAIRS, operator.truediv)
 
 
 def loss_differences(courses: Sequence[Course]) -> pd.DataFrame:
     """PGD loss on the fixed training images, method minus baseline, after each of epochs 1 to EPOCHS, for PAIRS: dataset, method,
     baseline, seed, epoch, value (nats)."""
     frame = course.early_losses(courses, EPOCHS).rename(columns={"loss": "value"})
-    return _against(frame[frame["epoch"] > 0].set_index([*KEYS, "epoch"]), PAIRS, operator.sub)
+    return against(frame[frame["epoch"] > 0].set_index([*KEYS, "epoch"]), PAIRS, operator.sub)
 
 
 def time_differences(courses: Sequence[Course]) -> pd.DataFrame:
@@ -76,28 +42,7 @@ def time_differences(courses: Sequence[Course]) -> pd.DataFrame:
     where neither gets there)."""
     frame = course.escape_times(courses, BASELINE).rename(columns={"epochs": "value"}).set_index(KEYS)[["value"]]
     others = [m for m in unique(frame.index.get_level_values("method")) if m != BASELINE]
-    return _against(frame, [(m, BASELINE) for m in others], operator.sub)
-
-
-def _against(frame: pd.DataFrame, pairs: Iterable[tuple[str, str]], how: Callable) -> pd.DataFrame:
-    """`how` of each method and its baseline, both on the same data set and seed (and at the same place or epoch)."""
-    levels = [name for name in frame.index.names if name not in ("dataset", "method")]
-    out = [pd.DataFrame(columns=["dataset", "method", "baseline", *levels, *frame.columns])]
-    for method, baseline in pairs:
-        mine, theirs = (frame[frame.index.get_level_values("method") == m].droplevel("method") for m in (method, baseline))
-        both = mine.index.intersection(theirs.index, sort=False)
-        found = how(mine.loc[both], theirs.loc[both]).reset_index().assign(method=method, baseline=baseline)
-        out.append(found[out[0].columns])
-    return pd.concat([part for part in out if len(part)] or out[:1], ignore_index=True)
-
-
-def over_seeds(values: Sequence[float], back: Callable = lambda x: x) -> tuple[float, float, float]:
-    """(mean, low, high): Student's 95 % interval over seeds, NaN where one seed or an infinite value gives none; `back` is
-    applied to all three (np.exp for means of logarithms)."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return float(back(values.mean())), math.nan, math.nan
-    return tuple(float(back(v)) for v in stats.student_interval(values)[:3])
+    return against(frame, [(m, BASELINE) for m in others], operator.sub)
 
 
 def _table(frame: pd.DataFrame, courses: Sequence[Course], columns: Sequence[str], cells: Callable[[pd.DataFrame], Mapping],
@@ -118,29 +63,28 @@ def _table(frame: pd.DataFrame, courses: Sequence[Course], columns: Sequence[str
 
 def rate_table(courses: Sequence[Course]) -> pd.DataFrame:
     """One line per data set and method: medians over convolutions, means over seeds with their 95 % intervals."""
-    runs = by_layer(courses).groupby(KEYS, sort=False)[[*RATES, "growth"]].median().reset_index()
-    runs["growth"] -= 1
-    unstable = {(c.spec.data.name, c.spec.method.name) for c in courses if not course.stable(c)}
+    runs = course.rates(courses)
+    unstable = {tuple(c.keys[:2]) for c in courses if not course.stable(c)}
     columns = {"lr/‖w‖² (10⁻⁴)": ("lr_over_w2", 1e4, "{:.2f}"), "lr‖g‖/‖w‖ (10⁻³)": ("relative_step", 1e3, "{:.2f}"),
                "angle per step (mrad)": ("angle", 1e3, "{:.2f}"), "growth of ‖w‖ (%)": ("growth", 100, "{:+.1f}")}
 
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         key = mine["dataset"].iloc[0], mine["method"].iloc[0]
-        return {title: interval(over_seeds(scale * mine[name]), form) for title, (name, scale, form) in columns.items()} | {
+        return {title: interval(student(scale * mine[name]), form) for title, (name, scale, form) in columns.items()} | {
             "stable": "no" if key in unstable else "yes"}
-    return _table(runs, courses, [*columns, "stable"], cells)
+    return _table(runs.assign(growth=runs["growth"] - 1), courses, [*columns, "stable"], cells)
 
 
 def ratio_table(courses: Sequence[Course]) -> pd.DataFrame:
-    """Geometric means over seeds of `run_ratios` with their 95 % intervals, and in how many convolutions each is above 1."""
+    """Geometric means over seeds of `course.ratios` with their 95 % intervals, and in how many convolutions each is above 1."""
     layers = layer_ratios(courses)
 
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         of = layers.merge(mine[["dataset", "method", "baseline"]].drop_duplicates())
         above = [(np.log(of[name]).groupby(of["place"]).mean() > 0).sum() for name in RATES]
-        return {label: interval(over_seeds(np.log(mine[name]), np.exp), "{:.2f}") for name, label in RATES.items()} | {
+        return {label: interval(student(np.log(mine[name]), np.exp), "{:.2f}") for name, label in RATES.items()} | {
             ABOVE: f"{', '.join(map(str, above))} of {of['place'].nunique()}"}
-    return _table(run_ratios(courses), courses, [*RATES.values(), ABOVE], cells, "ratio", "times")
+    return _table(course.ratios(courses, PAIRS), courses, [*RATES.values(), ABOVE], cells, "ratio", "times")
 
 
 def wing_table(courses: Sequence[Course]) -> pd.DataFrame:
@@ -151,15 +95,14 @@ def wing_table(courses: Sequence[Course]) -> pd.DataFrame:
         ratio = np.exp(np.log(halves["g_first"] / halves["g_second"]).groupby(halves["seed"]).median().mean())
         return {"first over second gradient": f"{ratio:.2f}" if len(halves) else "",
                 "|cos(w, g)|": f"{mine['cos_wg'].median():.1g}"}
-    return _table(by_layer(courses), courses, ["first over second gradient", "|cos(w, g)|"], cells)
+    return _table(course.by_layer(courses), courses, ["first over second gradient", "|cos(w, g)|"], cells)
 
 
 def drift_table(courses: Sequence[Course]) -> pd.DataFrame:
     """How far the means have moved after the last epoch, in standard deviations of the start: mean over layers and seeds."""
-    frame = course.drift(courses)
+    frame, column = course.drift(courses), "drift of the means (sd)"
     last = frame[frame["epoch"] == frame.groupby(KEYS)["epoch"].transform("max")]
-    return _table(last, courses, ["drift of the means (sd)"],
-                  lambda mine: {"drift of the means (sd)": f"{mine['mean_drift'].mean():.2f}"})
+    return _table(last, courses, [column], lambda mine: {column: f"{mine['mean_drift'].mean():.2f}"})
 
 
 def loss_table(courses: Sequence[Course]) -> pd.DataFrame:
@@ -167,7 +110,7 @@ def loss_table(courses: Sequence[Course]) -> pd.DataFrame:
     epochs each seed's is below 0."""
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         below = (mine["value"] < 0).groupby(mine["seed"]).sum()
-        return {f"epoch {epoch}": interval(over_seeds(group["value"]), "{:+.2f}") for epoch, group in mine.groupby("epoch")} | {
+        return {f"epoch {epoch}": interval(student(group["value"]), "{:+.2f}") for epoch, group in mine.groupby("epoch")} | {
             "epochs below 0, by seed": ", ".join(map(str, below))}
     columns = [*(f"epoch {e}" for e in range(1, EPOCHS + 1)), "epochs below 0, by seed"]
     return _table(loss_differences(courses), courses, columns, cells, "difference")
@@ -181,10 +124,10 @@ def time_table(courses: Sequence[Course]) -> pd.DataFrame:
 
     def cells(mine: pd.DataFrame) -> dict[str, str]:
         dataset, method = mine["dataset"].iloc[0], mine["method"].iloc[0]
-        against = found.loc[(found["dataset"] == dataset) & (found["method"] == method), "value"].astype(float)
+        other = found.loc[(found["dataset"] == dataset) & (found["method"] == method), "value"].astype(float)
         return {"epochs": plain(mine["epochs"].mean(), "{:.2f}"),
-                minus: interval(over_seeds(against), "{:+.2f}") if len(against) else "",
-                "sooner, later": f"{(against < 0).sum()}, {(against > 0).sum()}" if len(against) else "",
+                minus: interval(student(other), "{:+.2f}") if len(other) else "",
+                "sooner, later": f"{(other < 0).sum()}, {(other > 0).sum()}" if len(other) else "",
                 "steps apart (epochs)": f"{grid[dataset]:.3g}"}
     columns = ["epochs", minus, "sooner, later", "steps apart (epochs)"]
     return _table(course.escape_times(courses, BASELINE), courses, columns, cells)
@@ -199,10 +142,9 @@ def accuracy_table(found: pd.DataFrame) -> pd.DataFrame:
         for rate in sorted(found["rate"].unique()):
             here = mine[mine["rate"] == rate]
             done = here.dropna(subset="value").groupby("metric")["value"].agg(["mean", "count"])
+            text = DIVERGED if (here["absent"] == DIVERGED).all() else NOT_RUN
             if len(done) == 2:
                 text = " / ".join(f"{100 * mean:.1f}" for mean in done["mean"]) + f" ({done['count'].min()})"
-            else:
-                text = DIVERGED if (here["absent"] == DIVERGED).all() else NOT_RUN
             line[f"rate {rate:g}"] = text if len(here) else ""
         lines.append(line)
     return pd.DataFrame(lines)
@@ -210,10 +152,10 @@ def accuracy_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def checks(courses: Sequence[Course]) -> dict[str, bool]:
     """What must hold if the recorded numbers are right, whatever the methods do; true of no runs."""
-    layers, frame = by_layer(courses), course.quantities(courses)
-    blind = {(c.spec.data.name, c.spec.method.name) for c in courses if c.spec.method.wings not in FROZEN}
-    only_batch = [key in blind for key in zip(layers["dataset"], layers["method"], strict=True)]
-    alone, frozen = layers.loc[only_batch, "cos_wg"], layers.loc[[not b for b in only_batch], "cos_wg"]
+    layers, frame = course.by_layer(courses), course.quantities(courses)
+    blind = {tuple(c.keys[:2]) for c in courses if c.spec.method.wings not in FROZEN}
+    only_batch = np.array([key in blind for key in zip(layers["dataset"], layers["method"], strict=True)], bool)
+    alone, frozen = layers.loc[only_batch, "cos_wg"], layers.loc[~only_batch, "cos_wg"]
     halves = {tuple(c.keys) for c in courses if c.spec.method.halves}
     split = frame[[key in halves for key in zip(*(frame[k] for k in KEYS), strict=True)]]
     start = course.early_losses(courses, 0).groupby(["dataset", "seed"])["loss"]

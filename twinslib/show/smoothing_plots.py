@@ -6,7 +6,7 @@ A pre-training, a noise level and a kind of fine-tuning each have one colour, li
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 import numpy as np
 import pandas as pd
@@ -14,17 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from ..evidence import public
-from ..evidence.cells import Lost, Measured, absent, lost, planned
+from ..evidence.accuracy import said
+from ..evidence.cells import Measured, absent
 from ..specs import choices
-from ..specs.jobs import Job
 from ..specs.labels import DIVERGED, NOT_RUN, method_label, unique
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED
 from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, PLAIN, Panel, figure, looks, nothing
 from .forest import forest
-from .level_tables import MANY, ONE, envelope, family, label_shares, levels
+from .level_tables import MANY, ONE, envelope, label_shares, levels
 from .norm_tables import LABELS, LONG, mismatch_name
-from .smoothing_tables import CONSTANT, NORMS, dagger, main_lines, name
+from .smoothing_tables import CONSTANT, KEY, NORMS, dagger, family, main_lines, name
 
 MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
 SINGLE = {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "s"}
@@ -45,25 +45,22 @@ ONE_LOOK = {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"}
 RADIUS = "L2 radius, pixels in [0, 1]"
 
 
-def transfer_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str, sigma: float) -> Figure:
+def transfer_curves(frame: pd.DataFrame, dataset: str, sigma: float) -> Figure:
     """Certified accuracy against the radius at one noise level: a column for each norm, above after fine-tuning on clean images,
     below with noise of the level; a line for each pre-training."""
-    cells = unique(p.cell for p in planned(jobs) if p.dataset == dataset and p.certification.sigma == sigma and not p.cell.restat)
     main, single = main_lines(frame), f"noise{float(sigma)}"
+    here = main[(main["dataset"] == dataset) & (main["sigma"] == sigma)]
+    cells = [c for c in unique(here["cell"]) if not c.restat]
     fines = {"clean": "fine-tuned on\nclean images", single: f"fine-tuned\nwith σ {sigma:g}"}
     starts = {c.pretraining for c in cells if c.finetuning in fines}
     shown = {p: look for p, look in {"clean": CLEAN, single: SINGLE, "mixed": MIXED, "mixed_batch": THIRD}.items() if p in starts}
     _check(shown)
-    wanted = {(fine, norm, start): (Cell(pretraining=start, finetuning=fine, norm=norm), sigma)
+    wanted = {(fine, norm, start): family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma])
               for fine in fines for norm in NORMS if norm in {c.norm for c in cells} for start in shown}
-    marks = []
-    for (row, column, line), (cell, _) in wanted.items():
-        mine = _line(family(main, dataset, cell, [sigma]), 0.012 * ([*shown].index(line) - 1))
-        marks.append(mine.assign(row=row, column=column, line=line))
-    here = main[(main["dataset"] == dataset) & (main["sigma"] == sigma)]
+    marks = [_line(lines, 0.012 * ([*shown].index(line) - 1)).assign(row=row, column=column, line=line)
+             for (row, column, line), lines in wanted.items()]
     marks += [_chance(here).assign(row=row, column=column) for row, column in unique(key[:2] for key in wanted)]
-    names = {(row, column, name(line)): cell for (row, column, line), cell in wanted.items()}
-    gone = _gone(frame.attrs.get("lost"), dataset, names)
+    gone = _gone({(row, column, name(line)): said(lines) for (row, column, line), lines in wanted.items()})
     return _radii(figure(
         pd.concat(marks), shown | RULES, rows=fines, columns={n: NORMS[n] for _, n, _ in wanted}, scale=100, gone=gone, bottom=0,
         height=1.6, xlabel=f"{RADIUS} (certified at σ {sigma:g})", ylabel="certified accuracy (%)",
@@ -112,19 +109,19 @@ def mismatch_plot(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Figure:
+def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
     """Certified accuracy against the radius at each noise level: left one network for all, in the middle one network for each
     level, right the best level at each radius of both, with as many draws for one as for the other; ticks on the axis mark the
     largest radius that the draws can give."""
-    sigmas, main, marks = levels(jobs), main_lines(frame), []
+    sigmas, main, marks = levels(frame), main_lines(frame), []
     _check(sigmas)
-    found = {which: family(_most_draws(frame), dataset, cell, sigmas) for which, cell in CELLS.items()}
+    found = {which: family(_most_draws(frame), dataset, cell, sigmas).dropna(subset="value") for which, cell in CELLS.items()}
     for which, cell in CELLS.items():
         marks += [_line(mine).assign(column=which, line=s) for s, mine in found[which].groupby("sigma")]
         marks += [_line(envelope(family(main, dataset, cell, sigmas))).assign(column="best", line=which)]
         marks += [pd.DataFrame({"x": [top], "y": 0, "column": which, "line": s, "kind": "end"})
                   for s, top in found[which].groupby("sigma")["ceiling"].max().items() if top < END]
-    ours, found["best"] = {c for m in marks for c in m["column"]}, family(main, dataset, ONE, sigmas)
+    ours, found["best"] = {c for m in marks for c in m["column"]}, family(main, dataset, ONE, sigmas).dropna(subset="value")
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and value > 0")
     theirs = pd.DataFrame({"x": theirs["radius"], "y": theirs["value"], "kind": "points hollow", "line": theirs["method"],
                            "column": "best", "sigma": theirs["sigma"]})
@@ -134,30 +131,29 @@ def certified_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> 
               *(_chance(mine).assign(column=which) for which, mine in found.items())]
     titles = {"one": "one network\n(mixed → clean)", "several": "one network for each σ\n(one σ → same σ)",
               "best": "best σ at each radius"}
-    gone = _gone(frame.attrs.get("lost"), dataset, {("", which, f"σ {s:g}"): (cell.at(s), s)
-                                                   for which, cell in CELLS.items() for s in sigmas})
+    gone = _gone({("", which, f"σ {s:g}"): said(family(frame, dataset, cell, [s]))
+                  for which, cell in CELLS.items() for s in sigmas})
     fig = figure(pd.concat(marks), {s: LEVELS[s] for s in sigmas} | ENDS | PUBLIC | RULES, scale=100, gone=gone, bottom=0,
                  height=2.4,
                  columns={k: title + (f"\nn = {found[k]['n'].max():,}" if len(found[k]) else "") for k, title in titles.items()},
                  words={("", k): DIVERGED if gone.get(("", k)) else NOT_RUN for k in CELLS if k not in ours}, above=1.0,
                  xlabel=RADIUS, ylabel="certified accuracy (%)",
                  entries=[*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED),
-                          ("best σ, one for each", SINGLE),
-                          *((who, HOLLOW | look) for who, look in PUBLIC.items()),
+                          ("best σ, one for each", SINGLE), *((who, HOLLOW | look) for who, look in PUBLIC.items()),
                           ("largest radius possible", FLAGS["end"] | {"color": PLAIN}), *CONSTANTS])
     fig.axes[0].set_xlim(-0.05, END + 0.05)
     return _radii(fig)
 
 
-def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str) -> Figure:
+def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> Figure:
     """Share of test images whose label gets at least so many of the votes, a panel for each noise level: one network against the
     one made for the level. What lies left of one half is wrong or abstains."""
-    sigmas, marks = levels(jobs), [pd.DataFrame({"x": [], "y": []})]
+    marks = [pd.DataFrame({"x": [], "y": []})]
     _check(sigmas)
     for sigma, (which, cell) in itertools.product(sigmas, CELLS.items()):
         shares = np.sort(label_shares(found, dataset, cell, sigma))
         y = 100 * (1 - np.arange(len(shares)) / max(len(shares), 1))
-        chances = [m.chance for m in found if not m.absent and (m.dataset, m.cell, m.sigma) == (dataset, cell, sigma)]
+        chances = [m.chance for m in found if not m.absent and m.key == (dataset, cell, sigma)]
         rules = [("half", "upright", 0.5, np.nan)] + [("chance", "across", np.nan, 100 * c) for c in chances[:1]
                                                       if which == "one" and c]
         marks += [pd.DataFrame({"x": shares, "y": y}).assign(column=sigma, line=which, kind="plain"),
@@ -165,8 +161,8 @@ def confidence_plot(found: Sequence[Measured], jobs: Sequence[Job], dataset: str
     names = {"one": "one network", "several": "one for each σ"}
     shown = {which: look | {"drawstyle": "steps-pre"} for which, look in ENDS.items()} | RULES
     fig = figure(pd.concat(marks), shown, columns={s: f"σ {s:g}" for s in sigmas}, height=1.7, ylabel="test images (%)",
-                 gone=_gone(lost(found), dataset, {("", s, names[which]): (cell.at(s), s) for s in sigmas for which,
-                                                   cell in CELLS.items()}),
+                 gone=_gone({("", s, names[which]): absent(found, dataset, [(cell.at(s), s)])
+                             for s in sigmas for which, cell in CELLS.items()}),
                  xlabel="at least this share of the votes for the label", per_line=4,
                  entries=[("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
                           ("one half", DROP), (CONSTANT, CHANCE)])
@@ -194,8 +190,7 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     fig = figure(pd.concat(marks).assign(row=""), shown, columns=datasets, column="dataset", line="pretraining", y="acr",
                  gone=gone,
                  rows={"": "average certified radius,\nmean over σ"}, bottom=0, width=7 if len(datasets) > 1 else 5.5,
-                 sharex=False,
-                 width_ratios=[len(steps[d]) + 1 for d in datasets], per_line=3 if len(datasets) > 1 else 2,
+                 sharex=False, width_ratios=[len(steps[d]) + 1 for d in datasets], per_line=3 if len(datasets) > 1 else 2,
                  entries=[("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
                           ("fine-tuned with noise of each σ", noise | {"color": PLAIN}), (CONSTANT, CHANCE),
                           ("† close to a constant answer at some σ", {"linestyle": "none"})])
@@ -206,29 +201,27 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def crossed_curves(frame: pd.DataFrame, jobs: Sequence[Job], dataset: str) -> Figure:
+def crossed_curves(frame: pd.DataFrame, dataset: str) -> Figure:
     """Networks of notebook 01, certified as they are: a panel for each noise level, a line for each method, and the one network
     of this notebook where it is certified at that level."""
-    cells = unique(p.cell for p in planned(jobs) if p.cell.pretraining == CROSSED and p.dataset == dataset)
+    crossed = frame[(frame["dataset"] == dataset) & frame["cell"].map(lambda c: c.pretraining == CROSSED).astype(bool)]
+    cells, sigmas, main = unique(crossed["cell"]), sorted(crossed["sigma"].unique()), main_lines(frame)
     _check(cells)
-    sigmas, main = sorted({s for c in cells for s in levels(jobs, c)}), main_lines(frame)
-    methods, mine = looks(c.finetuning for c in cells), main[(main["dataset"] == dataset) & (main["pretraining"] == CROSSED)]
+    methods, mine = looks(c.finetuning for c in cells), main.loc[main.index.intersection(crossed.index)]
     marks = [_line(family(main, dataset, cell, [s]), 0.01 * i).assign(column=s, line=line) for s in sigmas
              for i, (line, cell) in enumerate([("one", ONE), *((c.finetuning, c) for c in cells)])]
     marks += [_chance(mine[mine["sigma"] == s]).assign(column=s) for s in sigmas]
-    gone = _gone(frame.attrs.get("lost"), dataset, {("", s, method_label(c.finetuning)): (c, s) for s in sigmas for c in cells})
+    gone = _gone({("", s, method_label(c.finetuning)): said(family(frame, dataset, c, [s])) for s in sigmas for c in cells})
     return _radii(figure(pd.concat(marks), {"one": ONE_LOOK} | methods | RULES, columns={s: f"σ {s:g}" for s in sigmas},
-                         scale=100,
-                         gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
+                         scale=100, gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
                          entries=[*((method_label(m), look) for m, look in methods.items()),
-                                  ("mixed → clean (no attack)", ONE_LOOK),
-                                  *CONSTANTS]))
+                                  ("mixed → clean (no attack)", ONE_LOOK), *CONSTANTS]))
 
 
 def _line(lines: pd.DataFrame, shift: float = 0.0) -> pd.DataFrame:
     """Marks of one curve, to the first radius that nothing reaches; one dagger for a curve that is marked at every radius, many
     for an envelope of curves of which some are."""
-    lines = lines.sort_values("radius")
+    lines = lines.dropna(subset="value").sort_values("radius")
     lines = lines[lines["value"].shift(fill_value=1.0) > 0]
     first = pd.Series(range(len(lines)), lines.index) == 0
     marked = lines["constant"].astype(bool) & (first | ~lines["constant"].all())
@@ -236,12 +229,11 @@ def _line(lines: pd.DataFrame, shift: float = 0.0) -> pd.DataFrame:
                          "text": _daggers(marked)})
 
 
-def _gone(gone: Lost | None, dataset: str, cells: Mapping[tuple, tuple[Cell, float]]) -> dict[Panel, list[str]]:
-    """Panel -> names of the cells that diverged, of (row, column, name) -> cell and noise level."""
+def _gone(words: Mapping[tuple, str]) -> dict[Panel, list[str]]:
+    """Panel -> names of what diverged, of (row, column, name) -> what is said of it."""
     out: dict[Panel, list[str]] = {}
-    for (row, column, label), needed in cells.items():
-        if absent(gone or {}, dataset, [needed]) != NOT_RUN:
-            out.setdefault((row, column), []).append(label)
+    for (row, column, label), word in words.items():
+        out.setdefault((row, column), []).extend([label] * (word != NOT_RUN))
     return out
 
 
@@ -249,8 +241,7 @@ def _chance(lines: pd.DataFrame) -> pd.DataFrame:
     """What the best constant answer earns, as far as the draws of these lines can reach."""
     lines = lines[(lines["measure"] == "certified_acc") & (lines["chance"] > 0)]
     return pd.DataFrame({"y": lines["chance"].max(), "xlow": 0.0, "xhigh": lines["radius"].max(), "line": "chance",
-                         "kind": "stretch"},
-                        index=[0] * (len(lines) > 0))
+                         "kind": "stretch"}, index=[0] * (len(lines) > 0))
 
 
 def _daggers(constant: pd.Series) -> pd.Series:
@@ -259,8 +250,7 @@ def _daggers(constant: pd.Series) -> pd.Series:
 
 def _most_draws(frame: pd.DataFrame) -> pd.DataFrame:
     """Of `estimates`, for each cell and noise level the lines with most draws."""
-    key = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
-    return frame[frame["n"] == frame.groupby(key)["n"].transform("max")] if len(frame) else frame
+    return frame[frame["n"] == frame.groupby(KEY, sort=False)["n"].transform("max")] if len(frame) else frame
 
 
 def _radii(fig: Figure) -> Figure:
@@ -270,6 +260,6 @@ def _radii(fig: Figure) -> Figure:
     return fig
 
 
-def _check(planned_: Sequence | Mapping) -> None:
-    if not len(planned_):
+def _check(planned: Sized) -> None:
+    if not len(planned):
         raise ValueError("expected certifications of this figure among the jobs, got none; ask for another data set or level")

@@ -1,11 +1,10 @@
-"""Certified accuracy in tables, from finished certifications (`evidence.cells`); nothing is drawn or trained here. What only one
-notebook shows is in `norm_tables` (04) and `level_tables` (05).
+"""Certified accuracy in tables, from certifications (`evidence.cells`); nothing is drawn or trained here. What only one notebook
+shows is in `norm_tables` (04) and `level_tables` (05).
 
 Frames hold fractions and radii (L2, [0, 1] pixels), tables are text: accuracy in percent with 95 % intervals, "not run" where a
 cell is missing.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -13,18 +12,19 @@ import numpy as np
 import pandas as pd
 
 from ..base import certified, stats
-from ..evidence.cells import Measured, absent, clean_masks, grid_radius, lost, planned, stack
-from ..evidence.rows import COLUMNS
+from ..evidence.accuracy import said
+from ..evidence.cells import Measured, absent, clean, grid_radius, planned, stack
+from ..evidence.rows import COLUMNS, keys
 from ..specs.jobs import Job
 from ..specs.labels import NOT_RUN, dataset_label, method_label, unique
 from ..store.store import Store
-from ..studies.rules import Cell
-from ..studies.smoothing import CROSSED, cell_of
+from ..studies.rules import Cell, cell
+from ..studies.smoothing import CROSSED
 from .origins import validated
 from .tables import number
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # shown where a certification had no list of its own
-KEY = ["dataset", "pretraining", "finetuning", "norm", "restat", "sigma"]
+KEY = ["dataset", "cell", "sigma"]
 NORMS = {"batch": "batch norm", "group": "group norm", "layer": "layer norm"}
 NAMES = {"clean": "clean", "mixed": "mixed", "mixed_batch": "mixed, per batch", "weak": "clean, weaker",
          "strong": "clean, stronger", "frozen": "clean, frozen statistics",
@@ -42,8 +42,10 @@ def name(part: str) -> str:
     return NAMES.get(part, method_label(part))
 
 
-def norm_name(norm: str, restat: bool = False) -> str:
-    return NORMS[norm] + (", re-estimated" if restat else "")
+def cell_names(dataset: str, c: Cell) -> dict[str, str]:
+    """The first columns of a line about a cell."""
+    return {"data set": dataset_label(dataset), "pre-training": name(c.pretraining), "fine-tuning": name(c.finetuning),
+            "norm": NORMS[c.norm] + (", re-estimated" if c.restat else "")}
 
 
 def dagger(constant: bool) -> str:
@@ -58,39 +60,35 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
     abstain_rate where draws did not depend on labels. ceiling: the largest radius that the draws can give. chance: what the best
     constant answer earns there. one_class: share of the class that is chosen most often, and constant: whether it is close to a
     constant answer, both of the seed where it is most so (`cells.Measured`). value, se and low, high (95 %): over images with one
-    seed (for accuracies exact, Clopper-Pearson), else over seeds and images (`stats.crossed_mean`). What diverged has no line;
-    the frame's attrs hold `cells.lost` as `lost`.
+    seed (for accuracies exact, Clopper-Pearson), else over seeds and images (`stats.crossed_mean`). A cell of which nothing is
+    finished at a level has a line without a value for each measure, and absent says why.
     """
     groups: dict[tuple, dict[int, Measured]] = {}
-    for m in (m for m in found if not m.absent):
+    done = {m.key for m in found if not m.absent}
+    for m in (m for m in found if not m.absent or m.key not in done):
         c = m.certification
-        key = m.dataset, m.cell, m.sigma, c.n, c.alpha, c.images, tuple(c.radii) or RADII, c.stop_if_wrong
-        groups.setdefault(key, {})[m.seed] = m
+        groups.setdefault((*m.key, c.n, c.alpha, c.images, tuple(c.radii) or RADII, c.stop_if_wrong), {})[m.seed] = m
     out = []
-    for (dataset, cell, sigma, n, alpha, images, radii, stopped), by_seed in groups.items():
-        first, several = next(iter(by_seed.values())), list(by_seed.values())
-        ceiling = first.certification.plan.ceiling
-        head = [dataset, cell.pretraining, cell.finetuning, cell.norm, cell.restat, sigma, n, alpha, ceiling, images,
-                len(several), max(m.one_class for m in several), any(m.constant for m in several)]
-        chances = {r: first.chance if r <= ceiling else 0.0 for r in radii}
+    for (dataset, c, sigma, n, alpha, images, radii, stopped), by_seed in groups.items():
+        several = list(by_seed.values())
+        first, ceiling = several[0], several[0].certification.plan.ceiling
+        head = [dataset, c, sigma, n, alpha, ceiling, images]
+        if first.absent:
+            nothing = [0, 0.0, False, *[math.nan] * 6, absent(several, dataset, [(c, sigma)])]
+            out += [[*head, measure, *nothing] for measure in ("certified_acc", "acr")]
+            continue
+        about = [len(several), max(m.one_class for m in several), any(m.constant for m in several)]
         exact = certified.certified_accuracy(first.certified, radii) if len(several) == 1 else ()
         numbers = [(a.accuracy, a.standard_error, a.low, a.high) for a in exact] or [
             _numbers(values) for values in np.moveaxis(stack(by_seed, radii).astype(float), -1, 0)]
-        out += [[*head, "certified_acc", r, chances[r], *found_] for r, found_ in zip(radii, numbers, strict=True)]
+        out += [[*head, "certified_acc", *about, r, first.earned(r), *each, ""] for r, each in zip(radii, numbers, strict=True)]
         top = first.chance * max((r for r in radii if r <= ceiling), default=0)
-        out.append([*head, "acr", math.nan, top, *_numbers(grid_radius(by_seed, radii))])
+        out.append([*head, "acr", *about, math.nan, top, *_numbers(grid_radius(by_seed, radii)), ""])
         if not stopped:
             abstains = np.stack([m.certified.prediction == certified.ABSTAIN for m in several]).astype(float)
-            out.append([*head, "abstain_rate", math.nan, 0.0, *_numbers(abstains)])
-    frame = pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "seeds", "one_class", "constant", "measure",
-                                       "radius", "chance", "value", "se", "low", "high"])
-    frame.attrs["lost"] = lost(found)
-    return frame
-
-
-def said(frame: pd.DataFrame, dataset: str, *needed: tuple[Cell, float]) -> str:
-    """What stands for a number of `estimates` that is not there."""
-    return absent(frame.attrs.get("lost", {}), dataset, needed)
+            out.append([*head, "abstain_rate", *about, math.nan, 0.0, *_numbers(abstains), ""])
+    return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "measure", "seeds", "one_class", "constant",
+                                      "radius", "chance", "value", "se", "low", "high", "absent"])
 
 
 def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:
@@ -102,11 +100,15 @@ def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def main_lines(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of `estimates`, the lines with the number of draws that most cells have."""
-    if frame.empty:
-        return frame
-    each = frame.drop_duplicates([*KEY, "n"])["n"].value_counts()
-    return frame[frame["n"] == each.index[0]]
+    """Of `estimates`, the lines with the number of draws that most finished cells have."""
+    each = frame.dropna(subset="value").drop_duplicates([*KEY, "n"])["n"].value_counts()
+    return frame[(frame["n"] == each.index[0]) | frame["value"].isna()] if len(each) else frame
+
+
+def family(frame: pd.DataFrame, dataset: str, c: Cell, sigmas: Sequence[float], measure: str = "certified_acc") -> pd.DataFrame:
+    """Of `estimates`, the lines of a cell at each noise level, noise* as the network made for that level."""
+    here = frame[(frame["dataset"] == dataset) & (frame["measure"] == measure)]
+    return pd.concat([here[(here["sigma"] == s) & (here["cell"] == c.at(s))] for s in sigmas] or [here[:0]])
 
 
 def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: str) -> pd.DataFrame:
@@ -115,27 +117,18 @@ def rows(store: Store, jobs: Sequence[Job], found: Sequence[Measured], study: st
     eps is the radius; attack none; metric clean_acc, certified_acc, acr (see `estimates`) or abstain_rate. A certification that
     diverged is one row, an acr without value, and images says so.
     """
-    extra = ["pretraining", "finetuning", "restat", "sigma", "draws", "alpha"]
     out = []
-    for (dataset, cell, seed), mask in clean_masks(store, jobs).items():
-        job = next(j for j in jobs if cell_of(j) == cell and (j.spec.data.name, j.spec.seed) == (dataset, seed))
-        images = f"{store.run(job.spec)['split']}[:{len(mask)}]"
-        out.append([*_keys(store, study, dataset, job.spec, cell), "clean_acc", "none", 0.0, float(mask.mean()), len(mask),
-                    job.spec.hash, "none", images, cell.pretraining, cell.finetuning, False, 0.0, 0, math.nan])
-    for m in found:
+    for row in clean(store, jobs):
+        c, n = cell(row.method), len(row.hits)
+        out.append([*keys(store, study, row.spec), "clean_acc", "none", 0.0, float(row.hits.mean()), n, row.spec.hash, "none",
+                    f"{row.split}[:{n}]", c.pretraining, c.finetuning, False, 0.0, 0, math.nan])
+    for m in (m for m in found if m.absent != NOT_RUN):
         tail = [m.cell.pretraining, m.cell.finetuning, m.cell.restat, m.sigma, m.certification.n, m.certification.alpha]
-        run = m.spec.hash
-        if m.absent:
-            out.append([*_keys(store, study, m.dataset, m.spec, m.cell), "acr", "l2", math.nan, math.nan, m.certification.images,
-                        run, "none", m.absent, *tail])
-        for line in estimates([m]).itertuples():
-            out.append([*_keys(store, study, m.dataset, m.spec, m.cell), line.measure, "l2", line.radius, line.value, line.images,
-                        run, "none", f"{m.split}[:{line.images}]", *tail])
-    return pd.DataFrame(out, columns=[*COLUMNS, *extra])
-
-
-def _keys(store: Store, study: str, dataset: str, spec, cell: Cell) -> list:
-    return [study, store.preset, dataset, spec.model.arch, cell.norm, spec.method.name, spec.seed]
+        lines = estimates([m])
+        for line in lines[lines["value"].notna() | (lines["measure"] == "acr")].itertuples():
+            out.append([*keys(store, study, m.spec), line.measure, "l2", line.radius, line.value, line.images, m.spec.hash,
+                        "none", m.absent or f"{m.split}[:{line.images}]", *tail])
+    return pd.DataFrame(out, columns=[*COLUMNS, "pretraining", "finetuning", "restat", "sigma", "draws", "alpha"])
 
 
 def settings(jobs: Sequence[Job]) -> pd.DataFrame:
@@ -162,13 +155,13 @@ def settings(jobs: Sequence[Job]) -> pd.DataFrame:
 
 def certifications(jobs: Sequence[Job]) -> str:
     """How everything is certified, in one sentence, from the specs."""
-    specs = [p.certification for p in planned(jobs)]
+    specs = [m.certification for m in planned(jobs)]
     if not specs:
         return "Nothing is certified."
-    draws = sorted({c.n for c in specs})
     images, n, n0 = (" or ".join(f"{v:,}" for v in sorted({getattr(c, k) for c in specs})) for k in ("images", "n", "n0"))
     alphas = " or ".join(map(str, sorted({c.alpha for c in specs})))
-    top = "; ".join(f"{max(c.plan.ceiling / c.sigma for c in specs if c.n == k):.2f} σ at n = {k:,}" for k in draws)
+    top = "; ".join(f"{max(c.plan.ceiling / c.sigma for c in specs if c.n == k):.2f} σ at n = {k:,}"
+                    for k in sorted({c.n for c in specs}))
     stopped = any(c.stop_if_wrong for c in specs)
     return (f"Certified: the first {images} test images of a fixed order, {n0} draws to choose the class and at most n = {n} to "
             f"bound its probability, α = {alphas} for each image, in {' or '.join(unique(c.precision for c in specs))}; draws "
@@ -182,7 +175,7 @@ def sources_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         labels, found = dict(job.labels), validated(store, job)
         if job.ship and labels and labels["pretraining"] != CROSSED:
-            lines.append({"pre-training": name(labels["pretraining"]), "norm": norm_name(job.spec.model.norm),
+            lines.append({"pre-training": name(labels["pretraining"]), "norm": NORMS[job.spec.model.norm],
                           "data set": dataset_label(job.spec.data.name), "classes": found.get("classes", ""),
                           "clean, validation": f"{100 * found['val_clean_acc']:.1f}" if found else store.absent(job),
                           "images": found.get("images", "")})
@@ -193,23 +186,18 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
     """Certified accuracy at one noise level: a line for each planned cell of the grid that is certified at it, with accuracy
     without noise, at each of RADII, the average certified radius and the share of the class that is chosen most often; marked
     where it is close to a constant answer, and for each data set what the best constant answer earns."""
-    masks, lines = clean_masks(store, jobs), []
-    here = main_lines(frame)
-    here = here[(here["sigma"] == sigma) & (here["pretraining"] != CROSSED)]
-    for dataset, cell in unique((p.dataset, p.cell) for p in planned(jobs)
-                                if p.certification.sigma == sigma and p.cell.pretraining != CROSSED):
-        mine = here[(here[KEY] == [dataset, *dataclasses.astuple(cell), sigma]).all(axis=1)]
-        word = said(frame, dataset, (cell, sigma))
-        at = {r.radius: r for r in mine[mine["measure"] == "certified_acc"].itertuples()}
-        acr = next(mine[mine["measure"] == "acr"].itertuples(), None)
-        clean = [m.mean() for (d, c, _), m in masks.items() if (d, c) == (dataset, cell)]
-        line = {"data set": dataset_label(dataset), "pre-training": name(cell.pretraining), "fine-tuning": name(cell.finetuning),
-                "norm": norm_name(cell.norm, cell.restat), "seeds": str(acr.seeds) if acr else "0",
-                "no noise": "" if cell.restat else f"{100 * np.mean(clean):.1f}" if clean else word}
+    without, lines, main = clean(store, jobs), [], main_lines(frame)
+    for dataset, c in unique((m.dataset, m.cell) for m in planned(jobs) if m.sigma == sigma and m.cell.pretraining != CROSSED):
+        mine = family(main, dataset, c, [sigma])
+        at, word = {r.radius: r for r in mine.itertuples()}, said(mine)
+        acr = next(family(main, dataset, c, [sigma], "acr").itertuples(), None)
+        right = [row.hits.mean() for row in without if (row.dataset, row.method) == (dataset, str(c))]
+        line = cell_names(dataset, c) | {"seeds": str(acr.seeds) if acr else "0",
+                                         "no noise": "" if c.restat else f"{100 * np.mean(right):.1f}" if right else word}
         line |= {f"r {r:g}": number(at.get(r), missing=word) for r in RADII}
         lines.append(line | {"ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word)})
-    for dataset in unique(here["dataset"]):
-        mine = here[here["dataset"] == dataset]
+    here = main[(main["sigma"] == sigma) & main["cell"].map(lambda c: c.pretraining != CROSSED) & main["value"].notna()]
+    for dataset, mine in here.groupby("dataset", sort=False):
         earned = dict(zip(mine["radius"], mine["chance"], strict=True))
         lines.append(dict.fromkeys(lines[0], "") | {
             "data set": dataset_label(dataset), "pre-training": CONSTANT, "one class": "100 %",
@@ -220,19 +208,19 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
 
 def radius_text(acr, word: str = NOT_RUN) -> str:
     """Average certified radius with its standard error, from a line of `estimates`, else what is said in its place."""
-    return f"{acr.value:.3f} ± {acr.se:.3f}{dagger(acr.constant)}" if acr else word
+    return f"{acr.value:.3f} ± {acr.se:.3f}{dagger(acr.constant)}" if acr and acr.seeds else word
 
 
 def one_class_text(line, word: str = NOT_RUN) -> str:
     """Share of the class that is chosen most often, likewise."""
-    return f"{100 * line.one_class:.0f} %{dagger(line.constant)}" if line else word
+    return f"{100 * line.one_class:.0f} %{dagger(line.constant)}" if line and line.seeds else word
 
 
 def caption(frame: pd.DataFrame) -> str:
     """What the intervals stand for, from the certifications themselves."""
-    if frame.empty:
+    main = main_lines(frame).dropna(subset="value")
+    if main.empty:
         return "No certification is finished yet."
-    main = main_lines(frame)
     seeds, images = main["seeds"].max(), "/".join(f"{n:,}" for n in sorted(main["images"].unique()))
     over = "the test images (exact, Clopper-Pearson)" if seeds == 1 else "seeds and test images"
     return (f"{images} test images, n = {main['n'].iloc[0]:,}, α = {main['alpha'].iloc[0]:g}; up to {seeds} seed"

@@ -6,13 +6,14 @@ A table is a DataFrame of text: accuracy in percent, differences in points, with
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
+from ..base import stats
 from ..claims.effects import pair_label
 from ..evidence.accuracy import estimates, final
-from ..evidence.pairs import _range
 from ..specs.labels import NOT_RUN, attack_label, dataset_label, header, method_label, percent, points, unique
 from ..specs.strength import KINDS, parse, strength
 
@@ -39,6 +40,15 @@ def interval(found: tuple[float, float, float], form: str) -> str:
     """2.16 [1.80, 2.59]; without an interval the value alone."""
     value, low, high = (plain(v, form) for v in found)
     return value if math.isnan(found[1]) else f"{value} [{low}, {high}]"
+
+
+def student(values: Sequence[float], back: Callable = lambda x: x) -> tuple[float, float, float]:
+    """(mean, low, high): Student's 95 % interval over seeds, NaN where one seed or an infinite value gives none; `back` is
+    applied to all three (np.exp for means of logarithms)."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return float(back(values.mean())), math.nan, math.nan
+    return tuple(float(back(v)) for v in stats.student_interval(values)[:3])
 
 
 def within(value: float, low: float, high: float) -> str:
@@ -102,7 +112,8 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     lines = {}
     for (m, b, d), group in found.groupby(["method", "baseline", "dataset"], sort=False):
         near = " (near chance)" if group["near"].any() else ""
-        lines[m, b, d] = pair_label((m, b)), dataset_label(d) + near, _range(group["seeds"].min(), group["seeds"].max())
+        seeds = " to ".join(map(str, unique((group["seeds"].min(), group["seeds"].max()))))
+        lines[m, b, d] = pair_label((m, b)), dataset_label(d) + near, seeds
     return by_attack(found, lines, ("difference", "data set", "seeds"), points)
 
 

@@ -42,7 +42,7 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     _check(rows)
     every, shown, datasets = accuracy.estimates(rows), looks(rows["method"]), unique(rows["dataset"])
     chosen, single = accuracy.one_line(every), every[~every["seed"].str.startswith("mean")]
-    parts = accuracy.is_autoattack(chosen)
+    parts, lost = accuracy.kinds(chosen) == "autoattack", accuracy.lost(rows, ["dataset", "method"])
     lines, hollow = strongest(chosen[~parts]), strongest(chosen[parts], ["n"])
     seeds = single[single["attack"].isin(lines["attack"]) & single.duplicated(["dataset", "method", "eps", "attack"], keep=False)]
     marks = pd.concat([lines.assign(kind=""), hollow.assign(kind="points hollow"),
@@ -52,12 +52,10 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     beside = {m: (i - (len(shown) - 1) / 2) * step for i, m in enumerate(shown)}
     marks["x"] = marks["eps"].map(place) + marks["method"].map(beside)
     marks.loc[marks["kind"] == "points hollow", "x"] += (len(shown) + 1) * step
-    pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[accuracy.is_pgd(lines), "attack"],
-                                                                     hollow["attack"]))
+    pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[lines["eps"] > 0, "attack"], hollow["attack"]))
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
     fig = figure(marks, shown, columns=datasets, column="dataset", line="method", y="value", scale=100, wrap=3, sharey=False,
-                 gone={("", d): [method_label(m) for e, m in accuracy.lost(rows) if e == d] for d in datasets},
-                 ylabel="accuracy (%)",
+                 gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets}, ylabel="accuracy (%)",
                  xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries)
     for ax in fig.axes:
         ax.set_xticks(list(place.values()), ["0" if eps == 0 else eps_label(eps, rows["threat"].iloc[0]) for eps in place])
@@ -73,9 +71,9 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
     legend below says. The legends say which method diverged.
     """
     _check(rows)
-    found, lost = accuracy.one_line(accuracy.estimates(rows)), accuracy.lost(rows)
+    found, lost = accuracy.one_line(accuracy.estimates(rows)), accuracy.lost(rows, ["dataset", "method"])
     gone = {method for _, method in lost} - set(rows.dropna(subset="value")["method"])
-    pgd = found[accuracy.is_pgd(found)]
+    pgd = found[accuracy.kinds(found) == "pgd"]
     robust = strongest(pgd[pgd["eps"] == pgd["eps"].max()])
     both = found[found["attack"] == "none"].merge(robust, on=["dataset", "method"], suffixes=("_clean", "_robust"))
     both = both.dropna(subset=["value_clean", "value_robust"])
@@ -131,7 +129,7 @@ def strongest(found: pd.DataFrame, first: Sequence[str] = ()) -> pd.DataFrame:
 
 def strongest_pgd(differences: pd.DataFrame) -> tuple[str, str, float]:
     """(attack, threat, eps) of the strongest PGD at the largest radius, of those with a value if there are any."""
-    found = differences[accuracy.is_pgd(differences)]
+    found = differences[accuracy.kinds(differences) == "pgd"]
     found = found.dropna(subset="value") if found["value"].notna().any() else found
     if found["threat"].nunique() != 1:
         raise ValueError(f"expected PGD of one threat model, got {', '.join(found['threat'].unique()) or 'no PGD at all'}")

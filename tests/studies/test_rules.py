@@ -85,7 +85,7 @@ def test_a_ledger_is_read() -> None:
     (ledger(measure="overfits", metrics=["gap"], robust=None), "`robust` in every rule .*, got None for overfits"),
     (ledger(robust=None), "`robust` in every rule .*, got None for gain"),
     (ledger(robust={"threat": "linf", "eps": 0.03}), "min_images in C2.rule.robust"),
-    (ledger(robust={"threat": "linf", "eps": "8/255", "min_images": 1}), "number for C2.rule.robust.eps, got the text '8/255'"),
+    (ledger(robust={"threat": "linf", "eps": "8 of 255", "min_images": 1}), "number for C2.rule.robust.eps, got the text '8 of 255'"),
     (ledger(pairs=[["twins", "at"]]), "method of a rule .*, got 'twins'"), (ledger(pairs=["at"]), "a list for C2.rule.pairs"),
     (ledger(controls=[["twins_at", "at_rl"]]), "method of a rule .*, got 'at_rl'; did you mean 'at_lr'?"),
     (ledger(pairs=[["twins_at"]]), "pairs of a method and a baseline, got \\['twins_at'\\]"),

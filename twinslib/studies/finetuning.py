@@ -12,7 +12,7 @@ from ..specs.measure import NETWORKS, EvalSpec
 from ..specs.method import method
 from ..specs.reading import Some, from_dict, strict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, start_model
-from .limits import check_limits, check_seeds, within, without
+from .limits import check_limits, check_rates, check_seeds, within, without
 
 STUDY, TUNING = "aft", "aft_tuning"
 RANDOM = "aft_random"  # the same epochs from random weights
@@ -68,7 +68,7 @@ class Widths(TypedDict):
 @strict
 def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[dict[str, Target]], main: Some[dict[str, Run]],
                schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: Fractions, widths: Widths,
-               seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Sequence[dict], best: Best,
+               seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Some[Sequence[dict]], best: Best,
                lrs_kept: Sequence[float] = ()) -> list[Job]:
     """Adversarial fine-tuning and what it is compared with.
 
@@ -94,6 +94,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         candidates for its learning rate; starts, which are trained when first needed, last.
     """
     check_seeds(seeds)
+    check_rates([*lrs, *lrs_kept], "lrs and lrs_kept")
     for name, s in starts.items():
         check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
         check_limits(s, {"targets": targets}, f"starts.{name}")

@@ -11,7 +11,7 @@ from ..specs.measure import EvalSpec
 from ..specs.method import METHODS, method
 from ..specs.reading import Some, from_dict, strict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, OptimSpec, RunSpec, start_model
-from .limits import check_limits, check_seeds, within
+from .limits import check_limits, check_rates, check_seeds, within
 from .transfer import START, Source, Target, networks
 
 
@@ -43,7 +43,7 @@ class Steps(TypedDict):
 
 
 @strict
-def followed(*, arch: str, norm: str, sources: dict[str, Source], start: str, targets: Some[dict[str, Target]],
+def followed(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
              runs: Some[dict[str, Run]], seeds: Some[Sequence[int]], optim: dict, attack: dict, best: Best, follow: dict | None = None,
              evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None, study: str = "followed") -> list[Job]:
     """Runs whose course is kept (TWINS, C5-C7; robust overfitting): every method of `runs` on every target, at one base
@@ -72,7 +72,7 @@ def followed(*, arch: str, norm: str, sources: dict[str, Source], start: str, ta
 
     def made(seed: int, name: str, label: str, run: dict) -> RunSpec:
         target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
-        weight = target.get("method", {}).get("twins_weight", METHODS["twins_at"].twins_weight)
+        weight = method("twins_at", **target.get("method", {})).twins_weight
         where = f"runs.{label}"
         schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
         return RunSpec(
@@ -112,6 +112,7 @@ def rates(*, runs: dict, follow: dict, steps: Steps, best: Best, **network) -> l
     if steps["longer"] < 1:
         raise ValueError(f"expected steps.longer of at least 1, times the epochs, got {steps['longer']}")
     check_seeds(steps["seeds"], "steps.seeds")
+    check_rates(steps["rates"], "steps.rates")
     targets, optim, seeds = network.pop("targets"), network.pop("optim"), steps["seeds"]
     check_keys(steps["epochs"], list(targets), "steps.epochs", needed=list(targets))
 

@@ -11,6 +11,12 @@ def check_seeds(seeds: Sequence[int], where: str = "seeds") -> None:
         raise ValueError(f"expected {where} without repeats and of at least 0, got {shown(list(seeds))}")
 
 
+def check_rates(rates: Sequence[float], where: str) -> None:
+    """ValueError for a learning rate that is not above 0, and for one twice."""
+    if min(rates, default=1) <= 0 or len(set(rates)) < len(rates):
+        raise ValueError(f"expected {where} above 0, without repeats, got {shown(list(rates))}")
+
+
 def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -> None:
     """Refuse lists in `limits` that name what the study does not have; a key that is left out limits nothing.
 

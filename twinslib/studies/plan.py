@@ -63,7 +63,10 @@ def plan(preset: str, number: str) -> tuple[Plan, dict]:
     values, settings = chosen(preset, number)
     study = functools.partial(STUDIES[choose(number, STUDIES, "notebook with a study")], **values)
     try:
-        study(best=lambda *_, **__: None)
+        for spec in {spec for job in study(best=lambda *_, **__: None) for spec in job.candidates}:
+            if not (spec.data.val_images and spec.optim.val_every):
+                raise ValueError(f"expected val_images and val_every above 0 where the best of several runs is chosen (method "
+                                 f"{spec.method.name}, {spec.data.name}), got {spec.data.val_images} and {spec.optim.val_every}")
     except (ValueError, TypeError) as error:
         file = notebook(number).name if preset == "toy" else f"params/{preset}/{number}.yaml"
         raise type(error)(f"{error}; in {file}") from None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from ..base.errors import choose
+from ..specs.choices import NORMS
 from ..specs.jobs import Best, Job
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.method import method
@@ -63,7 +64,7 @@ class Finetuning(TypedDict, total=False):
 @strict
 def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretraining: Some[dict[str, Pretraining]],
               targets: Some[dict[str, Target]], finetuning: Some[dict[str, Finetuning]], seeds: Some[Sequence[int]], optim: dict,
-              evaluations: Sequence[dict], certifications: Sequence[dict], best: Best, crossed: dict | None = None,
+              evaluations: Sequence[dict], certifications: Some[Sequence[dict]], best: Best, crossed: dict | None = None,
               study: str = "smoothing") -> list[Job]:
     """Every pre-training with every norm, fine-tuned in every way on every target, and certified.
 
@@ -83,6 +84,8 @@ def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretrain
         before seed 1 of anything, then crossed runs, whose finetuning is their method.
     """
     check_seeds(seeds)
+    for norm in norms:
+        choose(norm, NORMS, "norm in norms")
     known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}
     for name, f in finetuning.items():
         choose(f.get("method", "natural"), ("natural", "natural_frozen", "linear_probe"), f"method of finetuning.{name}")

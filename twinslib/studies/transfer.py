@@ -69,10 +69,10 @@ LAMBDA = "twins_at_lambda"
 
 
 @strict
-def transfer(*, arch: str, norm: str, sources: dict[str, Source], start: str, targets: Some[dict[str, Target]],
+def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
              methods: Some[Sequence[str]], seeds: Some[Sequence[int]], baselines: Sequence[str], controls: Sequence[str],
              lambdas: Sequence[float], compared_on: Sequence[str], grids: dict[str, dict[str, Some[list]]], optim: dict,
-             attack: dict, source_evaluations: Sequence[dict], evaluations: Sequence[dict], best: Best) -> list[Job]:
+             attack: dict, source_evaluations: Sequence[dict], evaluations: Some[Sequence[dict]], best: Best) -> list[Job]:
     """Robustness transfer (TWINS, C1-C4, C8, C9): every method from one source network on every target data set.
 
     Args:
@@ -93,10 +93,13 @@ def transfer(*, arch: str, norm: str, sources: dict[str, Source], start: str, ta
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
     runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
+    if min(lambdas, default=0) < 0:
+        raise ValueError(f"expected lambdas of at least 0, got {list(lambdas)}")
     sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
     others = [*baselines, *controls, *sweep_of_lambda]
-    for label in (*methods, *baselines, *controls, *grids):
-        choose(label, METHODS, "method")
+    for where, label in ((where, label) for where, group in (("methods", methods), ("baselines", baselines), ("controls", controls),
+                                                             ("grids", grids)) for label in group):
+        choose(label, METHODS, f"method in {where}")
         choose(START.get(label) or start, grid, f"start of {label}")
     if "at_lr" in methods:
         raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")

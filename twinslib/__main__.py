@@ -107,11 +107,12 @@ def run_sweep(args: argparse.Namespace) -> int:
     import torch
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from . import need
     from .compute import cost
     from .compute.queue import precision_in_words, sweep
     from .compute.worker import Worker
-    from .evidence import rows
+
+    if args.claims:
+        from . import need
 
     def planned(best: Best) -> list[Job]:
         jobs = [job for one in plans.values() for job in one(best=best)]
@@ -134,6 +135,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
         how, what = (need.sweep, plans) if args.claims else (sweep, planned)
         report = how(worker, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+    from .evidence import rows
+
     jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
         rows.write(store, jobs, name)

@@ -41,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("text", "found"), [
     ("eps: 0.5", {"eps": 0.5}), ("eps: 1", {"eps": 1}), ("", {}), ("# none", {}),
     ("epps: 0.5", "key of params/small/01.yaml to be one of eps, seeds, got 'epps'; did you mean 'eps'?"),
-    ("eps: 1e-3", "number for eps in params/small/01.yaml, got the text '1e-3'; in YAML write 1.0e-3"), ("eps: 8/255", {"eps": 8 / 255}),
+    ("eps: 1e-3", "number for eps in params/small/01.yaml, got the text '1e-3'; in YAML write 1.0e-3"),
+    ("eps: 8/255", {"eps": 8 / 255}),
     ("seeds: 3", "list for seeds"), ("seeds:", "a value for seeds in params/small/01.yaml, got nothing"),
     ("eps: 0.5\n\neps: 1.0", "the key 'eps' twice, in line 1 and in line 3"), ("seeds: &a [*a]", "more than 50,000 values"),
     ("0", "a mapping of parameters"), ("[" * 5000, "too deep"), ("eps: 0x" + "f" * 10000, "an integer of thousands of digits"),
@@ -70,7 +71,8 @@ def test_types_of_parameters() -> None:
         assert presets.check_parameters(values, defaults, "here") == values
     for values, message in (({"eps": True}, "float for eps"), ({"steps": 5.0}, "int for steps"),
                             ({"steps": True}, "int for steps"), ({"optim": [0.1]}, "a mapping for optim in here"),
-                            ({"fast": 1}, "bool for fast"), ({"seeds": 1}, "a list for seeds"), ({"name": None}, "a value for name")):
+                            ({"fast": 1}, "bool for fast"), ({"seeds": 1}, "a list for seeds"),
+                            ({"name": None}, "a value for name")):
         with pytest.raises(TypeError, match=message):
             presets.check_parameters(values, defaults, "here")
 

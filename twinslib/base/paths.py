@@ -18,7 +18,7 @@ def _from_environment(variable: str) -> Path | None:
     try:
         return Path(value).expanduser() if value else None
     except RuntimeError:
-        raise ValueError(f"expected a folder in {variable}, got {value!r}, of a user who is not known here; write it out") from None
+        raise ValueError(f"expected a folder in {variable}, got {value!r}, of an unknown user; write it out") from None
 
 
 def data_dir() -> Path:

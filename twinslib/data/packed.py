@@ -12,6 +12,7 @@ import math
 import re
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -84,6 +85,17 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
     return PackedSet(name=name, **images, **labels, class_names=tuple(arrays["class_names"].tolist()))
 
 
+def load_labels(name: str) -> PackedSet:
+    """The set `name` without its images, for what only counts: labels and class names, as they are in the file."""
+    if name in TOY_SETS:
+        arrays = {"toy_source": _toy_source, "toy_target": _toy_target}[name]()
+    else:
+        arrays = _read(packed_path(name), ("train_labels", "test_labels", "class_names"))
+    labels = {part: torch.from_numpy(arrays[part]) for part in ("train_labels", "test_labels")}
+    none = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
+    return PackedSet(name=name, train_images=none, test_images=none, **labels, class_names=tuple(arrays["class_names"].tolist()))
+
+
 def check_name(name: str) -> None:
     """ValueError unless `name` can name an image set; so no name leads out of the data folder."""
     if not NAME.fullmatch(name):
@@ -115,7 +127,7 @@ def missing(name: str) -> str:
             f"your own is a file {name}.npz in {folder} (set TWINS_DATA to use another folder)")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, keys: Sequence[str] = KEYS) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         try:
             if not zipfile.is_zipfile(file):
@@ -124,7 +136,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             absent = [key for key in KEYS if key not in loaded.files]
-            arrays = {key: loaded[key] for key in KEYS if not absent}
+            arrays = {key: loaded[key] for key in keys if not absent}
         except DAMAGED as error:
             pickled = "Object arrays" in str(error)
             got = "pickled objects, which are never loaded" if pickled else f"a damaged or foreign file ({error})"

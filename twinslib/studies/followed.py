@@ -44,8 +44,9 @@ class Steps(TypedDict):
 
 @strict
 def followed(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
-             runs: Some[dict[str, Run]], seeds: Some[Sequence[int]], optim: dict, attack: dict, best: Best, follow: dict | None = None,
-             evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None, study: str = "followed") -> list[Job]:
+             runs: Some[dict[str, Run]], seeds: Some[Sequence[int]], optim: dict, attack: dict, best: Best,
+             follow: dict | None = None, evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None,
+             study: str = "followed") -> list[Job]:
     """Runs whose course is kept (TWINS, C5-C7; robust overfitting): every method of `runs` on every target, at one base
     learning rate, which is part of the question and so not chosen.
 

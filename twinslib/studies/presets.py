@@ -52,7 +52,8 @@ def parameters(notebook: Path) -> dict:
     """The literals of the notebook's one cell tagged `parameters`, read without running it."""
     name = notebook.name
     try:
-        cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        every = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = [c for c in every if "parameters" in c["metadata"].get("tags", [])]
         sources = ["".join(c["source"]) for c in cells]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"expected a notebook with cells in {notebook}, got {type(error).__name__}: {error}") from None

@@ -127,8 +127,8 @@ def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretrain
             *(strict(_crossed, "crossed")(**{"best": best, "study": study, **crossed}) if crossed else ())]
 
 
-def _crossed(*, preset: str, notebook: str, methods: Some[Sequence[str]], targets: Some[Sequence[str]], seeds: Some[Sequence[int]],
-             certifications: Some[Sequence[dict]], best: Best, study: str) -> list[Job]:
+def _crossed(*, preset: str, notebook: str, methods: Some[Sequence[str]], targets: Some[Sequence[str]],
+             seeds: Some[Sequence[int]], certifications: Some[Sequence[dict]], best: Best, study: str) -> list[Job]:
     """Runs of another notebook with certifications in place of its evaluations, their start networks and candidates."""
     choose(notebook, ("01",), "notebook of crossed")  # whose study it has to be
     found = transfer(**chosen(preset, notebook)[0], best=best)

@@ -97,10 +97,10 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: s
         raise ValueError(f"expected lambdas of at least 0, got {list(lambdas)}")
     sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
     others = [*baselines, *controls, *sweep_of_lambda]
-    for where, label in ((where, label) for where, group in (("methods", methods), ("baselines", baselines), ("controls", controls),
-                                                             ("grids", grids)) for label in group):
-        choose(label, METHODS, f"method in {where}")
-        choose(START.get(label) or start, grid, f"start of {label}")
+    for where, group in {"methods": methods, "baselines": baselines, "controls": controls, "grids": grids}.items():
+        for label in group:
+            choose(label, METHODS, f"method in {where}")
+            choose(START.get(label) or start, grid, f"start of {label}")
     if "at_lr" in methods:
         raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")
     for e in evaluations:

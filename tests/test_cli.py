@@ -81,7 +81,7 @@ def test_bad_calls(micro: Path, capsys: pytest.CaptureFixture, arguments: list[s
 
 @pytest.mark.parametrize(("yaml", "message"), [
     ("attack: {eps: 8}", "eps in [0, 1] (pixel units), got 8; write 8/255"),
-    ("attack: {eps: 8/255}", "float for attack in params/small/01.yaml, eps, got '8/255'; write 1.0e-3"),
+    ("attack: {eps: 8 of 255}", "a number for attack.eps, got the text '8 of 255'; in YAML write 1.0e-3"),
     ("optim: {lr: 1e-3}", "a number for targets.toy_source.optim.lr, got the text '1e-3'; in YAML write 1.0e-3"),
     ("arch: tiny_renset", "did you mean 'tiny_resnet'?"), ("methods: [twins-at]", "did you mean 'twins_at'?"),
     ("metods: [at]", "did you mean 'methods'?"), ("optim: [", "YAML in params/small/01.yaml"),

@@ -96,10 +96,10 @@ class Progress:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    if args.tflops is not None and not 0 < args.tflops < math.inf:
-        raise ValueError(f"expected --tflops above 0, got {args.tflops}")
-    if args.threads is not None:
-        presets.check_threads(args.threads, "--threads", 1)
+    for option, value in (("--threads", args.threads), ("--tflops", args.tflops)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"expected {option} above 0, got {value}")
+    presets.check_threads(args.threads or 0, "--threads")
     plans = {}
     for number in dict.fromkeys(args.only or presets.notebooks()):
         plans[number], settings = plan.plan(args.preset, number)

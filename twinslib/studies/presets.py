@@ -104,7 +104,7 @@ def overrides(preset: str, number: str, known: dict) -> dict:
     values = check_parameters(values, known, where)
     if values.get("preset", preset) != preset:
         raise ValueError(f"expected preset {preset} in {where}, as its folder says, got {values['preset']!r}; leave it out")
-    check_threads(values.get("threads", 0), f"threads in {where}", 0)
+    check_threads(values.get("threads", 0), f"threads in {where}")
     return values | ({"preset": preset} if "preset" in known else {})
 
 
@@ -128,12 +128,12 @@ def check_parameters(values: dict, defaults: dict, where: str) -> dict:
             for key, value in values.items()}
 
 
-def check_threads(threads: int, what: str, least: int) -> None:
-    """ValueError for fewer threads than `least`, or so many that they only stand in each other's way."""
+def check_threads(threads: int, what: str) -> None:
+    """ValueError for less than 0 threads (0 leaves torch's default), or so many that they only stand in each other's way."""
     cores = os.cpu_count() or 1
     most = max(16, 4 * cores)  # results depend on the number, so a machine with few cores may be asked for more
-    if not least <= threads <= most:
-        raise ValueError(f"expected {what} from {least} to {most} (cores of this machine: {cores}), got {threads}")
+    if not 0 <= threads <= most:
+        raise ValueError(f"expected {what} from 0 to {most} (cores of this machine: {cores}), got {threads}")
 
 
 def notebooks() -> dict[str, Path]:

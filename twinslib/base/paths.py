@@ -16,9 +16,12 @@ def _root() -> Path:
 def _from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
     try:
-        return Path(value).expanduser() if value else None
+        path = Path(value).expanduser() if value else None
     except RuntimeError:
         raise ValueError(f"expected a folder in {variable}, got {value!r}, of an unknown user; write it out") from None
+    if path is not None and path.exists() and not path.is_dir():
+        raise ValueError(f"expected a folder in {variable}, got {value!r}, which is none; name another")
+    return path
 
 
 def data_dir() -> Path:

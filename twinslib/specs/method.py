@@ -182,4 +182,6 @@ def method(name: str, /, **changes: object) -> MethodSpec:
         ValueError, TypeError: an unknown name or switch, or a value that a switch cannot have.
     """
     spec = METHODS[choose(name, METHODS, "method")]
+    for switch in changes:
+        choose(switch, dataclasses.asdict(spec), f"key of MethodSpec ({name})")
     return from_dict(MethodSpec, {**dataclasses.asdict(spec), **changes})

@@ -17,11 +17,16 @@ from ..specs.reading import read
 
 PRESETS = ("toy", "small", "medium", "paper")
 SETTINGS = ("preset", "threads", "compute")  # parameters that change no run
-MOST_BYTES, MOST_VALUES = 200_000, 50_000  # of a parameter file; with aliases written out
+MOST_BYTES, MOST_VALUES = 50_000, 50_000  # of a parameter file; with aliases written out
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which no key is there twice, and whose aliases do not multiply beyond `MOST_VALUES`."""
+
+    def fetch_flow_collection_start(self, kind: type) -> None:
+        if self.flow_level > 50:  # beyond, the scanner takes seconds
+            raise RecursionError
+        super().fetch_flow_collection_start(kind)
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, lines = super().compose_mapping_node(anchor), {}

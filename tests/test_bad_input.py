@@ -148,9 +148,19 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     ("06", "fractions: {images: [60], runs: []}", "images and runs of fractions, both or neither empty"),
     ("02", "steps: {methods: [at, twins_at], rates: [], epochs: {toy_target: 1}, longer: 2, seeds: [0], evaluations: []}",
      "at least one entry in steps.rates"),
+    # what is needed
+    ("01", "evaluations: [{kind: clean}]", "images in evaluations, got only kind"),
+    ("01", "sources: {robust: {data: {name: a}}}", "optim in sources.robust, got only data"),
+    ("03", "sources: {robust: {data: {image_size: 16}, optim: {}}}", "name in sources.robust.data, got only image_size"),
+    ("04", "source: {data: {name: a}}", "optim in source, got only data"), ("06", "widths: {runs: [aft]}", "widths in widths"),
+    ("02", "steps: {}", "methods, rates, epochs, longer, seeds, evaluations in steps, got only nothing"),
+    ("06", "main: {aft_twins: {}}", "run whose learning rate is chosen to be one of aft_twins, got 'aft'"),
+    ("04", "pretraining: {clean: {}, mixed: {sigmas: [9]}, noise0.5: {sigmas: [0.5]}}", "sigmas in 0 to 5"),
+    ("03", "start: natural", "start to be one of robust"),
     # numbers
     *(("01", f"attack: {{eps: {text}}}", "attack.eps") for text in ("8/0", "8 of 255", "'-8/255'", "1e-3", "'8/255/2'")),
-    ("01", "attack: {eps: 300/255}", "eps in [0, 1] (pixel units)"), ("01", "attack: {eps: 8}", "write 8/255 (attack)"),
+    ("01", "attack: {eps: 300/255}", "eps in [0, 1] (pixel units)"),
+    ("01", "attack: {eps: 8}", "write 8/255 (in attack); in params"),
     ("06", "lrs: [0.1, 0.1]", "lrs and lrs_kept above 0, without repeats"), ("06", "lrs: [0]", "lrs and lrs_kept above 0"),
     ("01", "optim: {epochs: 10000000}", "epochs of at most"), ("04", "arch: torchvision/resnet1", "arch to be one of"),
     ("01", "optim: {val_every: 0}", "val_every above 0 where the best of several runs is chosen"),
@@ -161,6 +171,12 @@ def test_files(folder: Path, capsys: pytest.CaptureFixture, number: str, text: s
     (folder / "params" / "small" / f"{number}.yaml").write_text(text)
     line = refusal(capsys, "sweep", "--preset", "small", "--only", number, "--dry-run")
     assert line.startswith("error: expected ") and message in line and f"params/small/{number}.yaml" in line
+
+
+def test_rendering_refuses_it_too(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """What a study refuses is no matter of a failed notebook."""
+    (folder / "params" / "small" / "06.yaml").write_text("widths: {widths: [0], runs: [aft]}")
+    assert "width of at least 1" in refusal(capsys, "render", "--preset", "small", "06")
 
 
 def test_file_of_bytes(folder: Path, capsys: pytest.CaptureFixture) -> None:

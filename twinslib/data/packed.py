@@ -151,7 +151,7 @@ def _read(path: Path, keys: Sequence[str] = KEYS) -> dict[str, np.ndarray]:
 def _check_headers(file: BinaryIO) -> None:
     """ValueError where an array claims more than the file holds, before any memory is taken for it."""
     with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
+        for entry in (entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in KEYS):
             with archive.open(entry) as stream:
                 version = np.lib.format.read_magic(stream)
                 header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -62,7 +62,7 @@ def canonical_json(spec: object) -> str:
     """The one text of a spec; equal specs have equal texts (fields are read again, so 1 for 1.0 makes no difference)."""
     hints = _members(type(spec))[0]
     texts = {name: canonical_json(value) if dataclasses.is_dataclass(value) else json.dumps(
-        _plain(_read(hints[name], value, name)), sort_keys=True, separators=(",", ":"))
+        _plain(read(hints[name], value, name)), sort_keys=True, separators=(",", ":"))
         for name, value in _set_fields(spec).items()}
     return "{" + ",".join(f"{json.dumps(name)}:{texts[name]}" for name in sorted(texts)) + "}"
 
@@ -87,21 +87,7 @@ def from_dict(cls: type, values: dict, where: str = "") -> object:
     try:
         return cls(**fields)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{error} ({where})" if where else str(error)) from None
-
-
-def read(hint: object, value: object, where: str) -> object:
-    """`value` as the annotation `hint` asks for it: an int is taken for a float, the text 8/255 for that fraction, a list for a
-    tuple, a mapping for a dataclass, and nothing else converted.
-
-    >>> read(tuple[float, ...], [1, "8/255"], "radii")
-    (1.0, 0.03137254901960784)
-
-    Args:
-        hint: a class, one of its choices with None, `tuple`, `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some`
-            of a list or mapping.
-    """
-    return _read(hint, value, where)
+        raise type(error)(f"{error} (in {where})" if where else str(error)) from None
 
 
 def strict(function: Callable[..., T], where: str = "") -> Callable[..., T]:
@@ -130,7 +116,7 @@ def _read_members(thing: Callable, values: dict, where: str) -> dict[str, object
         raise ValueError(f"expected {', '.join(missing)} in {where or 'the parameters'}, "
                          f"got only {', '.join(values) or 'nothing'}")
     inside = f"{where}." if where else ""
-    return {key: _read(hints[key], value, inside + key) if key in hints else value for key, value in values.items()}
+    return {key: read(hints[key], value, inside + key) if key in hints else value for key, value in values.items()}
 
 
 @functools.cache
@@ -145,12 +131,22 @@ def _members(thing: Callable) -> tuple[dict[str, object], list[str], bool]:
     return hints, [p.name for p in given if p.default is p.empty and p.name not in others], bool(others)
 
 
-def _read(hint: object, value: object, where: str) -> object:
+def read(hint: object, value: object, where: str) -> object:
+    """`value` as the annotation `hint` asks for it: an int is taken for a float, the text 8/255 for that fraction, a list for a
+    tuple, a mapping for a dataclass, and nothing else converted.
+
+    >>> read(tuple[float, ...], [1, "8/255"], "radii")
+    (1.0, 0.03137254901960784)
+
+    Args:
+        hint: a class, one of its choices with None, `tuple`, `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some`
+            of a list or mapping.
+    """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.NotRequired:
-        return _read(inner[0], value, where)
+        return read(inner[0], value, where)
     if origin is typing.Annotated:
-        found = _read(inner[0], value, where)
+        found = read(inner[0], value, where)
         if not found:
             raise ValueError(f"expected at least one entry in {where}, got none")
         return found
@@ -173,11 +169,11 @@ def _read(hint: object, value: object, where: str) -> object:
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"expected text as key of {where}, got {shown(key)}; put it in quotes")
-        return {key: _read(inner[1], v, f"{where}.{key}") for key, v in value.items()} if inner else value
+        return {key: read(inner[1], v, f"{where}.{key}") for key, v in value.items()} if inner else value
     if hint is list or origin in (tuple, Sequence):
         if not isinstance(value, list | tuple):
             raise TypeError(f"expected a list for {where}, got {shown(value)}")
-        return tuple(_read(inner[0], v, where) for v in value) if inner else value
+        return tuple(read(inner[0], v, where) for v in value) if inner else value
     return _number(value, where) if hint is float else _simple(hint, value, where)
 
 

@@ -69,5 +69,5 @@ def plan(preset: str, number: str) -> tuple[Plan, dict]:
                                  f"{spec.method.name}, {spec.data.name}), got {spec.data.val_images} and {spec.optim.val_every}")
     except (ValueError, TypeError) as error:
         file = notebook(number).name if preset == "toy" else f"params/{preset}/{number}.yaml"
-        raise type(error)(f"{error}; in {file}") from None
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{error}; in {file}") from None
     return study, settings

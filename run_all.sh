@@ -20,9 +20,9 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"  # also where it is called through a symbolic link
 
-usage() { printf 'run_all.sh: %s\nusage: ./run_all.sh [toy|small|medium|paper] [NN…] [--force] [--keep-going] [--dry-run]\n' "$1" >&2; exit 2; }
+usage() { printf 'run_all.sh: %s; usage: ./run_all.sh [toy|small|medium|paper] [NN…] [--force] [--keep-going] [--dry-run]\n' "$1" >&2; exit 2; }
 
-preset= numbers=() render_flags=() keep_going= dry_run=
+seen=' ' preset= numbers=() render_flags=() keep_going= dry_run=
 for argument in "$@"; do
   case $argument in
     toy | small | medium | paper)
@@ -36,6 +36,8 @@ for argument in "$@"; do
     --dry-run) dry_run=1 ;;
     *) usage "expected a preset (toy, small, medium, paper), a notebook number such as 01, or an option, got '$argument'" ;;
   esac
+  [[ $seen != *" $argument "* ]] || usage "expected each argument once, got '$argument' twice"
+  seen+="$argument "
 done
 
 source .ci/setup.sh

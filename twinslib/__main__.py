@@ -12,37 +12,36 @@
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
 """
 
+from __future__ import annotations  # types of what is imported late
+
 import argparse
 import contextlib
 import logging
+import math
 import re
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from . import need, workers
 from .base.errors import choose
 from .base.files import atomic_write
-from .claims import characteristics, ledger
-from .compute import cost
-from .compute.queue import Report, precision_in_words, sweep
-from .compute.worker import Worker
-from .data import build
-from .evidence import rows
-from .show import render
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
 from .store import earlier
 from .store.store import Store
 from .studies import plan, presets, rules
-from .studies import plan as studies_plan
+
+# what takes seconds to import, torch above all, is imported by the commands, once their arguments and parameters are right
+if TYPE_CHECKING:
+    import torch
+
+    from . import workers
+    from .compute.queue import Report
+    from .compute.worker import Worker
 
 
 def seconds(text: str) -> float:
@@ -55,6 +54,8 @@ def seconds(text: str) -> float:
 
 def device(text: str) -> torch.device:
     """cpu, or a CUDA device that is there."""
+    import torch
+
     try:
         found = torch.device(text)
         there = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count())
@@ -88,6 +89,8 @@ class Progress:
         if not sys.stderr.isatty():
             return
         if task != self.task:
+            from tqdm import tqdm
+
             self.close()
             self.task, self.bar = task, tqdm(total=total, initial=done - 1, desc=str(task)[:70], dynamic_ncols=True)
         self.bar.update(done - self.bar.n)
@@ -99,11 +102,24 @@ class Progress:
 
 def run_sweep(args: argparse.Namespace) -> int:
     for option, value in (("--threads", args.threads), ("--tflops", args.tflops), ("--workers", args.workers)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected {option} above 0, got {value}")
+    presets.check_threads(args.threads or 0, "--threads")
+    presets.check_threads(args.workers if args.slurm is None else 1, "--workers")
     plans = {}
     for number in dict.fromkeys(args.only or presets.notebooks()):
-        plans[number], settings = studies_plan.plan(args.preset, number)
+        plans[number], settings = plan.plan(args.preset, number)
+        threads = args.threads or settings.get("threads")
+    import torch
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from . import workers
+    from .compute import cost
+    from .compute.queue import precision_in_words, sweep
+    from .compute.worker import Worker
+
+    if args.claims:
+        from . import need
 
     def planned(best: Best) -> list[Job]:
         jobs = [job for one in plans.values() for job in one(best=best)]
@@ -117,10 +133,8 @@ def run_sweep(args: argparse.Namespace) -> int:
             return 0
         if words := precision_in_words(jobs, worker.device):
             print(words)
-        print(cost.describe(worker, jobs, flops=args.tflops * 1e12 if args.tflops else None))
+        print(cost.describe(worker, jobs, flops=args.tflops * 1e12 if args.tflops else None, workers=args.workers))
         return 0
-    planned(best=store.best)  # wrong parameters are refused before anything is written
-    threads = args.threads or settings["threads"]
     if threads and worker.device.type == "cpu":
         torch.set_num_threads(threads)
     clock, status = time.monotonic(), 0
@@ -131,6 +145,8 @@ def run_sweep(args: argparse.Namespace) -> int:
         else:
             how, what = (need.sweep, plans) if args.claims else (sweep, planned)
             report = how(worker, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
+    from .evidence import rows
+
     jobs = planned(best=store.best)
     for name in sorted({job.study for job in jobs}):
         rows.write(store, jobs, name)
@@ -140,6 +156,8 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Local | workers.Job]:
     """Workers that sweep what `args` ask for, on this machine or in Slurm."""
+    from . import workers
+
     command = [sys.executable, "-m", "twinslib", "sweep", "--preset", args.preset]
     command += ["--only", *args.only] if args.only else []
     command += ["--claims"] if args.claims else []
@@ -151,7 +169,7 @@ def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Lo
 
 
 def run_store(args: argparse.Namespace) -> int:
-    store = Store(args.preset)
+    store = Store(choose(args.preset, presets.PRESETS, "preset"))
     if args.action == "repair":
         for problem, path in store_check.repair(store):
             print(f"moved aside: {problem.path} ({problem.kind}) is now {path}")
@@ -167,16 +185,27 @@ def run_store(args: argparse.Namespace) -> int:
 
 
 def run_claims(args: argparse.Namespace) -> int:
+    if args.repeats < 1:
+        raise ValueError(f"expected --repeats above 0, got {args.repeats}")
     if args.simulate:
+        from .claims import characteristics
+
         print(characteristics.write(args.repeats).to_string(index=False))
         return 0
     if args.preset is None:
         raise ValueError("expected --preset, got none; name the preset whose runs are to be judged")
+    choose(args.preset, presets.PRESETS, "preset")
     chosen = [c for c in rules.claims() if not args.id or c.id in args.id]
     for name in args.id:
         choose(name, [c.id for c in rules.claims()], "claim")
+    if args.into and not args.into.is_file():
+        raise FileNotFoundError(f"expected a Markdown file in --into, got {str(args.into)!r}, where there is none")
     store = Store(args.preset)
     plans = {number: plan.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
+    from . import need
+    from .claims import ledger
+    from .compute.worker import Worker
+
     if not args.id and args.preset in rules.SCALES:
         every = [job for jobs_of in plans.values() for job in jobs_of(best=store.best)]
         need.write(Worker(store, "cpu"), need.needs(store, plans), every)
@@ -197,6 +226,8 @@ def run_claims(args: argparse.Namespace) -> int:
 
 def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) -> str:
     """What a sweep did and what it leaves, for the terminal."""
+    from .compute import cost
+
     gone, stuck = diverged(worker.store, jobs)
     lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"
              + (f"; diverged: {len(gone)}" if gone else "")]
@@ -215,12 +246,13 @@ def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) ->
 def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     """What of `jobs` diverged, now or earlier, with why and what to delete to try it again; and what cannot be done for that."""
     gone, stuck = {}, {}
-    chosen = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
-    for job in jobs:
+    used = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
+    tried = {job.spec for job in jobs if job.study.endswith("tuning")} | {spec for job in jobs for spec in job.candidates}
+    for job in (job for job in jobs if job.settled or job.candidates):  # the others are neither computed nor shown
         for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
             why = store.diverged(task.spec, task.evaluation)
             if why and (job.settled or task.evaluation is None):
-                word = "diverged" if task.spec in chosen or task.evaluation else "diverged, so not chosen"
+                word = "diverged, so not chosen" if task.evaluation is None and task.spec in tried - used else "diverged"
                 gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {store.kept_in(task)})"
         word = NOT_RUN if store.run(job.spec) else store.absent(job)
         if word != NOT_RUN and (not job.settled or word == SOURCE_DIVERGED):
@@ -229,13 +261,31 @@ def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     return list(gone.values()), list(stuck.values())
 
 
+class Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{in_one_line(message)}; see {self.prog} --help\n")
+
+
+def in_one_line(error: object) -> str:
+    """An error as one line that a terminal can show, of which the middle is left out where it is long."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    return f"error: {text}" if len(text) <= 1500 else f"error: {text[:1000]} … {text[-400:]}"
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m twinslib", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    given = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="python -m twinslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    build.add_parser(commands)
-    render.add_parser(commands)
-    p = commands.add_parser("sweep", help="compute the missing runs of a preset")
+    if given[:1] not in (["sweep"], ["claims"], ["store"]):  # which need neither
+        from .data import build
+        from .show import render
+
+        build.add_parser(commands)
+        render.add_parser(commands)
+    p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
     p.add_argument("--claims", action="store_true", help="first what verdicts wait for; with --dry-run the hours until each")
@@ -248,12 +298,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as "
                    "partition=gpu time=600 gpus_per_node=1")
     p.set_defaults(func=run_sweep)
-    p = commands.add_parser("store", help="read every file of a preset's results; move aside what is damaged; "
-                            "write anew what an earlier version wrote")
+    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; move aside what is "
+                            "damaged; write anew what an earlier version wrote")
     p.add_argument("action", choices=("check", "repair", "upgrade"))
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.set_defaults(func=run_store)
-    p = commands.add_parser("claims", help="judge the papers' claims on the finished runs of a preset")
+    p = commands.add_parser("claims", allow_abbrev=False, help="judge the papers' claims on the finished runs of a preset")
     p.add_argument("--preset", help=", ".join(presets.PRESETS))
     p.add_argument("--why", action="store_true", help="print rule, runs, intervals and calculation behind each verdict")
     p.add_argument("--simulate", action="store_true", help="store for the ledger what every rule says on simulated runs; nothing "
@@ -262,12 +312,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("id", nargs="*", help="claims, such as C2; default: all")
     p.add_argument("--into", type=Path, metavar="FILE", help="also put the verdicts between the marks in this Markdown file")
     p.set_defaults(func=run_claims)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         return args.func(args)
     except (ValueError, TypeError, FileNotFoundError, OSError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(in_one_line(error), file=sys.stderr)
         return 2
 
 

@@ -1,5 +1,6 @@
 """Cost estimates against hand counts."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from twinslib.base.files import write_json, write_npz
 from twinslib.compute import cost, provenance
 from twinslib.compute.worker import Worker
 from twinslib.data.sources import SOURCES
-from twinslib.nets import arithmetic
+from twinslib.nets import arithmetic, models
 from twinslib.specs.jobs import Job, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
@@ -228,3 +229,43 @@ def test_presets_can_be_planned(store: Store, preset: str, number: str) -> None:
     tasks = len({(job.spec, e) for job in jobs for e in (None, *job.measurements)})
     assert total.startswith(f"{len(lines)} runs, {tasks} of {tasks} tasks left, about ")
     assert " h (10 TFLOP/s, given: 10 TFLOP/s), at most " in total and total.endswith(" GiB")
+
+
+# -- GPUs and workers ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("arch", "classes", "size"), [("tiny_resnet", 10, 16), ("resnet20", 7, 32), ("resnet50", 200, 64)])
+def test_cost_of_a_network(arch: str, classes: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of the network with its classes, though it is counted once for all numbers of classes."""
+    monkeypatch.setattr(cost, "train_images", lambda spec: (1, classes))
+    spec = changed(model=ModelSpec(arch=arch), data={"image_size": size})
+    assert cost.cost(spec) == models.count_cost(cost.network(spec.model, classes), size)
+
+
+def test_hours_of_workers() -> None:
+    """They share the work, but a run waits for its source and its candidates, and a measurement for its run."""
+    first, second = JOBS
+    spent = {Task(first.spec): 100.0, Task(first.spec, CLEAN): 20.0, Task(second.spec): 60.0, Task(second.spec, CLEAN): 20.0}
+    assert [3600 * cost.hours(spent, JOBS, n) for n in (1, 2, 9)] == [pytest.approx(s) for s in (200, 120, 120)]
+    after = replace(second, spec=replace(second.spec, source=first.spec))
+    assert 3600 * cost.hours({Task(first.spec): 100.0, Task(after.spec): 60.0}, [first, after], 9) == pytest.approx(160)
+    assert 3600 * cost.hours(spent, [first, replace(second, candidates=(first.spec,))], 9) == pytest.approx(180)
+    assert cost.hours({}, [], 3) == 0
+
+
+def test_presets_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the hours of medium and paper are those of named GPUs at shares of their peaks that are stated, from counted
+    operations, with the runs that cost most; nothing is timed. The plan of paper takes seconds."""
+    monkeypatch.setattr(cost, "probed_rate", lambda *_: pytest.fail("timed"))
+    here = Worker(Store("medium"), "cpu")
+    jobs = [*JOBS, Job("x", replace(RUN, seed=2, optim=replace(RUN.optim, precision="bfloat16")), ())]
+    _, *runs, dearest, other, last, total = cost.describe(here, jobs).splitlines()
+    assert len(runs) == 3 and dearest.startswith("costs most: ") and RUN.hash in dearest + other and jobs[2].spec.hash in last
+    assert all(f"h on one {gpu}" in total for gpu in cost.GPUS) and cost.ASSUMED in total and "20% of 312 and 989" in total
+    slow, fast = (cost.seconds_on("A100", Task(job.spec), 1e15) for job in (jobs[0], jobs[2]))
+    assert (slow, fast) == (pytest.approx(2e15 / (0.6 * 19.5e12)), pytest.approx(2e15 / (0.2 * 312e12)))
+    assert "h on 4 A100" in cost.describe(here, jobs, workers=4)
+    assert cost.rate(here, [Task(RUN)])[0] == pytest.approx(0.3 * 19.5e12)
+    assert cost.describe(here, jobs, flops=1e12).count("A100") == 0
+    start = time.process_time()
+    plans = [studies_plan.plan("paper", number)[0] for number in sorted(studies_plan.STUDIES)]
+    text = cost.describe(Worker(Store("paper"), "cpu"), [job for jobs_of in plans for job in jobs_of(best=lambda *_, **__: None)])
+    assert time.process_time() - start < 10 and " h on one H100" in text

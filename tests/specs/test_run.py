@@ -193,7 +193,8 @@ def run(**changes: object) -> dict:
     (run(attack=[1]), "a mapping for RunSpec.attack, got \\[1\\]"), (run(follow=5), "a mapping for RunSpec.follow, got 5"),
     (run(data=None), "a value for RunSpec.data, got nothing"),
     (run(optim={"lr": "1e-3"}), "number for RunSpec.optim.lr, got the text '1e-3'; in YAML write 1.0e-3"),
-    (run(attack={"eps": "8/255"}), "number for RunSpec.attack.eps, got the text '8/255'; in YAML write"),
+    *((run(attack={"eps": text}), f"number for RunSpec.attack.eps, got the text {text!r}; in YAML write 1.0e-3, not 1e-3, and")
+      for text in ("8/0", "8/255/1", "-8/255", "eight", "", "1e3/255", "8//255")),
     *((run(optim={"lr": value}), f"float for RunSpec.optim.lr, got {got}") for value, got in ((True, "True"), ([0.1], ""))),
     (run(optim={"lr": None}), "a value for RunSpec.optim.lr, got nothing \\(null\\)"),
     *((run(optim={"lr": float(text)}), f"a finite number for RunSpec.optim.lr, got {text}") for text in ("nan", "inf")),
@@ -209,6 +210,14 @@ def test_strict_reading(values: dict, message: str) -> None:
     """Unknown keys and wrong types are refused, with the path of the field and a hint."""
     with pytest.raises((ValueError, TypeError), match=message):
         from_dict(RunSpec, values)
+
+
+@pytest.mark.parametrize(("text", "number"), [("8/255", 8 / 255), ("12.5/255", 12.5 / 255), ("8 / 255", 8 / 255)])
+def test_fractions(text: str, number: float) -> None:
+    """A number may be written as a fraction: the same float as the division gives, and so the same hash."""
+    assert from_dict(AttackSpec, {"eps": text, "step_size": text}) == AttackSpec(eps=number, step_size=number)
+    assert spec_hash(from_dict(RunSpec, run(attack={"eps": text}))) == spec_hash(from_dict(RunSpec, run(attack={"eps": number})))
+    assert from_dict(OptimSpec, {"milestones": ["30/60"]}).milestones == (0.5,)
 
 
 def test_conversions() -> None:

@@ -158,7 +158,7 @@ def test_targets() -> None:
     ({"main": {"aft": {"seeds": [4]}}}, "seeds of main.aft to be one of 3, 5, got '4'"),
     ({"main": {"aft": {"targets": ["cifar10"]}}}, "targets of main.aft to be one of toy_target, got 'cifar10'"),
     ({"main": {"aft": {}, "aft_new": {"optim": {"lr": 1}}}, "fractions": {"images": [], "runs": []}}, "method .*got 'aft_new'"),
-    ({"main": {"aft": {"optim": {"epoch": 3}}}}, "key of optim of aft .*got 'epoch'"), ({"lrs": []}, "one learning rate in lrs"),
+    ({"main": {"aft": {"optim": {"epoch": 3}}}}, "key of optim of aft .*got 'epoch'"), ({"lrs": []}, "one entry in lrs"),
     ({"schedules": {"aft": {}}}, "under names of their own, got aft in both"),
     ({"fractions": {"images": [10]}}, "expected runs in fractions"),
     ({"widths": {"widths": [8], "runs": ["aft_constant"]}}, "runs of widths to be one of aft, .*got 'aft_constant'"),

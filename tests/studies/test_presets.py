@@ -41,8 +41,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("text", "found"), [
     ("eps: 0.5", {"eps": 0.5}), ("eps: 1", {"eps": 1}), ("", {}), ("# none", {}),
     ("epps: 0.5", "key of params/small/01.yaml to be one of eps, seeds, got 'epps'; did you mean 'eps'?"),
-    ("eps: 1e-3", "float for eps in params/small/01.yaml, got '1e-3'; write 1.0e-3"), ("eps: 8/255", "got '8/255'"),
-    ("seeds: 3", "list for seeds"), ("seeds:", "list for seeds in params/small/01.yaml, got None"),
+    ("eps: 1e-3", "number for eps in params/small/01.yaml, got the text '1e-3'; in YAML write 1.0e-3"),
+    ("eps: 8/255", {"eps": 8 / 255}),
+    ("seeds: 3", "list for seeds"), ("seeds:", "a value for seeds in params/small/01.yaml, got nothing"),
+    ("eps: 0.5\n\neps: 1.0", "the key 'eps' twice, in line 1 and in line 3"), ("seeds: &a [*a]", "more than 50,000 values"),
+    ("0", "a mapping of parameters"), ("[" * 5000, "too deep"), ("eps: 0x" + "f" * 10000, "an integer of thousands of digits"),
     ("- eps", "a mapping of parameters in params/small/01.yaml"),
     ("eps: [0.5", "YAML in params/small/01.yaml, got while parsing .* line 1"),
     ("eps: !!python/object/apply:os.getcwd []", "YAML .*python/object"),
@@ -61,14 +64,15 @@ def test_overrides(folder: Path, text: str, found: dict | str) -> None:
 
 
 def test_types_of_parameters() -> None:
-    """The defaults' types pass, int for float, None for numbers and text; inner keys of its own are not the matter here."""
+    """The defaults' types pass, int for float, anything for None; what is inside of lists and mappings is not the matter here."""
     defaults = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "seeds": [0], "optim": {"lr": 0.1, "epochs": 3}}
-    for values in ({}, {"eps": 1}, {"eps": 0.5, "steps": 7}, {"fast": False}, {"start": 3}, {"seeds": []}, {"seeds": [1, 2]},
-                   {"optim": {"lr": 1, "warmup": "any"}}, {"name": None}):
-        presets.check_parameters(values, defaults, "here")
+    for values in ({}, {"eps": 1}, {"eps": 0.5, "steps": 7}, {"fast": False}, {"start": 3}, {"seeds": []}, {"seeds": [1, "2"]},
+                   {"optim": {"lr": 1, "warmup": "any"}}):
+        assert presets.check_parameters(values, defaults, "here") == values
     for values, message in (({"eps": True}, "float for eps"), ({"steps": 5.0}, "int for steps"),
-                            ({"steps": True}, "int for steps"), ({"optim": {"lr": "1e-3"}}, "optim in here, lr, got '1e-3'"),
-                            ({"fast": 1}, "bool for fast"), ({"seeds": [0, "1"]}, "int for item of seeds")):
+                            ({"steps": True}, "int for steps"), ({"optim": [0.1]}, "a mapping for optim in here"),
+                            ({"fast": 1}, "bool for fast"), ({"seeds": 1}, "a list for seeds"),
+                            ({"name": None}, "a value for name")):
         with pytest.raises(TypeError, match=message):
             presets.check_parameters(values, defaults, "here")
 

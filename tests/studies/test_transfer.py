@@ -119,7 +119,6 @@ def test_normalisation_of_a_source(robust: dict | None) -> None:
     ({"methods": ["at", "l2sp", "twins_at_lambda3"]}, lambda data, name, seed: name in ("at", "l2sp", "twins_at_lambda3")),
     ({"seeds": [1]}, lambda data, name, seed: seed == 1),
     ({"targets": ["b"], "methods": ["at"], "seeds": [0]}, lambda *cell: cell == ("b", "at", 0)),
-    ({"targets": []}, lambda data, name, seed: False),
 ], ids=lambda value: str(value) if isinstance(value, dict) else "cells")
 def test_limits_of_evaluations(limits: dict, expected) -> None:
     """targets, methods and seeds limit an evaluation to the runs that are in all of them, and enter no hash; sources are not
@@ -234,19 +233,22 @@ def measuring(**limits: object) -> dict:
     (measuring(methods=["natural"]), "methods of an evaluation .*'natural'"), (measuring(methods="at"), "a list for methods"),
     (measuring(seeds=[0, 7]), "seeds of an evaluation .* 0, 1, got '7'"),
     ({"compared_on": ["cifar"]}, "data set of compared_on to be one of a, b, got 'cifar'"),
-    *(({part: [name]}, f"method to be one of .*; did you mean '{meant}'?") for part, name, meant in (
+    *(({part: [name]}, f"method in .* to be one of .*; did you mean '{meant}'?") for part, name, meant in (
         ("methods", "twin_at", "twins_at"), ("baselines", "l2ps", "l2sp"), ("controls", "at_lrr", "at_lr"))),
-    ({"grids": {"twin_at": {"lr": [0.1]}}}, "method to be one of .*; did you mean 'twins_at'?"),
+    ({"grids": {"twin_at": {"lr": [0.1]}}}, "method in .* to be one of .*; did you mean 'twins_at'?"),
     ({"baselines": ["natural"]}, "a baseline or control \\(distill, .*\\), got 'natural'; list it under methods"),
     ({"methods": [*PAPER, "at_lr"]}, "'at_lr' among controls"), ({"seeds": [0, 0]}, "seeds without repeats"),
     ({"methods": [*PAPER, "at"]}, "without repeats"),
     *(({"methods": [m for m in PAPER[1:] if m != parent]}, f"'{parent}' among methods for '{child}', which takes its")
       for parent, child in (
           ("at", "distill"), ("twins_at", "at_lr"), ("trades", "trades_beta3"), ("twins_trades", CONTROLS[-1]))),
-    ({"lambdas": [-0.5]}, "twins_weight >= 0, got -0.5"), ({"grids": {"at": {"leraning": [0.1, 0.2]}}}, "key of grids"),
+    ({"lambdas": [-0.5]}, "lambdas of at least 0, got .-0.5"), ({"grids": {"at": {"leraning": [0.1, 0.2]}}}, "key of grids"),
     ({"grids": {"at": {"lr": ["1e-3"]}}}, "a number for grids.lr, got the text '1e-3'; in YAML write"),
     ({"grids": {"at": {"lr": [0.1, -0.1]}}}, "lr > 0, got -0.1"),
-    *(({"grids": {"at": values}}, "grids.at to map fields to lists") for values in ({"lr": []}, {"lr": 0.1}, None, [0.1])),
+    *(({"grids": {"at": values}}, f"{kind} (in|for) grids.at") for values, kind in (
+        ({"lr": []}, "one entry"), ({"lr": 0.1}, "a list"), (None, "a value"), ([0.1], "a mapping"))),
+    ({"evaluations": [{"kind": "clean", "images": 9, "targets": []}]}, "one entry in targets of an evaluation"),
+    ({"seeds": [-1]}, "seeds without repeats and of at least 0"),
 ])
 def test_illegal_arguments(changes: dict, message: str) -> None:
     """Unknown names and wrong values anywhere in the parameters are refused before any run."""

@@ -8,6 +8,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
+def shown(value: object, most: int = 200) -> str:
+    """`repr` for a message: of many characters the first few, of an integer too long to be written what it is."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "an integer of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of a message, "; did you mean 'at'?", with the closest of the known names; empty if none is close."""
     close = difflib.get_close_matches(str(value), list(known), n=1)
@@ -24,7 +33,7 @@ def choose(value: str, legal: Iterable[str], what: str) -> str:
     legal = list(legal)
     if value in legal:
         return value
-    raise ValueError(f"expected {what} to be one of {', '.join(legal)}, got {value!r}{did_you_mean(value, legal)}")
+    raise ValueError(f"expected {what} to be one of {', '.join(legal) or 'none'}, got {shown(value)}{did_you_mean(value, legal)}")
 
 
 def some(names: Sequence[str]) -> str:
@@ -35,7 +44,7 @@ def some(names: Sequence[str]) -> str:
 def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[str] = ()) -> None:
     """Refuse what is no mapping, has other keys than the legal ones, or lacks a needed one."""
     if not isinstance(values, dict):
-        raise TypeError(f"expected a mapping for {where}, got {values!r}")
+        raise TypeError(f"expected a mapping for {where}, got {shown(values)}")
     for key in values:
         choose(key, legal, f"key of {where}")
     missing = [key for key in needed if key not in values]

@@ -1,6 +1,6 @@
 """Where data, results and notebooks live; the only place that knows.
 
-`TWINS_DATA` and `TWINS_RESULTS` override the defaults. Nothing is created here: whoever writes makes the folder.
+`TWINS_DATA`, `TWINS_RESULTS` and `TWINS_ROOT` override the defaults. Nothing is created here: whoever writes makes the folder.
 """
 
 import os
@@ -8,20 +8,31 @@ from pathlib import Path
 
 
 def _root() -> Path:
-    """Root of the repository for an installation in editable mode, else the current folder."""
+    """Root of the repository: `$TWINS_ROOT`, else where this file lies in one, else the current folder."""
     parent = Path(__file__).resolve().parents[2]
-    return parent if (parent / "pyproject.toml").is_file() else Path.cwd()
+    return _from_environment("TWINS_ROOT") or (parent if (parent / "pyproject.toml").is_file() else Path.cwd())
 
 
 def _from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    return Path(value).expanduser() if value else None
+    try:
+        path = Path(value).expanduser() if value else None
+    except RuntimeError:
+        raise ValueError(f"expected a folder in {variable}, got {value!r}, of an unknown user; write it out") from None
+    if path is not None and path.exists() and not path.is_dir():
+        raise ValueError(f"expected a folder in {variable}, got {value!r}, which is none; name another")
+    return path
 
 
 def data_dir() -> Path:
     """Folder of the packed image sets: `$TWINS_DATA`, else `twins` in the user's cache folder."""
-    cache = _from_environment("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return _from_environment("TWINS_DATA") or cache / "twins"
+    given = _from_environment("TWINS_DATA")
+    if given:
+        return given
+    try:
+        return (_from_environment("XDG_CACHE_HOME") or Path.home() / ".cache") / "twins"
+    except RuntimeError:
+        raise ValueError("expected a home folder, or a folder in TWINS_DATA, got neither; set TWINS_DATA") from None
 
 
 def results_dir() -> Path:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
@@ -18,10 +18,24 @@ from ..studies.passes import forwards
 from . import provenance
 from .worker import Worker
 
+FOR_GPUS = ("medium", "paper")  # presets
+GPUS = {  # peak FLOP/s of the SXM cards without sparsity, from NVIDIA's data sheets
+    "A100": {"float32": 19.5e12, "bfloat16": 312e12},
+    "H100": {"float32": 67e12, "bfloat16": 989e12},
+}
+SHARES = {"bfloat16": 0.2, "float32": 0.6}  # of its peak that a GPU sustains on residual networks: an assumption
+ASSUMED = "assumed, not measured: " + ", ".join(
+    f"{share:.0%} of {' and '.join(f'{peak[p] / 1e12:g}' for peak in GPUS.values())} TFLOP/s in {p}"
+    for p, share in SHARES.items())
+
 
 @cache
-def _cost(model: ModelSpec, image_size: int, classes: int) -> tuple[int, int, int]:
-    return models.count_cost(network(model, classes), image_size)
+def _cost(arch: str, norm: str, upsample: int | None, width: int | None, image_size: int) -> tuple[int, int, int, int]:
+    """Of a network with one class; and how many features go into its head."""
+    with torch.device("meta"):
+        model = models.Classifier(models.build(arch, 1, models.norm_layer(norm), width), upsample=upsample)
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    return *models.count_cost(model, image_size), head.in_features
 
 
 def network(model: ModelSpec, classes: int) -> torch.nn.Module:
@@ -31,14 +45,16 @@ def network(model: ModelSpec, classes: int) -> torch.nn.Module:
 
 def cost(spec: RunSpec) -> tuple[int, int, int]:
     """(multiply-adds per image and forward, parameters, bytes of activations per image) of a run's network."""
-    return _cost(spec.model, spec.data.crop or spec.data.image_size, train_images(spec.data)[1])
+    m, others = spec.model, train_images(spec.data)[1] - 1  # each class more is a row of the head
+    macs, parameters, activations, features = _cost(m.arch, m.norm, m.upsample, m.width, spec.data.crop or spec.data.image_size)
+    return macs + others * features, parameters + others * (features + 1), activations + 4 * others
 
 
 @cache
 def train_images(spec: DataSpec) -> tuple[int, int]:
     """(training images, classes) of a run, from the packed set where it is there, else from the list of known sets."""
     try:
-        packed = data_packed.load_packed(spec.name, spec.image_size)
+        packed = data_packed.load_labels(spec.name)
     except FileNotFoundError:
         if spec.name not in SOURCES:
             raise
@@ -56,10 +72,12 @@ def macs(task: Task) -> float:
     return forwards(task, train_images(spec.data)[0]) * cost(spec)[0]
 
 
-def memory_bytes(spec: RunSpec, device: torch.device | str) -> int:
-    """Estimate of device memory: images, weights with gradient, momentum and attack copy, activations of one batch."""
+def memory_bytes(spec: RunSpec, device: torch.device | str | None) -> int:
+    """Estimate of device memory: images, weights with gradient, momentum and attack copy, activations of one batch; None: of a
+    device that has every precision."""
     images, (_, parameters, activations) = train_images(spec.data)[0], cost(spec)
-    width = arithmetic.dtype(arithmetic.chosen(spec.optim.precision, device)).itemsize
+    asked = spec.optim.precision
+    width = arithmetic.dtype(asked if device is None else arithmetic.chosen(asked, device)).itemsize
     stored = 3 * spec.data.image_size**2 * (images + spec.data.val_images)
     batch = spec.optim.batch_size * (2 if spec.method.source_weight else 1)
     return int(stored + 4 * 4 * parameters + activations / 4 * width * batch)
@@ -99,24 +117,64 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
     return 3 * per_image * images / (time.perf_counter() - start)
 
 
+def elsewhere(worker: Worker) -> bool:
+    """True where a preset that is meant for GPUs is asked about on a CPU."""
+    return worker.device.type == "cpu" and worker.store.preset in FOR_GPUS
+
+
+def seconds_on(gpu: str, task: Task, work: float) -> float:
+    """Seconds of a task of so many multiply-adds on one of `GPUS`, if it sustains `SHARES` of its peaks: training and
+    certification in the precision that they ask for, accuracy in float32."""
+    asked = task.spec.optim if task.evaluation is None else task.evaluation
+    precision = getattr(asked, "precision", "float32")
+    return 2 * work / (SHARES[precision] * GPUS[gpu][precision])
+
+
 def rate(worker: Worker, tasks: Sequence[Task]) -> tuple[float, str]:
-    """(multiply-adds per second, where the number comes from): those of `tasks` that are done, else a probe."""
+    """(multiply-adds per second, where the number comes from): those of `tasks` that are done here; else, where the preset is
+    meant for another machine, what the first of `GPUS` is assumed to do; else a probe."""
     found = measured_rate(worker, tasks)
     if found:
         return found, "measured on runs of this store that such a machine has finished"
+    if elsewhere(worker):
+        gpu, work = next(iter(GPUS)), {task: macs(task) for task in tasks}
+        return sum(work.values()) / sum(seconds_on(gpu, *item) for item in work.items()), f"on one {gpu}, {ASSUMED}"
     return probed_rate(tasks[-1].spec, worker.device), f"probed for two seconds on this {worker.device.type}"
 
 
-def remaining_hours(worker: Worker, left: Sequence[Task], jobs: Sequence[Job]) -> float:
-    """Estimated hours for the tasks `left` of `jobs` on this worker's device."""
-    return sum(map(macs, left)) / rate(worker, tasks_of(jobs))[0] / 3600
+def hours(spent: Mapping[Task, float], jobs: Sequence[Job], workers: int = 1) -> float:
+    """Hours that so many workers need for tasks of `jobs` that take so many seconds: their share of the work each, but no less
+    than the longest chain of a run's candidates, its source, its own training and one measurement."""
+    measured: dict[RunSpec, float] = {}
+    for task, taken in spent.items():
+        if task.evaluation is not None:
+            measured[task.spec] = max(taken, measured.get(task.spec, 0.0))
+
+    def chain(spec: RunSpec | None) -> float:
+        return spent.get(Task(spec), 0.0) + chain(spec.source) if spec else 0.0
+
+    longest = max((max(map(chain, job.candidates), default=0.0) + chain(job.spec) + measured.get(job.spec, 0.0) for job in jobs),
+                  default=0.0)
+    return max(sum(spent.values()) / workers, longest if workers > 1 else 0.0) / 3600
 
 
-def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None) -> str:
-    """The plan as text: each run with its tasks left, their number, estimated hours and memory."""
-    store = worker.store
+def remaining_hours(worker: Worker, left: Sequence[Task], jobs: Sequence[Job], workers: int = 1) -> float:
+    """Estimated hours for the tasks `left` of `jobs` on so many devices as this worker's."""
+    speed, _ = rate(worker, tasks_of(jobs))
+    return hours({task: macs(task) / speed for task in left}, jobs, workers)
+
+
+def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None, workers: int = 1) -> str:
+    """The plan as text: each run with its tasks left, their number, estimated hours and memory. A preset that is meant for GPUs
+    is, on a CPU, estimated for those of `GPUS`, with the runs that cost most.
+
+    Args:
+        flops: that a device sustains, in place of what is measured or assumed.
+        workers: devices that share the work.
+    """
+    store, away = worker.store, elsewhere(worker) and not flops
     jobs = [job for job in jobs if job.settled or store.absent(job) == NOT_RUN]  # else all that it could be has diverged
-    waiting = {job.spec for job in jobs if not job.settled}
+    waiting = {job.spec: job.candidates for job in jobs if not job.settled}
     merged: dict[RunSpec, Job] = {}  # one per run; what stands in costs as much as what it stands for
     for job in jobs:
         before = merged.get(job.spec, job)
@@ -125,19 +183,33 @@ def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None) ->
     jobs = list(merged.values())
     every = tasks_of(jobs)
     left = store.missing(jobs)
-    speed, origin = (flops / 2, f"given: {flops / 1e12:g} TFLOP/s") if flops else rate(worker, every)
+    work = {task: macs(task) for task in left}
+    if away:
+        origin, taken = ASSUMED, {f" on {workers if workers > 1 else 'one'} {gpu}": {
+            task: seconds_on(gpu, task, n) for task, n in work.items()} for gpu in GPUS}
+    else:
+        speed, origin = (flops / 2, f"given: {flops / 1e12:g} TFLOP/s") if flops else rate(worker, every)
+        origin = f"{speed * 2 / 1e12:.3g} TFLOP/s, {origin}" + (f", {workers} workers" if workers > 1 else "")
+        taken = {"": {task: n / speed for task, n in work.items()}}
+    spent = {task: seconds / 3600 for task, seconds in next(iter(taken.values())).items()}
+    mine: dict[RunSpec, list[Task]] = {}
+    for task in left:
+        mine.setdefault(task.spec, []).append(task)
+    memory = {job.spec: memory_bytes(job.spec, None if away else worker.device) / 2**30 for job in jobs}
     lines = [f"{'run':12}  {'method':12} {'data':15} {'arch':16} {'seed':>4}  {'train':>8}  {'evaluate':>8}  {'memory':>8}"]
-    for job in jobs:
-        mine = [t for t in left if t.spec == job.spec]
-        train = sum(macs(t) for t in mine if t.evaluation is None) / speed / 3600
-        measure = sum(macs(t) for t in mine if t.evaluation is not None) / speed / 3600
-        s = job.spec
+    for s in merged:
+        train = spent.get(Task(s), 0.0)
+        measure = sum(spent[t] for t in mine.get(s, ()) if t.evaluation is not None)
+        word = "" if s in mine else "done" if store.run(s) else store.absent(merged[s]).replace(NOT_RUN, "done")
         lines.append(f"{s.hash}  {s.method.name:12} {s.data.name:15} {s.model.arch:16} {s.seed:4}  {train:6.2f} h  "
-                     f"{measure:6.2f} h  {memory_bytes(s, worker.device) / 2**30:4.1f} GiB"
-                     + ("" if mine else "  done" if store.run(s) or (word := store.absent(job)) == NOT_RUN else f"  {word}")
-                     + ("  to be tuned" if s in waiting else ""))
-    hours = sum(map(macs, left)) / speed / 3600
-    memory = max(memory_bytes(job.spec, worker.device) for job in jobs) / 2**30
-    lines.append(f"{len(jobs)} runs, {len(left)} of {len(every)} tasks left, about {hours:.1f} h "
-                 f"({speed * 2 / 1e12:.3g} TFLOP/s, {origin}), at most {memory:.1f} GiB")
+                     f"{measure:6.2f} h  {memory[s]:4.1f} GiB"
+                     + (f"  {word}" if word else "") + ("  to be tuned" if s in waiting else ""))
+    if away:
+        costs = {s: sum(spent[t] for t in tasks) for s, tasks in mine.items()}
+        dearest = sorted(costs, key=costs.get)[:-6:-1]
+        lines += [f"costs most: {costs[s]:.1f} h on one {next(iter(GPUS))}, {Task(s)}" for s in dearest]
+    jobs = [dataclasses.replace(job, candidates=waiting.get(job.spec, ())) for job in jobs]
+    total = ", ".join(f"{hours(seconds, jobs, workers):.1f} h{where}" for where, seconds in taken.items())
+    lines.append(f"{len(jobs)} runs, {len(left)} of {len(every)} tasks left, about {total} ({origin}), "
+                 f"at most {max(memory.values()):.1f} GiB")
     return "\n".join(lines)

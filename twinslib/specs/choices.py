@@ -15,6 +15,7 @@ OBJECTIVES = {"natural": ("clean",), "at": ("adversarial",), "trades": ("adversa
 MISMATCHES = ("mean_shift", "log_variance", "divergence", "wasserstein")  # of the statistics of a batch norm
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MOST_PIXELS, MOST_STEPS = 4096, 1_000_000  # inside a network; of an attack: more is a slip of the pen
 
 
 class Arch(NamedTuple):
@@ -64,8 +65,8 @@ def check_width(arch: str, width: int | None) -> None:
     free = [name for name in ARCHS if own_width(name)]
     if arch not in free:
         raise ValueError(f"expected an arch with a free width ({', '.join(free)}), got {arch!r} with width {width}")
-    if width < 1:
-        raise ValueError(f"expected width of at least 1, got {width}")
+    if not 1 <= width <= MOST_PIXELS:
+        raise ValueError(f"expected width of at least 1 and at most {MOST_PIXELS}, got {width}")
 
 
 def own_width(arch: str) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..base.errors import choose
 from ..base.sequential import Plan, certify_plan, sequential_plan
-from .choices import PRECISIONS, check_radius, check_step_size
+from .choices import MOST_STEPS, PRECISIONS, check_radius, check_step_size
 from .reading import _require, _require_least, spec_hash
 from .strength import PARTS, STANDARD, Attack
 
@@ -40,7 +40,9 @@ class EvalSpec:
         for name in self.attacks:
             choose(name, PARTS, "attack")
         _require(0 < len(self.attacks) == len(set(self.attacks)), "at least one attack, none twice", self.attacks)
-        _require_least(self, 1, "images", "steps", "restarts", "batch_size")
+        _require_least(self, 0, "seed")
+        _require_least(self, 1, "images", "batch_size")
+        _require_least(self, 1, "steps", "restarts", most=MOST_STEPS)
         _require(self.kind == "clean" or self.eps > 0, "eps > 0 for an attack", self.eps)
 
     @functools.cached_property
@@ -59,6 +61,12 @@ class EvalSpec:
         if self.kind == "pgd":
             return str(Attack("pgd", self.steps, self.restarts))
         return str(Attack("none") if self.kind == "clean" else Attack("autoattack", parts=self.attacks))
+
+
+@functools.lru_cache(maxsize=1024, typed=True)  # a plan has many runs that are certified alike
+def _plan(sigma: float, n: int, n0: int, alpha: float, radii: tuple[float, ...], stop_if_wrong: bool) -> Plan:
+    common = {"sigma": sigma, "n": n, "n0": n0, "alpha": alpha}
+    return sequential_plan(**common, radii=radii, stop_if_wrong=stop_if_wrong) if radii else certify_plan(**common)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +98,14 @@ class CertifySpec:
     def __post_init__(self) -> None:
         choose(self.precision, PRECISIONS, "precision")
         _require_least(self, 1, "images")
-        _require_least(self, 0, "restat_images")
+        _require_least(self, 0, "restat_images", "seed")
         self.plan  # noqa: B018  what it refuses is refused before any work
 
     @property
     def plan(self) -> Plan:
         """The draws and what they prove."""
-        common = {"sigma": self.sigma, "n": self.n, "n0": self.n0, "alpha": self.alpha}
-        if not self.radii:
-            _require(not self.stop_if_wrong, "radii with stop_if_wrong", list(self.radii))
-            return certify_plan(**common)
-        return sequential_plan(**common, radii=self.radii, stop_if_wrong=self.stop_if_wrong)
+        _require(self.radii or not self.stop_if_wrong, "radii with stop_if_wrong", list(self.radii))
+        return _plan(self.sigma, self.n, self.n0, self.alpha, tuple(self.radii), self.stop_if_wrong)
 
     @property
     def kind(self) -> str:

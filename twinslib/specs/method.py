@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..base.errors import choose
-from .choices import OBJECTIVES
+from .choices import MOST_STEPS, OBJECTIVES
 from .reading import _require, _require_least, from_dict
 
 
@@ -78,7 +78,7 @@ class MethodSpec:
         _require(self.trains == "all" or (plain and (self.wings, self.objective) == ("single", "natural")),
                  "trains all but for plain natural training", self.name)
         _require(self.awp_gamma == 0 or plain, "no other term of the loss with awp_gamma", self.name)
-        _require(self.replays > 0, "replays > 0", self.replays)
+        _require_least(self, 1, "replays", most=MOST_STEPS)
         free = (self.objective, self.attack_wing) == ("at", "adaptive") and plain and self.awp_gamma == 0
         _require(self.replays == 1 or free, "replays 1 but for plain adversarial training", self.replays)
         _require(self.attacks or self.distill_weight == self.feature_weight == 0,
@@ -182,4 +182,6 @@ def method(name: str, /, **changes: object) -> MethodSpec:
         ValueError, TypeError: an unknown name or switch, or a value that a switch cannot have.
     """
     spec = METHODS[choose(name, METHODS, "method")]
+    for switch in changes:
+        choose(switch, dataclasses.asdict(spec), f"key of MethodSpec ({name})")
     return from_dict(MethodSpec, {**dataclasses.asdict(spec), **changes})

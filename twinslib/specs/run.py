@@ -16,6 +16,8 @@ from .choices import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     LOSSES,
+    MOST_PIXELS,
+    MOST_STEPS,
     NORMS,
     PRECISIONS,
     check_normalisation,
@@ -43,8 +45,8 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         choose(self.augment, AUGMENTATIONS, "augment")
-        _require_least(self, 1, "image_size")
-        _require_least(self, 0, "val_images")
+        _require_least(self, 1, "image_size", most=MOST_STEPS)
+        _require_least(self, 0, "val_images", "split_seed")
         if self.crop is not None:
             _require(0 < self.crop <= self.image_size, f"crop in 1..{self.image_size} (image_size) or null", self.crop)
             crops = self.crop == self.image_size or self.augment in ("resized_crop_flip", "center_crop")
@@ -67,6 +69,7 @@ class ModelSpec:
         choose(self.arch, ARCHS, "arch")
         choose(self.norm, NORMS, "norm")
         _require(self.upsample is None or self.upsample > 0, "upsample > 0 or null", self.upsample)
+        _require((self.upsample or 0) <= MOST_PIXELS, f"upsample of at most {MOST_PIXELS} pixels", self.upsample)
         check_width(self.arch, self.width)
         _require(len(self.mean) == len(self.std) == 3 and min(self.std) > 0, "three means and three positive stds",
                  [list(self.mean), list(self.std)])
@@ -90,7 +93,7 @@ class AttackSpec:
         check_radius(self.eps, self.threat)
         check_step_size(self.step_size, self.threat)
         choose(self.loss, LOSSES, "attack loss")
-        _require(self.steps >= 0, "steps >= 0", self.steps)
+        _require_least(self, 0, "steps", most=MOST_STEPS)
         _require(self.random_start or self.loss != "kl", "random_start with attack loss kl", self.random_start)
 
     def measured(self, steps: int) -> dict[str, object]:
@@ -120,11 +123,13 @@ class OptimSpec:
     def __post_init__(self) -> None:
         choose(self.schedule, SCHEDULES, "schedule")
         choose(self.precision, PRECISIONS, "precision")
-        _require_least(self, 1, "epochs", "batch_size", "lr")
-        _require_least(self, 0, "weight_decay", "val_every", "val_steps")
+        _require_least(self, 1, "epochs", most=MOST_STEPS)
+        _require_least(self, 1, "batch_size", "lr")
+        _require_least(self, 0, "weight_decay", "val_every")
+        _require_least(self, 0, "val_steps", most=MOST_STEPS)
         _require(0 <= self.momentum < 1, "momentum in [0, 1)", self.momentum)
         _require(all(0 < m < 1 for m in self.milestones), "milestones in (0, 1), as shares of the run",
-                 list(self.milestones), "divide epochs by their number, such as 30 / 60")
+                 list(self.milestones), "divide epochs by their number, such as 30/60")
         _require(0 <= self.warmup < 1, "warmup in [0, 1), a share of the run", self.warmup)
 
 
@@ -196,7 +201,7 @@ class FollowSpec:
                  [self.features, list(self.feature_epochs)])
         _require(all(e >= 0 for e in self.feature_epochs), "feature_epochs of at least 0", list(self.feature_epochs))
         _require_least(self, 0, "record_every", "train_images", "test_images", "dense", "features")
-        _require_least(self, 1, "every", "steps")
+        _require_least(self, 1, "every", "steps", most=MOST_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +222,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         m = self.method
+        _require_least(self, 0, "seed")
         _require(not self.keep_head or self.source or self.weights, "a source run or weights with keep_head", "neither")
         selected = m.objective != "natural" and self.data.val_images > 0 and self.optim.val_every > 0
         _require(not self.optim.keep_best or selected, "an objective with adversarial images, val_images and val_every with "

@@ -4,24 +4,71 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
-from ..base.errors import check_keys, choose
+from ..base.errors import check_keys, choose, shown
 from ..specs.jobs import Best, Job
-from ..specs.measure import EvalSpec
+from ..specs.measure import NETWORKS, EvalSpec
 from ..specs.method import method
-from ..specs.reading import from_dict
+from ..specs.reading import Some, from_dict, strict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, start_model
-from .limits import check_limits, within, without
+from .limits import check_limits, check_rates, check_seeds, within, without
 
 STUDY, TUNING = "aft", "aft_tuning"
 RANDOM = "aft_random"  # the same epochs from random weights
 PARTS = ("main", "schedule", "fraction", "width")
-RUN_KEYS = ("start", "model", "optim", "attack", "switches", "follow", "targets", "seeds")
 
 
-def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[str, dict], main: dict[str, dict],
-               schedules: dict[str, dict], lrs: Sequence[float], fractions: dict, widths: dict, seeds: Sequence[int], optim: dict,
-               attack: dict, evaluations: Sequence[dict], best: Best,
+class Start(TypedDict, total=False):
+    """The optim of a natural training of ours; or weights, model and targets of a network from elsewhere."""
+
+    optim: dict
+    weights: dict
+    model: dict
+    targets: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Target(TypedDict, total=False):
+    """What a data set changes."""
+
+    data: dict
+
+
+class Run(TypedDict, total=False):
+    """What a method changes, and where it runs."""
+
+    start: str | None
+    model: dict
+    optim: dict
+    attack: dict
+    switches: dict
+    follow: dict
+    targets: Sequence[str]
+    seeds: Sequence[int]
+
+
+class Fractions(TypedDict):
+    """Runs of `main` to repeat with so many training images; none where both lists are empty."""
+
+    images: Sequence[int]
+    runs: Sequence[str]
+    targets: NotRequired[Sequence[str]]
+
+
+class Widths(TypedDict):
+    """The same for channels of the first stage."""
+
+    widths: Sequence[int]
+    runs: Sequence[str]
+    targets: NotRequired[Sequence[str]]
+
+
+@strict
+def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[dict[str, Target]], main: Some[dict[str, Run]],
+               schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: Fractions, widths: Widths,
+               seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Some[Sequence[dict]], best: Best,
                lrs_kept: Sequence[float] = ()) -> list[Job]:
     """Adversarial fine-tuning and what it is compared with.
 
@@ -46,14 +93,13 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         Jobs of study "aft" labelled with part and start, seed 0 of everything before seed 1 of anything, each after the
         candidates for its learning rate; starts, which are trained when first needed, last.
     """
+    check_seeds(seeds)
+    check_rates([*lrs, *lrs_kept], "lrs and lrs_kept")
     for name, s in starts.items():
         check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
         check_limits(s, {"targets": targets}, f"starts.{name}")
-    for name, t in targets.items():
-        check_keys(t, ("data",), f"targets.{name}")
     for where, group in (("main", main), ("schedules", schedules)):
         for name, run in group.items():
-            check_keys(run, RUN_KEYS, f"{where}.{name}")
             if run.get("start") is not None:
                 choose(run["start"], starts, f"start of {where}.{name}")
             check_limits(run, {"targets": targets, "seeds": seeds}, f"{where}.{name}")
@@ -64,18 +110,17 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
     for name, run in main.items():
         if name != "aft" and not run.get("start") and "lr" not in run.get("optim", {}):
             choose(RANDOM, main, f"run that chooses the learning rate of main.{name}, which has neither a rate nor a start")
-    if not lrs:
-        raise ValueError("expected at least one learning rate in lrs, got none")
     for where, group, key in (("fractions", fractions, "images"), ("widths", widths, "widths")):
-        check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
-        check_limits(group, {"runs": main, "targets": targets}, where)
+        if bool(group[key]) != bool(group["runs"]):
+            raise ValueError(f"expected {key} and runs of {where}, both or neither empty, got {shown(group)}")
+        check_limits(group, {**({"runs": main} if group["runs"] else {}), "targets": targets}, where)
     for e in evaluations:
-        check_limits(e, {"runs": [*main, *schedules], "parts": PARTS, "seeds": seeds}, "an evaluation")
+        check_limits(e, {"runs": [*main, *schedules], "parts": PARTS, "seeds": seeds, "at": NETWORKS}, "an evaluation")
     jobs: list[Job] = []
     kept: list[Job] = []
 
     def data(target: str, images: int | None = None) -> DataSpec:
-        values = {"name": target, **targets[target].get("data", {})} | ({"train_images": images} if images else {})
+        values = {"name": target, **targets[target].get("data", {})} | ({"train_images": images} if images is not None else {})
         return from_dict(DataSpec, values, f"targets.{target}.data")
 
     def start(name: str | None, target: str, model: ModelSpec) -> dict:
@@ -84,16 +129,17 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, dict], targets: dict[s
         if "weights" in starts[name]:
             return {"weights": from_dict(WeightsSpec, starts[name]["weights"], f"starts.{name}.weights"), "keep_head": True}
         training = from_dict(OptimSpec, {**optim, **starts[name].get("optim", {})}, f"starts.{name}.optim")
-        source = RunSpec(data=data(target), model=model, method=method("natural"), optim=training, seed=seeds[0])
+        source = RunSpec(data=data(target), model=model, method=method("natural"), optim=training,
+                         seed=min(seeds))  # so that it is made before all that starts from it
         return {"source": source, "keep_head": True}
 
     def spec(name: str, run: dict, target: str, seed: int, *, images: int | None = None, width: int | None = None) -> RunSpec:
         origin = starts.get(run.get("start"), {})
         described = {"arch": arch, "norm": norm, **origin.get("model", {})}
-        changes = {**run.get("model", {}), **({"width": width} if width else {})}
+        changes = {**run.get("model", {}), **({"width": width} if width is not None else {})}
         model = start_model(described, origin, f"model of {name}", **changes)
         own = method(name, **run.get("switches", {}))
-        follow = run.get("follow") if seed == seeds[0] and not images and not width else None
+        follow = run.get("follow") if seed == seeds[0] and images is None and width is None else None
         return RunSpec(
             data=data(target, images), model=model, method=own, seed=seed,
             optim=from_dict(OptimSpec, {**optim, **run.get("optim", {})}, f"optim of {name}"),

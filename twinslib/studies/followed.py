@@ -3,20 +3,50 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import TypedDict
 
 from ..base.errors import check_keys, choose
 from ..specs.jobs import Best, Job
 from ..specs.measure import EvalSpec
 from ..specs.method import METHODS, method
-from ..specs.reading import from_dict
+from ..specs.reading import Some, from_dict, strict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, OptimSpec, RunSpec, start_model
-from .limits import check_limits, within
-from .transfer import START, networks
+from .limits import check_limits, check_rates, check_seeds, within
+from .transfer import START, Source, Target, networks
 
 
-def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict], runs: dict[str, dict],
-             seeds: Sequence[int], optim: dict, attack: dict, best: Best, follow: dict | None = None,
-             evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None, study: str = "followed") -> list[Job]:
+class Earlier(TypedDict, total=False):
+    """Settings of a run."""
+
+    optim: dict
+    data: dict
+    model: dict
+
+
+class Run(Earlier, total=False):
+    """What a method changes, on which targets and seeds, and its settings in an earlier plan."""
+
+    targets: Sequence[str]
+    seeds: Sequence[int]
+    before: Sequence[Earlier]
+
+
+class Steps(TypedDict):
+    """The experiment on learning rates."""
+
+    methods: Sequence[str]
+    rates: Some[Sequence[float]]
+    epochs: dict[str, int]
+    longer: int
+    seeds: Some[Sequence[int]]
+    evaluations: Sequence[dict]
+
+
+@strict
+def followed(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
+             runs: Some[dict[str, Run]], seeds: Some[Sequence[int]], optim: dict, attack: dict, best: Best,
+             follow: dict | None = None, evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None,
+             study: str = "followed") -> list[Job]:
     """Runs whose course is kept (TWINS, C5-C7; robust overfitting): every method of `runs` on every target, at one base
     learning rate, which is part of the question and so not chosen.
 
@@ -33,21 +63,17 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     Returns:
         Jobs, the start network first, then seed 0 of everything before seed 1 of anything.
     """
+    check_seeds(seeds)
     grid = networks(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
-    for name, target in targets.items():
-        check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
     for label, run in runs.items():
         choose(label, METHODS, "method")
         choose(START.get(label, start) or start, grid, f"start of {label}")
-        check_keys(run, ("optim", "data", "model", "targets", "seeds", "before"), f"runs.{label}")
-        for old in run.get("before", ()):
-            check_keys(old, ("optim", "data", "model"), f"runs.{label}.before")
         check_limits(run, {"targets": targets, "seeds": seeds}, f"runs.{label}")
 
     def made(seed: int, name: str, label: str, run: dict) -> RunSpec:
         target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
-        weight = target.get("method", {}).get("twins_weight", METHODS["twins_at"].twins_weight)
+        weight = method("twins_at", **target.get("method", {})).twins_weight
         where = f"runs.{label}"
         schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
         return RunSpec(
@@ -69,7 +95,8 @@ def followed(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs, *kept]
 
 
-def rates(*, runs: dict[str, dict], follow: dict, steps: dict, best: Best, **network) -> list[Job]:
+@strict
+def rates(*, runs: dict, follow: dict, steps: Steps, best: Best, **network) -> list[Job]:
     """How TWINS moves the weights (C5, C6), and what it gains at equal learning rates (E1-E3, ours).
 
     Args:
@@ -80,24 +107,27 @@ def rates(*, runs: dict[str, dict], follow: dict, steps: dict, best: Best, **net
     Returns:
         Jobs of the studies "rates", and "learning_rates" with the labels part (grid, long) and rate.
     """
-    check_keys(steps, (wanted := ("methods", "rates", "epochs", "longer", "seeds", "evaluations")), "steps", needed=wanted)
+    courses = followed(runs=runs, follow=follow, study="rates", best=best, **network)
     for name in ("at", "twins_at"):
         choose(name, steps["methods"], "method that the experiment on learning rates compares")
-    targets, optim = network.pop("targets"), network.pop("optim")
-    check_keys(steps["epochs"], targets, "steps.epochs", needed=targets)
-    courses = followed(runs=runs, follow=follow, study="rates", targets=targets, optim=optim, best=best, **network)
+    if steps["longer"] < 1:
+        raise ValueError(f"expected steps.longer of at least 1, times the epochs, got {steps['longer']}")
+    check_seeds(steps["seeds"], "steps.seeds")
+    check_rates(steps["rates"], "steps.rates")
+    targets, optim, seeds = network.pop("targets"), network.pop("optim"), steps["seeds"]
+    check_keys(steps["epochs"], list(targets), "steps.epochs", needed=list(targets))
 
     def at(rate: float, part: str = "grid", times: int = 1) -> list[Job]:
         lengths = {name: {"epochs": times * n, "val_every": times * n} for name, n in steps["epochs"].items()}
         found = followed(
             study="learning_rates", runs={m: {} for m in steps["methods"]}, optim=optim, best=best,
-            targets={n: t | {"optim": t.get("optim", {}) | {"lr": float(rate)} | lengths[n]} for n, t in targets.items()},
-            evaluations=steps["evaluations"], labels={"part": part, "rate": f"{rate:g}"}, **network | {"seeds": steps["seeds"]})
+            targets={n: t | {"optim": t.get("optim", {}) | {"lr": rate} | lengths[n]} for n, t in targets.items()},
+            evaluations=steps["evaluations"], labels={"part": part, "rate": f"{rate:g}"}, **network | {"seeds": seeds})
         return [job for job in found if not job.ship]
 
     grid = {rate: at(rate) for rate in steps["rates"]}
     first = {(job.spec.data.name, job.spec.method.name, rate): job.spec for rate, jobs in grid.items() for job in jobs
-             if job.spec.seed == steps["seeds"][0]}
+             if job.spec.seed == seeds[0]}
     longer = []
     for target in targets:
         ours, theirs = ([first[target, m, rate] for rate in grid] for m in ("twins_at", "at"))

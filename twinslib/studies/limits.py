@@ -1,8 +1,20 @@
 """What a study's parameters limit to some of its targets, seeds and the like: lists of names, checked before any run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from ..base.errors import choose
+from ..base.errors import choose, shown
+
+
+def check_seeds(seeds: Sequence[int], where: str = "seeds") -> None:
+    """ValueError for a seed below 0, whose runs would come before the networks that they start from, and for one twice."""
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected {where} without repeats and of at least 0, got {shown(list(seeds))}")
+
+
+def check_rates(rates: Sequence[float], where: str) -> None:
+    """ValueError for a learning rate that is not above 0, and for one twice."""
+    if min(rates, default=1) <= 0 or len(set(rates)) < len(rates):
+        raise ValueError(f"expected {where} above 0, without repeats, got {shown(list(rates))}")
 
 
 def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -> None:
@@ -17,9 +29,13 @@ def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -
         ValueError: another name than those of `known`.
     """
     for key, legal in known.items():
-        names = limits.get(key, ())
+        if key not in limits:
+            continue
+        names = limits[key]
         if not isinstance(names, list | tuple):
-            raise TypeError(f"expected a list for {key} of {where}, got {names!r}")
+            raise TypeError(f"expected a list for {key} of {where}, got {shown(names)}")
+        if not names:
+            raise ValueError(f"expected at least one entry in {key} of {where}, got none; leave it out to limit nothing")
         for name in names:
             choose(str(name), map(str, legal), f"{key} of {where}")
 

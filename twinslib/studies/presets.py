@@ -5,91 +5,154 @@ The toy numbers are the notebook's own `parameters` cell; notebooks/params/<pres
 
 import ast
 import json
+import math
+import os
 from pathlib import Path
 
 import yaml
 
 from ..base import paths
-from ..base.errors import choose
+from ..base.errors import choose, shown
+from ..specs.reading import read
 
 PRESETS = ("toy", "small", "medium", "paper")
 SETTINGS = ("preset", "threads", "compute")  # parameters that change no run
+MOST_BYTES, MOST_VALUES = 50_000, 50_000  # of a parameter file; with aliases written out
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which no key is there twice, and whose aliases do not multiply beyond `MOST_VALUES`."""
+
+    def fetch_flow_collection_start(self, kind: type) -> None:
+        if self.flow_level > 50:  # beyond, the scanner takes seconds
+            raise RecursionError
+        super().fetch_flow_collection_start(kind)
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, lines = super().compose_mapping_node(anchor), {}
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"the key {shown(key.value)} twice, in line {lines[name]} and in line {line}")
+            lines[name] = line
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values once aliases (*name) are written out")
+        return node
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Values in a node, each alias counted as what it stands for; infinite where it holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        sizes[id(node)] = 1 + sum(_size(n, sizes) for part in parts for n in (part if isinstance(part, tuple) else (part,)))
+    return sizes[id(node)]
 
 
 def parameters(notebook: Path) -> dict:
     """The literals of the notebook's one cell tagged `parameters`, read without running it."""
-    cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    name = notebook.name
+    try:
+        every = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = [c for c in every if "parameters" in c["metadata"].get("tags", [])]
+        sources = ["".join(c["source"]) for c in cells]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"expected a notebook with cells in {notebook}, got {type(error).__name__}: {error}") from None
     if len(cells) != 1:
-        raise ValueError(f"expected exactly one cell tagged parameters in {notebook.name}, got {len(cells)}")
+        raise ValueError(f"expected exactly one cell tagged parameters in {name}, got {len(cells)}")
     out = {}
-    for node in ast.parse("".join(cells[0]["source"])).body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
-            raise ValueError(f"expected only annotated literals in the parameters of {notebook.name}, got {ast.unparse(node)}")
-        out[node.target.id] = ast.literal_eval(node.value)
+    try:
+        for node in ast.parse(sources[0]).body:
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
+                raise ValueError(f"expected only annotated literals in the parameters of {name}, got {ast.unparse(node)}")
+            if node.target.id in out:
+                raise ValueError(f"expected each parameter of {name} once, got {node.target.id} twice")
+            try:
+                out[node.target.id] = ast.literal_eval(node.value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"expected a literal for {node.target.id} in the parameters of {name}, got {error}") from None
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        line = f" in line {error.lineno} of the cell" if isinstance(error, SyntaxError) else ""
+        raise ValueError(f"expected Python in the parameters of {name}, got {getattr(error, 'msg', error)}{line}") from None
     return out
 
 
 def overrides(preset: str, number: str, known: dict) -> dict:
-    """Overrides of a preset for notebook `number`, checked against the notebook's parameters.
+    """Overrides of a preset for notebook `number`, checked against the notebook's parameters, and the preset itself.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError, TypeError: not YAML, an unknown preset or name, or a value of another type than the notebook's.
+        ValueError, TypeError: not YAML, a key that is there twice, another preset than the file's folder, an unknown preset or
+            name, or a value of another type than the notebook's.
     """
     if choose(preset, PRESETS, "preset") == "toy":
         return {}
     path = paths.notebooks_dir() / "params" / preset / f"{number}.yaml"
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"expected the parameters of preset {preset} for notebook {number} in {path}, got no such file")
     where = f"params/{preset}/{number}.yaml"
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"expected at most {MOST_BYTES:,} bytes in {where}, got {path.stat().st_size:,}")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected YAML in {where}, got {' '.join(str(error).split())}") from None
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except RecursionError:
+        raise ValueError(f"expected YAML in {where}, got lists or mappings too deep in each other") from None
+    except Exception as error:  # the boundary: what the parser raises is the file's fault, and it raises many kinds
+        raise ValueError(f"expected YAML in {where}, got {' '.join(str(error).split()) or type(error).__name__}") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise TypeError(f"expected a mapping of parameters in {where}, got {values!r}")
-    check_parameters(values, known, where)
-    return values
+        raise TypeError(f"expected a mapping of parameters in {where}, got {shown(values)}")
+    values = check_parameters(values, known, where)
+    if values.get("preset", preset) != preset:
+        raise ValueError(f"expected preset {preset} in {where}, as its folder says, got {values['preset']!r}; leave it out")
+    check_threads(values.get("threads", 0), f"threads in {where}")
+    return values | ({"preset": preset} if "preset" in known else {})
 
 
 def chosen(preset: str, number: str) -> tuple[dict, dict]:
     """(arguments of the study of notebook `number` at `preset`, but for `best`; the settings that go with them)."""
     known = parameters(notebook(number))
     values = known | overrides(preset, number, known)
-    return {k: v for k, v in values.items() if k not in SETTINGS}, {k: values[k] for k in SETTINGS}
+    return {k: v for k, v in values.items() if k not in SETTINGS}, {k: values[k] for k in SETTINGS if k in values}
 
 
-def check_parameters(values: dict, defaults: dict, where: str) -> None:
-    """Refuse unknown names, and values of another type (YAML reads 1e-3 as text).
+def check_parameters(values: dict, defaults: dict, where: str) -> dict:
+    """The values, each of the type of its default (`reading.read`); what is inside of lists and mappings is read by the study.
 
     Raises:
         ValueError: a key of `values` that `defaults` lacks.
-        TypeError: a value of another type, at any depth `defaults` has too; int passes for float, None for all but
-            lists and mappings.
+        TypeError: a value of another type.
     """
-    for key, value in values.items():
+    for key in values:
         choose(key, defaults, f"key of {where}")
-        _check_type(value, defaults[key], f"{key} in {where}")
+    return {key: read(object if defaults[key] is None else type(defaults[key]), value, f"{key} in {where}")
+            for key, value in values.items()}
 
 
-def _check_type(value: object, default: object, name: str) -> None:
-    empty = value is None and not isinstance(default, list | dict)
-    if empty or default is None or (isinstance(default, float) and type(value) is int):
-        return
-    if type(value) is not type(default):
-        hint = "; write 1.0e-3, not 1e-3" if isinstance(default, float) and isinstance(value, str) else ""
-        raise TypeError(f"expected {type(default).__name__} for {name}, got {value!r}{hint}")
-    if isinstance(value, dict):
-        for key in value.keys() & default.keys():
-            _check_type(value[key], default[key], f"{name}, {key}")
-    elif isinstance(value, list) and default:
-        for item in value:
-            _check_type(item, default[0], f"item of {name}")
+def check_threads(threads: int, what: str) -> None:
+    """ValueError for less than 0 threads (0 leaves torch's default), or so many that they only stand in each other's way."""
+    cores = os.cpu_count() or 1
+    most = max(16, 4 * cores)  # results depend on the number, so a machine with few cores may be asked for more
+    if not 0 <= threads <= most:
+        raise ValueError(f"expected {what} from 0 to {most} (cores of this machine: {cores}), got {threads}")
 
 
 def notebooks() -> dict[str, Path]:
-    """The notebooks that there are, by number."""
-    return {p.name[:2]: p for p in sorted(paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb"))}
+    """The notebooks that there are, by number.
+
+    Raises:
+        FileNotFoundError: none, as where the package is used outside of its repository.
+    """
+    folder = paths.notebooks_dir()
+    found = {p.name[:2]: p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise FileNotFoundError(f"expected notebooks NN_name.ipynb in {folder}, got none; call this from the repository, or set "
+                                f"TWINS_ROOT to its folder (results are looked for in {paths.results_dir()})")
+    return found
 
 
 def notebook(number: str) -> Path:

@@ -3,14 +3,16 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
-from ..base.errors import check_keys, choose
+from ..base.errors import choose
+from ..specs.choices import NORMS
 from ..specs.jobs import Best, Job
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.method import method
-from ..specs.reading import from_dict
+from ..specs.reading import Some, from_dict, read, strict
 from ..specs.run import DataSpec, NoiseSpec, OptimSpec, RunSpec, start_model
-from .limits import check_limits, within, without
+from .limits import check_limits, check_seeds, within, without
 from .presets import chosen
 from .rules import Cell
 from .transfer import transfer
@@ -19,9 +21,51 @@ CROSSED = "crossed"
 FILTERS = ("pretraining", "finetuning", "norms", "targets", "seeds")
 
 
-def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dict[str, dict], targets: dict[str, dict],
-              finetuning: dict[str, dict], seeds: Sequence[int], optim: dict, evaluations: Sequence[dict],
-              certifications: Sequence[dict], best: Best, crossed: dict | None = None, study: str = "smoothing") -> list[Job]:
+class Source(TypedDict):
+    """What all pre-trainings share."""
+
+    data: dict
+    optim: dict
+    mean: NotRequired[Sequence[float]]
+    std: NotRequired[Sequence[float]]
+
+
+class Target(TypedDict, total=False):
+    """What a data set changes, and its seeds."""
+
+    data: dict
+    optim: dict
+    seeds: Sequence[int]
+
+
+class Pretraining(TypedDict, total=False):
+    """Its noise, or none at all, and where it is done."""
+
+    sigmas: Some[Sequence[float]]
+    draw: str
+    random: bool
+    norms: Sequence[str]
+    targets: Sequence[str]
+
+
+class Finetuning(TypedDict, total=False):
+    """Its noise, its method, and where it is done."""
+
+    sigmas: Some[Sequence[float]]
+    draw: str
+    method: str
+    optim: dict
+    norms: Sequence[str]
+    pretraining: Sequence[str]
+    targets: Sequence[str]
+    seeds: Sequence[int]
+
+
+@strict
+def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretraining: Some[dict[str, Pretraining]],
+              targets: Some[dict[str, Target]], finetuning: Some[dict[str, Finetuning]], seeds: Some[Sequence[int]], optim: dict,
+              evaluations: Sequence[dict], certifications: Some[Sequence[dict]], best: Best, crossed: dict | None = None,
+              study: str = "smoothing") -> list[Job]:
     """Every pre-training with every norm, fine-tuned in every way on every target, and certified.
 
     Args:
@@ -39,19 +83,17 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         Jobs labelled with pretraining, finetuning and norm: pre-trained networks that others start from, seed 0 of everything
         before seed 1 of anything, then crossed runs, whose finetuning is their method.
     """
-    check_keys(source, ("data", "optim", "mean", "std"), "source", needed=("data", "optim"))
+    check_seeds(seeds)
+    for norm in norms:
+        choose(norm, NORMS, "norm in norms")
     known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}
-    for name, t in targets.items():
-        check_keys(t, ("data", "optim", "seeds"), f"targets.{name}")
-    for name, p in pretraining.items():
-        check_keys(p, ("sigmas", "draw", "random", "norms", "targets"), f"pretraining.{name}")
     for name, f in finetuning.items():
-        check_keys(f, ("sigmas", "draw", "method", "optim", *(k for k in FILTERS if k != "finetuning")), f"finetuning.{name}")
         choose(f.get("method", "natural"), ("natural", "natural_frozen", "linear_probe"), f"method of finetuning.{name}")
-    for where, limited in (("finetuning", finetuning.values()), ("certifications", certifications), ("evaluations", evaluations),
-                           ("pretraining", pretraining.values()), ("targets", targets.values())):
-        for values in limited:
-            check_limits(values, known, where)
+    limited = {f"{where}.{name}": values for where, group in (
+        ("finetuning", finetuning), ("pretraining", pretraining), ("targets", targets)) for name, values in group.items()}
+    for where, values in (*limited.items(), *(("an evaluation", e) for e in evaluations),
+                          *(("a certification", c) for c in certifications)):
+        check_limits(values, known, where)
     base = from_dict(OptimSpec, source["optim"], "source.optim")
     networks = {norm: start_model({"arch": arch, "norm": norm}, source, "source") for norm in norms}
     jobs: list[Job] = []
@@ -68,7 +110,7 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         here = {"pretraining": p, "finetuning": f, "norms": norm, "targets": target, "seeds": seed}
         if not all(within(limits, here) for limits in (targets[target], pre, fine)):
             continue
-        t, origin = targets[target], start(p, norm, seeds[0])
+        t, origin = targets[target], start(p, norm, min(seeds))  # the least, so that it is made before all that starts from it
         spec = RunSpec(
             data=from_dict(DataSpec, {"name": target, **t.get("data", {})}, f"targets.{target}.data"),
             model=networks[norm], method=_method(fine), noise=_noise(fine, f"finetuning.{f}"),
@@ -82,11 +124,11 @@ def smoothing(*, arch: str, norms: Sequence[str], source: dict, pretraining: dic
         jobs.append(Job(study, spec, evals, certs=certs, labels=labels))
     sources = {job.spec.source: tuple(x for x in job.labels if x[0] != "finetuning") for job in jobs if job.spec.source}
     return [*(Job(study, spec, (), ship=True, labels=labels) for spec, labels in sources.items()), *jobs,
-            *(_crossed(**crossed, best=best, study=study) if crossed else ())]
+            *(strict(_crossed, "crossed")(**{"best": best, "study": study, **crossed}) if crossed else ())]
 
 
-def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Sequence[str], seeds: Sequence[int],
-             certifications: Sequence[dict], best: Best, study: str) -> list[Job]:
+def _crossed(*, preset: str, notebook: str, methods: Some[Sequence[str]], targets: Some[Sequence[str]],
+             seeds: Some[Sequence[int]], certifications: Some[Sequence[dict]], best: Best, study: str) -> list[Job]:
     """Runs of another notebook with certifications in place of its evaluations, their start networks and candidates."""
     choose(notebook, ("01",), "notebook of crossed")  # whose study it has to be
     found = transfer(**chosen(preset, notebook)[0], best=best)
@@ -109,8 +151,10 @@ def _crossed(*, preset: str, notebook: str, methods: Sequence[str], targets: Seq
 
 def _certifications(values: dict) -> list[CertifySpec]:
     """One for each of `sigmas`."""
+    if "sigmas" not in values or "sigma" in values:
+        raise ValueError(f"expected sigmas, a list of noise levels, in certifications, got {', '.join(values) or 'nothing'}")
     return [from_dict(CertifySpec, without(values, (*FILTERS, "sigmas")) | {"sigma": sigma}, "certifications")
-            for sigma in values["sigmas"]]
+            for sigma in read(Some[Sequence[float]], values["sigmas"], "certifications.sigmas")]
 
 
 def _noise(values: dict, where: str) -> NoiseSpec | None:

@@ -4,23 +4,45 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import TypedDict
 
 from ..base.errors import check_keys, choose
 from ..specs.jobs import Best, Job
 from ..specs.measure import EvalSpec
 from ..specs.method import METHODS, MethodSpec, method
-from ..specs.reading import from_dict
+from ..specs.reading import Some, from_dict, strict
 from ..specs.run import AttackSpec, DataSpec, OptimSpec, RunSpec, WeightsSpec, start_model
-from .limits import check_limits, within, without
+from .limits import check_limits, check_seeds, within, without
 
 
-def networks(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
+class Source(TypedDict, total=False):
+    """What fine-tuning can start from: data, optim, attack and method of a pre-training run, or weights from elsewhere."""
+
+    data: dict
+    optim: dict
+    attack: dict
+    method: str
+    weights: dict
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Target(TypedDict, total=False):
+    """What a data set changes."""
+
+    data: dict
+    optim: dict
+    method: dict
+    upsample: int | None
+
+
+def networks(arch: str, norm: str, specs: dict[str, Source]) -> dict[str, RunSpec | WeightsSpec]:
     """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
     training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std
     that images are normalised with, per channel in [0, 1]; ImageNet's where not given."""
     out = {}
     for name, spec in specs.items():
-        if isinstance(spec, dict) and "weights" in spec:
+        if "weights" in spec:
             check_keys(spec, ("weights", "mean", "std"), f"sources.{name}")
             start_model({"arch": arch, "norm": norm}, spec, f"sources.{name}")
             out[name] = from_dict(WeightsSpec, spec["weights"], f"sources.{name}.weights")
@@ -46,10 +68,11 @@ START = {"at_natural": "natural", "at_random": None, "at_short_plateau": None, "
 LAMBDA = "twins_at_lambda"
 
 
-def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, dict],
-             methods: Sequence[str], seeds: Sequence[int], baselines: Sequence[str], controls: Sequence[str],
-             lambdas: Sequence[float], compared_on: Sequence[str], grids: dict[str, dict], optim: dict, attack: dict,
-             source_evaluations: Sequence[dict], evaluations: Sequence[dict], best: Best) -> list[Job]:
+@strict
+def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
+             methods: Some[Sequence[str]], seeds: Some[Sequence[int]], baselines: Sequence[str], controls: Sequence[str],
+             lambdas: Sequence[float], compared_on: Sequence[str], grids: dict[str, dict[str, Some[list]]], optim: dict,
+             attack: dict, source_evaluations: Sequence[dict], evaluations: Some[Sequence[dict]], best: Best) -> list[Job]:
     """Robustness transfer (TWINS, C1-C4, C8, C9): every method from one source network on every target data set.
 
     Args:
@@ -65,20 +88,19 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
     Returns:
         Jobs in order of priority: the start network, seed 0 of everything before seed 1 of anything, other sources.
     """
+    check_seeds(seeds)
     grid = networks(arch, norm, sources)
     begin = grid[choose(start, grid, "start")]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
     runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
+    if min(lambdas, default=0) < 0:
+        raise ValueError(f"expected lambdas of at least 0, got {list(lambdas)}")
     sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
     others = [*baselines, *controls, *sweep_of_lambda]
-    for name, target in targets.items():
-        check_keys(target, ("data", "optim", "method", "upsample"), f"targets.{name}")
-    for label in (*methods, *baselines, *controls, *grids):
-        choose(label, METHODS, "method")
-        choose(START.get(label) or start, grid, f"start of {label}")
-    for label, values in grids.items():
-        if not (isinstance(values, dict) and all(isinstance(v, list | tuple) and v for v in values.values())):
-            raise TypeError(f"expected grids.{label} to map fields to lists of at least one value (lr: [0.1]), got {values!r}")
+    for where, group in {"methods": methods, "baselines": baselines, "controls": controls, "grids": grids}.items():
+        for label in group:
+            choose(label, METHODS, f"method in {where}")
+            choose(START.get(label) or start, grid, f"start of {label}")
     if "at_lr" in methods:
         raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")
     for e in evaluations:
@@ -87,9 +109,9 @@ def transfer(*, arch: str, norm: str, sources: dict[str, dict], start: str, targ
         choose(name, targets, "data set of compared_on")
     for label in others:
         _check_parent(label, methods)
-    for what, values in (("methods, baselines, controls and lambdas", [*methods, *others]), ("seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise ValueError(f"expected {what} without repeats, got {', '.join(map(str, values))}")
+    if len({*methods, *others}) < len([*methods, *others]):
+        raise ValueError("expected methods, baselines, controls and lambdas without repeats, got "
+                         f"{', '.join([*methods, *others])}")
 
     def template(name: str, label: str, **switches: object) -> RunSpec:
         """The run with the hyper-parameters that are given, not chosen."""

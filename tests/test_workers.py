@@ -72,7 +72,7 @@ def test_two_sweeps_that_know_nothing_of_each_other(folder: Path, whole: dict, t
     both = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=500)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0] and contents(Store("toy", root=tmp_path / "toy")) == whole
-    trained = [line.split(" ", 1)[1] for text in said for line in text.splitlines() if " train method" in line]
+    trained = [line.split(" ", 1)[1] for text in said for line in text.splitlines() if line[8:].startswith(" train method")]
     assert len(trained) == len(set(trained)) == 5
     nothing_forgotten(tmp_path)
 
@@ -108,6 +108,9 @@ def test_a_job_at_its_end_is_queued_again(folder: Path, whole: dict, tmp_path: P
         time.sleep(0.05)
     job, = subprocess.run(["squeue", "--noheader", "--format=%A"], capture_output=True, text=True, check=True).stdout.split()
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    while "PD" not in subprocess.run(["squeue", "--noheader", "--format=%t"], capture_output=True, text=True, check=True).stdout:
+        time.sleep(0.2)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # else Slurm waits for two minutes
     _, said = process.communicate(timeout=500)
     assert process.returncode == 0 and contents(Store("toy", root=tmp_path / "toy")) == whole, said
     nothing_forgotten(tmp_path)

@@ -4,6 +4,7 @@ Each is a sweep of its own (`compute.queue`), and the store is all that they sha
 job that is preempted, or whose time is up, ends cleanly and is put into Slurm's queue again.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -79,7 +80,8 @@ class InSlurm:
     def _stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait()
+            with contextlib.suppress(ChildProcessError):  # not `wait`, which the handler of a signal may have interrupted
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def _ignore_end_signal() -> None:

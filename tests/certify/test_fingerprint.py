@@ -115,7 +115,7 @@ def test_fingerprint_is_kept_with_the_votes(tmp_path):
     assert x[0, 0, 0, 0].item() == pytest.approx(0.46901, abs=1e-4)
     for wrong in (votes.fingerprint[:3], votes.fingerprint * np.nan):
         dataclasses.replace(votes, fingerprint=wrong).save(file)
-        with pytest.raises(ValueError, match="delete it"):
+        with pytest.raises(ValueError, match="counts that do not"):
             load_votes(file)
     old = dataclasses.replace(votes, fingerprint=None)
     old.save(file)

@@ -128,8 +128,7 @@ def test_carried_widely(judged, first, second, expected) -> None:
     """RS-C8 asks the same of two data sets; it is "not" where that is so on all but one at most; one data set is no verdict."""
     found = []
     for dataset, ours in (("cifar10", first), ("caltech64", second)):
-        run = dataclasses.replace(spec(), data=dataclasses.replace(spec().data, name=dataset))
-        found += carried(ours, dataset=dataset, run=run)
+        found += carried(ours, dataset=dataset)
     assert judged(rule("RS-C8"), found)["verdict"] == expected
     assert judged(rule("RS-C8"), [m for m in found if m.dataset == "cifar10"])["verdict"] == NOT_TESTED
 

@@ -217,7 +217,7 @@ def test_stored_split(tmp_path):
         sets.stored_split(as_set(arrays(seed=1)), path, **arguments)
     for damaged in (content[:-40], b"", b"not a split"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="expected a stored split"):
+        with pytest.raises(ValueError, match="damaged or foreign file"):
             sets.stored_split(mine, path, **arguments)
 
 

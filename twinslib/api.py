@@ -53,10 +53,10 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
               folder: str | Path | None = None, device: str | torch.device | None = None, **switches: object) -> nn.Module:
     """A fine-tuned copy of a classifier, an ordinary network in eval mode; the given one is unchanged.
 
-    The network takes images in [0, 1] and normalises them inside, or `mean` and `std` say how. All its weights train, by SGD with
-    momentum 0.9 and a method of the papers: "twins_at" and "twins_trades" (Liu et al., CVPR 2023), which need batch norm, "at",
-    "trades", "aft" (arXiv 2012.13628), "distill", "l2sp", "natural", "linear_probe" or another of `specs.method.METHODS`. Of two
-    wings the adaptive one is returned.
+    The network takes images in [0, 1] and normalises them inside; or `mean` and `std` say how, and the copy does. All its weights
+    train, by SGD with momentum 0.9 and a method of the papers: "twins_at" and "twins_trades" (Liu et al., CVPR 2023), which need
+    batch norm, "at", "trades", "aft" (arXiv 2012.13628), "distill", "l2sp", "natural", "linear_probe" or another of
+    `specs.method.METHODS`. Of two wings the adaptive one is returned.
 
     >>> import twinslib
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 5))

@@ -47,10 +47,10 @@ def check_labels(y: torch.Tensor, classes: int) -> None:
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar over training steps, at a terminal; gives what `fit` calls after each."""
-    with tqdm(desc=title, unit="step", disable=None) as bar:
+    with tqdm(desc=title, unit="step", disable=None) as line:
         def on_step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            line.total = total
+            line.update(done - line.n)
 
         yield on_step
 

@@ -54,7 +54,7 @@ def draw(images: object, n: int | None = None) -> Given:
     is evaluated; of a packed set test images. See `read`.
 
     >>> draw((np.full((4, 3, 8, 8), 255, np.uint8), [0, 1, 2, 3]), n=2).index.tolist()
-    [2, 0]
+    [3, 2]
 
     Raises:
         ValueError: fewer images than n.

@@ -208,7 +208,9 @@ def test_readme_commands():
     text = (ROOT / "README.md").read_text()
     block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
     assert [line.split("#")[0].split() for line in block.splitlines()] == [["./run_all.sh", "toy"], ["./run_tests.sh"]]
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ten_lines, wings = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
-    exec(code, names)
+    exec(ten_lines, names)
+    assert len(ten_lines.splitlines()) <= 12 and len(names["certified"].index) == 20
+    exec(wings, names)
     assert names["logits"].shape == (8, 10) and names["plain"](names["x"]).shape == (8, 10)

@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, sweep, store, claims, render}.
+"""Command line: python -m twinslib {data, sweep, store, claims, render, export}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -10,6 +10,7 @@
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
+    python -m twinslib export 3688e3 net.safetensors --preset small   write the network of a finished run, with its card
 """
 
 from __future__ import annotations  # types of what is imported late
@@ -224,6 +225,13 @@ def run_claims(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_export(args: argparse.Namespace) -> int:
+    from .finished import export
+
+    print(*export(args.run, args.file, args.preset, train=args.train, onnx=args.onnx), sep="\n")
+    return 0
+
+
 def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) -> str:
     """What a sweep did and what it leaves, for the terminal."""
     from .compute import cost
@@ -312,6 +320,13 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("id", nargs="*", help="claims, such as C2; default: all")
     p.add_argument("--into", type=Path, metavar="FILE", help="also put the verdicts between the marks in this Markdown file")
     p.set_defaults(func=run_claims)
+    p = commands.add_parser("export", allow_abbrev=False, help="write the network of a finished run, with its card")
+    p.add_argument("run", help="its hash, or the beginning of it")
+    p.add_argument("file", type=Path, help="NAME.safetensors; beside it .json and .md")
+    p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
+    p.add_argument("--train", action="store_true", help="train it again where its weights are not there")
+    p.add_argument("--onnx", action="store_true", help="also NAME.onnx, with the normalisation inside")
+    p.set_defaults(func=run_export)
     args = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:

@@ -35,6 +35,17 @@ class Certified(NamedTuple):
         """True where the predicted class is the label, whatever the radius."""
         return self.prediction == self.label
 
+    def accuracy(self, radius: float = 0.0) -> "Point":
+        """Certified accuracy at a radius, with its interval (`certified_accuracy`)."""
+        return certified_accuracy(self, [radius])[0]
+
+    def __repr__(self) -> str:
+        if len(self.index) == 0 or np.isnan(self.radius).any() or (self.label < 0).any():
+            return f"predictions for {len(self.index)} images, without radii or labels"
+        at = ", ".join(f"{self.accuracy(r).accuracy:.1%} {'certified at radius' if not r else 'at'} {r:g}" for r in (0, 0.5, 1))
+        return (f"{at}, of {len(self.index)} images (mean radius {average_radius(self).estimate:.3f}, abstained "
+                f"{(self.prediction == ABSTAIN).sum()})")
+
 
 class Point(NamedTuple):
     """Accuracy at one radius: correct and certified at least that far, with standard error and Clopper-Pearson interval

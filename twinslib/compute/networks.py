@@ -108,7 +108,7 @@ class Networks:
         else:
             size = spec.data.crop or spec.data.image_size
             model = heads.replace_head(model, classes, image_size=size, seed=spec.seed)
-        return self._with_wings(spec, model)
+        return with_wings(spec, model)
 
     def source_images(self, spec: RunSpec, start: torch.nn.Module) -> sets.DeviceSet:
         """The source task's training images that joint training uses: all, or those of the classes that resemble the
@@ -132,14 +132,8 @@ class Networks:
         return path, spec.weights.classes
 
     def _shell(self, spec: RunSpec) -> torch.nn.Module:
-        return self._with_wings(spec, make_network(spec, self.data(spec.data).num_classes))
-
-    @staticmethod
-    def _with_wings(spec: RunSpec, model: torch.nn.Module) -> torch.nn.Module:
-        if not spec.method.two_branches:
-            return model
-        second = "frozen" if spec.method.wings == "twins" else "adaptive"
-        return norms.twinsify(model, share_affine=spec.method.share_affine, second=second)
+        record = self.store.run(spec)  # of a finished run the images are not needed
+        return with_wings(spec, make_network(spec, record["classes"] if record else self.data(spec.data).num_classes))
 
     @contextlib.contextmanager
     def _named(self, path: Path) -> Iterator[None]:
@@ -166,3 +160,11 @@ def make_network(spec: RunSpec, classes: int) -> torch.nn.Module:
     m = spec.model
     return models.make_model(m.arch, classes, norm=m.norm, upsample=m.upsample, width=m.width, mean=m.mean, std=m.std,
                              seed=spec.seed)
+
+
+def with_wings(spec: RunSpec, model: torch.nn.Module) -> torch.nn.Module:
+    """The network with the wings of the run's method, where it has two."""
+    if not spec.method.two_branches:
+        return model
+    second = "frozen" if spec.method.wings == "twins" else "adaptive"
+    return norms.twinsify(model, share_affine=spec.method.share_affine, second=second)

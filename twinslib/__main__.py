@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, sweep, store, claims, render}.
+"""Command line: python -m twinslib {data, sweep, store, claims, render, page}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -10,6 +10,7 @@
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
+    python -m twinslib page --preset small [--out DIR]             the same as a site to read in a browser
 """
 
 import argparse
@@ -36,6 +37,7 @@ from .compute.worker import Worker
 from .data import build
 from .evidence import rows
 from .show import render
+from .site import build as site_build
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
@@ -230,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     build.add_parser(commands)
     render.add_parser(commands)
+    site_build.add_parser(commands)
     p = commands.add_parser("sweep", help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..base.files import read_json
 from ..claims.effects import Effect, pair_label
 from ..claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, asked_of
-from ..specs.labels import unique
+from ..specs.labels import method_label, unique
 from ..store.store import Store
 from ..studies import rules
 
@@ -16,7 +16,7 @@ SAID = {REPRODUCED: "reproduced", PARTLY: "partly reproduced", INCONCLUSIVE: "in
 MEANING = {REPRODUCED: "intervals lie above all that the rule asks for", PARTLY: "an interval of its own lies above no effect",
            INCONCLUSIVE: "the intervals hold both what is claimed and no effect", NOT: "an interval excludes what is claimed",
            NOT_TESTED: "too few runs, or networks near chance"}
-MINUS = ("minus", "over")  # between the names of networks that have signs in them: of a difference, of a ratio
+UNITS = {"points": "points", "times": "times", "radius": "of radius", "nats": ""}  # after a number that does not say its own
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ class Paper:
     def judged(self) -> tuple[Entry, ...]:
         return tuple(e for e in self.entries if e.judged)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Verdict -> claims, those that have any, in the order of `SAID`."""
-        return counts(self.entries)
-
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
     """Verdict -> how many of the claims have it, from the most that is granted to what is not tested; none is left out at 0."""
@@ -133,16 +128,17 @@ def _shown(values: dict, rule: rules.Rule | None) -> Shown:
     neutral = 1.0 if e.unit == "times" else 0.0
     side = ("no interval" if math.isnan(e.low) else "higher" if e.low > neutral else "lower" if e.high < neutral
             else "unclear")
-    return Shown(e, label + after, e.number(), side, claimed)
+    number, at, level = e.number().partition(" at ")
+    return Shown(e, label + after, f"{number} {UNITS[e.unit]}".rstrip() + at + level, side, claimed)
 
 
 def _pair(e: Effect) -> str:
-    """The two networks of an effect; of cells as in mixed → clean minus clean → clean, group norm."""
+    """The two networks of an effect, in words: TWINS-AT minus AT, mixed → clean minus clean → clean, group norm."""
+    sign = " over " if e.unit == "times" else " minus "
     try:
         cells = [rules.cell(name) for name in e.pair]
     except ValueError:  # methods
-        return pair_label(e.pair, e.unit)
-    sign = f" {MINUS[e.unit == 'times']} "
+        return sign.join(unique(map(method_label, e.pair)))
     names, norms = [_cell(cell) for cell in cells], [f"{cell.norm} norm{', re-estimated' * cell.restat}" for cell in cells]
     if norms[0] == norms[1]:
         return f"{sign.join(unique(names))}, {norms[0]}"

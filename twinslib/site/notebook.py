@@ -4,6 +4,7 @@ import base64
 import functools
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
@@ -37,22 +38,15 @@ class Renderer(IPythonRenderer):
         return f'<h{level} id="{name}">{text}</h{level}>\n'
 
     def block_math(self, body: str) -> str:
-        return to_mathml(body, block=True)
+        return f'<span class="scroll" role="group" tabindex="0" aria-label="Formula">{to_mathml(body, block=True)}</span>'
 
     def inline_math(self, body: str) -> str:
         return to_mathml(body)
 
 
-def to_html(text: str, taken: set[str] | None = None) -> Markup:
-    """A piece of Markdown as HTML, with tables that scroll in a box of their own."""
-    return Markup(_with_tables(MarkdownWithMath(renderer=Renderer(set() if taken is None else taken)).render(text), "table"))
-
-
-def _with_tables(html: str, label: str) -> str:
-    soup = bs4.BeautifulSoup(html, "html.parser")
-    for table in soup.find_all("table"):
-        table.replace_with(bs4.BeautifulSoup(tables.to_html(tables.from_html(table), label), "html.parser"))
-    return str(soup)
+def to_html(text: str) -> Markup:
+    """A few paragraphs of Markdown as HTML."""
+    return Markup(MarkdownWithMath(renderer=Renderer(set())).render(text))
 
 
 @dataclass
@@ -79,6 +73,7 @@ class Reader:
         # figures: mark in the text, name, heading, tables under that heading, how many of these stand before
         self.waiting: list[tuple[str, str, str, list[Table], int]] = []
         self.heading, self.nearby = "", []  # type: str, list[Table]
+        self.named: Counter[str] = Counter()  # heading -> tables under it
 
     def read(self) -> Body:
         """The whole notebook.
@@ -103,7 +98,19 @@ class Reader:
         if found := re.match(r"#+ (.+)", source):
             self.heading, self.nearby = found[1], []
             self.body.title = self.body.title or found[1]
-        return _with_tables(self.markdown.render(source), self.heading)
+        return self._markdown(source)
+
+    def _markdown(self, source: str) -> str:
+        soup = bs4.BeautifulSoup(self.markdown.render(source), "html.parser")
+        for table in soup.find_all("table"):
+            table.replace_with(bs4.BeautifulSoup(self._shown(tables.from_html(table)), "html.parser"))
+        return str(soup)
+
+    def _shown(self, table: Table) -> str:
+        """A table, named after the heading that it stands under."""
+        self.named[self.heading] += 1
+        count = self.named[self.heading]
+        return tables.to_html(table, f"{self.heading}, table {count}" if count > 1 else self.heading)
 
     def _code(self, cell: nbformat.NotebookNode) -> str:
         title = f"Parameters of preset {self.store.preset}" if "injected-parameters" in cell.metadata.get("tags", ()) else "Code"
@@ -121,7 +128,7 @@ class Reader:
         if "text/html" in data:
             return self._table(data["text/html"])
         if "text/markdown" in data:
-            return _with_tables(self.markdown.render(data["text/markdown"]), self.heading)
+            return self._markdown(data["text/markdown"])
         return f'<pre class="output" tabindex="0">{escape(data["text/plain"])}</pre>' if "text/plain" in data else ""
 
     def _table(self, html: str) -> str:
@@ -133,7 +140,7 @@ class Reader:
             whole = (t for section in pages(self.store, self.path.name[:2]).values() for t in section)
             table = next((t for t in whole if (t.columns, t.rows[:3]) == (table.columns, table.rows[:3])), table)
         self.nearby.append(table)
-        return tables.to_html(table, self.heading)
+        return self._shown(table)
 
     def _image(self, content: bytes) -> str:
         name = self.known.get(content) or f"{self.path.name[:2]}_picture_{len(self.body.images) + 1}"

@@ -57,8 +57,8 @@ def to_html(table: Table, label: str) -> Markup:
         label: what it is, for those who do not see what stands above it.
     """
     def cell(text: str) -> str:
-        whole = ' class="whole"' if number(text) is not None and len(text) < 26 else ""
-        return f"<td{whole}>{escape(text)}</td>"
+        kind = "long" if len(text) > 80 else "whole" if number(text) is not None and len(text) < 26 else ""
+        return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
 
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in table.columns)
     body = "".join("<tr>" + "".join(f'<th scope="row">{escape(c)}</th>' if i == 0 else cell(c)

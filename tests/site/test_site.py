@@ -221,13 +221,15 @@ def test_nothing_finished(tmp_path: Path) -> None:
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """`page` builds beside the results, or where it is told to; presets are checked."""
+    """`page` builds into a folder of its own, or where it is told to, and never among the results; presets are checked."""
     from twinslib.__main__ import main
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWINS_RESULTS", str(tmp_path))
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "claims.json").write_text(json.dumps(STORED))
-    assert main(["page"]) == 0 and (tmp_path / "small" / "site" / "index.html").exists()
+    assert main(["page"]) == 0 and (tmp_path / "page" / "small" / "index.html").exists()
+    assert [p.name for p in (tmp_path / "small").iterdir()] == ["claims.json"]
     assert main(["page", "--preset", "small", "--out", str(tmp_path / "there")]) == 0
     assert (tmp_path / "there" / "claims.html").exists()
     assert "files, " in capsys.readouterr().out

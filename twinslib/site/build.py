@@ -240,14 +240,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the `page` command, which sets `func(args) -> int`."""
     parser = commands.add_parser("page", help="build pages to read in a browser from what is finished; computes nothing")
     parser.add_argument("--preset", default="small", help=f"{', '.join(presets.PRESETS)}; default: small")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: site in the folder of the preset's results")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: page/PRESET, here")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build what the command asks for."""
     store = Store(choose(args.preset, presets.PRESETS, "preset"))
-    out = args.out or store.root / "site"
+    out = args.out or Path("page") / args.preset
     names = build(store, out)
     size = sum((out / name).stat().st_size for name in names)
     print(f"{_counted(len(names), 'file')}, {size / 1e6:.1f} MB; open {out / 'index.html'}")

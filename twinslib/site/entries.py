@@ -133,7 +133,7 @@ def _shown(values: dict, rule: rules.Rule | None) -> Shown:
 
 
 def _pair(e: Effect) -> str:
-    """The two networks of an effect, in words: TWINS-AT minus AT, mixed → clean minus clean → clean, group norm."""
+    """The two networks of an effect, in words: TWINS-AT minus AT, “mixed → clean” minus “clean → clean”, group norm."""
     sign = " over " if e.unit == "times" else " minus "
     try:
         cells = [rules.cell(name) for name in e.pair]
@@ -147,7 +147,7 @@ def _pair(e: Effect) -> str:
 
 def _cell(cell: rules.Cell) -> str:
     before, after = (name.replace("noise", "σ ", 1) for name in (cell.pretraining, cell.finetuning))
-    return "one σ → same σ" if before == after == "σ *" else f"{before} → {after}"
+    return "“one σ → same σ”" if before == after == "σ *" else f"“{before} → {after}”"
 
 
 def _arxiv(paper: str) -> str:

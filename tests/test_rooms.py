@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "twinslib").rglob("*.py")}
-READING = ("base", "specs", "store", "studies", "evidence", "claims", "show")
+READING = ("base", "specs", "store", "studies", "evidence", "claims", "show", "site")
 COMPUTING = ("data", "nets", "attack", "train", "certify", "compute")
 WITHOUT_TORCH = """
 import importlib, pkgutil, sys

@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, sweep, store, claims, render, export}.
+"""Command line: python -m twinslib {data, sweep, store, claims, render, page, export}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -11,6 +11,7 @@
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
     python -m twinslib export 3688e3 net.safetensors --preset small   write the network of a finished run, with its card
+    python -m twinslib page --preset small [--out DIR]             the same as a site to read in a browser
 """
 
 from __future__ import annotations  # types of what is imported late
@@ -290,9 +291,10 @@ def main(argv: list[str] | None = None) -> int:
     if given[:1] not in (["sweep"], ["claims"], ["store"]):  # which need neither
         from .data import build
         from .show import render
+        from .site import build as site
 
-        build.add_parser(commands)
-        render.add_parser(commands)
+        for part in (build, render, site):
+            part.add_parser(commands)
     p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")

@@ -1,0 +1,114 @@
+"""The one figure of each paper that the first page shows, and its numbers, read from rows/*.csv: a table beside it, and the words
+for those who cannot see it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ..base.stats import clopper_pearson, student_interval
+from ..specs.labels import NOT_RUN, dataset_label, header, method_label, percent
+from ..store.store import Store
+from .tables import Table
+
+
+@dataclass(frozen=True)
+class Key:
+    """arxiv: of the paper. figure: its name in figures/. rows: the file in rows/. title: what it compares. shows: what is drawn.
+    numbers: rows -> table."""
+
+    arxiv: str
+    notebook: str
+    figure: str
+    rows: str
+    title: str
+    shows: str
+    numbers: Callable[[pd.DataFrame], Table]
+
+
+def table(key: Key, store: Store) -> Table | None:
+    """The numbers of a key figure; None where the rows are not there."""
+    path = store.root / "rows" / f"{key.rows}.csv"
+    return key.numbers(pd.read_csv(path)) if path.exists() else None
+
+
+def words(key: Key, numbers: Table) -> str:
+    """What the figure shows, with every number of its table; their intervals stand there.
+
+    >>> words(KEYS[0], Table(("data set", "method", "clean"), (("CIFAR-10", "AT", "54.0 [53.0, 55.0]"),)))[-37:]
+    'In percent: CIFAR-10, AT: clean 54.0.'
+    """
+    told = [i for i, column in enumerate(numbers.columns) if column not in (*LABELS, "seeds")]
+    rows = [f"{', '.join(v for c, v in zip(numbers.columns, row, strict=True) if c in LABELS)}: " + ", ".join(
+        f"{numbers.columns[i].partition(' (')[0]} {row[i].partition(' [')[0]}" for i in told) for row in numbers.rows]
+    return f"{key.shows}. In percent: {'; '.join(rows)}." if rows else f"{key.shows}. No run is finished."
+
+
+def by_method(frame: pd.DataFrame) -> Table:
+    """Clean and robust accuracy (PGD, at the largest radius) of the four main methods on each target, means over seeds."""
+    main = ("at", "twins_at", "trades", "twins_trades")
+    frame = frame[frame["method"].isin(main) & frame["dataset"].isin(frame.loc[frame["method"] == "twins_at", "dataset"])]
+    robust = frame[frame["attack"].str.startswith("pgd")]
+    frame = pd.concat([frame[frame["attack"] == "none"], robust[robust["eps"] == robust["eps"].max()]])
+    return _pivot(frame, ["dataset", "method"], main)
+
+
+def by_cost(frame: pd.DataFrame) -> Table:
+    """Accuracy of adversarial fine-tuning and of adversarial training with what both cost: images passed over the images of the
+    training set, without and with those of the start network."""
+    rivals = ("aft", "at_scratch")
+    kept = frame[(frame["part"] == "main") & frame["method"].isin(rivals) & frame["at"].isin(("best", "last"))]
+    given, whole = (kept[name] / kept["train_images"] for name in ("images_given", "images_whole"))
+    passes = [f"{a:.0f}, with its start {b:.0f}" if a != b else f"{a:.0f}" for a, b in zip(given, whole, strict=True)]
+    return _pivot(kept.assign(network=kept["at"] + " epoch", passes=passes), ["dataset", "method", "network", "passes"],
+                  rivals)
+
+
+def by_level(frame: pd.DataFrame) -> Table:
+    """Certified accuracy of one network for all noise levels, and of one network made for each, by level and radius."""
+    frame = frame[(frame["metric"] == "certified_acc") & (frame["norm"] == "group") & frame["eps"].isin((0.25, 0.5, 0.75))]
+    one = (frame["pretraining"] == "mixed") & (frame["finetuning"] == "clean")
+    own = "noise" + frame["sigma"].astype(str)
+    each = (frame["pretraining"] == own) & (frame["finetuning"] == own)
+    frame = frame.assign(network=one.map({True: "one network", False: "one for each σ"}))[one | each]
+    frame = frame[frame["dataset"].isin(set(frame.loc[frame["network"] == "one for each σ", "dataset"]))]
+    fewest = frame.groupby("network")["draws"].agg(set)
+    shared = max(set.intersection(*fewest), default=None) if len(fewest) else None
+    frame = frame[frame["draws"] == shared].assign(**{"noise level": lambda f: [f"σ {s:g}" for s in f["sigma"]]})
+    return _pivot(frame, ["dataset", "network", "noise level"], radius=True)
+
+
+LABELS = ("data set", "method", "network", "noise level", "passes")
+
+
+def _pivot(frame: pd.DataFrame, lines: list[str], order: Sequence[str] = (), *, radius: bool = False) -> Table:
+    """Means over seeds in percent with their 95 % intervals, a column for each attack or radius with its number of images."""
+    images = frame.groupby(["attack", "eps"])["n"].transform("min")
+    names = [f"r {row.eps:g}" if radius else header(row.attack, row.threat, row.eps) for row in frame.itertuples()]
+    frame = frame.assign(column=[f"{name} ({n:,} images)" for name, n in zip(names, images, strict=True)])
+    rank = {value: i for i, value in enumerate(order)}
+    columns, rows = list(dict.fromkeys(frame["column"])), []
+    for values, mine in sorted(frame.groupby(lines), key=lambda g: [f"{rank[v]:03}" if v in rank else v for v in g[0]]):
+        words = [dataset_label(v) if line == "dataset" else method_label(v) if line == "method" else v
+                 for line, v in zip(lines, values, strict=True)]
+        rows.append((*words, str(mine["seed"].nunique()), *(_cell(mine[mine["column"] == column]) for column in columns)))
+    return Table((*({"dataset": "data set"}.get(line, line) for line in lines), "seeds", *columns), tuple(rows))
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    """Of several seeds Student's interval over them, of one the exact one over the images."""
+    rows = rows.dropna(subset="value")
+    if len(rows) > 1:
+        return percent(*student_interval(rows["value"].tolist())[:3])
+    return percent(*clopper_pearson(round(rows["value"].iloc[0] * rows["n"].iloc[0]), int(rows["n"].iloc[0]))[:3]) if len(
+        rows) else NOT_RUN
+
+
+KEYS = (
+    Key("2303.11135", "01", "01_clean_robust", "transfer", "Two wings against their baselines",
+        "Robust against clean accuracy, a panel for each data set, arrows from each baseline to its TWINS variant", by_method),
+    Key("2012.13628", "06", "06_cost", "aft_networks", "Fine-tuning against training from random weights",
+        "Accuracy against passes over the training set, a marker for each method", by_cost),
+    Key("2312.09020", "05", "05_curves", "certified_05", "One network against one for each noise level",
+        "Certified accuracy against the radius, one network for all noise levels and one network for each", by_level),
+)

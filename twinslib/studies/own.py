@@ -55,8 +55,8 @@ def text(name: str, preset: str, number: str) -> str:
     """
     known = presets.parameters(presets.notebook(number))
     values = known | presets.overrides(preset, number, known)
-    intro = (f"Study {name}, notebook {number}. What is not in this file is as in preset {preset}; what is takes the place of the whole "
-             f"parameter there. Compute and show it: ./run_all.sh --params {name} {number}")
+    intro = (f"Study {name}, notebook {number}. What is not in this file is as in preset {preset}; what is takes the place of the "
+             f"whole parameter there. Compute and show it: ./run_all.sh --params {name} {number}")
     lines = [*textwrap.wrap(intro, 120, initial_indent="# ", subsequent_indent="# "), f"from: {preset}"]
     for key in (key for key in known if key in ABOUT):
         lines += ["", f"# {ABOUT[key]}", *_lines(key, values[key])]
@@ -65,7 +65,8 @@ def text(name: str, preset: str, number: str) -> str:
 
 def _lines(key: str, value: object, indent: str = "") -> list[str]:
     """`key: value` in YAML: one line where it fits, what holds mappings with a line or more for each of its entries."""
-    start, parts = f"{indent}{_flow(key)}:", value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    start = f"{indent}{_flow(key)}:"
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     nested = any(isinstance(part, dict) for part in parts)
     if not parts or len(line := f"{start} {_flow(value)}") < 110 and not (nested and not indent):
         return [f"{start} {_flow(value)}"]

@@ -1,8 +1,8 @@
 """A notebook's parameters, and the overrides of a preset or of a study of one's own.
 
-The toy numbers are the notebook's own `parameters` cell; notebooks/params/<preset>/NN.yaml holds overrides only. A study of one's own
-is a folder of such files anywhere (`own`), each with a line `from: PRESET`. Its whole path stands wherever a preset's name does, and
-the last part of it is its name.
+The toy numbers are the notebook's own `parameters` cell; notebooks/params/<preset>/NN.yaml holds overrides only. A study of one's
+own is a folder of such files anywhere (`own`), each with a line `from: PRESET`. Its whole path stands wherever a preset's name does,
+and the last part of it is its name.
 """
 
 import ast
@@ -140,8 +140,8 @@ def overrides(preset: str, number: str, known: dict) -> dict:
     own, name, where = is_own(preset), Path(preset).name, file_name(preset, number)
     path = (Path(preset) if own else paths.notebooks_dir() / "params" / preset) / f"{number}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"expected the parameters of {'study' if own else 'preset'} {name} for notebook {number} in {path}, "
-                                "got no such file")
+        raise FileNotFoundError(f"expected the parameters of {'study' if own else 'preset'} {name} for notebook {number} in "
+                                f"{path}, got no such file")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES:,} bytes in {where}, got {path.stat().st_size:,}")
     try:
@@ -203,7 +203,8 @@ def numbers(preset: str, asked: Iterable[str] = ()) -> list[str]:
     """
     there = list(notebooks())
     if is_own(check(preset)):
-        there = [choose(path.stem, there, f"number of a file {path.name} in {preset}") for path in sorted(Path(preset).glob("*.yaml"))]
+        files = sorted(Path(preset).glob("*.yaml"))
+        there = [choose(file.stem, there, f"the number in the name of {file}") for file in files]
         asked = [choose(number, there, f"notebook of study {Path(preset).name}") for number in asked]
     return list(dict.fromkeys(asked)) or there
 

@@ -1,7 +1,6 @@
 """A study of one's own: a folder with a parameter file per notebook, written from a preset, and how commands are told of it."""
 
 import argparse
-import math
 import os
 import textwrap
 from pathlib import Path
@@ -55,8 +54,8 @@ def text(name: str, preset: str, number: str) -> str:
     """
     known = presets.parameters(presets.notebook(number))
     values = known | presets.overrides(preset, number, known)
-    intro = (f"Study {name}, notebook {number}. What is not in this file is as in preset {preset}; what is takes the place of the "
-             f"whole parameter there. Compute and show it: ./run_all.sh --params {name} {number}")
+    intro = (f"Study {name}, notebook {number}. What is not in this file is as in preset {preset}; what is takes the place of "
+             f"the whole parameter there. Compute and show it: ./run_all.sh --params {name} {number}")
     lines = [*textwrap.wrap(intro, 120, initial_indent="# ", subsequent_indent="# "), f"from: {preset}"]
     for key in (key for key in known if key in ABOUT):
         lines += ["", f"# {ABOUT[key]}", *_lines(key, values[key])]
@@ -67,16 +66,18 @@ def _lines(key: str, value: object, indent: str = "") -> list[str]:
     """`key: value` in YAML: one line where it fits, what holds mappings with a line or more for each of its entries."""
     start = f"{indent}{_flow(key)}:"
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    nested = any(isinstance(part, dict) for part in parts)
-    if not parts or len(line := f"{start} {_flow(value)}") < 110 and not (nested and not indent):
-        return [f"{start} {_flow(value)}"]
+    nested, line = any(isinstance(part, dict) for part in parts), f"{start} {_flow(value, indent)}"
+    if not parts or not nested and not isinstance(value, dict) or len(line) < 110 and (indent or not nested):
+        return [line]
     if isinstance(value, dict):
         return [start, *(line for name, part in value.items() for line in _lines(name, part, indent + "  "))]
-    return [start, *(f"{indent}  - {_flow(part)}" for part in value)] if nested else [line]
+    return [start, *(f"{indent}  - {_flow(part, indent + '    ')}" for part in value)]
 
 
-def _flow(value: object) -> str:
-    return yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)[1:-2]
+def _flow(value: object, indent: str = "") -> str:
+    """YAML in braces and brackets; what is long goes on in the next lines, behind `indent`."""
+    flow = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=100)
+    return flow[1:-2].replace("\n", f"\n{indent}")
 
 
 def write(name: str, preset: str, numbers: list[str], to: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """A notebook's parameters, and the overrides of a preset or of a study of one's own.
 
 The toy numbers are the notebook's own `parameters` cell; notebooks/params/<preset>/NN.yaml holds overrides only. A study of one's
-own is a folder of such files anywhere (`own`), each with a line `from: PRESET`. Its whole path stands wherever a preset's name does,
-and the last part of it is its name.
+own is a folder of such files anywhere (`own`), each with a line `from: PRESET`. Its whole path stands wherever a name of a preset
+does, and the last part of the path is its name.
 """
 
 import ast

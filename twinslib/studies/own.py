@@ -1,7 +1,9 @@
 """A study of one's own: a folder with a parameter file per notebook, written from a preset, and how commands are told of it."""
 
 import argparse
+import math
 import os
+import re
 import textwrap
 from pathlib import Path
 
@@ -75,9 +77,11 @@ def _lines(key: str, value: object, indent: str = "") -> list[str]:
 
 
 def _flow(value: object, indent: str = "") -> str:
-    """YAML in braces and brackets; what is long goes on in the next lines, behind `indent`."""
-    flow = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=100)
-    return flow[1:-2].replace("\n", f"\n{indent}")
+    """YAML in braces and brackets; what is long goes on in the next lines, behind `indent`, but no list is broken."""
+    flow = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)[1:-2]
+    flow = re.sub(r"\[[^\[\]]*\]", lambda part: part[0].replace(" ", "\0"), flow).replace(": ", ":\0")
+    lines = textwrap.wrap(flow, 105, break_long_words=False, break_on_hyphens=False)
+    return f"\n{indent} ".join(lines).replace("\0", " ")
 
 
 def write(name: str, preset: str, numbers: list[str], to: Path) -> list[Path]:

@@ -137,11 +137,27 @@ def overrides(preset: str, number: str, known: dict) -> dict:
     """
     if check(preset) == "toy":
         return {}
-    own, name, where = is_own(preset), Path(preset).name, file_name(preset, number)
+    name, where, values, inherited = Path(preset).name, file_name(preset, number), _read(preset, number), {}
+    if is_own(preset):
+        if "from" not in values:
+            raise ValueError(f"expected a line such as from: small in {where}, for all that the file leaves out, got none")
+        inherited = overrides(choose(str(values.pop("from")), PRESETS, f"preset after from in {where}"), number, known)
+    values = check_parameters(values, known, where)
+    if values.get("preset", name) != name:
+        raise ValueError(f"expected preset {name} in {where}, as its folder says, got {values['preset']!r}; leave it out")
+    check_threads(values.get("threads", 0), f"threads in {where}")
+    if is_own(preset) and values.get("crossed", {}).get("preset") == name:  # notebook 05: networks of this study's notebook 01
+        values["crossed"]["preset"] = preset
+    return inherited | values | ({"preset": preset} if "preset" in known else {})
+
+
+def _read(preset: str, number: str) -> dict:
+    """The parameter file of a notebook as it is."""
+    own, where = is_own(preset), file_name(preset, number)
     path = (Path(preset) if own else paths.notebooks_dir() / "params" / preset) / f"{number}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"expected the parameters of {'study' if own else 'preset'} {name} for notebook {number} in "
-                                f"{path}, got no such file")
+        raise FileNotFoundError(f"expected the parameters of {'study' if own else 'preset'} {Path(preset).name} for notebook "
+                                f"{number} in {path}, got no such file")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES:,} bytes in {where}, got {path.stat().st_size:,}")
     try:
@@ -153,18 +169,12 @@ def overrides(preset: str, number: str, known: dict) -> dict:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise TypeError(f"expected a mapping of parameters in {where}, got {shown(values)}")
-    inherited = {}
-    if own:
-        if "from" not in values:
-            raise ValueError(f"expected a line such as from: small in {where}, for all that the file leaves out, got none")
-        inherited = overrides(choose(str(values.pop("from")), PRESETS, f"preset after from in {where}"), number, known)
-    values = check_parameters(values, known, where)
-    if values.get("preset", name) != name:
-        raise ValueError(f"expected preset {name} in {where}, as its folder says, got {values['preset']!r}; leave it out")
-    check_threads(values.get("threads", 0), f"threads in {where}")
-    if own and values.get("crossed", {}).get("preset") == name:  # notebook 05: the networks of this study's notebook 01
-        values["crossed"]["preset"] = preset
-    return inherited | values | ({"preset": preset} if "preset" in known else {})
+    return values
+
+
+def origins(preset: str) -> set[str]:
+    """The preset itself, or those that the files of a study come from."""
+    return {str(_read(preset, number).get("from")) for number in numbers(preset)} if is_own(preset) else {preset}
 
 
 def chosen(preset: str, number: str) -> tuple[dict, dict]:

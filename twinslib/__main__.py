@@ -196,7 +196,7 @@ def run_claims(args: argparse.Namespace) -> int:
         print(characteristics.write(args.repeats).to_string(index=False))
         return 0
     if args.preset is None:
-        raise ValueError("expected --preset, got none; name the preset whose runs are to be judged")
+        raise ValueError("expected --preset, got none; name the preset, or with --params the study, whose runs are to be judged")
     presets.check(args.preset)
     there = [] if args.id or not presets.is_own(args.preset) else presets.numbers(args.preset)
     chosen = [c for c in rules.claims() if (c.id in args.id if args.id else not there or c.notebook in there)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from ..base.errors import choose
 from ..base.files import atomic_write
 from . import presets
 
@@ -92,7 +93,7 @@ def write(name: str, preset: str, numbers: list[str], to: Path) -> list[Path]:
         FileExistsError: one of the files is there already.
     """
     presets.check_name(name)
-    numbers = presets.numbers(preset, numbers)
+    numbers = presets.numbers(choose(preset, presets.PRESETS, "preset"), numbers)
     files = {to / name / f"{number}.yaml": text(name, preset, number) for number in numbers}
     for path in files:
         if os.path.lexists(path):

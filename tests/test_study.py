@@ -49,7 +49,8 @@ def test_new_study_asks_for_the_same(tmp_path: Path, preset: str) -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     ("small --from toy 01", "another name for a study than those of the presets, got 'small'"),
     ("../mine --from toy 01", "letters, digits, - and _ in the name of a study, at most 64, got '../mine'"),
-    ("mine --from /tmp 01", "preset to be one of"), ("mine --from smal 01", "did you mean 'small'?"), ("mine --from toy 99", "notebook to be one of 01, got '99'"),
+    ("mine --from /tmp 01", "preset to be one of"), ("mine --from smal 01", "did you mean 'small'?"),
+    ("mine --from toy 99", "notebook to be one of 01, got '99'"),
     ("there --from toy 01", "expected no file there/01.yaml yet, got one"), ("mine", "required: --from"),
 ])
 def test_study_new_refuses(micro: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,  # noqa: F811

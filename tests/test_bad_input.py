@@ -193,8 +193,8 @@ SWEEP, CLAIMS = ("sweep", "--preset", "toy"), ("claims", "--preset", "small")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ((), "arguments are required: command"), (("swep",), "invalid choice: 'swep'"), (("sweep",), "required: --preset"),
-    (("sweep", "--preset"), "expected one argument"), (("sweep", "--pre", "toy"), "required: --preset"),
+    ((), "arguments are required: command"), (("swep",), "invalid choice: 'swep'"), (("sweep",), "--preset --params is required"),
+    (("sweep", "--preset"), "expected one argument"), (("sweep", "--pre", "toy"), "--preset --params is required"),
     (("sweep", "--preset", ""), "preset to be one of toy"), (("sweep", "--preset", "../toy"), "preset to be one of toy"),
     ((*SWEEP, "01"), "unrecognized arguments: 01"), ((*SWEEP, "--only"), "expected at least one argument"),
     ((*SWEEP, "--only", "1"), "notebook to be one of 01"), ((*SWEEP, "--only", "x\ny"), "notebook to be one of 01"),
@@ -205,7 +205,7 @@ SWEEP, CLAIMS = ("sweep", "--preset", "toy"), ("claims", "--preset", "small")
     (("claims",), "expected --preset, got none"), (("claims", "--preset", "smal"), "did you mean 'small'?"),
     ((*CLAIMS, "C99"), "claim to be one of"), ((*CLAIMS, "--repeats", "0"), "--repeats above 0"),
     ((*CLAIMS, "--into", "/no/such.md"), "Markdown file in --into"), ((*CLAIMS, "--into", "/"), "Markdown file in --into"),
-    (("render",), "required: --preset"), (("render", "--preset", "smal"), "did you mean 'small'?"),
+    (("render",), "--preset --params is required"), (("render", "--preset", "smal"), "did you mean 'small'?"),
     (("render", "--preset", "toy", "99"), "notebook to be one of 01"), (("render", "--preset", "small"), "got no such file"),
     (("render", "--preset", "small", "--update"), "preset toy with --update"),
     (("data",), "required: verb"), (("data", "explain", "cifar11"), "did you mean 'cifar10'?"),

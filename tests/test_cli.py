@@ -56,7 +56,7 @@ def micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (["sweep", "--preset", "smal"], "preset to be one of toy, small, medium, paper, got 'smal'; did you mean 'small'?"),
     (["sweep", "--preset", "toy", "--only", "99"], "expected notebook to be one of 01, got '99'"),
     (["sweep", "--preset", "medium"], "params/medium/01.yaml, got no such file"),
-    (["sweep"], "the following arguments are required: --preset"),
+    (["sweep"], "one of the arguments --preset --params is required"),
     *((["sweep", "--preset", "toy", "--budget", text], f"expected a duration such as 90s, 9m or 1.5h, got '{text}'")
       for text in ("9", "1d", "nan")),
     (["sweep", "--preset", "toy", "--device", "cuda:99"], "expected cpu or a CUDA device that is there, got 'cuda:99'"),

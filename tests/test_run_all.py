@@ -134,6 +134,9 @@ def test_run_all_refuses(tmp_path):
             (ROOT / "run_all.sh", ["01", "toy", "01"], "expected each argument once, got '01' twice"),
             (ROOT / "run_all.sh", ["--force", "--force"], "expected each argument once, got '--force' twice"),
             (ROOT / "run_all.sh", [""], "or an option, got ''"),
+            (ROOT / "run_all.sh", ["--params"], "expected a folder after --params, got nothing"),
+            (ROOT / "run_all.sh", ["--params", "/absent"], "expected the folder of a study after --params, got '/absent'"),
+            (ROOT / "run_all.sh", ["toy", "--params", "/tmp"], "expected one preset or study, got 'toy' and '/tmp'"),
             (ROOT / "run_all.sh", ["toy", "99"], "expected a notebook of notebooks/, got number '99'"),
             (tmp_path / "second", ["toy", "01", "--fast"], "got '--fast'")):
         done = run_all(*arguments, script=script, TWINS_PYTHON="no_such_python")

@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, sweep, store, claims, render, page, export}.
+"""Command line: python -m twinslib {data, study, sweep, store, claims, render, page, export}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -10,6 +10,8 @@
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
+    python -m twinslib study new mine --from small 01              parameter files of your own, in a folder mine
+    python -m twinslib sweep --params mine                         the same commands for them, with results in results/mine
     python -m twinslib export 3688e3 net.safetensors --preset small   write the network of a finished run, with its card
     python -m twinslib page --preset small [--out DIR]             the same as a site to read in a browser
 """
@@ -20,6 +22,7 @@ import argparse
 import contextlib
 import logging
 import math
+import os
 import re
 import signal
 import sys
@@ -35,7 +38,7 @@ from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
 from .store import earlier
 from .store.store import Store
-from .studies import plan, presets, rules
+from .studies import own, plan, presets, rules
 
 # what takes seconds to import, torch above all, is imported by the commands, once their arguments and parameters are right
 if TYPE_CHECKING:
@@ -109,7 +112,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     presets.check_threads(args.threads or 0, "--threads")
     presets.check_threads(args.workers if args.slurm is None else 1, "--workers")
     plans = {}
-    for number in dict.fromkeys(args.only or presets.notebooks()):
+    for number in presets.numbers(args.preset, args.only or ()):
         plans[number], settings = plan.plan(args.preset, number)
         threads = args.threads or settings.get("threads")
     import torch
@@ -160,7 +163,7 @@ def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Lo
     """Workers that sweep what `args` ask for, on this machine or in Slurm."""
     from . import workers
 
-    command = [sys.executable, "-m", "twinslib", "sweep", "--preset", args.preset]
+    command = [sys.executable, "-m", "twinslib", "sweep", *presets.options(args.preset)]
     command += ["--only", *args.only] if args.only else []
     command += ["--claims"] if args.claims else []
     command += ["--budget", f"{args.budget}s"] if args.budget is not None else []
@@ -171,12 +174,12 @@ def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Lo
 
 
 def run_store(args: argparse.Namespace) -> int:
-    store = Store(choose(args.preset, presets.PRESETS, "preset"))
+    store = Store(presets.check(args.preset))
     if args.action == "repair":
         for problem, path in store_check.repair(store):
             print(f"moved aside: {problem.path} ({problem.kind}) is now {path}")
     if args.action == "upgrade":
-        jobs = [job for number in presets.notebooks() for job in plan.plan(args.preset, number)[0](best=store.best)]
+        jobs = [job for number in presets.numbers(args.preset) for job in plan.plan(args.preset, number)[0](best=store.best)]
         count = earlier.upgrade(store, {job.spec.hash: job.spec for job in jobs}, {c.hash: c for job in jobs for c in job.certs})
         print(f"{count} files written anew")
     problems, count = store_check.check(store)
@@ -195,15 +198,16 @@ def run_claims(args: argparse.Namespace) -> int:
         print(characteristics.write(args.repeats).to_string(index=False))
         return 0
     if args.preset is None:
-        raise ValueError("expected --preset, got none; name the preset whose runs are to be judged")
-    choose(args.preset, presets.PRESETS, "preset")
-    chosen = [c for c in rules.claims() if not args.id or c.id in args.id]
+        raise ValueError("expected --preset, got none; name the preset, or with --params the study, whose runs are to be judged")
+    presets.check(args.preset)
+    there = [] if args.id or not presets.is_own(args.preset) else presets.numbers(args.preset)
+    chosen = [c for c in rules.claims() if (c.id in args.id if args.id else not there or c.notebook in there)]
     for name in args.id:
         choose(name, [c.id for c in rules.claims()], "claim")
     if args.into and not args.into.is_file():
         raise FileNotFoundError(f"expected a Markdown file in --into, got {str(args.into)!r}, where there is none")
     store = Store(args.preset)
-    plans = {number: plan.plan(args.preset, number)[0] for number in dict.fromkeys(c.notebook for c in chosen)}
+    plans = {number: plan.plan(args.preset, number)[0] for number in presets.numbers(args.preset, (c.notebook for c in chosen))}
     from . import need
     from .claims import ledger
     from .compute.worker import Worker
@@ -288,15 +292,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m twinslib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    if given[:1] not in (["sweep"], ["claims"], ["store"]):  # which need neither
+    if given[:1] not in (["sweep"], ["claims"], ["store"], ["study"]):  # which need neither
         from .data import build
         from .show import render
         from .site import build as site
 
         for part in (build, render, site):
             part.add_parser(commands)
+    own.add_parser(commands)
     p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")
-    p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
+    own.add_options(p)
     p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
     p.add_argument("--claims", action="store_true", help="first what verdicts wait for; with --dry-run the hours until each")
     p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
@@ -311,10 +316,10 @@ def main(argv: list[str] | None = None) -> int:
     p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; move aside what is "
                             "damaged; write anew what an earlier version wrote")
     p.add_argument("action", choices=("check", "repair", "upgrade"))
-    p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
+    own.add_options(p)
     p.set_defaults(func=run_store)
     p = commands.add_parser("claims", allow_abbrev=False, help="judge the papers' claims on the finished runs of a preset")
-    p.add_argument("--preset", help=", ".join(presets.PRESETS))
+    own.add_options(p, required=False)
     p.add_argument("--why", action="store_true", help="print rule, runs, intervals and calculation behind each verdict")
     p.add_argument("--simulate", action="store_true", help="store for the ledger what every rule says on simulated runs; nothing "
                    "is judged")
@@ -332,6 +337,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
+        if getattr(args, "results", None):
+            os.environ["TWINS_RESULTS"] = args.results  # also for the workers and kernels that this starts
         return args.func(args)
     except (ValueError, TypeError, FileNotFoundError, OSError, ArithmeticError) as error:
         print(in_one_line(error), file=sys.stderr)

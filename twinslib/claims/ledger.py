@@ -20,13 +20,13 @@ from ..evidence import pairs, public
 from ..specs.jobs import Job, Task
 from ..specs.labels import NOT_RUN, dataset_label, eps_label, method_label, unique
 from ..store.store import Store
-from ..studies import rules
+from ..studies import presets, rules
 from ..studies.rules import Claim
 from . import characteristics, transfer
 from .effects import Effect
 from .kinds import KINDS, concerns, evidence
 from .regime import fewest_rates, regime, span
-from .verdict import CREDIT, NOT_TESTED, PARTLY, REPRODUCED, Evidence, against, distance, lesser
+from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, Evidence, against, distance, lesser
 from .verdict import judge as judged
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ class Verdict(Evidence):
 
 
 def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
-    """Apply a claim's rule to the finished runs of `jobs` that began under it.
+    """Apply a claim's rule to the finished runs of `jobs` that began under it. Rules are for the presets that they were fixed for
+    (`rules.SCALES`): in a study of one's own the same effects are shown, and nothing is judged.
 
     Raises:
         ValueError: the rule was edited after runs that it judges had begun.
@@ -68,9 +69,13 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     most = functools.reduce(lesser, filter(None, highest.values()), REPRODUCED)
     common = {"claim": claim, "preset": store.preset, "not_counted": not_counted, "commands": commands(claim, store, counted),
               "diverged": gone}
+    if store.preset == "toy":
+        return Verdict(verdict=NOT_TESTED, why="a toy run only checks that everything works", **common)
+    found, runs = evidence(store, counted, rule, lost), tuple(sorted({job.spec.hash for job in counted}))
     if store.preset not in rules.SCALES:
-        return Verdict(verdict=NOT_TESTED, why=f"a {store.preset} run only checks that everything works", **common)
-    found = evidence(store, counted, rule, lost)
+        why = f"rules are fixed for {', '.join(rules.SCALES)}; a study of your own shows the effects and judges no paper"
+        return Verdict(**vars(found) | common | {"verdict": NOT_JUDGED, "why": why, "remark": "", "runs": runs,
+                                              "regime": regime(claim, store, counted, jobs, found)})
     few = fewest_rates(jobs, {name for pair in rule.pairs for name in pair})
     if rule.min_rates and not found.lack and few < rule.min_rates:
         found = dataclasses.replace(found, lack=f"learning rates are chosen from {few}, the rule asks for {rule.min_rates}")
@@ -83,7 +88,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
         why += f"; near chance and left out: {', '.join(unique(dataset_label(e.dataset) for e in found.flagged))}"
     return Verdict(**vars(found) | common | {
         "verdict": verdict, "why": why, "regime": regime(claim, store, counted, jobs, found),
-        "remark": found.remark if verdict in CREDIT else "", "runs": tuple(sorted({job.spec.hash for job in counted}))})
+        "remark": found.remark if verdict in CREDIT else "", "runs": runs})
 
 
 def counts(claim: Claim, store: Store, job: Job) -> str:
@@ -147,12 +152,13 @@ def commands(claim: Claim, store: Store, jobs: Sequence[Job] = ()) -> tuple[str,
     with: on a CPU numbers repeat with that number only."""
     entries = [store.provenance(Task(job.spec)) or {} for job in jobs]
     threads = Counter(e["threads"] for e in entries if e.get("device") == "cpu" and "threads" in e)
-    compute = f"./run_all.sh {store.preset} {claim.notebook}"
+    which = " ".join(presets.options(store.preset))
+    compute = f"./run_all.sh {which.removeprefix('--preset ')} {claim.notebook}"
     if threads:
         (most, _), *others = threads.most_common()
-        compute = f"python -m twinslib sweep --preset {store.preset} --only {claim.notebook} --threads {most}" + "".join(
+        compute = f"python -m twinslib sweep {which} --only {claim.notebook} --threads {most}" + "".join(
             f" ({count} of {threads.total()} runs: --threads {other})" for other, count in others)
-    return compute, f"python -m twinslib claims --preset {store.preset} {claim.id}"
+    return compute, f"python -m twinslib claims {which} {claim.id}"
 
 
 def to_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from ..nets import arithmetic, models
 from ..specs.jobs import Job, Task, tasks_of
 from ..specs.labels import NOT_RUN
 from ..specs.run import DataSpec, ModelSpec, RunSpec
+from ..studies import presets
 from ..studies.passes import forwards
 from . import provenance
 from .worker import Worker
@@ -118,8 +119,8 @@ def probed_rate(spec: RunSpec, device: torch.device, seconds: float = 2.0) -> fl
 
 
 def elsewhere(worker: Worker) -> bool:
-    """True where a preset that is meant for GPUs is asked about on a CPU."""
-    return worker.device.type == "cpu" and worker.store.preset in FOR_GPUS
+    """True where a preset that is meant for GPUs, or a study that comes from one, is asked about on a CPU."""
+    return worker.device.type == "cpu" and not presets.origins(worker.store.given).isdisjoint(FOR_GPUS)
 
 
 def seconds_on(gpu: str, task: Task, work: float) -> float:

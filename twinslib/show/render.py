@@ -16,10 +16,10 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
-from ..base import paths
 from ..base.files import atomic_write
 from ..store.leases import Leases
-from ..studies import plan, presets
+from ..store.store import Store
+from ..studies import own, plan, presets
 
 
 def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
@@ -119,7 +119,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the `render` command, which sets `func(args) -> int`."""
     parser = commands.add_parser("render", help="run notebooks at a preset and keep them as notebook and page")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="notebook numbers; default: all")
-    parser.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
+    own.add_options(parser)
     parser.add_argument("--force", action="store_true", help="render again what has not changed")
     parser.add_argument("--update", action="store_true", help="with toy: put the outputs into notebooks/ (to commit them)")
     parser.add_argument("--as-is", action="store_true", help="compute nothing: show what is finished, call the rest not run")
@@ -135,17 +135,17 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.update and args.preset != "toy":
         raise ValueError(f"expected preset toy with --update, got {args.preset!r}; committed notebooks hold toy outputs")
-    jobs = []
-    for number in dict.fromkeys(args.numbers or presets.notebooks()):
+    jobs, folder = [], Store(args.preset).root
+    for number in presets.numbers(args.preset, args.numbers):
         notebook = presets.notebook(number)
         values = presets.overrides(args.preset, number, presets.parameters(notebook))
         plan.plan(args.preset, number)  # which refuses what its study does
         jobs.append((notebook, values | ({"compute": False} if args.as_is else {})))
-    rows = render_all(jobs, paths.results_dir() / args.preset, force=args.force, keep_going=args.keep_going)
+    rows = render_all(jobs, folder, force=args.force, keep_going=args.keep_going)
     if args.update:
         for notebook, _ in jobs:
             if (notebook.stem, "rendered") in {(name, status) for name, status, _ in rows}:
-                update(notebook, paths.results_dir() / args.preset / notebook.name)
+                update(notebook, folder / notebook.name)
     width = max((len(name) for name, _, _ in rows), default=8)
     for name, status, seconds in [("notebook", "status", "seconds"), *((n, s, f"{t:.0f}") for n, s, t in rows)]:
         print(f"{name:<{width}}  {status:<9}  {seconds:>7}")

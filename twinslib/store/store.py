@@ -41,8 +41,8 @@ class Store:
     """Results of one preset on disk."""
 
     def __init__(self, preset: str, *, root: Path | None = None) -> None:
-        self.preset = preset
-        self.root = Path(root) if root is not None else paths.results_dir() / preset
+        self.given, self.preset = preset, Path(preset).name  # of a study of one's own the folder is given
+        self.root = Path(root) if root is not None else paths.results_dir() / self.preset
 
     def run(self, spec: RunSpec) -> dict | None:
         """The finished run's record, or None.

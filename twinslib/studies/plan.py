@@ -8,7 +8,7 @@ from ..specs.jobs import Job, Plan
 from ..specs.run import RunSpec
 from .finetuning import finetuning
 from .followed import followed, rates
-from .presets import chosen, notebook
+from .presets import chosen, file_name, is_own, numbers
 from .smoothing import smoothing
 from .transfer import transfer
 
@@ -55,11 +55,13 @@ STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": rates,
 
 def plan(preset: str, number: str) -> tuple[Plan, dict]:
     """The jobs of notebook `number` at `preset`, as a function of how hyper-parameters are chosen, and the settings
-    (`presets.SETTINGS`) that go with them.
+    (`presets.SETTINGS`) that go with them. A study of one's own has none of a notebook that it has no file for.
 
     Raises:
         ValueError, TypeError: wrong parameters, with the file that has them.
     """
+    if is_own(preset) and number not in numbers(preset):
+        return lambda best: [], {}
     values, settings = chosen(preset, number)
     study = functools.partial(STUDIES[choose(number, STUDIES, "notebook with a study")], **values)
     try:
@@ -68,6 +70,5 @@ def plan(preset: str, number: str) -> tuple[Plan, dict]:
                 raise ValueError(f"expected val_images and val_every above 0 where the best of several runs is chosen (method "
                                  f"{spec.method.name}, {spec.data.name}), got {spec.data.val_images} and {spec.optim.val_every}")
     except (ValueError, TypeError) as error:
-        file = notebook(number).name if preset == "toy" else f"params/{preset}/{number}.yaml"
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{error}; in {file}") from None
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{error}; in {file_name(preset, number)}") from None
     return study, settings

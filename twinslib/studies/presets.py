@@ -1,12 +1,16 @@
-"""A notebook's parameters, and the overrides of a preset.
+"""A notebook's parameters, and the overrides of a preset or of a study of one's own.
 
-The toy numbers are the notebook's own `parameters` cell; notebooks/params/<preset>/NN.yaml holds overrides only.
+The toy numbers are the notebook's own `parameters` cell; notebooks/params/<preset>/NN.yaml holds overrides only. A study of one's
+own is a folder of such files anywhere (`own`), each with a line `from: PRESET`. Its whole path stands wherever a name of a preset
+does, and the last part of the path is its name.
 """
 
 import ast
 import json
 import math
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -81,20 +85,79 @@ def parameters(notebook: Path) -> dict:
     return out
 
 
+def is_own(preset: str) -> bool:
+    """True for the folder of a study, False for the name of a preset."""
+    return os.path.isabs(preset)
+
+
+def check(preset: str) -> str:
+    """The same, if it is the name of a preset, or the folder of a study.
+
+    Raises:
+        ValueError: an unknown preset; a folder whose name is no name for a study.
+        FileNotFoundError: no parameter file in the folder.
+    """
+    if not is_own(preset):
+        return choose(preset, PRESETS, "preset")
+    name = check_name(Path(preset).name)
+    if not any(Path(preset).glob("*.yaml")):
+        raise FileNotFoundError(f"expected parameter files such as 01.yaml in the folder {preset}, got none; write them with "
+                                f"python -m twinslib study new {name} --from small 01")
+    return preset
+
+
+def check_name(name: str) -> str:
+    """The same, if a study may be called that: its results are results/`name`, beside those of the presets."""
+    if name in PRESETS:
+        raise ValueError(f"expected another name for a study than those of the presets, got {name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise ValueError(f"expected letters, digits, - and _ in the name of a study, at most 64, got {shown(name)}")
+    return name
+
+
+def file_name(preset: str, number: str) -> str:
+    """The file with the parameters of a notebook, for messages."""
+    if preset == "toy":
+        return notebook(number).name
+    return f"{Path(preset).name}/{number}.yaml" if is_own(preset) else f"params/{preset}/{number}.yaml"
+
+
+def options(preset: str) -> list[str]:
+    """How a command is told of a preset, or of a study by its folder or name."""
+    return ["--preset" if preset in PRESETS else "--params", preset]
+
+
 def overrides(preset: str, number: str, known: dict) -> dict:
-    """Overrides of a preset for notebook `number`, checked against the notebook's parameters, and the preset itself.
+    """Overrides of a preset or study for notebook `number`, checked against the notebook's parameters, and the preset itself.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError, TypeError: not YAML, a key that is there twice, another preset than the file's folder, an unknown preset or
-            name, or a value of another type than the notebook's.
+            name, or a value of another type than the notebook's; in a study no `from`.
     """
-    if choose(preset, PRESETS, "preset") == "toy":
+    if check(preset) == "toy":
         return {}
-    path = paths.notebooks_dir() / "params" / preset / f"{number}.yaml"
+    name, where, values, inherited = Path(preset).name, file_name(preset, number), _read(preset, number), {}
+    if is_own(preset):
+        if "from" not in values:
+            raise ValueError(f"expected a line such as from: small in {where}, for all that the file leaves out, got none")
+        inherited = overrides(choose(str(values.pop("from")), PRESETS, f"preset after from in {where}"), number, known)
+    values = check_parameters(values, known, where)
+    if values.get("preset", name) != name:
+        raise ValueError(f"expected preset {name} in {where}, as its folder says, got {values['preset']!r}; leave it out")
+    check_threads(values.get("threads", 0), f"threads in {where}")
+    if is_own(preset) and values.get("crossed", {}).get("preset") == name:  # notebook 05: networks of this study's notebook 01
+        values["crossed"]["preset"] = preset
+    return inherited | values | ({"preset": preset} if "preset" in known else {})
+
+
+def _read(preset: str, number: str) -> dict:
+    """The parameter file of a notebook as it is."""
+    own, where = is_own(preset), file_name(preset, number)
+    path = (Path(preset) if own else paths.notebooks_dir() / "params" / preset) / f"{number}.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"expected the parameters of preset {preset} for notebook {number} in {path}, got no such file")
-    where = f"params/{preset}/{number}.yaml"
+        raise FileNotFoundError(f"expected the parameters of {'study' if own else 'preset'} {Path(preset).name} for notebook "
+                                f"{number} in {path}, got no such file")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES:,} bytes in {where}, got {path.stat().st_size:,}")
     try:
@@ -106,11 +169,12 @@ def overrides(preset: str, number: str, known: dict) -> dict:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise TypeError(f"expected a mapping of parameters in {where}, got {shown(values)}")
-    values = check_parameters(values, known, where)
-    if values.get("preset", preset) != preset:
-        raise ValueError(f"expected preset {preset} in {where}, as its folder says, got {values['preset']!r}; leave it out")
-    check_threads(values.get("threads", 0), f"threads in {where}")
-    return values | ({"preset": preset} if "preset" in known else {})
+    return values
+
+
+def origins(preset: str) -> set[str]:
+    """The preset itself, or those that the files of a study come from."""
+    return {str(_read(preset, number).get("from")) for number in numbers(preset)} if is_own(preset) else {preset}
 
 
 def chosen(preset: str, number: str) -> tuple[dict, dict]:
@@ -139,6 +203,20 @@ def check_threads(threads: int, what: str) -> None:
     most = max(16, 4 * cores)  # results depend on the number, so a machine with few cores may be asked for more
     if not 0 <= threads <= most:
         raise ValueError(f"expected {what} from 0 to {most} (cores of this machine: {cores}), got {threads}")
+
+
+def numbers(preset: str, asked: Iterable[str] = ()) -> list[str]:
+    """The notebooks that are asked for, each once; if none is, those that there are parameters for.
+
+    Raises:
+        ValueError: a study has a file for a notebook that there is not, or none for one that is asked for.
+    """
+    there = list(notebooks())
+    if is_own(check(preset)):
+        files = sorted(Path(preset).glob("*.yaml"))
+        there = [choose(file.stem, there, f"the number in the name of {file}") for file in files]
+        asked = [choose(number, there, f"notebook of study {Path(preset).name}") for number in asked]
+    return list(dict.fromkeys(asked)) or there
 
 
 def notebooks() -> dict[str, Path]:

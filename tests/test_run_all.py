@@ -55,7 +55,7 @@ def test_failure_and_what_follows(tmp_path, capsys):
     jobs, out = [(bad, {}), (good, {})], tmp_path / "out"
     assert [status for _, status, _ in render.render_all(jobs, out)] == ["failed", "not run"]
     assert "01_bad.ipynb" in (message := capsys.readouterr().err) and "as expected" in message
-    assert [p.name for p in out.iterdir()] == [".01_bad.partial.ipynb"]
+    assert [p.name for p in out.iterdir() if p.is_file()] == [".01_bad.partial.ipynb"]
     assert [status for _, status, _ in render.render_all(jobs, out, keep_going=True)] == ["failed", "rendered"]
     assert not (out / "01_bad.ipynb").exists() and (out / "02_good.ipynb").exists()
     assert [status for _, status, _ in render.render_all(jobs[1:], out)] == ["unchanged"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.site.conftest import RESULTS
-from twinslib.base.files import write_json, write_npz
+from twinslib.base.files import read_json, write_json, write_npz
 from twinslib.claims.effects import Effect
 from twinslib.site import bars, build, history, notebook, tables
 from twinslib.site.entries import Shown
@@ -147,7 +147,7 @@ def test_pictures_of_other_bytes_are_kept(tmp_path: Path) -> None:
 def test_history_names_every_run(site: Path) -> None:
     """Each run of the store once, with what its provenance says; the versions stand in a table."""
     page = bs4.BeautifulSoup((site / "provenance.html").read_text(), "html.parser")
-    there = {p.stem for p in (RESULTS / "runs").glob("*.json")}
+    there = {p.stem for folder in ("runs", "diverged") for p in (RESULTS / folder).glob("*.json")}
     assert {row["id"].removeprefix("run-") for row in page.select(".runs tbody tr")} == there
     runs, versions = history.read(Store("small", root=RESULTS))
     assert len(runs) == len(there) and all(run.entries and run.started <= run.ended and run.hours > 0 for run in runs)
@@ -158,7 +158,7 @@ def test_history_names_every_run(site: Path) -> None:
 
 def test_history_of_new_and_of_diverged_runs(tmp_path: Path) -> None:
     """Provenance that lies in the files themselves; a run that diverged; a measurement of it is no run."""
-    record = json.loads(next((RESULTS / "runs").glob("*.json")).read_text())
+    record = read_json(next((RESULTS / "runs").glob("*.json")))
     store, name = Store("small", root=tmp_path), next((RESULTS / "runs").glob("*.json")).stem
     entry = {"started": "2026-01-02T03:04:05+00:00", "ended": "2026-01-02T05:04:05+00:00", "seconds": 3600.0,
              "commit": "abcdef12345", "changed": True, "device": "cpu", "cpu": "A CPU", "threads": 1,

@@ -43,7 +43,7 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, got no such file; check the path")
     if not _is_safetensors(path):
-        return _network_in(path, *_torch_or_inert(path), key), {}
+        return _network_in(path, *_read_torch(path), key), {}
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
@@ -57,7 +57,7 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
 
 
 def load_torch(content: bytes, path: Path) -> object:
-    """What the bytes of a torch file at `path` hold, tensors and plain types only; ValueError for anything else."""
+    """What the bytes of a torch file of ours, at `path`, hold: tensors and plain types only; ValueError for anything else."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes of the reader is of any type
@@ -116,27 +116,25 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def _torch_or_inert(path: Path) -> tuple[object, list[str]]:
+def _read_torch(path: Path) -> tuple[object, list[str]]:
     """(content, names of pickled objects that were left out) of a torch file."""
     try:
-        return load_torch(path.read_bytes(), path), []
-    except ValueError as error:
         if _is_program(_zipped(path)):
-            raise
-        try:
-            content, left_out = read_inert(path)
-        except ValueError:
-            raise error from None
-    log.warning("%s holds pickled objects: %s; nothing of them was run, and only tensors and plain values are taken",
-                path.name, some(left_out))
+            raise ValueError("code")
+        content, left_out = read_inert(path)
+    except ValueError as error:
+        raise unreadable(path, "a whole file of weights", error) from error
+    if left_out:
+        log.warning("%s holds pickled objects: %s; nothing of them was run, and only tensors and plain values are taken",
+                    path.name, some(left_out))
     return content, left_out
 
 
 def _network_in(path: Path, content: object, left_out: list[str], key: str) -> State:
     """The state dict of the one network in a torch file, or that called `key`, with constants that stand beside it."""
     try:
-        found = dict(_networks(content)) if isinstance(content, dict) else {}
-    except RecursionError as error:
+        found = dict(_networks(content, set())) if isinstance(content, dict) else {}
+    except ValueError as error:
         raise unreadable(path, "a whole file of weights", error) from None
     if not found and (state := _small_network(content)):
         found = {(): state}
@@ -160,11 +158,12 @@ def _network_in(path: Path, content: object, left_out: list[str], key: str) -> S
     return found[where] | stand_beside(*levels[:-1])
 
 
-def _networks(content: Mapping, where: tuple = (), depth: int = 3) -> Iterator[tuple[tuple, State]]:
-    """State dicts at most `depth` dicts deep, each with its keys from the top.
+def _networks(content: Mapping, seen: set[int], where: tuple = (), depth: int = 3) -> Iterator[tuple[tuple, State]]:
+    """State dicts at most `depth` dicts deep, each once, with its keys from the top.
 
     They are known by names with a dot, of which one at least is a matrix; a whole network by its modules.
     """
+    seen.add(id(content))
     if "_modules" in content and "_parameters" in content:
         yield where, module_state(content)
         return
@@ -172,8 +171,8 @@ def _networks(content: Mapping, where: tuple = (), depth: int = 3) -> Iterator[t
     if any("." in name and tensor.ndim >= 2 for name, tensor in state.items()):
         yield where, state
     for name, inner in content.items() if depth else ():
-        if isinstance(inner, dict):
-            yield from _networks(inner, (*where, name), depth - 1)
+        if isinstance(inner, dict) and id(inner) not in seen:
+            yield from _networks(inner, seen, (*where, name), depth - 1)
 
 
 def _small_network(content: object) -> State:

@@ -43,7 +43,7 @@ def test_torchvision_networks_by_their_name():
     """They have torchvision's tensors."""
     for name in (name for name in ARCHS if name.startswith("torchvision/")):
         with torch.device("meta"):
-            ours = build(name, 10, nn.BatchNorm2d).state_dict()
+            ours = build(name, 10, "batch").state_dict()
             theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=10).state_dict()
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}, name
 

@@ -38,8 +38,9 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
         ValueError: a truncated or foreign file, no network in it, or several and no key.
     """
     if path.is_dir():
-        state, meta = read(_weights_in(path), key)
-        return state | stand_beside(*_configs(path)), meta
+        parts = [read(part, key) for part in _weights_in(path)]
+        state = {name: tensor for part, _ in parts for name, tensor in part.items()}
+        return state | stand_beside(*_configs(path)), parts[0][1]
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, got no such file; check the path")
     if not _is_safetensors(path):
@@ -77,13 +78,17 @@ def unreadable(path: Path, wanted: str, error: Exception) -> ValueError:
         got = "a web page"
     elif text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text):
         got = f"a text that begins with {text.decode('ascii').splitlines()[0][:40]!r}"
-    elif head.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh")):
+    elif head.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")) or head[257:262] == b"ustar":
         got, then = "a compressed archive", "unpack it and take the file inside"
     elif head.startswith(b"\x89HDF"):
         got, then = "an HDF5 file, as Keras writes them", "take the weights for PyTorch"
     elif _is_program(inside):
         got = "a TorchScript program, which would have to be run"
         then = "store its state dict where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
+    elif inside and all(name.endswith(".npy") for name in inside):
+        got, then = "arrays of NumPy", "store them as a state dict of tensors with torch.save"
+    elif any(name.endswith("archive_format") or "exported_program" in name for name in inside):
+        got, then = "a program of torch.export", "store the state dict of the network in its place"
     elif inside and not any(name.endswith("data.pkl") for name in inside):
         got, then = f"a zip archive of {some(inside)}", "unpack it and take the file inside"
     detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
@@ -192,12 +197,13 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a)
 
 
-def _weights_in(folder: Path) -> Path:
-    """The one file of weights in a folder, as the Hugging Face hub offers networks."""
+def _weights_in(folder: Path) -> list[Path]:
+    """The one file of weights in a folder, as the Hugging Face hub offers networks, or its parts."""
     for kinds in ((".safetensors",), (".bin", ".pt", ".pth", ".th", ".ckpt")):
         files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-        if len(files) == 1:
-            return files[0]
+        parts = re.search(r"-of-0*(\d+)\.\w+$", files[0].name) if files else None
+        if len(files) == 1 or (parts and len(files) == int(parts[1])):
+            return files
         if files:
             names = some([path.name for path in files])
             raise ValueError(f"expected one file of weights in the folder {folder.name}, got {names}; "

@@ -123,7 +123,8 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
                  len(theirs), placing.prefix, len(state) - len(theirs))
     if placing.outside and strict:
         log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))
-    model.load_state_dict(found, strict=False)
+    expected.update(found)  # with the versions of its modules, which some of them ask for
+    model.load_state_dict(expected)
     return model
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..base.errors import choose, some
 from .constants import stand_beside
-from .pickles import module_state, read_inert
+from .pickles import MAGIC, module_state, read_inert
 
 log = logging.getLogger(__name__)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -80,6 +81,8 @@ def unreadable(path: Path, wanted: str, error: Exception) -> ValueError:
         got = f"a text that begins with {text.decode('ascii').splitlines()[0][:40]!r}"
     elif head.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")) or head[257:262] == b"ustar":
         got, then = "a compressed archive", "unpack it and take the file inside"
+    elif head.startswith(b"\x80") and pickle.dumps(MAGIC, 2)[2:-1] not in head:
+        got, then = "a damaged or too large pickle", "store the state dict with torch.save, where you trust it"
     elif head.startswith(b"\x89HDF"):
         got, then = "an HDF5 file, as Keras writes them", "take the weights for PyTorch"
     elif _is_program(inside):

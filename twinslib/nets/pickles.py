@@ -22,7 +22,7 @@ STORAGES = {
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
     "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,  # refused later, as integers
 }
-LARGEST = 2**25  # bytes of objects, without the numbers of tensors: each becomes up to a hundred
+LARGEST = 2**24  # bytes of objects, without the numbers of tensors: each becomes up to a hundred
 DEEPEST, MOST = 100, 100_000  # modules inside each other, and in all, of a whole network
 PLAIN = str | int | float | bytes | None
 REFUSED = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
@@ -170,7 +170,7 @@ class _Reading:
 
         def load() -> object:
             nonlocal at
-            value, size = self._load(content[at:at + LARGEST], storage)
+            value, size = self._load(content[at:at + LARGEST + 1], storage)
             at += size
             return value
 
@@ -194,10 +194,13 @@ class _Reading:
 
     def _load(self, content: bytes, storage: Storage) -> tuple[object, int]:
         """(first object of a pickle, how many bytes it takes)."""
-        if len(content) > LARGEST:
-            raise ValueError(f"{len(content):,} bytes of objects, of which at most {LARGEST:,} are read")
-        file = io.BytesIO(content)
-        return _Unpickler(file, self.find, storage).load(), file.tell()
+        file = io.BytesIO(content[:LARGEST])
+        try:
+            return _Unpickler(file, self.find, storage).load(), file.tell()
+        except (EOFError, pickle.UnpicklingError) as error:
+            if len(content) > LARGEST:
+                raise ValueError(f"more than {LARGEST:,} bytes of objects") from error
+            raise
 
     def _spend(self, size: float) -> None:
         self.left -= size

@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, sweep, store, claims, render}.
+"""Command line: python -m twinslib {data, sweep, store, claims, render, convert}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -10,6 +10,7 @@
     python -m twinslib claims --preset small [C2]                  judge the papers' claims on the finished runs
     python -m twinslib claims --preset small --why C2              print what a verdict follows from
     python -m twinslib render --preset small --as-is               show what is finished, compute nothing
+    python -m twinslib convert robust.pt robust.safetensors        weights of others without the objects pickled beside them
 """
 
 from __future__ import annotations  # types of what is imported late
@@ -281,9 +282,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     if given[:1] not in (["sweep"], ["claims"], ["store"]):  # which need neither
         from .data import build
+        from .nets import convert
         from .show import render
 
         build.add_parser(commands)
+        convert.add_parser(commands)
         render.add_parser(commands)
     p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")
     p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))

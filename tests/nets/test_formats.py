@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.nets.made import shake, tiny
+from twinslib.__main__ import main
 from twinslib.nets.checkpoint import load_into, load_weights
 from twinslib.nets.models import Classifier
 
@@ -246,3 +247,18 @@ def test_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load_into(model, load_weights(path)[0])
     assert "\n" not in str(caught.value) and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_converted_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The command leaves objects out, keeps every tensor and the normalisation, and never writes over a file."""
+    monkeypatch.chdir(tmp_path)
+    saved(robustness())(Path("robust.pt"))
+    assert main(["convert", "robust.pt", "robust.safetensors"]) == 0
+    assert "robust.safetensors: " in (said := capsys.readouterr().out) and "of arch tiny_resnet" in said
+    model, x = load_into(tiny(3), load_weights("robust.safetensors")[0]).eval(), torch.rand(4, 3, 16, 16)
+    torch.testing.assert_close(model(x), SOURCE(x), rtol=1e-5, atol=1e-5)
+    saved(changed(torch.Tensor.to_sparse))(Path("sparse.pt"))
+    for arguments, message in (("robust.pt robust.safetensors", "a new file NAME.safetensors"), ("robust.pt a.pt", "a new"),
+                               ("sparse.pt b.safetensors", "ordinary tensors"), ("none.pt c.safetensors", "no such file")):
+        assert main(["convert", *arguments.split()]) == 2 and message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["robust.pt", "robust.safetensors", "sparse.pt"]

@@ -269,10 +269,8 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
 def with_norm(model: nn.Module, norm: str) -> nn.Module:
     """The network with another norm in the place of each batch norm, in place; "batch": as it is.
 
-    >>> with_norm(nn.Sequential(nn.BatchNorm2d(8)), "group")
-    Sequential(
-      (0): GroupNorm(8, 8, eps=1e-05, affine=True)
-    )
+    >>> with_norm(nn.Sequential(nn.BatchNorm2d(8)), "layer")[0].num_groups
+    1
 
     Raises:
         ValueError: a network without batch norm, or with one that does more, as timm's with an activation inside.

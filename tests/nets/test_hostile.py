@@ -228,6 +228,11 @@ BOMBS: dict[str, bytes] = {
     + b"h\x00h\x01\x85R0" * 2000 + b"t.",
     "meta": as_network(call("torch._utils", "_rebuild_meta_tensor_no_storage", None, (10**12, 10**12), (1, 1), False)),
     "sparse": as_network(call("torch._utils", "_rebuild_sparse_tensor", "torch.sparse_coo", (None, None, (10**12, 10**12)))),
+    "dots": as_network(tensor()).replace(op("a.b"), op("." * 10**6)),
+    "lines": as_network(tensor()).replace(op("a.b"), op("a.\nb")),
+    "keys of lines": b"}" + op("\n\x1b[2J" * 9) + b"Ns.", "names of lines": b"\x80\x04" + op("a\nb") + op("c" * 9999) + b"\x93.",
+    "long names": module(b"}") + b"".join(
+        b"q\x070" + module(b"}(" + op("a" * 20_000) + b"h\x07" + op("b") + b"h\x07u") for _ in range(20)) + b".",
     "constants": b"}(" + op("state_dict") + b"}" + op("mean") + op(10**400) + op("std") + op([float("nan")]) + b"u.",
 }
 

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..base.errors import some
+from ..base.errors import shown, some
 from ..base.files import atomic_write, check_safetensors, read_bytes, seal_safetensors, write_bytes
 from ..specs.choices import IMAGENET_MEAN, IMAGENET_STD
 from . import foreign
 from .constants import check_constants, split_constants
+from .pickles import LONGEST
 from .placing import Placing, fitting, place
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Te
     state, meta = foreign.read(Path(path), key)
     if meta:
         check_safetensors(Path(path))
+    for name in state:
+        if len(name) > LONGEST or not name.isprintable():
+            raise ValueError(f"expected names of tensors in {Path(path).name}, got {shown(name)}; use another file")
     small = {n for n, tensor in state.items() if tensor.is_floating_point() and tensor.dtype.itemsize < 4}
     return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..base.errors import choose, some
 from .constants import stand_beside
-from .pickles import MAGIC, module_state, read_inert
+from .pickles import MAGIC, legible, module_state, read_inert
 
 log = logging.getLogger(__name__)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -148,7 +148,7 @@ def _network_in(path: Path, content: object, left_out: list[str], key: str) -> S
         found = {(): state}
     if not found:
         got = type(content).__name__
-        got += f" with {some([str(k) for k in content])}" if isinstance(content, dict) and content else ""
+        got += f" with {some([legible(k) for k in content])}" if isinstance(content, dict) and content else ""
         got += f" and pickled objects (nothing of them was run): {some(left_out)}," if left_out else ""
         raise ValueError(f"expected a state dict, plain or under {', '.join(WRAPPERS)}, got {got} in {path.name}; "
                          "take the file that holds the weights")
@@ -158,7 +158,7 @@ def _network_in(path: Path, content: object, left_out: list[str], key: str) -> S
     elif len(found) == 1 or all(same(state, next(iter(found.values()))) for state in found.values()):
         where = next(iter(found))
     else:
-        listed = ", ".join(name or "the file itself" for name in names)
+        listed = legible(", ".join(name or "the file itself" for name in names))
         raise ValueError(f"expected one network in {path.name}, got several: {listed}; choose one by key, under weights")
     levels = [content]
     for step in where:

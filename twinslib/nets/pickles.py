@@ -23,7 +23,7 @@ STORAGES = {
     "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,  # refused later, as integers
 }
 LARGEST = 2**24  # bytes of objects, without the numbers of tensors: each becomes up to a hundred
-DEEPEST, MOST = 100, 100_000  # modules inside each other, and in all, of a whole network
+DEEPEST, MOST, LONGEST = 100, 100_000, 1000  # modules inside each other and in all, and letters of a name, of a whole network
 PLAIN = str | int | float | bytes | None
 REFUSED = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
 Storage = Callable[..., torch.Tensor]  # of what a file says of some numbers
@@ -73,8 +73,17 @@ def read_inert(path: Path) -> tuple[object, list[str]]:
     try:
         content = reading.zipped(path) if zipfile.is_zipfile(path) else reading.older(path.read_bytes())
     except Exception as error:  # what a foreign file makes of the unpickler is of any type
-        raise ValueError(f"{type(error).__name__} {str(error)[:200]}") from error
+        raise ValueError(legible(f"{type(error).__name__} {error}")) from error
     return content, sorted(reading.left_out)
+
+
+def legible(text: object) -> str:
+    """What a file says, for a message: the first 200 letters, in one line.
+
+    >>> legible("a\\nb")
+    'a\\\\nb'
+    """
+    return ascii(str(text)[:200])[1:-1]
 
 
 def module_state(module: dict) -> dict[str, torch.Tensor]:
@@ -85,14 +94,15 @@ def module_state(module: dict) -> dict[str, torch.Tensor]:
             raise ValueError(f"expected a network of at most {MOST:,} modules, got more")
         passing = part.get("_non_persistent_buffers_set") or ()
         tensors = {**(part.get("_parameters") or {}), **(part.get("_buffers") or {})}
-        state |= {f"{prefix}{k}": v for k, v in tensors.items() if isinstance(v, torch.Tensor) and k not in passing}
+        state |= {f"{prefix}{k}": v for k, v in tensors.items() if isinstance(v, torch.Tensor) and k not in passing
+                  and len(str(k)) <= LONGEST}
     return state
 
 
 def _modules(module: dict, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, dict]]:
     """A module and those inside it, each with what stands before its names."""
-    if depth > DEEPEST:
-        raise ValueError(f"expected a network of at most {DEEPEST} modules inside each other, got more")
+    if depth > DEEPEST or len(prefix) > LONGEST:
+        raise ValueError(f"expected a network of at most {DEEPEST} modules inside each other, got more, or longer names")
     yield prefix, module
     for name, child in (module.get("_modules") or {}).items():
         if isinstance(child, dict):
@@ -134,7 +144,7 @@ class _Reading:
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):
             return vars(torch)[name]
         if full not in self.known:
-            self.left_out[full] = None
+            self.left_out[legible(full)] = None
         return self.known.get(full, self.inert)
 
     def zipped(self, path: Path) -> object:

@@ -319,7 +319,7 @@ def test_width() -> None:
     assert own_width("thin_resnet10") == 32 and own_width("resnet20") is own_width("resnet50") is None
     assert all(check_width(name, None) is None for name in ARCHS)
     for arch, width, message in (("resnet20", 32, "an arch with a free width .*, got 'resnet20' with width 32"),
-                                 ("resnet50", 32, "an arch with a free width"), ("resnet18", 0, "width of at least 1 .*, got 0")):
+                                 ("resnet50", 32, "an arch with a free width"), ("resnet18", 0, "width of at least 1")):
         for make in (check_width, lambda arch, width: ModelSpec(arch=arch, width=width),
                      lambda arch, width: make_model(arch, 10, width=width, seed=0)):
             with pytest.raises(ValueError, match=message):

@@ -68,7 +68,7 @@ def _check_network(networks: Networks, spec: RunSpec) -> None:
     """Build a network of others, and pass two images through it as a run does: there is such a network, it takes images of that
     size, has the wings and the head that are asked for, and gives logits."""
     classes, size = networks.data(spec.data).num_classes, spec.data.crop or spec.data.image_size
-    model = networks.shell(spec)
+    model = networks._shell(spec)
     if spec.method.wings == "frozen":
         norms.freeze_statistics(model)
     with models.named(spec.model.arch, size), torch.no_grad(), torch.random.fork_rng(devices=[]):

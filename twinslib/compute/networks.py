@@ -67,7 +67,7 @@ class Networks:
         if path is None:
             raise FileNotFoundError(f"expected the {at} weights of run {spec.hash} in {self.store.root}, got none; train it")
         with self._named(path):
-            model = load_into(self.shell(spec), self._own(path, spec, at))
+            model = load_into(self._shell(spec), self._own(path, spec, at))
         return model.to(self.device)
 
     def _own(self, path: Path, spec: RunSpec, at: str = "last") -> dict[str, torch.Tensor]:
@@ -131,8 +131,7 @@ class Networks:
         foreign.check_name(path)
         return path, spec.weights.classes
 
-    def shell(self, spec: RunSpec) -> torch.nn.Module:
-        """The network of a run with new weights, with two wings where the method has them, on the CPU."""
+    def _shell(self, spec: RunSpec) -> torch.nn.Module:
         return self._with_wings(spec, make_network(spec, self.data(spec.data).num_classes))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Command line: python -m twinslib {data, study, sweep, store, claims, render, page, export}.
+"""Command line: python -m twinslib {data, study, sweep, store, claims, render, page, export, convert}.
 
     python -m twinslib data list                                   which image sets are there, and how to get the others
     python -m twinslib sweep --preset small [--only 01]            compute what is missing, in order of priority
@@ -14,6 +14,7 @@
     python -m twinslib sweep --params mine                         the same commands for them, with results in results/mine
     python -m twinslib export 3688e3 net.safetensors --preset small   write the network of a finished run, with its card
     python -m twinslib page --preset small [--out DIR]             the same as a site to read in a browser
+    python -m twinslib convert robust.pt robust.safetensors        weights of others without the objects pickled beside them
 """
 
 from __future__ import annotations  # types of what is imported late
@@ -164,8 +165,7 @@ def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Lo
     from . import workers
 
     command = [sys.executable, "-m", "twinslib", "sweep", *presets.options(args.preset)]
-    command += ["--only", *args.only] if args.only else []
-    command += ["--claims"] if args.claims else []
+    command += (["--only", *args.only] if args.only else []) + (["--claims"] if args.claims else [])
     command += ["--budget", f"{args.budget}s"] if args.budget is not None else []
     if args.slurm is not None:
         own = [["--threads", str(args.threads)] if args.threads else []] * args.workers
@@ -294,10 +294,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     if given[:1] not in (["sweep"], ["claims"], ["store"], ["study"]):  # which need neither
         from .data import build
+        from .nets import convert
         from .show import render
         from .site import build as site
 
-        for part in (build, render, site):
+        for part in (build, convert, render, site):
             part.add_parser(commands)
     own.add_parser(commands)
     p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")

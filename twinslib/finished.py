@@ -31,6 +31,7 @@ from .store.votes import load_votes
 
 log = logging.getLogger(__name__)
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # on the card of a network that was certified without radii of its own
+OTHERS = ("others", None, {})  # a network by the name of its library, or of a function
 NORM = {"batch": "nn.BatchNorm2d", "layer": "lambda channels: nn.GroupNorm(1, channels)",
         "group": "lambda channels: nn.GroupNorm(max(g for g in range(1, 33) if channels % g == 0), channels)"}
 
@@ -99,7 +100,7 @@ def export(run: str, file: str | Path, preset: str = "small", *, train: bool = F
 
 def plain_state(spec: RunSpec, network: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors of a run's network by the names of torchvision's ResNets, where it is one: `blocks.3.conv1` is `layer2.1.conv1`."""
-    kind, _, options = ARCHS[spec.model.arch]
+    kind, _, options = ARCHS.get(spec.model.arch, OTHERS)
     stages = options["blocks"] if kind == "small" else ()
     names = [f"layer{stage + 1}.{i}" for stage, blocks in enumerate(stages) for i in range(blocks)]
     state = {}
@@ -191,10 +192,10 @@ def _certified(store: Store, spec: RunSpec, model_hash: str) -> list[dict]:
 
 def _code(spec: RunSpec, classes: int, file: str, mean: list[float], std: list[float]) -> str:
     """Lines of Python that load the file and give logits for `images`, without this project where torchvision has the network."""
-    kind, _, options = ARCHS[spec.model.arch]
+    kind, _, options = ARCHS.get(spec.model.arch, OTHERS)
     norm = "" if spec.model.norm == "batch" else ", norm_layer=norm"
     lines = ["import torch", "from safetensors.torch import load_file", "from torch import nn", "",
-             f"norm = {NORM[spec.model.norm]}"]
+             *([f"norm = {NORM[spec.model.norm]}"] if kind in ("torchvision", "small") else [])]
     if kind == "torchvision":
         lines[3:4] = ["from torchvision.models import get_model", ""]
         lines += [f"network = get_model({options['name']!r}, weights=None, num_classes={classes}{norm})"]
@@ -210,7 +211,7 @@ def _code(spec: RunSpec, classes: int, file: str, mean: list[float], std: list[f
                   f"network.fc = nn.Linear({width * 2 ** (len(blocks) - 1)}, {classes})"]
     else:
         lines[3:4] = ["from twinslib.nets.models import build", ""]
-        lines += [f"network = build({spec.model.arch!r}, {classes}, norm)"]
+        lines += [f"network = build({spec.model.arch!r}, {classes}, {spec.model.norm!r})"]
     side = spec.model.upsample
     scaled = f"nn.functional.interpolate(images, size=({side}, {side}))" if side else "images"
     lines += [f"network.load_state_dict(load_file({file!r}))",

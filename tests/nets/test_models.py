@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -31,7 +32,7 @@ def test_networks(arch, norm):
 
 @pytest.mark.parametrize(("arch", "millions", "layers"), [
     ("thin_resnet18", 2.8, None), ("resnet18", 11.2, None), ("resnet50", 23.5, None), ("resnet20", 0.27, 20),
-    ("resnet110", 1.7, 110)])
+    ("resnet110", 1.7, 110), ("resnet1202", 19.4, 1202)])
 def test_sizes(arch, millions, layers):
     """Parameters (ten classes) are those of the known architectures, layers too: He et al. (2016), table 6."""
     model = make_model(arch, 10, seed=0)
@@ -43,7 +44,7 @@ def test_torchvision_networks_by_their_name():
     """They have torchvision's tensors."""
     for name in (name for name in ARCHS if name.startswith("torchvision/")):
         with torch.device("meta"):
-            ours = build(name, 10, nn.BatchNorm2d).state_dict()
+            ours = build(name, 10, "batch").state_dict()
             theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=10).state_dict()
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}, name
 
@@ -102,7 +103,7 @@ def test_replace_head(name):
     if name == "twinned":
         model = twinsify(tiny(classes=9))
     elif name.startswith("timm:"):
-        model = pytest.importorskip("timm").create_model(name[5:], num_classes=9)
+        model = timm.create_model(name[5:], num_classes=9)
     else:
         model = torchvision.models.get_model(name, weights=None, num_classes=9)
     model.train()

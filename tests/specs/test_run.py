@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinslib.attack.autoattack import ATTACKS
 from twinslib.specs.choices import ARCHS, AUGMENTATIONS, LOSSES, NORMS
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.method import METHODS, MethodSpec, method
 from twinslib.specs.reading import canonical_json, from_dict, spec_hash, to_dict
 from twinslib.specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, NoiseSpec, OptimSpec, RunSpec, WeightsSpec
 from twinslib.specs.schedules import SCHEDULES
+from twinslib.specs.strength import PARTS
 
 SOURCE = RunSpec(data=DataSpec(name="toy_source", image_size=16), model=ModelSpec(arch="tiny_resnet"),
                  method=METHODS["at"], optim=OptimSpec(epochs=4))
@@ -164,7 +164,7 @@ specs = (run_specs(run_specs(st.none() | plain_specs), free_methods | keeping_me
 
 evaluations = st.builds(EvalSpec, kind=st.sampled_from(["pgd", "autoattack"]), images=count, eps=share, steps=count,
                         restarts=count, step_size=st.none() | share,
-                        attacks=st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True).map(tuple))
+                        attacks=st.lists(st.sampled_from(PARTS), min_size=1, unique=True).map(tuple))
 
 
 @settings(max_examples=40, deadline=None)
@@ -353,8 +353,19 @@ def test_every_network_has_a_spec() -> None:
     """What the library can build can be asked for, and another name is answered with the whole list."""
     for arch in ARCHS:
         assert all(ModelSpec(arch=arch, norm=norm).arch == arch for norm in NORMS)
-        with pytest.raises(ValueError, match=f"{', '.join(ARCHS)}, got '{arch}x'"):
-            ModelSpec(arch=arch + "x")
+    for wrong in ("resnet19", "torchvison/resnet18", "timm/a/b", "torchvision/", "a.b", "a:b:c", ""):
+        with pytest.raises(ValueError, match=f"{', '.join(ARCHS)}, torchvision/NAME, .*, got '{wrong}'"):
+            ModelSpec(arch=wrong)
+
+
+def test_networks_of_others_have_a_spec() -> None:
+    """Of torchvision, of timm, of one's own, with one more norm: whatever they have, without two wings."""
+    for arch in ("torchvision/vit_b_16", "timm/resnet18.a1_in1k", "my.networks:small"):
+        assert {ModelSpec(arch=arch, norm=norm).width for norm in (*NORMS, "own")} == {None}
+    with pytest.raises(ValueError, match="norm 'batch' for the wings 'twins', got 'own'"):
+        RunSpec(**TUNE | {"method": METHODS["twins_at"]}, model=ModelSpec(arch="a:b", norm="own"))
+    with pytest.raises(ValueError, match="expected norm to be one of batch, group, layer, got 'own'"):
+        ModelSpec(arch="resnet18", norm="own")
 
 
 BASED = {  # name: base, and the switches that differ

@@ -3,10 +3,14 @@
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from ..attack import autoattack
 from ..base import reference, stats
 from ..data import packed as data_packed
 from ..data import sets
+from ..nets import heads, models, norms
+from ..specs.choices import ARCHS
 from ..specs.jobs import Task
 from ..specs.run import DataSpec, RunSpec
 from ..train import follow
@@ -22,8 +26,9 @@ def check(networks: Networks, tasks: Sequence[Task]) -> None:
     Raises:
         FileNotFoundError: a packed set or pre-trained weights are missing.
         ValueError: a damaged set, an unknown class to leave out, more images asked for than there are, attacks that need
-            more classes than there are, the best weights of a run that does not keep them, a start network that does not
-            fit, or one whose head is kept and that is at chance.
+            more classes than there are, the best weights of a run that does not keep them, a network of others that is not
+            there or does not do what the run needs, a start network that does not fit, or one whose head is kept and that is at
+            chance.
     """
     wanted: dict[DataSpec, int] = {}
     for spec in {t.spec.weights: t.spec for t in tasks if t.spec.weights}.values():
@@ -48,6 +53,8 @@ def check(networks: Networks, tasks: Sequence[Task]) -> None:
                 autoattack.check_attacks(task.evaluation.attacks, len(packed.class_names) - len(spec.exclude), spec.name)
             if task.spec.follow:
                 follow.check_images(task.spec, len(split.train), len(split.test))
+    for spec in {(t.spec.model, t.spec.method, t.spec.data): t.spec for t in tasks if t.spec.model.arch not in ARCHS}.values():
+        _check_network(networks, spec)
     starts = {(t.spec.weights, t.spec.model, t.spec.keep_head and t.spec.data, networks.spare_head(t.spec)): t.spec
               for t in tasks if t.spec.weights}
     for spec in starts.values():
@@ -55,6 +62,22 @@ def check(networks: Networks, tasks: Sequence[Task]) -> None:
             _check_start(networks, spec)
         else:
             networks.origin(spec)
+
+
+def _check_network(networks: Networks, spec: RunSpec) -> None:
+    """Build a network of others, and pass two images through it as a run does: there is such a network, it takes images of that
+    size, has the wings and the head that are asked for, and gives logits."""
+    classes, size = networks.data(spec.data).num_classes, spec.data.crop or spec.data.image_size
+    model = networks._shell(spec)
+    if spec.method.wings == "frozen":
+        norms.freeze_statistics(model)
+    with models.named(spec.model.arch, size), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        shape = tuple(model(torch.rand(2, 3, size, size)).shape)
+    if shape != (2, classes):
+        raise ValueError(f"expected logits of shape (2, {classes}) from {spec.model.arch}, got {shape}; let it end in as many "
+                         "logits as num_classes says")
+    if (spec.source or spec.weights) and not spec.keep_head:
+        heads.find_head(model, size)
 
 
 def _check_start(networks: Networks, spec: RunSpec) -> None:

@@ -11,6 +11,7 @@ from ..data import packed as data_packed
 from ..data import sets
 from ..data.sources import SOURCES
 from ..nets import arithmetic, models
+from ..specs.choices import ARCHS
 from ..specs.jobs import Job, Task, tasks_of
 from ..specs.labels import NOT_RUN
 from ..specs.run import DataSpec, ModelSpec, RunSpec
@@ -33,10 +34,11 @@ ASSUMED = "assumed, not measured: " + ", ".join(
 @cache
 def _cost(arch: str, norm: str, upsample: int | None, width: int | None, image_size: int) -> tuple[int, int, int, int]:
     """Of a network with one class; and how many features go into its head."""
-    with torch.device("meta"):
-        model = models.Classifier(models.build(arch, 1, models.norm_layer(norm), width), upsample=upsample)
-    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
-    return *models.count_cost(model, image_size), head.in_features
+    with torch.device("meta" if arch in ARCHS else "cpu"), torch.random.fork_rng(devices=[]):  # others may need values
+        model = models.Classifier(models.build(arch, 1, norm, width), upsample=upsample)
+    features = [m.in_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    with models.named(arch, image_size):
+        return *models.count_cost(model, image_size), features[-1] if features else 0
 
 
 def network(model: ModelSpec, classes: int) -> torch.nn.Module:

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..base.errors import some
+from ..base.errors import shown, some
 from ..base.files import atomic_write, check_safetensors, read_bytes, seal_safetensors, write_bytes
 from ..specs.choices import IMAGENET_MEAN, IMAGENET_STD
 from . import foreign
 from .constants import check_constants, split_constants
+from .pickles import LONGEST
 from .placing import Placing, fitting, place
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Te
     state, meta = foreign.read(Path(path), key)
     if meta:
         check_safetensors(Path(path))
+    for name in state:
+        if len(name) > LONGEST or not name.isprintable():
+            raise ValueError(f"expected names of tensors in {Path(path).name}, got {shown(name)}; use another file")
     small = {n for n, tensor in state.items() if tensor.is_floating_point() and tensor.dtype.itemsize < 4}
     return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 
@@ -96,15 +100,20 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     state, constants = split_constants(state, channels=channels, own=ours)
     placing = place(state, ours, prefix=prefix, head=head.removeprefix(inner))
     _refuse_rivals(state, placing)
+    theirs = {ours[name]: state[other] for name, other in placing.names.items()}
+    for name, tensor in theirs.items():
+        if tensor.is_quantized or (expected[name].is_floating_point() and not tensor.is_floating_point()):
+            raise ValueError(f"expected floating-point weights, got {str(tensor.dtype).removeprefix('torch.')} in {name}; "
+                             "take the network before it was quantised or converted")
     unexpected = placing.unexpected or (placing.outside if placing.missing else [])
-    if (strict and (placing.missing or unexpected)) or not placing.names:
+    if (strict and (placing.missing or unexpected)) or not theirs:
         raise ValueError(f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another "
                          f"architecture: {some([ours[name] for name in placing.missing])} missing, "
                          f"{some(unexpected)} unexpected; make the model these weights were saved from{_fits(state)}")
-    found = {ours[name]: _plain(ours[name], state[theirs], expected[ours[name]]) for name, theirs in placing.names.items()}
-    wrong = [name for name, tensor in found.items() if tensor.shape != expected[name].shape]
+    wrong = [name for name, tensor in theirs.items() if tensor.shape != expected[name].shape]
     if wrong:
-        raise ValueError(_shape_message(wrong, expected, found, _fits(state)))
+        raise ValueError(_shape_message(wrong, expected, theirs, _fits(state)))
+    found = {name: tensor if tensor.layout == torch.strided else tensor.to_dense() for name, tensor in theirs.items()}
     for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"expected finite weights, got NaN or infinity in {name}; use an earlier checkpoint")
@@ -113,9 +122,13 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     elif constants:
         log.warning("normalisation of the checkpoint left out, since %s has none: mean %s, std %s",
                     type(model).__name__, *(values.tolist() for values in constants))
+    if placing.prefix != inner:
+        log.info("%s: %d tensors taken, behind the prefix %r; left are %d", type(getattr(model, "network", model)).__name__,
+                 len(theirs), placing.prefix, len(state) - len(theirs))
     if placing.outside and strict:
         log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))
-    model.load_state_dict(found, strict=False)
+    expected.update(found)  # with the versions of its modules, which some of them ask for
+    model.load_state_dict(expected)
     return model
 
 
@@ -167,15 +180,6 @@ def _refuse_rivals(state: Mapping[str, torch.Tensor], placing: Placing) -> None:
             listed = ", ".join(repr(p) for p in (placing.prefix, *placing.rivals))
             raise ValueError(f"expected one network, got several behind the prefixes {listed}; "
                              "choose one by prefix, under weights")
-
-
-def _plain(name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The tensor as an ordinary one of floating-point numbers where the network's is; sparse ones are filled."""
-    if tensor.is_quantized or (like.is_floating_point() and not tensor.is_floating_point()):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"expected floating-point weights, got {kind} in {name}; "
-                         "take the network before it was quantised or converted")
-    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def _normalisation(constants: Sequence[torch.Tensor], ours: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

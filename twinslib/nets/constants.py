@@ -9,6 +9,7 @@ import torch
 log = logging.getLogger(__name__)
 MEAN = re.compile(r"(.*[._])?(mean|means|mu)")
 STDS = ("std", "stds", "sd", "sds", "stdev", "sigma")
+SETTINGS = ("hyper_parameters", "hparams", "config", "cfg", "args", "pretrained_cfg", "data_config")  # beside a state dict
 State = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -56,14 +57,15 @@ def split_constants(state: Mapping[str, torch.Tensor], *, channels: int = 3,
 
 
 def stand_beside(*levels: Mapping) -> State:
-    """The constants among plain values and tensors that stand beside a state dict, as "beside.mean" and "beside.std";
-    {} if there are none."""
+    """The constants among plain values and tensors that stand beside a state dict, or in settings that do, as "beside.mean"
+    and "beside.std"; {} if there are none."""
     loose = {}
-    for name, value in (item for level in levels for item in level.items()):
+    settings = [level[name] for level in levels for name in SETTINGS if isinstance(level.get(name), dict)]
+    for name, value in (item for level in (*levels, *settings) for item in level.items()):
         numbers = value if isinstance(value, list | tuple) else [value]
         if isinstance(value, torch.Tensor):
             loose[str(name)] = value
-        elif numbers and all(type(v) in (int, float) for v in numbers):
+        elif 0 < len(numbers) < 9 and all(type(v) in (int, float) and abs(v) < 1e9 for v in numbers):
             loose[str(name)] = torch.tensor(numbers, dtype=torch.float64)
     try:
         found = split_constants(loose)[1]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..base.errors import choose, some
 from .constants import stand_beside
-from .pickles import module_state, read_inert
+from .pickles import MAGIC, legible, module_state, read_inert
 
 log = logging.getLogger(__name__)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -38,12 +39,13 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
         ValueError: a truncated or foreign file, no network in it, or several and no key.
     """
     if path.is_dir():
-        state, meta = read(_weights_in(path), key)
-        return state | stand_beside(*_configs(path)), meta
+        parts = [read(part, key) for part in _weights_in(path)]
+        state = {name: tensor for part, _ in parts for name, tensor in part.items()}
+        return state | stand_beside(*_configs(path)), parts[0][1]
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, got no such file; check the path")
     if not _is_safetensors(path):
-        return _network_in(path, *_torch_or_inert(path), key), {}
+        return _network_in(path, *_read_torch(path), key), {}
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
@@ -57,7 +59,7 @@ def read(path: Path, key: str = "") -> tuple[State, dict]:
 
 
 def load_torch(content: bytes, path: Path) -> object:
-    """What the bytes of a torch file at `path` hold, tensors and plain types only; ValueError for anything else."""
+    """What the bytes of a torch file of ours, at `path`, hold: tensors and plain types only; ValueError for anything else."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes of the reader is of any type
@@ -77,13 +79,19 @@ def unreadable(path: Path, wanted: str, error: Exception) -> ValueError:
         got = "a web page"
     elif text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text):
         got = f"a text that begins with {text.decode('ascii').splitlines()[0][:40]!r}"
-    elif head.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh")):
+    elif head.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")) or head[257:262] == b"ustar":
         got, then = "a compressed archive", "unpack it and take the file inside"
+    elif head.startswith(b"\x80") and pickle.dumps(MAGIC, 2)[2:-1] not in head:
+        got, then = "a damaged or too large pickle", "store the state dict with torch.save, where you trust it"
     elif head.startswith(b"\x89HDF"):
         got, then = "an HDF5 file, as Keras writes them", "take the weights for PyTorch"
     elif _is_program(inside):
         got = "a TorchScript program, which would have to be run"
         then = "store its state dict where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
+    elif inside and all(name.endswith(".npy") for name in inside):
+        got, then = "arrays of NumPy", "store them as a state dict of tensors with torch.save"
+    elif any(name.endswith("archive_format") or "exported_program" in name for name in inside):
+        got, then = "a program of torch.export", "store the state dict of the network in its place"
     elif inside and not any(name.endswith("data.pkl") for name in inside):
         got, then = f"a zip archive of {some(inside)}", "unpack it and take the file inside"
     detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
@@ -116,33 +124,31 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def _torch_or_inert(path: Path) -> tuple[object, list[str]]:
+def _read_torch(path: Path) -> tuple[object, list[str]]:
     """(content, names of pickled objects that were left out) of a torch file."""
     try:
-        return load_torch(path.read_bytes(), path), []
-    except ValueError as error:
         if _is_program(_zipped(path)):
-            raise
-        try:
-            content, left_out = read_inert(path)
-        except ValueError:
-            raise error from None
-    log.warning("%s holds pickled objects: %s; nothing of them was run, and only tensors and plain values are taken",
-                path.name, some(left_out))
+            raise ValueError("code")
+        content, left_out = read_inert(path)
+    except ValueError as error:
+        raise unreadable(path, "a whole file of weights", error) from error
+    if left_out:
+        log.warning("%s holds pickled objects: %s; nothing of them was run, and only tensors and plain values are taken",
+                    path.name, some(left_out))
     return content, left_out
 
 
 def _network_in(path: Path, content: object, left_out: list[str], key: str) -> State:
     """The state dict of the one network in a torch file, or that called `key`, with constants that stand beside it."""
     try:
-        found = dict(_networks(content)) if isinstance(content, dict) else {}
-    except RecursionError as error:
+        found = dict(_networks(content, set())) if isinstance(content, dict) else {}
+    except ValueError as error:
         raise unreadable(path, "a whole file of weights", error) from None
     if not found and (state := _small_network(content)):
         found = {(): state}
     if not found:
         got = type(content).__name__
-        got += f" with {some([str(k) for k in content])}" if isinstance(content, dict) and content else ""
+        got += f" with {some([legible(k) for k in content])}" if isinstance(content, dict) and content else ""
         got += f" and pickled objects (nothing of them was run): {some(left_out)}," if left_out else ""
         raise ValueError(f"expected a state dict, plain or under {', '.join(WRAPPERS)}, got {got} in {path.name}; "
                          "take the file that holds the weights")
@@ -152,7 +158,7 @@ def _network_in(path: Path, content: object, left_out: list[str], key: str) -> S
     elif len(found) == 1 or all(same(state, next(iter(found.values()))) for state in found.values()):
         where = next(iter(found))
     else:
-        listed = ", ".join(name or "the file itself" for name in names)
+        listed = legible(", ".join(name or "the file itself" for name in names))
         raise ValueError(f"expected one network in {path.name}, got several: {listed}; choose one by key, under weights")
     levels = [content]
     for step in where:
@@ -160,11 +166,12 @@ def _network_in(path: Path, content: object, left_out: list[str], key: str) -> S
     return found[where] | stand_beside(*levels[:-1])
 
 
-def _networks(content: Mapping, where: tuple = (), depth: int = 3) -> Iterator[tuple[tuple, State]]:
-    """State dicts at most `depth` dicts deep, each with its keys from the top.
+def _networks(content: Mapping, seen: set[int], where: tuple = (), depth: int = 3) -> Iterator[tuple[tuple, State]]:
+    """State dicts at most `depth` dicts deep, each once, with its keys from the top.
 
     They are known by names with a dot, of which one at least is a matrix; a whole network by its modules.
     """
+    seen.add(id(content))
     if "_modules" in content and "_parameters" in content:
         yield where, module_state(content)
         return
@@ -172,8 +179,8 @@ def _networks(content: Mapping, where: tuple = (), depth: int = 3) -> Iterator[t
     if any("." in name and tensor.ndim >= 2 for name, tensor in state.items()):
         yield where, state
     for name, inner in content.items() if depth else ():
-        if isinstance(inner, dict):
-            yield from _networks(inner, (*where, name), depth - 1)
+        if isinstance(inner, dict) and id(inner) not in seen:
+            yield from _networks(inner, seen, (*where, name), depth - 1)
 
 
 def _small_network(content: object) -> State:
@@ -193,12 +200,13 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a)
 
 
-def _weights_in(folder: Path) -> Path:
-    """The one file of weights in a folder, as the Hugging Face hub offers networks."""
+def _weights_in(folder: Path) -> list[Path]:
+    """The one file of weights in a folder, as the Hugging Face hub offers networks, or its parts."""
     for kinds in ((".safetensors",), (".bin", ".pt", ".pth", ".th", ".ckpt")):
         files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
-        if len(files) == 1:
-            return files[0]
+        parts = re.search(r"-of-0*(\d+)\.\w+$", files[0].name) if files else None
+        if len(files) == 1 or (parts and len(files) == int(parts[1])):
+            return files
         if files:
             names = some([path.name for path in files])
             raise ValueError(f"expected one file of weights in the folder {folder.name}, got {names}; "

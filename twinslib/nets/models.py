@@ -1,13 +1,16 @@
 """Networks by name: images in [0, 1] in, logits out, with normalisation as the first layer.
 
 Attacks and noise therefore always live in [0, 1] pixels of the image as it is stored, whatever the network does inside
-(normalising, upsampling). `ARCHS` lists the names; a network from elsewhere joins by `Classifier(network)`.
+(normalising, upsampling). `ARCHS` lists our names; networks of torchvision, of timm and of one's own have names too
+(`build`), and any other joins by `Classifier(network)`.
 """
 
 import copy
+import importlib
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +19,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
-from ..base.errors import choose
-from ..specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_normalisation, check_width
+from ..base.errors import did_you_mean
+from ..specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_arch, check_normalisation, check_width
 from . import arithmetic
-from .norms import norm_layer
+from .norms import norm_layer, with_norm
 
 
 @contextmanager
@@ -166,14 +169,51 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.side, self.side))
 
 
-def build(arch: str, num_classes: int, norm: Callable[[int], nn.Module], width: int | None = None) -> nn.Module:
-    """The network called `arch` alone, without normalisation, its weights drawn from torch's global generator; `norm` makes a
-    norm layer for so many channels, `width` is as for `make_model`."""
-    kind, options = ARCHS[arch].kind, dict(ARCHS[arch].options)
-    if kind == "torchvision":
-        return torchvision.models.get_model(options["name"], weights=None, num_classes=num_classes, norm_layer=norm)
-    network = {"small": SmallResNet, "cifar": Cifar10ResNet}[kind]
-    return network(num_classes, norm, **options | ({} if width is None else {"width": width}))
+def build(arch: str, num_classes: int, norm: str, width: int | None = None) -> nn.Module:
+    """The network called `arch` alone, without normalisation, its weights drawn from torch's global generator.
+
+    A network of others is made with `num_classes`; its batch norms are replaced where `norm` asks for another.
+
+    >>> type(build("torchvision/vgg11_bn", 10, "own")).__name__
+    'VGG'
+
+    Args:
+        arch: a name in `ARCHS`, torchvision/NAME, timm/NAME, or package.module:function of one's own.
+        norm, width: as for `make_model`.
+    Raises:
+        ValueError: no such network, or no batch norm in it where `norm` is another word than "own".
+        TypeError: a function that makes no network.
+    """
+    kind, _, options = ARCHS.get(arch, ("others", None, {}))
+    if kind in ("small", "cifar"):
+        network = {"small": SmallResNet, "cifar": Cifar10ResNet}[kind]
+        return network(num_classes, norm_layer(norm), **options | ({} if width is None else {"width": width}))
+    network = _maker(f"torchvision/{options['name']}" if options else arch)(num_classes=num_classes)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"expected a network (nn.Module) from {arch}, got {type(network).__name__}; let the function return one")
+    return network if norm == "own" else with_norm(network, norm)
+
+
+def _maker(arch: str) -> Callable[..., nn.Module]:
+    """What makes a network of others, without weights of theirs."""
+    library, _, name = arch.partition("/")
+    if library == "torchvision":
+        known = torchvision.models.list_models(module=torchvision.models)
+        make = partial(torchvision.models.get_model, name, weights=None)
+    elif library == "timm":
+        import timm  # takes a second
+
+        known, make = timm.list_models(), partial(timm.create_model, name, pretrained=False)
+    else:
+        library, _, name = arch.partition(":")
+        try:
+            functions = vars(importlib.import_module(library))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"expected a module for arch {arch}, got {error}; start Python where it can be imported") from None
+        known, make = [key for key, value in functions.items() if callable(value)], functions.get(name)
+    if name.partition(".")[0] not in known:
+        raise ValueError(f"expected a network of {library}, got {name!r}{did_you_mean(name, known)}")
+    return make
 
 
 def make_model(arch: str, num_classes: int, *, norm: str = "batch", upsample: int | None = None, width: int | None = None,
@@ -184,17 +224,28 @@ def make_model(arch: str, num_classes: int, *, norm: str = "batch", upsample: in
     torch.Size([2, 10])
 
     Args:
-        arch, norm: a name in `ARCHS`; "batch", "group" or "layer".
+        arch: as for `build`.
+        norm: "batch", "group" or "layer"; or "own", whatever a network of others has.
         upsample, mean, std: see `Classifier`.
         width: channels of the first stage, for networks of `SmallResNet`; None: the arch's own.
     """
-    choose(arch, ARCHS, "arch")
-    layer = norm_layer(norm)
+    check_arch(arch, norm)
     check_width(arch, width)
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
-    network = _seeded(seed, lambda: build(arch, num_classes, layer, width))
+    network = _seeded(seed, lambda: build(arch, num_classes, norm, width))
     return Classifier(network, upsample=upsample, mean=mean, std=std)
+
+
+@contextmanager
+def named(arch: str, image_size: int) -> Iterator[None]:
+    """Inside, what goes wrong in a forward pass of images of that size is a ValueError that names the network."""
+    try:
+        yield
+    except Exception as error:  # of any type, from a network of anybody
+        why = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"expected logits for images of {image_size} pixels from {arch}, got {type(error).__name__}: {why}; "
+                         "set upsample to the side that it takes, or wrap it in a function of your own") from error
 
 
 def memory_format(model: nn.Module, device: torch.device | str) -> torch.memory_format:

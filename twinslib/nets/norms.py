@@ -266,6 +266,26 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     return layers[choose(norm, layers, "norm")]
 
 
+def with_norm(model: nn.Module, norm: str) -> nn.Module:
+    """The network with another norm in the place of each batch norm, in place; "batch": as it is.
+
+    >>> with_norm(nn.Sequential(nn.BatchNorm2d(8)), "layer")[0].num_groups
+    1
+
+    Raises:
+        ValueError: a network without batch norm, or with one that does more, as timm's with an activation inside.
+    """
+    kinds = {type(module) for module in model.modules() if isinstance(module, _BatchNorm)}
+    if not kinds:
+        raise ValueError(f"expected a network with batch norm for norm {norm!r}, got {type(model).__name__} without; "
+                         "norm own takes it as it is")
+    if norm != "batch" and kinds != {nn.BatchNorm2d}:
+        names = some(sorted(kind.__name__ for kind in kinds - {nn.BatchNorm2d}))
+        raise ValueError(f"expected nothing but BatchNorm2d to be replaced for norm {norm!r}, got {names} in "
+                         f"{type(model).__name__}; norm own takes it as it is")
+    return model if norm == "batch" else _replace(model, _BatchNorm, lambda old: norm_layer(norm)(old.num_features))
+
+
 def _replace(model: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Replace in place each module of a kind; one that is used in several places stays one module."""
     if isinstance(model, kind):

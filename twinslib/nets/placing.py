@@ -12,9 +12,8 @@ from torch import nn
 from ..base.errors import choose
 from ..specs.choices import ARCHS
 from .models import build
-from .norms import norm_layer
 
-IGNORE = re.compile(r"(^|\.)(attacker|normalizer)\.")  # parts of robustness libraries beside the network
+IGNORE = re.compile(r"(^|\.)attacker\.")  # the network once more, and its normalisation, in the robustness library
 COUNTER = "num_batches_tracked"  # step counters of batch norm, which old files lack
 
 
@@ -78,7 +77,7 @@ def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", he
 def _shapes(arch: str, norm: str) -> tuple[dict[str, torch.Size], str]:
     """Shapes of a network's tensors, and the name of its head."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        network = build(arch, 10, norm_layer(norm))
+        network = build(arch, 10, norm)
     head = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     return {name: tensor.shape for name, tensor in network.state_dict().items()}, head
 

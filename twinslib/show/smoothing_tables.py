@@ -45,7 +45,7 @@ def name(part: str) -> str:
 def cell_names(dataset: str, c: Cell) -> dict[str, str]:
     """The first columns of a line about a cell."""
     return {"data set": dataset_label(dataset), "pre-training": name(c.pretraining), "fine-tuning": name(c.finetuning),
-            "norm": NORMS[c.norm] + (", re-estimated" if c.restat else "")}
+            "norm": NORMS.get(c.norm, "norms of its own") + (", re-estimated" if c.restat else "")}
 
 
 def dagger(constant: bool) -> str:
@@ -175,7 +175,7 @@ def sources_table(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     for job in jobs:
         labels, found = dict(job.labels), validated(store, job)
         if job.ship and labels and labels["pretraining"] != CROSSED:
-            lines.append({"pre-training": name(labels["pretraining"]), "norm": NORMS[job.spec.model.norm],
+            lines.append({"pre-training": name(labels["pretraining"]), "norm": NORMS.get(job.spec.model.norm, "its own"),
                           "data set": dataset_label(job.spec.data.name), "classes": found.get("classes", ""),
                           "clean, validation": f"{100 * found['val_clean_acc']:.1f}" if found else store.absent(job),
                           "images": found.get("images", "")})

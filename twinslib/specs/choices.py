@@ -1,6 +1,7 @@
 """What a spec may name: threats, losses, augmentations, norms, precisions, networks; and which of their numbers are refused."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,12 +42,22 @@ ARCHS: dict[str, Arch] = {
     "thin_resnet10": _small(32, (1, 1, 1, 1), 32, 2),
     "thin_resnet18": _small(32, (2, 2, 2, 2), 32, 2),
     "resnet18": _small(32, (2, 2, 2, 2), 64, 1),
-    **{f"resnet{6 * blocks + 2}": Arch("cifar", 32, {"blocks": blocks}) for blocks in (3, 5, 7, 9, 18)},
+    **{f"resnet{6 * blocks + 2}": Arch("cifar", 32, {"blocks": blocks}) for blocks in (3, 5, 7, 9, 18, 200)},
     **{name: Arch("torchvision", 224, {"name": name}) for name in ("resnet50", "wide_resnet50_2")},
     **{f"torchvision/{name}": Arch("torchvision", 224, {"name": name}) for name in (
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
         "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
 }
+OTHERS = re.compile(r"(torchvision|timm)/[\w.]+|[\w.]+:\w+")
+
+
+def check_arch(name: str, norm: str = "batch") -> None:
+    """Refuse what names no network: one of `ARCHS`, torchvision/NAME, timm/NAME, or package.module:function, a function of
+    `num_classes`. Whether the last three are there is seen when they are built (`models.build`); their norm may also be "own",
+    whatever they have."""
+    if not OTHERS.fullmatch(name):
+        choose(name, [*ARCHS, "torchvision/NAME", "timm/NAME", "package.module:function"], "arch")
+    choose(norm, (*NORMS, "own") if OTHERS.fullmatch(name) else NORMS, "norm")
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
@@ -71,7 +82,8 @@ def check_width(arch: str, width: int | None) -> None:
 
 def own_width(arch: str) -> int | None:
     """Channels of the first stage of a network whose width is free; None for others."""
-    return ARCHS[choose(arch, ARCHS, "arch")].options.get("width")
+    check_arch(arch)
+    return ARCHS[arch].options.get("width") if arch in ARCHS else None
 
 
 def check_radius(eps: float, threat: str) -> float:

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 from ..base.errors import choose
 from .choices import (
-    ARCHS,
     AUGMENTATIONS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     LOSSES,
     MOST_PIXELS,
     MOST_STEPS,
-    NORMS,
     PRECISIONS,
+    check_arch,
     check_normalisation,
     check_radius,
     check_step_size,
@@ -58,7 +57,7 @@ class DataSpec:
 class ModelSpec:
     """Which network; normalisation of the input is its layer 0."""
 
-    arch: str
+    arch: str  # see `check_arch`; of a function of one's own the name is part of the hash, the code is not
     norm: str = "batch"
     upsample: int | None = None  # nearest up-sampling inside the network (official code: 32 -> 224), eps stays per pixel
     width: int | None = None  # channels of the first stage; None: the arch's own
@@ -66,8 +65,7 @@ class ModelSpec:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        choose(self.arch, ARCHS, "arch")
-        choose(self.norm, NORMS, "norm")
+        check_arch(self.arch, self.norm)
         _require(self.upsample is None or self.upsample > 0, "upsample > 0 or null", self.upsample)
         _require((self.upsample or 0) <= MOST_PIXELS, f"upsample of at most {MOST_PIXELS} pixels", self.upsample)
         check_width(self.arch, self.width)

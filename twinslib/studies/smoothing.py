@@ -85,7 +85,7 @@ def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretrain
     """
     check_seeds(seeds)
     for norm in norms:
-        choose(norm, NORMS, "norm in norms")
+        choose(norm, (*NORMS, "own"), "norm in norms")
     known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}
     for name, f in finetuning.items():
         choose(f.get("method", "natural"), ("natural", "natural_frozen", "linear_probe"), f"method of finetuning.{name}")

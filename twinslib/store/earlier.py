@@ -1,5 +1,6 @@
 """Results of earlier versions, written as today: a file per measurement, with provenance and digest inside."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 
@@ -46,6 +47,8 @@ def upgrade(store: Store, runs: Mapping[str, RunSpec], certifications: Mapping[s
                 "provenance": entry})
             path.unlink()
             count += 1
+    with contextlib.suppress(OSError):  # absent, or something of others in it
+        (store.root / "provenance").rmdir()
     for path in store.root.glob("splits/*.npz"):
         if not read_about(path):
             arrays = read_npz(path)

@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from . import owner
 
 # what reading a broken zip file, or no zip file, can raise once it is open
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, RuntimeError, LookupError, OSError,
-           MemoryError, OverflowError, TypeError, AttributeError, SyntaxError)
+           MemoryError, OverflowError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
 ABOUT, DIGEST = "about", "digest"
 REPAIR = "`python -m twinslib store repair` moves it aside, so that it is made again"
 FORGOTTEN = 24 * 3600  # seconds after which a temporary file is nobody's any more
@@ -161,7 +162,7 @@ def _in_npz(path: Path, read: Callable) -> object:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 return read(stored)
-        except DAMAGED as error:
+        except Exception as error:  # what a damaged file makes of the reader is of any type
             raise refused(path, "arrays", f"a damaged or foreign file ({str(error) or type(error).__name__})") from None
 
 

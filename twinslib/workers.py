@@ -30,6 +30,7 @@ ENDS = 120  # seconds before its end at which a job is told to stop
 REQUEUED = 1000  # times that a job may reach its limit
 CALM = 20  # between two looks at the store pass so many times the seconds that one takes
 STOPPED = 3  # exit status of a sweep that a signal ended
+LOST = 4  # of a job of Slurm that was cancelled, crashed, or was out of memory
 
 
 class Local:
@@ -96,11 +97,11 @@ class Job:
         self.job, self.done, self.cancel, self.log_file = job, job.done, job.cancel, job.paths.stderr
 
     def status(self) -> int:
-        """Exit status of its sweep; that of a stopped one for a job that was cancelled."""
+        """Exit status of its sweep, waiting for it; `LOST` for a job that ended without one."""
         try:
             return self.job.result()
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):
-            return STOPPED
+            return LOST
 
     def said(self) -> str:
         """All that it printed."""
@@ -185,7 +186,7 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
     said = dict.fromkeys(line for worker in workers for line in worker.said().splitlines() if line.startswith("failed: "))
     report.failed = [tuple(line.removeprefix("failed: ").rsplit(": ", 1)) for line in said]
     for worker, status in zip(workers, statuses, strict=True):
-        if status not in (0, 1, STOPPED):
+        if status not in (0, 1, STOPPED) and not stopped:
             log.warning("a worker ended with status %s; what it said is in %s", status, worker.log_file)
     if not any(statuses):
         shutil.rmtree(folder, ignore_errors=True)

@@ -120,7 +120,8 @@ def _parts(rule: Rule) -> tuple[str, ...]:
 
 
 def _effects(rule: Rule, truth: str, rng: np.random.Generator, dataset: int) -> list[Effect]:
-    """Every effect that a bound names, on one data set."""
+    """Simulated effects, one for each that a bound names, with intervals at the level that they share; for "same_step" also
+    turned round. Of one data set, or, where a rule pools data sets (`_draw`), of all together."""
     made = [_effect(rule, pair, metric, f"set {dataset}", part)
             for pair in rule.pairs for metric in rule.metrics for part in _places(rule, metric)]
     out = [e for e in made if any(names(b, e) for clause in (*rule.asked, *rule.partly) for b in clause)]

@@ -26,7 +26,7 @@ from . import characteristics, transfer
 from .effects import Effect
 from .kinds import KINDS, concerns, evidence
 from .regime import fewest_rates, regime, span
-from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, Evidence, against, distance, lesser
+from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, Evidence, against, chance_margin, lesser
 from .verdict import judge as judged
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str
         for pair in (*claim.rule.pairs, *claim.rule.controls):
             lines = [e for e in found.detail if e.pair == pair]
             if lines and pair not in out:
-                near = {e.dataset for e in lines if e.near_chance(distance(claim.rule))} | flagged
+                near = {e.dataset for e in lines if e.near_chance(chance_margin(claim.rule))} | flagged
                 attack = next((e.attack for e in lines if e.metric == "robust"), "none")
                 out[pair] = pairs.Standing([job for job in kept if job.spec.method.name in pair], attack, claim.rule.robust.eps,
                                              frozenset(near))

@@ -110,15 +110,16 @@ def judge(rule: Rule, found: Evidence) -> str:
     return lesser(verdict, decide(rule, found.everywhere, found.holds)) if found.everywhere else verdict
 
 
-def distance(rule: Rule) -> float:
-    """From chance up to which a network decides nothing; of rules that judge nothing that up to which it is flagged."""
+def chance_margin(rule: Rule) -> float:
+    """Accuracy above guessing up to which a network counts as near chance, as a fraction. Such a network decides nothing; under a
+    rule that judges nothing ("shown") it is only flagged."""
     return NEAR if rule.measure == "shown" else rule.chance
 
 
 def apart(effects: Sequence[Effect], rule: Rule, *by: str) -> list[Effect]:
     """All effects on those data sets (or what else the attributes `by` tell apart) on which one of them is near chance."""
     place = attrgetter(*(by or ("dataset",)))
-    near = {place(e) for e in effects if e.near_chance(distance(rule))}
+    near = {place(e) for e in effects if e.near_chance(chance_margin(rule))}
     return [e for e in effects if place(e) in near]
 
 

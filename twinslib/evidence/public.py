@@ -85,8 +85,8 @@ def reference_differences() -> pd.DataFrame:
 def reference_table(rows: pd.DataFrame, store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """Our accuracies next to the public reference numbers, and what differs, taken from the specs of our runs.
 
-    One line per data set, method and source that has numbers for both; of our attacks the one nearest to the reference:
-    PGD for PGD, AutoAttack or the part of it on the most images for AutoAttack, at the same eps.
+    One line per data set, method and source that has numbers for both; of our attacks of the reference's kind (PGD;
+    AutoAttack or a part of it), at its threat and eps, the one on the most images, of equals the strongest.
     """
     ours, reference = one_line(estimates(rows)), reference_rows()
     specs = {(job.spec.data.name, job.spec.method.name): job.spec for job in reversed(jobs)}

@@ -102,12 +102,15 @@ class FoldedCopy(nn.Module):
         self.network, self.folded = network, len(pairs)
         self._unchecked = self.folded > 0
         self.eval()
-        self._plan(model, "" if whole else "network", pairs)
+        self._link(model, "" if whole else "network", pairs)
         self._made_of = _structure(model)
         self._fill()
 
-    def _plan(self, live: nn.Module, prefix: str, pairs: list[tuple[str, str]]) -> None:
-        """Note which tensor of the live network, whose names lack `prefix`, fills which of the copy.
+    def _link(self, live: nn.Module, prefix: str, pairs: list[tuple[str, str]]) -> None:
+        """Note where each tensor of the copy comes from; names in the live network are the copy's without `prefix`.
+
+        `_folds`: (convolution of the copy, live convolution, live norm). `_copies`: (store of the copy, name, live store).
+        `_ties`: (store, name, other store, other name) of live tensors that are one; once they are not, `refresh` copies anew.
 
         Modules and their stores are kept, not tensors, and in plain lists, so that they are not part of this
         copy: moving the live network or loading new tensors into it is seen by the next refresh.

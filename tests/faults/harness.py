@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -60,7 +61,12 @@ def child(root: Path, before: Callable[[], object] = lambda: None) -> int:
     try:
         logging.disable(logging.CRITICAL)
         before()
-        status = bool(compute(Store("tiny", root=root), jobs()).failed)
+        failed = compute(Store("tiny", root=root), jobs()).failed
+        for task, why in failed:
+            print(f"failed: {task}: {why}", file=sys.stderr)
+        status = bool(failed)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

@@ -3,6 +3,7 @@
 Files of earlier versions have no digest; what they hold is read all the same.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -60,12 +61,11 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 
 def remove_forgotten(folder: Path) -> None:
     """Delete the temporary files in a folder and below whose process has ended, or that are older than a day."""
-    for path in folder.rglob(".*.tmp"):
-        try:
-            if owner.gone(path.name.split(".")[-2]) or time.time() - path.stat().st_mtime > FORGOTTEN:
-                path.unlink()
-        except FileNotFoundError:  # another process was first
-            pass
+    for where, _, names in os.walk(folder):  # which minds no folder that goes meanwhile
+        for path in (Path(where) / name for name in names if name.startswith(".") and name.endswith(".tmp")):
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                if owner.gone(path.name.split(".")[-2]) or time.time() - path.stat().st_mtime > FORGOTTEN:
+                    path.unlink()
 
 
 def refused(path: Path, wanted: str, got: object) -> ValueError:

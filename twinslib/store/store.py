@@ -16,6 +16,7 @@ last. A run that diverges is finished too: it is not trained again until its fil
 on it is tried.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -262,23 +263,25 @@ class Store:
 
     def tidy(self) -> None:
         """Delete what killed processes forgot: half-written files, leases, and what was kept for tasks that are finished."""
-        leases = self.leases
-        leases.remove_forgotten()
+        self.leases.remove_forgotten()
         remove_forgotten(self.root)
         for path in self.root.glob("work/*"):
-            name = path.name.split(".")[0]
-            run, _, measurement = name.partition("-")
-            ended = path.name == "lock" or (self.root / "diverged" / f"{name}.json").exists()  # the lock of an earlier version
-            if path.suffix == ".safetensors" or path.name in ("leases", "workers", "aside") or leases.holder(name):
-                continue
-            if measurement:
-                ended |= any((self.root / folder / f"{name}.npz").exists() for folder in ("masks", "votes"))
-            else:
-                made = [self.root / folder / f"{run}.safetensors" for folder in ("weights", "work")]
-                ended |= (self.root / "runs" / f"{run}.json").exists() and any(  # else its weights are being made again
-                    weights.exists() and weights.stat().st_mtime >= path.stat().st_mtime for weights in made)
-            if ended:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                if path.suffix != ".safetensors" and path.name not in ("leases", "workers", "aside") and self._is_over(path):
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+    def _is_over(self, path: Path) -> bool:
+        """Whether what a file of the work folder was kept for is finished, and nobody is at it."""
+        name = path.name.split(".")[0]
+        if path.name == "lock" or (self.root / "diverged" / f"{name}.json").exists():  # the lock of an earlier version
+            return True
+        if self.leases.holder(name):
+            return False
+        if "-" in name:
+            return any((self.root / folder / f"{name}.npz").exists() for folder in ("masks", "votes"))
+        made = [self.root / folder / f"{name}.safetensors" for folder in ("weights", "work")]
+        return (self.root / "runs" / f"{name}.json").exists() and any(  # else its weights are being made again
+            weights.exists() and weights.stat().st_mtime >= path.stat().st_mtime for weights in made)
 
 
 def about(task: Task) -> dict:

@@ -99,7 +99,7 @@ class Worker:
         foreign_start = {"start": self.networks.measure_start(spec, model)} if spec.weights else {}
         start = self.networks.origin(spec) if spec.method.needs_origin else None
         source = self.networks.source_images(spec, start) if spec.method.source_weight else None
-        checkpoint = self.store.work_path(f"{spec.hash}.ckpt")
+        checkpoint, again = self.store.work_path(f"{spec.hash}.ckpt"), self.store.run(spec) is not None
         history = fit(spec, model, data, device=self.device, start=start, source=source, checkpoint=checkpoint, stop=stop,
                       on_step=on_step)
         folder = self.store.root / "weights" if ship else self.store.root / "work"
@@ -107,7 +107,7 @@ class Worker:
         weights = folder / f"{spec.hash}.safetensors"
         known = self.store.run(spec)  # a finished run stays as it is: numbers and choices stand on it
         more = {"batch_size": spec.optim.batch_size, "precision": history.precision}
-        made = {"spec": canonical_json(spec), "precision": history.precision} | ({"again": origin(**more)} if known else {})
+        made = {"spec": canonical_json(spec), "precision": history.precision} | ({"again": origin(**more)} if again else {})
         if history.best:
             last = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(history.best)

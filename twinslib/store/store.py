@@ -245,10 +245,11 @@ class Store:
         return self.has(task) or bool(self.diverged(task.spec, task.evaluation))
 
     def ready(self, task: Task) -> bool:
-        """Whether the weights that a task begins with are there."""
+        """Whether the weights that a task begins with are there, and the record of their run, which is written after them."""
         measured = task.evaluation is not None and task.evaluation.at != "start"
         needed = task.spec if measured else task.spec.source
-        return needed is None or self.weights_path(needed, task.evaluation.at if measured else "last") is not None
+        at = task.evaluation.at if measured else "last"
+        return needed is None or (self.path(Task(needed)).exists() and self.weights_path(needed, at) is not None)
 
     def work_path(self, name: str) -> Path:
         """A file in the work folder, which is made if needed."""

@@ -163,6 +163,8 @@ def _do(worker: Worker, task: Task, lease: Lease, report: Report, *, stop: Calla
         raise
     except Lost as error:
         log.warning("%s", error)
+        if worker.store.finished(task):  # by the other one; this one may have written a checkpoint before it found out
+            worker.store.forget(task)
     except Diverged as error:
         report.diverged.append((task, str(error)))
         log.warning("diverged: %s", error)

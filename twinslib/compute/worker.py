@@ -88,9 +88,7 @@ class Worker:
         more = {"epochs": error.epochs} if e is None else {"measurement": json.loads(canonical_json(e))}
         record = {"spec": json.loads(canonical_json(spec)), "diverged": str(error), "provenance": origin, **more}
         write_json(self.store.diverged_path(spec, e), record)
-        for ending in (".json", ".ckpt", ".npz"):
-            self.store.work_path(f"{task.name}{ending}").unlink(missing_ok=True)
-        shutil.rmtree(self.store.work_path(task.name), ignore_errors=True)  # its blocks
+        self.store.forget(task)
 
     def train(self, spec: RunSpec, ship: bool, stop, on_step, origin: Origin) -> None:
         """Train a run from its start or its checkpoint and leave its weights, course and, last, its record. A run that is

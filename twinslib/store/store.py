@@ -271,6 +271,12 @@ class Store:
                 if path.suffix != ".safetensors" and path.name not in ("leases", "workers", "aside") and self._is_over(path):
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
+    def forget(self, task: Task) -> None:
+        """Delete what is kept of an unfinished task: when it began, checkpoint, votes, blocks."""
+        for ending in (".json", ".ckpt", ".npz"):
+            self.work_path(f"{task.name}{ending}").unlink(missing_ok=True)
+        shutil.rmtree(self.work_path(task.name), ignore_errors=True)
+
     def _is_over(self, path: Path) -> bool:
         """Whether what a file of the work folder was kept for is finished, and nobody is at it."""
         name = path.name.split(".")[0]

@@ -28,7 +28,7 @@ from .store.store import Store
 log = logging.getLogger(__name__)
 ENDS = 120  # seconds before its end at which a job is told to stop
 REQUEUED = 1000  # times that a job may reach its limit
-CALM = 20  # between two looks at the store pass so many times the seconds that one takes
+CALM, LATEST = 20, 10.0  # between two looks at the store pass so many times the seconds that one takes, at most so many seconds
 STOPPED = 3  # exit status of a sweep that a signal ended
 LOST = 4  # of a job of Slurm that was cancelled, crashed, or was out of memory
 
@@ -179,7 +179,7 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
                 stopped = True
                 for worker in workers:
                     worker.cancel()
-            time.sleep(max(0.2, CALM * (time.monotonic() - clock)))
+            time.sleep(min(max(0.2, CALM * (time.monotonic() - clock)), LATEST))
     planned = plan(best=store.best)
     report.left, statuses = store.missing(planned), [worker.status() for worker in workers]
     report.waiting = sum(not job.settled for job in planned)

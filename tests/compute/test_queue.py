@@ -394,3 +394,12 @@ def test_stamps_are_those_of_the_beginning(store: Store, monkeypatch) -> None:
         assert len(begun) <= 1 and (turn > 1 or read_json(begun[0])["rules"] == {"C2": "0:x"})
     # three steps, then two blocks, then one, each in a turn of its own
     assert [store.provenance(Task(job.spec, e))["rules"]["C2"] for e in (None, *job.evals)] == ["0:x", "3:x", "5:x"]
+
+
+def test_stopped_while_others_work(store: Store) -> None:
+    """A sweep that can do nothing, as another one holds what there is, ends when it is told to, with all of it left."""
+    lease = store.leases.take(Task(JOBS[0].spec).name)
+    asked = iter(range(2))
+    report = compute(store, JOBS, stop=lambda: next(asked, None) is None)
+    lease.release()
+    assert report.done == report.failed == [] and len(report.left) == len(store.missing(JOBS))

@@ -93,9 +93,9 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
     for data in {split_name(job.spec.data): job.spec.data for job in planned if store.run(job.spec)}.values():
         worker.networks.restore_split(data)
     broken: set[RunSpec] = set()  # not trained, as this or a source failed
-    waiting_for = ""
+    waited, waiting_for = False, ""
     while tasks:
-        begun = report.done or report.failed or report.diverged or waiting_for  # every call gets on, however short its budget
+        begun = report.done or report.failed or report.diverged or waited  # every call gets on, however short its budget
         if begun and over():
             break
         lost = [task for task in tasks if {task.spec, task.spec.source} & broken]
@@ -126,6 +126,7 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
                     log.info("waiting for %s, which is at %s", who, task)
                 waiting_for = who
             time.sleep(POLL)
+            waited = True
             if not held:  # as where weights were deleted
                 tasks = [t for t in store.missing(planned) if t not in {t for t, _ in report.failed}]
         tasks = [task for task in tasks if task not in ended]

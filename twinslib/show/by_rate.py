@@ -46,7 +46,8 @@ def best(found: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
     """Accuracy in percent against the base learning rate: a row per metric, a column per data set. Lines are means over seeds in
-    a band from the lowest to the highest, a ring is a method's best rate once all are finished, hollow markers are runs of more epochs."""
+    a band from the lowest to the highest, a ring is a method's best rate once all are finished, hollow markers are runs of more
+    epochs."""
     found = found[found["metric"].isin(metrics)]
     averaged, lost = means(found).sort_values("rate", kind="stable"), found[found["absent"] == DIVERGED]
     if averaged.empty:
@@ -56,7 +57,8 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"})), rings])
     seeds = sorted({averaged["count"].min(), averaged["count"].max()})
     entries = methods_legend(shown, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
-    entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings)) + [("hollow: more epochs", HOLLOW)] * bool(long.any())
+    entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
+    entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
     fig = figure(marks, shown, rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
                  columns=unique(averaged["dataset"]), row="metric", column="dataset", line="method", x="rate", y="mean",
                  low="min", high="max", scale=100, log="x", ticks=found["rate"], sharey=False, entries=entries,

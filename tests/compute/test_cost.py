@@ -161,7 +161,7 @@ CLEAN = EvalSpec(kind="clean", images=40)
 JOBS = [Job("x", RUN, (CLEAN,)), Job("x", replace(RUN, seed=1), (CLEAN,))]
 
 
-def finish(store: Store, spec: RunSpec, seconds: float, **other: str) -> None:
+def finish(store: Store, spec: RunSpec, seconds: float, **other: object) -> None:
     """Leave what a finished training run leaves for the estimate of speed."""
     write_json(store.root / "provenance" / f"{spec.hash}.json",
                {"train": provenance.machine("cpu") | {"seconds": seconds, **other}})
@@ -180,6 +180,10 @@ def test_rate(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cost.measured_rate(here, tasks) is None
     finish(store, RUN, 7200.0)
     assert cost.measured_rate(here, tasks) == pytest.approx(cost.macs(Task(RUN)) / 7200)
+    for threads, alone in ((2, 7200), (1, 3600)):  # of one thread the processor's time, as work beside it counts on the clock
+        finish(store, RUN, 7200.0, threads=threads, processor_seconds=3600.0)
+        assert cost.measured_rate(here, tasks) == pytest.approx(cost.macs(Task(RUN)) / alone)
+    finish(store, RUN, 7200.0)
     assert cost.remaining_hours(here, [Task(JOBS[1].spec)], JOBS) == pytest.approx(2.0)
     assert cost.remaining_hours(here, [], JOBS) == 0
     finish(store, RUN, 10.0)

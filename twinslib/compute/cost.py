@@ -93,10 +93,17 @@ def done_here(worker: Worker, tasks: Sequence[Task]) -> list[tuple[Task, dict]]:
     return [(task, entry) for task, entry in entries if entry and all(entry.get(k) == v for k, v in here.items())]
 
 
+def _alone(entry: dict) -> float:
+    """Seconds of a finished task if nothing had run beside it: with one thread of a CPU its processor time, which other work
+    hardly lengthens; else those on the clock."""
+    one = entry["device"] == "cpu" and entry.get("threads") == 1
+    return min(entry["seconds"], entry.get("processor_seconds", float("inf"))) if one else entry["seconds"]
+
+
 def measured_rate(worker: Worker, tasks: Sequence[Task]) -> float | None:
     """Multiply-adds per second of what this store has already computed on a device of this kind, or None."""
     found = done_here(worker, tasks)
-    spent = sum(entry["seconds"] for _, entry in found)
+    spent = sum(_alone(entry) for _, entry in found)
     return sum(macs(task) for task, _ in found) / spent if spent > 5 else None
 
 

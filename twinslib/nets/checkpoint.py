@@ -123,7 +123,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
         log.warning("normalisation of the checkpoint left out, since %s has none: mean %s, std %s",
                     type(model).__name__, *(values.tolist() for values in constants))
     if placing.prefix != inner:
-        log.info("%s: %d tensors taken, behind the prefix %r; left are %d", type(getattr(model, "network", model)).__name__,
+        log.info("%s: %d tensors taken behind the prefix %r, %d left", type(getattr(model, "network", model)).__name__,
                  len(theirs), placing.prefix, len(state) - len(theirs))
     if placing.outside and strict:
         log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))

@@ -1,0 +1,34 @@
+"""Files that know whether they are as they were written."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twinslib.base.files import read_json, read_npz, write_json, write_npz
+
+
+@pytest.mark.parametrize(("name", "write", "read"), [
+    ("a.json", lambda p: write_json(p, {"acc": 0.5, "of": "ab"}), read_json),
+    ("a.npz", lambda p: write_npz(p, {"x": np.arange(3)}, {"run": "ab"}), lambda p: read_npz(p, {"run": "ab"}))])
+def test_every_single_bit(name: str, write, read, tmp_path: Path) -> None:
+    """Whichever bit of a file is flipped, that of the digest's own name too, it is refused or reads as before."""
+    path = tmp_path / name
+    write(path)
+    content, right, refused = path.read_bytes(), repr(read(path)), 0
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with contextlib.suppress(ValueError):
+            assert repr(read(path)) == right, bit
+            continue
+        refused += 1
+    assert refused > 4 * len(content) if name == "a.json" else refused
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Without a digest, whatever its values look like."""
+    (tmp_path / "a.json").write_text('{"sha256": "' + 64 * "0" + '"}')
+    assert read_json(tmp_path / "a.json") == {"sha256": 64 * "0"}

@@ -165,6 +165,8 @@ def _in_npz(path: Path, read: Callable) -> object:
     with open(path, "rb") as file:  # what fails from here on is the content
         try:
             with np.load(file, allow_pickle=False) as stored:
+                if ABOUT not in stored and f"{ABOUT}.npy".encode() in path.read_bytes():
+                    raise ValueError("its list of arrays lacks some that are there")  # which zip does not notice
                 return read(stored)
         except Exception as error:  # what a damaged file makes of the reader is of any type
             raise refused(path, "arrays", f"a damaged or foreign file ({str(error) or type(error).__name__})") from None

@@ -14,7 +14,7 @@ from twinslib.base.files import read_json, read_npz, write_json, write_npz
     ("a.npz", lambda p: write_npz(p, {"array": np.arange(2), "x": np.zeros(0)}, {"run": "ab"}, compress=True),
      lambda p: read_npz(p, {"run": "ab"}), 3)])
 def test_every_single_bit(name: str, write, read, step: int, tmp_path: Path) -> None:
-    """Whichever bit of a file is flipped (of a long one every third), that of the digest's own name too, it is refused or reads as before."""
+    """Whichever bit is flipped (of a long file every third), in the digest's own name too: refused, or read as before."""
     path = tmp_path / name
     write(path)
     content, right, refused = path.read_bytes(), repr(read(path)), 0

@@ -5,22 +5,21 @@ them, so that no radius is rounded up.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from .errors import choose, integer, real
+from .boundaries import give_up, ladder, look_times, spend, spent
+from .errors import choose, each, integer, real, truth
 
-METHODS = ("certify", "sequential", "predict")
+METHODS = ("certify", "sequential", "exact", "predict")
+LEVELS = 32  # radii within one sigma that an exact test tells apart, besides those asked for
 SLACK = 1e-12  # off each lower bound
-STEP = 64  # looks are multiples of it, so that no block of noise is cut
 LARGEST_SIGMA = 5.0
-Number = TypeVar("Number", int, float)
 
 
 def lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: ArrayLike) -> np.ndarray:
@@ -105,9 +104,10 @@ class Plan:
     Attributes:
         looks: numbers of draws after which votes are read; the last one is n.
         n0: draws that choose the class, none for "predict"; never used again.
-        radii: radii whose certification the user asks for ("sequential").
+        radii: radii whose certification the user asks for ("sequential", "exact").
         power_loss: how often a radius may be given up that the last look would have reached.
         stop_if_wrong: images whose chosen class is not the label get no further draws.
+        spending: name of the function by which alpha is used up ("exact"; `boundaries.SPENDING`).
     Raises:
         TypeError: what is no number, no integer, no sequence or no truth value.
         ValueError: sigma not in [0, 1] pixels, alpha outside (0, 1), too few draws, looks out of order, bad radii.
@@ -121,11 +121,12 @@ class Plan:
     radii: tuple[float, ...] = ()
     power_loss: float = 0.001
     stop_if_wrong: bool = False
+    spending: str | None = None
 
     def __post_init__(self) -> None:
         choose(self.method, METHODS, "method")
-        for name, kind in (("sigma", real), ("alpha", real), ("looks", _each(integer)), ("n0", integer), ("radii", _each(real)),
-                           ("power_loss", real), ("stop_if_wrong", _truth)):
+        for name, kind in (("sigma", real), ("alpha", real), ("looks", each(integer)), ("n0", integer), ("radii", each(real)),
+                           ("power_loss", real), ("stop_if_wrong", truth)):
             object.__setattr__(self, name, kind(getattr(self, name), name))
         check_sigma(self.sigma)
         check_alpha(self.alpha)
@@ -135,15 +136,18 @@ class Plan:
         check_draws(self.n, self.alpha, len(looks), self.method)
         if (self.n0 < 1) != (self.method == "predict"):
             raise ValueError(f"expected n0 of at least 1 to choose the class (0 for predict, which needs none), got {self.n0}")
-        if self.method != "sequential":
+        if (self.spending is not None) != (self.method == "exact"):
+            raise ValueError(f"expected spending with 'exact' and with nothing else, got {self.spending!r} with {self.method!r}")
+        if self.method not in ("sequential", "exact"):
             if self.radii or self.stop_if_wrong or len(looks) > 1:
-                raise ValueError(f"expected radii, stop_if_wrong and several looks with 'sequential' only, got {self.method!r}")
+                raise ValueError("expected radii, stop_if_wrong and several looks with 'sequential' or 'exact' only, got "
+                                 f"{self.method!r}")
             return
         if not self.radii or list(self.radii) != sorted(set(self.radii)) or not 0 <= min(self.radii) <= max(self.radii) < 100:
             raise ValueError(f"expected radii that increase from 0 or more (pixel units), at least one, got {self.radii}")
         if not 0 < self.power_loss < 1:
             raise ValueError(f"expected power_loss in (0, 1), got {self.power_loss:g}")
-        if (self.reach[:, -1] > self.n).all():
+        if self.radii[0] > self.ceiling:
             raise ValueError(f"expected a radius of at most {self.ceiling:.4g}, the largest that n {self.n}, alpha "
                              f"{self.alpha:g} and sigma {self.sigma:g} can certify, got {self.radii}; draw more or ask for less")
 
@@ -154,17 +158,56 @@ class Plan:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """What each look may spend; they add up to alpha."""
+        """What each look may spend, for an exact test besides what those before have left; they add up to alpha."""
+        if self.spending:
+            return tuple(np.diff((0.0, *spent(self.alpha, self.looks, self.spending))).tolist())
         return spend(self.alpha, len(self.looks))
 
     @property
     def ceiling(self) -> float:
-        """The largest radius it can give: that of the last look, where all votes agree."""
+        """The largest radius it can give, where all votes agree; no look but the last of a test by shares can give more."""
+        if self.spending:
+            return float(bound_radius(self._top(self.alpha), self.sigma))
         return ceiling(self.n, self.alphas[-1], self.sigma)
+
+    def _top(self, alpha: float) -> float:
+        """The largest probability that an exact test can tell: p^looks[i] is at most what may be spent by look i."""
+        return max(budget ** (1 / look) for budget, look in zip(spent(alpha, self.looks, self.spending), self.looks, strict=True))
+
+    def _ladder(self, alpha: float) -> Iterator[tuple[float, np.ndarray]]:
+        """Probabilities that an exact test tells apart, and the fewest votes for each: those of the radii asked for, which come
+        first from below where several round to one, and of `LEVELS` others in each sigma."""
+        top = self._top(alpha)
+        steps = np.arange(math.ceil(special.ndtri(top) * LEVELS)) / LEVELS
+        levels = special.ndtr(np.unique(np.concatenate([steps, np.array(self.radii) / self.sigma]))) + SLACK
+        return ladder(self.looks, spent(alpha, self.looks, self.spending), levels[levels <= top].tolist())
+
+    def bound(self, history: np.ndarray, alpha: float | None = None) -> np.ndarray:
+        """Lower bound of the class's probability, float64 (N,), from its votes at each look, shape (N, looks), -1 where there
+        are none; 0 where nothing is told. At another alpha, chosen before looking, the looks share it in the same way."""
+        alpha = self.alpha if alpha is None else alpha
+        if not self.spending:
+            bounds = lower_bound(np.maximum(history, 0), np.array(self.looks), spend(alpha, len(self.looks)))
+            return np.where(history >= 0, bounds, 0.0).max(1)
+        low = np.zeros(len(history))
+        for p, least in self._ladder(alpha):
+            reached = (history >= least).any(1)
+            if not reached.any():
+                break
+            low[reached] = p
+        return low
 
     @cached_property
     def reach(self) -> np.ndarray:
         """Fewest votes that certify radius r at look i, shape (radii, looks); looks[i] + 1 where none do."""
+        if self.spending:
+            out = np.tile(np.array(self.looks) + 1, (len(self.radii), 1))
+            wanted = special.ndtr(np.array(self.radii) / self.sigma) + SLACK
+            for p, least in self._ladder(self.alpha):
+                out[wanted == p] = least
+                if p >= wanted[-1]:
+                    break
+            return out
         radii, looks = np.array(self.radii)[:, None], np.array(self.looks)[None]
         low, high = np.zeros((len(radii), looks.size), np.int64), np.broadcast_to(looks + 1, (len(radii), looks.size)).copy()
         while (low < high).any():  # bisection on the radius as it will be reported, so both always agree
@@ -179,8 +222,11 @@ class Plan:
         """Most votes at look i with which radius r is given up, shape (radii, looks); -1 where it never is.
 
         Of n draws of which just enough to certify r at the last look are votes, the first looks[i] hold a hypergeometric
-        number, whatever the network; fewer or equal than this has probability at most power_loss / (looks - 1).
+        number, whatever the network; fewer or equal than this has probability at most power_loss / (looks - 1). For an exact
+        test see `boundaries.give_up`.
         """
+        if self.spending:
+            return np.array([give_up(self.looks, tuple(row.tolist()), self.power_loss) for row in self.reach])
         looks, out = np.array(self.looks), np.full(self.reach.shape, -1)
         for row, last in zip(out, self.reach[:, -1], strict=True):
             if last > self.n:
@@ -248,42 +294,31 @@ def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n
                 power_loss=power_loss, stop_if_wrong=stop_if_wrong)
 
 
-def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
-    """Geometric looks up to n, in multiples of `STEP` before it, none before `first` (about) and none much closer than
-    `ratio` apart."""
-    n, first, ratio = integer(n, "n"), real(first, "first"), real(ratio, "ratio")
-    if n < 1 or first < 1 or not ratio > 1:
-        raise ValueError(f"expected n and first of at least 1 and ratio above 1, got {n}, {first} and {ratio}")
-    looks, value = {n}, n / ratio
-    while value >= max(first, STEP / 2) - 1e-9:
-        looks.add(max(round(value / STEP), 1) * STEP)
-        value /= ratio
-    return tuple(sorted(look for look in looks if look <= n))
+def exact_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n0: int = 100, alpha: float = 0.001,
+               first: int = 128, ratio: float = 1.07, spending: str = "linear", power_loss: float = 0.001,
+               stop_if_wrong: bool = False) -> Plan:
+    """Group-sequential CERTIFY with exact boundaries: the guarantee of `sequential_plan` for a fifth fewer draws.
 
+    Guarantee. Let the looks, the spending function and a ladder of probabilities p_1 < p_2 < ... be fixed before any draw, p the
+    probability of the class that the independent n0 draws chose, and p_m the smallest of the ladder above p. `boundary` gives
+    numbers of votes such that a class of probability at most p_m ever reaches them, at any look, with probability at most
+    alpha; `ladder` raises them, if need be, to those of the probabilities below. A bound of p_m or more needs the votes of p_m
+    to be reached at some look, since those of higher probabilities are no fewer. So a bound above p has probability at most
+    alpha, over all looks together, whether they are taken or not: stopping may depend on the votes, on the label, on the
+    clock. Radii are sigma Phi^-1 of the bound. It also holds at another alpha that was fixed in advance.
 
-def spend(alpha: float, looks: int) -> tuple[float, ...]:
-    """alpha over the looks: one half for the last, the rest in equal parts; all for a single one.
+    Against shares of alpha nothing is lost to the union bound, as the looks' votes are nearly the same votes: so there may be
+    many looks. What is told apart are the radii asked for and `LEVELS` steps of each sigma.
 
-    >>> spend(0.04, 3)
-    (0.01, 0.01, 0.02)
+    Stopping. As in `sequential_plan`; see `boundaries.give_up`.
+
+    Args:
+        spending: by which function of the share of draws alpha is used up, see `boundaries.SPENDING`. Early spending needs fewer
+            draws and loses power at the end.
+        others: as for `sequential_plan`.
     """
-    return (alpha,) if looks == 1 else (alpha / 2 / (looks - 1),) * (looks - 1) + (alpha / 2,)
-
-
-def _each(kind: Callable[[object, str], Number]) -> Callable[[object, str], tuple[Number, ...]]:
-    """A sequence of such numbers as a tuple."""
-    def convert(values: object, name: str) -> tuple[Number, ...]:
-        if isinstance(values, str | bytes | set | dict) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
-            raise TypeError(f"expected {name} to be a sequence of numbers, got {values!r}; write a tuple, also for a single one")
-        return tuple(kind(value, name) for value in values)
-
-    return convert
-
-
-def _truth(value: object, name: str) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"expected {name} to be True or False, got {value!r}")
-    return bool(value)
+    return Plan(method="exact", sigma=sigma, alpha=alpha, looks=look_times(n, first, ratio), n0=n0, radii=radii,
+                power_loss=power_loss, stop_if_wrong=stop_if_wrong, spending=spending)
 
 
 def check_alpha(alpha: ArrayLike) -> None:
@@ -295,7 +330,7 @@ def check_alpha(alpha: ArrayLike) -> None:
 
 def check_draws(n: int, alpha: float, looks: int = 1, method: str = "certify") -> None:
     """Refuse so few draws that no image could ever get an answer."""
-    least = least_n(spend(alpha, looks)[-1], method)
+    least = least_n(alpha if method == "exact" else spend(alpha, looks)[-1], method)
     if n < least:
         raise ValueError(f"expected n of at least {least} at alpha {alpha:g}, got {n}: even if all votes agree it would abstain; "
                          "draw more")

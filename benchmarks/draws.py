@@ -25,7 +25,8 @@ from scipy import signal, special, stats
 
 from benchmarks import command
 from twinslib.base.boundaries import SPENDING, boundary, give_up
-from twinslib.base.sequential import SLACK, Plan, certified_radius, exact_plan, sequential_plan
+from twinslib.base.bounds import SLACK, certified_radius
+from twinslib.base.sequential import Plan, exact_plan, sequential_plan
 
 LOGS = Path(__file__).parent / "public_logs.csv"
 RESULTS = command.RESULTS / "draws"
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--logs", nargs="+", choices=list(RADII), default=list(RADII))
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--alpha", type=float, default=0.001)
-    parser.add_argument("--ratio", type=float, default=1.07, help="between the looks of exact and betting tests")
+    parser.add_argument("--ratio", type=float, default=1.05, help="between the looks of exact and betting tests")
     parser.add_argument("--repeats", type=int, default=200, help="times that the votes of each image are drawn")
     args = command.parse(parser, arguments, {"repeats": 1}, threads=1)
     with command.recorded(args, RESULTS) as results:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import signal, special, stats
 
-from twinslib.base.boundaries import SPENDING, boundary, give_up, ladder, spent
-from twinslib.base.sequential import SLACK, Plan, certified_radius, exact_plan, look_times, sequential_plan
+from twinslib.base.boundaries import SPENDING, boundary, give_up, ladder, look_times, spent
+from twinslib.base.bounds import SLACK, certified_radius
+from twinslib.base.sequential import Plan, exact_plan, sequential_plan
 
 
 def ever(looks, votes, p):

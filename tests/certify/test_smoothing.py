@@ -74,6 +74,7 @@ PLANS = {
     "sequential": sequential_plan(sigma=0.5, n=300, n0=70, alpha=0.05, radii=(0, 0.2)),
     "exact": exact_plan(sigma=0.5, n=300, n0=70, alpha=0.05, radii=(0, 0.2)),
     "predict": predict_plan(sigma=0.5, n=300, alpha=0.05),
+    "sound": certify_plan(sigma=0.5, n=300, n0=70, alpha=0.05, sound=True),
 }
 
 

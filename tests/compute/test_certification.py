@@ -41,7 +41,7 @@ def test_plan_of_a_spec() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"sigma": 0.5}, {"images": 5}, {"n": 65}, {"n0": 17}, {"alpha": 0.02}, {"radii": [0.1]},
-                                     {"radii": [0.1], "spending": "linear"},
+                                     {"radii": [0.1], "spending": "linear"}, {"sound": True},
                                      {"restat_images": 1}, {"precision": "bfloat16"}, {"seed": 1}], ids=str)
 def test_hash_changes_with_every_field(changes: dict) -> None:
     """Another value of any field names another result."""

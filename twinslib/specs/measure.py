@@ -65,8 +65,8 @@ class EvalSpec:
 
 @functools.lru_cache(maxsize=1024, typed=True)  # a plan has many runs that are certified alike
 def _plan(sigma: float, n: int, n0: int, alpha: float, radii: tuple[float, ...], stop_if_wrong: bool,
-          spending: str | None) -> Plan:
-    common = {"sigma": sigma, "n": n, "n0": n0, "alpha": alpha}
+          spending: str | None, sound: bool) -> Plan:
+    common = {"sigma": sigma, "n": n, "n0": n0, "alpha": alpha, "sound": sound}
     if not radii:
         return certify_plan(**common)
     common |= {"radii": radii, "stop_if_wrong": stop_if_wrong}
@@ -88,6 +88,7 @@ class CertifySpec:
         precision: of the certified network; bfloat16: where the hardware has it (`arithmetic.chosen`).
         spending: with radii, the spending function of exact boundaries, which need a fifth fewer draws (`sequential.exact_plan`,
             `boundaries.SPENDING`); None: alpha in fixed shares.
+        sound: noise on whole 8-bit levels, so that certificates hold for the arithmetic that is run (`certify.levels`).
     """
 
     sigma: float
@@ -101,6 +102,7 @@ class CertifySpec:
     precision: str = "float32"
     seed: int = 0
     spending: str | None = None
+    sound: bool = False
 
     def __post_init__(self) -> None:
         choose(self.precision, PRECISIONS, "precision")
@@ -113,7 +115,8 @@ class CertifySpec:
         """The draws and what they prove."""
         needed = self.stop_if_wrong or self.spending is not None
         _require(self.radii or not needed, "radii with stop_if_wrong or spending", list(self.radii))
-        return _plan(self.sigma, self.n, self.n0, self.alpha, tuple(self.radii), self.stop_if_wrong, self.spending)
+        return _plan(self.sigma, self.n, self.n0, self.alpha, tuple(self.radii), self.stop_if_wrong, self.spending,
+                     self.sound)
 
     @property
     def kind(self) -> str:

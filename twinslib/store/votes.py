@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base.bounds import bound_radius, check_alpha, check_draws, predict_p_value
 from ..base.certified import ABSTAIN, Certified
 from ..base.files import DAMAGED, read_npz, refused, write_npz
 from ..base.logits import IMAGES, check_same
-from ..base.sequential import Plan, bound_radius, check_alpha, check_draws, predict_p_value
+from ..base.sequential import Plan
 
 ARRAYS = ("index", "label", "image_crc", "chosen", "pilot", "votes", "draws", "history", "finished", "seconds")
 

@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("sigma", [0.001, 0.12, 0.5])
 def test_weights_are_the_rounded_gaussian(sigma):
-    """In 40 digits: each weight but that of 0 is within one of 2^63 times the probability of its level, all together within what is
-    said; they add up to 2^63."""
+    """In 40 digits: each weight but that of 0 is within one of 2^63 times the probability of its level, all together within what
+    is said; they add up to 2^63."""
     values, counts = weights(sigma)
     assert sum(counts) == 2 ** 63 and min(counts) >= 0 and counts == counts[::-1] and values == sorted(values)
     with mpmath.workdps(40):

@@ -112,8 +112,8 @@ class Plan:
         return max(budget ** (1 / look) for budget, look in zip(spent(alpha, self.looks, self.spending), self.looks, strict=True))
 
     def _ladder(self, alpha: float) -> Iterator[tuple[float, np.ndarray]]:
-        """Probabilities that an exact test tells apart, and the fewest votes for each: those of the radii asked for, which come
-        first from below where several round to one, and of `LEVELS` others in each sigma."""
+        """Probabilities that an exact test tells apart, ascending, with the fewest votes for each: those of the radii asked for
+        and of `LEVELS` steps in each sigma."""
         top = self._top(alpha)
         steps = np.arange(math.ceil(special.ndtri(top) * LEVELS)) / LEVELS
         levels = special.ndtr(np.unique(np.concatenate([steps, np.array(self.radii) / self.sigma]))) + SLACK + self._off

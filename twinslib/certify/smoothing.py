@@ -1,10 +1,10 @@
 """Randomized smoothing: votes of noisy copies, for any torch module, and what they certify.
 
 The smoothed classifier answers with the class that `forward(x + e)`, e ~ N(0, sigma^2 I), gives most often (Cohen et al.
-2019). A plan (`sequential.certify_plan`, `sequential_plan`, `predict_plan`) says how many votes each image gets and what
-they prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
+2019). A plan (`sequential.certify_plan`, `exact_plan`, `predict_plan`) says how many votes each image gets and what they
+prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
 
-    plan = sequential_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
+    plan = exact_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
     votes = collect_votes(FoldedCopy(model), images, plan, labels=labels, file="votes.npz")
     certified_accuracy(votes.certified(), plan.radii)
 

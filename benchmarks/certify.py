@@ -1,4 +1,4 @@
-"""Time the certification of images by randomized smoothing: group-sequential, against the textbook loop.
+"""Time the certification of images by randomized smoothing: group-sequential with exact boundaries, against the textbook loop.
 
     python -m benchmarks.certify --weights W.safetensors --data cifar10 --sigma 0.5 --images 30 --fixed 20 --threads 1
     python -m benchmarks.certify --weights W.safetensors --data cifar10 --sigma 0.5 --radii 0 0.5 1 1.5 --device cuda
@@ -11,13 +11,14 @@ them, and `textbook seconds` is extrapolated to all. The ratio is of total times
 groups; above 1: ours is faster. It is the product of two: fewer draws, and faster draws. The first depends on the network,
 the images and the radii; with random weights it means nothing.
 
-bfloat16 is timed where the hardware has it. With --fixed K ours also draws all n for the first K images, in bfloat16 where that
-is timed, and certified accuracies are compared on these: that is
+bfloat16 is timed where the hardware has it; "sound" is the same plan with noise on whole 8-bit levels. With --fixed K ours also
+draws all n for the first K images, in bfloat16 where that is timed, and certified accuracies are compared on these: that is
 slow. On a CPU there is a second clock, processor time of this process, which other work hardly lengthens; read it with
 --threads 1 only.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ import torch
 from benchmarks import command, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
 from twinslib.base.certified import average_radius, certified_accuracy
-from twinslib.base.sequential import Plan, certify_plan, sequential_plan
+from twinslib.base.sequential import Plan, certify_plan, exact_plan
 from twinslib.certify.smoothing import collect_votes
 from twinslib.data.packed import load_packed
 from twinslib.nets import arithmetic
@@ -39,6 +40,7 @@ from twinslib.specs.choices import ARCHS, NORMS
 from twinslib.store.votes import Votes, join_votes
 
 RESULTS = command.RESULTS / "certify"
+SOUND = "float32, sound"
 
 
 def network(arch: str, norm: str, weights: Path | None) -> torch.nn.Module:
@@ -88,24 +90,25 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     model, images = model.to(device), images.to(device)
     precisions = list(dict.fromkeys(("float32", arithmetic.chosen("bfloat16", device))))
     copies = {name: FoldedCopy(model, dtype=arithmetic.dtype(name)) for name in precisions}
+    variants = {name: (name, plan) for name in precisions} | {SOUND: ("float32", dataclasses.replace(plan, sound=True))}
     with torch.no_grad():
         classes = model(images[:1].float() / 255).shape[1]
     textbook, clocks = TextbookCertifier(model, plan.sigma, classes), Clocks(device)
     model_hash = tensor_hash(model.state_dict())[:16]
-    parts: dict[str, list[Votes]] = {name: [] for name in copies}
-    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *copies)}
+    parts: dict[str, list[Votes]] = {name: [] for name in variants}
+    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *variants)}
 
-    def ours(name: str, rows: np.ndarray, plan: Plan) -> Votes:
-        return collect_votes(copies[name], images[rows], plan, labels=labels[rows], indices=[indices[row] for row in rows],
-                             precision=name, batch_size=batch_size, model_hash=model_hash)
+    def ours(precision: str, plan: Plan, rows: np.ndarray) -> Votes:
+        return collect_votes(copies[precision], images[rows], plan, labels=labels[rows], indices=[indices[row] for row in rows],
+                             precision=precision, batch_size=batch_size, model_hash=model_hash)
 
     textbook.count(images[0].float() / 255, 2 * textbook.batch_size)  # to warm up
-    for name in copies:
-        ours(name, np.arange(1), sequential_plan(sigma=plan.sigma, radii=plan.radii[:1], n=1024, n0=64, alpha=0.1))
+    for precision, warm in variants.values():
+        ours(precision, certify_plan(sigma=plan.sigma, n=1024, n0=64, sound=warm.sound), np.arange(1))
     sizes = []
     for number, rows in enumerate(np.array_split(np.arange(len(images)), groups)):
         sizes.append(len(rows))
-        for name in ("textbook", *copies) if number % 2 else (*copies, "textbook"):
+        for name in ("textbook", *variants) if number % 2 else (*variants, "textbook"):
             clocks()
             factor = 1.0
             if name == "textbook":
@@ -114,7 +117,7 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
                 drawn = -(-stretch // textbook.batch_size) * textbook.batch_size
                 factor = len(rows) * (plan.n0 + plan.n) / drawn
             else:
-                parts[name].append(ours(name, rows, plan))
+                parts[name].append(ours(*variants[name], rows))
             for clock, passed in clocks().items():
                 seconds[name][clock].append(passed * factor)
     votes = {name: join_votes(part) for name, part in parts.items()}
@@ -129,7 +132,7 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
             "draws_by_image": np.sort(v.draws).tolist(), **accuracies(v, plan)}
     if fixed:
         whole, rows = certify_plan(sigma=plan.sigma, n=plan.n, n0=plan.n0, alpha=plan.alpha), np.arange(fixed)
-        result["fixed_n"] = {"images": fixed, **accuracies(ours(precisions[-1], rows, whole), plan)}
+        result["fixed_n"] = {"images": fixed, **accuracies(ours(precisions[-1], whole, rows), plan)}
         result["sequential_on_these"] = accuracies(votes[precisions[-1]].rows(rows), plan)
     return result
 
@@ -168,10 +171,11 @@ def table(result: dict) -> str:
                            for clock, r in v["time_ratio"].items())
         lines.append(f"  {name:22}{v['draws'] / images:16,.0f}{v['draws_ratio']:8.2f}   {ratios}")
     lines.append(f"  {'certified accuracy at':22}" + "".join(f"{r:>8g}" for r in plan["radii"]) + f"{'ACR':>8}")
-    rows = list(result["variants"].items())
+    rows = sorted(result["variants"].items(), key=lambda row: row[0] == SOUND)
     if "fixed_n" in result:
         on = f" on {result['fixed_n']['images']}"
-        rows += [(rows[-1][0] + on, result["sequential_on_these"]), ("fixed n" + on, result["fixed_n"])]
+        compared = [name for name, _ in rows if name != SOUND][-1]
+        rows += [(compared + on, result["sequential_on_these"]), ("fixed n" + on, result["fixed_n"])]
     for name, v in rows:
         lines.append(f"    {name:20}" + "".join(f"{a:8.3f}" for a in (*v["accuracy"], v["average_radius"])))
     if "fixed_n" in result:
@@ -202,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.groups > args.images:
         parser.error(f"expected at most one group per image, got --groups {args.groups} for {args.images} images")
     try:
-        plan = sequential_plan(sigma=args.sigma, radii=args.radii, n=args.n, n0=args.n0, alpha=args.alpha)
+        plan = exact_plan(sigma=args.sigma, radii=args.radii, n=args.n, n0=args.n0, alpha=args.alpha)
         model = network(args.arch, args.norm, args.weights)
         images, labels, indices = test_images(args.data, ARCHS[args.arch].image_size, args.images)
     except (ValueError, FileNotFoundError) as error:

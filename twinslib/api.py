@@ -241,7 +241,8 @@ def certify(network: nn.Module, images: Images, *, sigma: float, n: int = 100_00
     """
     device, found = pick_device(device), given.draw(images, max_images)
     spec = from_dict(CertifySpec, {"sigma": sigma, "images": len(found.y), "n": n, "n0": n0, "alpha": alpha,
-                                   "radii": tuple(radii or ()), "precision": precision, "seed": seed})
+                                   "radii": tuple(radii or ()), "precision": precision, "seed": seed,
+                                   "spending": "linear" if radii else None})
     model = prepared(network, mean, std, device)
     check_labels(found.y, classes_of(model, found.x.shape[-1]))
     precision = arithmetic.chosen(precision, device)

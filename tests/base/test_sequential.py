@@ -10,21 +10,11 @@ import torch
 from scipy import stats
 
 from twinslib.base import errors
-from twinslib.base.sequential import (
-    Plan,
-    bound_radius,
-    ceiling,
-    certified_radius,
-    certify_plan,
-    least_n,
-    look_times,
-    lower_bound,
-    predict_p_value,
-    predict_plan,
-    sequential_plan,
-    spend,
-)
+from twinslib.base.boundaries import look_times, spend
+from twinslib.base.bounds import bound_radius, ceiling, certified_radius, least_n, lower_bound, predict_p_value
+from twinslib.base.sequential import Plan, certify_plan, exact_plan, predict_plan, sequential_plan
 
+PLANS = {"shares": sequential_plan, "exact": exact_plan}
 SMALL = dict(sigma=0.5, radii=(0, 0.25, 0.5), n=320, n0=10, alpha=0.05, first=32, ratio=1.4, power_loss=0.02)
 
 
@@ -152,39 +142,52 @@ def test_drop_is_a_hypergeometric_quantile():
         assert drop[-1] == -1
 
 
-@pytest.mark.parametrize("p", [0.3, 0.5, 0.55, 0.69, 0.8, 0.84, 0.95, 0.97])
-def test_false_certificates_exactly(p):
-    """Over all paths to any look, some bound exceeds p with probability at most alpha; at full alpha each, with more."""
-    plan = sequential_plan(**SMALL)
+def bounds_at(plan, look):
+    """What each number of votes at that look alone would prove."""
+    history = np.full((plan.looks[look] + 1, len(plan.looks)), -1)
+    history[:, look] = np.arange(len(history))
+    return plan.bound(history)
 
-    def wrong(alphas):
-        bounds = [lower_bound(np.arange(look + 1), look, a) for look, a in zip(plan.looks, alphas, strict=True)]
+
+@pytest.mark.parametrize("make", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("p", [0.3, 0.5, 0.55, 0.69, 0.8, 0.84, 0.95, 0.97])
+def test_false_certificates_exactly(make, p):
+    """Over all paths to any look, some bound exceeds p with probability at most alpha; at full alpha each, with more."""
+    plan = make(**SMALL)
+
+    def wrong(bounds):
         return 1 - paths(plan, p, lambda i, k: bounds[i][k] > p).sum()
 
-    assert plan.alpha / 5 < wrong(plan.alphas) <= plan.alpha < wrong([plan.alpha] * len(plan.looks))
+    assert wrong([bounds_at(plan, i) for i in range(len(plan.looks))]) <= plan.alpha
+    assert plan.alpha < wrong([lower_bound(np.arange(look + 1), look, plan.alpha) for look in plan.looks])
 
 
-@pytest.mark.parametrize("p", [0.5, 0.84, 0.977, 0.9987])
-def test_false_certificates_at_full_size(p):
-    """n = 100,000, alpha .001, 60,000 simulated paths: a false bound in at most alpha (plus 3 standard errors)."""
-    plan, reps = sequential_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75)), 60_000
-    rng, k, wrong = np.random.default_rng(int(1e4 * p)), np.zeros(reps, np.int64), np.zeros(reps, bool)
-    for look, before, alpha in zip(plan.looks, (0, *plan.looks), plan.alphas, strict=False):
-        k += rng.binomial(look - before, p, reps)
-        votes = np.arange(look + 1)
-        wrong |= k >= np.searchsorted(lower_bound(votes, look, alpha) > p, True)
+@pytest.mark.parametrize("make", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("units", [0, 1, 2, 3])
+def test_false_certificates_at_full_size(make, units):
+    """n = 100,000, alpha .001, 60,000 simulated paths at the radii asked for, up to rounding the worst p there are: a false bound
+    in at most alpha (plus 3 standard errors)."""
+    plan, reps, p = make(sigma=0.25, radii=(0, 0.25, 0.5, 0.75)), 60_000, stats.norm.cdf(units)
+    draws = np.random.default_rng(int(1e4 * p)).binomial(np.diff((0, *plan.looks)), p, (reps, len(plan.looks)))
+    wrong = plan.bound(np.cumsum(draws, axis=1)) > p
     assert 1e-4 < wrong.mean() <= plan.alpha + 3 * math.sqrt(plan.alpha / reps)
 
 
-def test_power_lost_exactly():
-    """Of the paths that certify a radius at the last look, at most power_loss were given up before, for every p."""
-    plan = sequential_plan(**SMALL)
+@pytest.mark.parametrize("make", PLANS.values(), ids=PLANS)
+def test_power_lost_exactly(make):
+    """Of the paths that certify a radius at the last look, at most power_loss were given up before it was certified, for every
+    p."""
+    plan = make(**SMALL)
     lost = []
-    for row, r in enumerate(plan.radii):
+    for r, reach, drop in zip(plan.radii, plan.reach, plan.drop, strict=True):
         for p in stats.norm.cdf(r / plan.sigma) + np.array([-0.02, 0.02, 0.06, 0.1]):
-            whole = stats.binom.sf(plan.reach[row, -1] - 1, plan.n, p)
-            kept = paths(plan, p, lambda i, k, drop=plan.drop[row]: k <= drop[i])[plan.reach[row, -1]:].sum()
-            lost.append(1 - kept / whole)
+            alive, before, given_up = np.ones(1), 0, 0.0
+            for look, up, down in zip(plan.looks, reach, drop, strict=True):
+                alive = np.convolve(alive, stats.binom.pmf(np.arange(look - before + 1), look - before, p))
+                k, before = np.arange(look + 1), look
+                given_up += (alive * stats.binom.sf(reach[-1] - k - 1, plan.n - look, p))[(k <= down) & (k < up)].sum()
+                alive[(k <= down) | (k >= up)] = 0
+            lost.append(given_up / stats.binom.sf(reach[-1] - 1, plan.n, p))
     assert plan.power_loss / 20 < max(lost) <= plan.power_loss
 
 
@@ -251,8 +254,8 @@ def test_looks(n, first, ratio):
     (lambda: certify_plan(sigma=0), "sigma above 0"), (lambda: certify_plan(sigma=float("nan")), "sigma above 0"),
     (lambda: certify_plan(sigma=0.25, alpha=0), r"alpha in \(0, 1\), got 0"),
     (lambda: certify_plan(sigma=0.25, alpha=1), r"alpha in \(0, 1\), got 1"),
-    (lambda: Plan(method="cohen", sigma=0.25, alpha=0.1, looks=(50,), n0=5), "one of certify, sequential, predict"),
-    (lambda: Plan(method="certify", sigma=0.25, alpha=0.1, looks=(50, 60), n0=5), "several looks with 'sequential' only"),
+    (lambda: Plan(method="cohen", sigma=0.25, alpha=0.1, looks=(50,), n0=5), "one of certify, sequential, exact, predict"),
+    (lambda: Plan(method="certify", sigma=0.25, alpha=0.1, looks=(50, 60), n0=5), "several looks with 'sequential' or 'exact'"),
     (lambda: Plan(method="sequential", sigma=0.25, alpha=0.1, looks=(60, 50), n0=5, radii=(0,)), "increasing"),
     (lambda: sequential_plan(sigma=0.25, radii=()), "at least one, got"),
     (lambda: sequential_plan(sigma=0.25, radii=(0.5, 0.25)), "radii that increase"),

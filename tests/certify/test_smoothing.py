@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinslib.base.certified import certified_accuracy
 from twinslib.base.errors import Diverged
-from twinslib.base.sequential import certify_plan, predict_plan, sequential_plan
+from twinslib.base.sequential import certify_plan, exact_plan, predict_plan, sequential_plan
 from twinslib.certify import smoothing
 from twinslib.certify.smoothing import ESTIMATE, SELECT, collect_votes, noise_seed
 from twinslib.nets.checkpoint import tensor_hash
@@ -72,7 +72,9 @@ def tiny_votes(tiny, plan, rows=range(9), **rest):
 PLANS = {
     "certify": certify_plan(sigma=0.5, n=300, n0=70, alpha=0.05),
     "sequential": sequential_plan(sigma=0.5, n=300, n0=70, alpha=0.05, radii=(0, 0.2)),
+    "exact": exact_plan(sigma=0.5, n=300, n0=70, alpha=0.05, radii=(0, 0.2)),
     "predict": predict_plan(sigma=0.5, n=300, alpha=0.05),
+    "sound": certify_plan(sigma=0.5, n=300, n0=70, alpha=0.05, sound=True),
 }
 
 
@@ -257,14 +259,15 @@ def test_seeds_of_an_image_never_meet(seed):
     assert len(set(others)) == 400 and 0 <= min(others) and max(others) < 2 ** 63
 
 
-@pytest.mark.parametrize("method", ["certify", "sequential"])
+@pytest.mark.parametrize("method", ["certify", "sequential", "exact"])
 def test_linear_network_is_not_certified_beyond_its_radius(method):
     """10,000 certifications of known truth at alpha .05: the share above it is no more, by the binomial test, nor none."""
     sigma, alpha = 0.5, 0.05
     margins = np.random.default_rng(0).uniform(-0.4, 0.4, 10_000)
     net, x, labels = at_margins(margins)
-    plan = certify_plan(sigma=sigma, n=128, n0=30, alpha=alpha) if method == "certify" else \
-        sequential_plan(sigma=sigma, n=192, n0=30, alpha=alpha, radii=(0, 0.3), first=64, ratio=1.3)
+    make = {"certify": certify_plan, "sequential": sequential_plan, "exact": exact_plan}[method]
+    looks = {} if method == "certify" else {"radii": (0, 0.3), "first": 64, "ratio": 1.3}
+    plan = make(sigma=sigma, n=128 if method == "certify" else 192, n0=30, alpha=alpha, **looks)
     certified = collect_votes(net, x, plan, labels=labels, batch_size=4096).certified()
     answered = certified.prediction >= 0
     truth = np.where(certified.correct, np.abs(margins), -1.0)
@@ -318,7 +321,8 @@ def test_another_alpha_needs_no_draws(undisturbed):
         low = np.array([stats.binomtest(int(v), 300).proportion_ci(1 - 2 * alpha, "exact").low for v in k])
         assert radius == pytest.approx(np.where(low > 0.5, 0.5 * stats.norm.ppf(low), 0), abs=1e-8)
     sequential = undisturbed["sequential"]
-    assert (sequential.certified(0.001).radius <= sequential.certified().radius).all()
+    for v in (sequential, undisturbed["exact"]):
+        assert (v.certified(0.001).radius <= v.certified().radius).all() and v.certified().radius.max() > 0
     shares, rows, looks = sequential.shares(), np.arange(9), np.array(sequential.plan.looks)
     assert shares.estimate == pytest.approx(sequential.votes[rows, sequential.chosen] / sequential.draws)
     assert shares.label == pytest.approx(sequential.votes[rows, rows % 3] / sequential.draws)
@@ -358,10 +362,12 @@ class Waits(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def test_host_does_not_wait_between_batches(monkeypatch):
+@pytest.mark.parametrize("sound", [False, True])
+def test_host_does_not_wait_between_batches(sound, monkeypatch):
     """A round of many batches has none of the operations that wait, and one transfer to the host."""
     net, x, _ = at_margins([0.1, 0.2, -0.1])
-    sampler = smoothing._Sampler(net, x, np.arange(3), 0.5, 0, "float32", 64, True)
+    x = (255 * x).byte() if sound else x
+    sampler = smoothing._Sampler(net, x, np.arange(3), certify_plan(sigma=0.5, n=1000, sound=sound), 0, "float32", 64, True)
     transfers, cpu = 0, torch.Tensor.cpu
 
     def counted(tensor):

@@ -28,17 +28,20 @@ RESTAT = replace(CERT, restat_images=40)
 
 # -- the spec -----------------------------------------------------------------------------------------------------------
 def test_plan_of_a_spec() -> None:
-    """Without radii every image gets n draws, with radii the test is sequential; sigma, n, n0 and alpha reach the plan. Defaults
-    are those of Cohen et al.; one is left out of the hash, so it can never be changed."""
+    """Without radii every image gets n draws, with radii the test is sequential, with spending its boundaries are exact; sigma,
+    n, n0 and alpha reach the plan. Defaults are those of Cohen et al.; one is left out of the hash, so it must stay as it is."""
     assert (CERT.plan.method, CERT.plan.looks, CERT.plan.n0, CERT.plan.alpha) == ("certify", (64,), 16, 0.01)
     spec = replace(CERT, radii=(0.0, 0.1), n=640, stop_if_wrong=True)
     assert spec.plan.method == "sequential" and spec.plan.n == 640 and spec.plan.stop_if_wrong and spec.plan.radii == (0.0, 0.1)
+    exact = replace(spec, spending="linear")
+    assert exact.plan.method == "exact" and exact.plan.spending == "linear" and exact.plan.n == 640 and exact.plan.stop_if_wrong
     spec = CertifySpec(sigma=0.5, images=7)
     assert to_dict(spec) == {"sigma": 0.5, "images": 7} and CERT.kind == "certify"
     assert (spec.n, spec.n0, spec.alpha, spec.precision, spec.restat_images, spec.seed) == (100_000, 100, 0.001, "float32", 0, 0)
 
 
 @pytest.mark.parametrize("changes", [{"sigma": 0.5}, {"images": 5}, {"n": 65}, {"n0": 17}, {"alpha": 0.02}, {"radii": [0.1]},
+                                     {"radii": [0.1], "spending": "linear"}, {"sound": True},
                                      {"restat_images": 1}, {"precision": "bfloat16"}, {"seed": 1}], ids=str)
 def test_hash_changes_with_every_field(changes: dict) -> None:
     """Another value of any field names another result."""
@@ -49,6 +52,8 @@ def test_hash_changes_with_every_field(changes: dict) -> None:
     ({"sigma": 64.0}, "sigma above 0 and at most 5 .*; write 64/255"), ({"images": 0}, "images > 0, got 0"),
     ({"n": 6, "alpha": 0.001}, "n of at least 10 at alpha 0.001, got 6"), ({"stop_if_wrong": True}, "radii with stop_if_wrong"),
     ({"restat_images": -1}, "restat_images >= 0, got -1"), ({"radii": [9.0]}, "radius of at most"),
+    ({"spending": "linear"}, "radii with stop_if_wrong or spending"),
+    ({"radii": [0.1], "spending": "lin"}, "spending to be one of linear, .*did you mean 'linear'"),
     ({"precision": "float16"}, "precision to be one of float32, bfloat16, got 'float16'"),
 ])
 def test_illegal_specs(changes: dict, message: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.show.test_smoothing_tables import LEVELS, grid, half_constant, jobs  # noqa: F401, a fixture
 from tests.smoothing_made import measured, reaching
-from twinslib.base.sequential import ceiling
+from twinslib.base.bounds import ceiling
 from twinslib.show import level_tables, smoothing_plots, smoothing_tables
 
 

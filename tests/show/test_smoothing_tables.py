@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.smoothing_made import RADII, N, measured, reaching, spec
-from twinslib.base.sequential import ceiling
+from twinslib.base.bounds import ceiling
 from twinslib.evidence import cells as evidence_cells
 from twinslib.show import level_tables, norm_tables, smoothing_tables
 from twinslib.specs.jobs import Job

@@ -3,9 +3,12 @@
 import difflib
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+Number = TypeVar("Number", int, float)
 
 
 def shown(value: object, most: int = 200) -> str:
@@ -83,6 +86,23 @@ def integer(value: object, name: str, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"expected {name} to be an integer{bound}, got {value!r}")
     return number
+
+
+def each(kind: Callable[[object, str], Number]) -> Callable[[object, str], tuple[Number, ...]]:
+    """A sequence of such numbers as a tuple."""
+    def convert(values: object, name: str) -> tuple[Number, ...]:
+        if isinstance(values, str | bytes | set | dict) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+            raise TypeError(f"expected {name} to be a sequence of numbers, got {values!r}; write a tuple, also for a single one")
+        return tuple(kind(value, name) for value in values)
+
+    return convert
+
+
+def truth(value: object, name: str) -> bool:
+    """True or False, also of NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"expected {name} to be True or False, got {value!r}")
+    return bool(value)
 
 
 class Diverged(ValueError):

@@ -1,99 +1,23 @@
-"""Clopper-Pearson radii and the plan of a certification: how many draws, when to look, when to stop. No torch.
+"""The plan of a certification: how many draws, when to look, when to stop, and what votes prove. No torch.
 
-Units: sigma and radii in [0, 1] pixels, L2. Bounds are rounded down by `SLACK`, more than any floating-point error in
-them, so that no radius is rounded up.
+Units: sigma and radii in [0, 1] pixels, L2.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from .errors import choose, integer, real
+from .boundaries import give_up, ladder, look_times, spend, spent
+from .bounds import METHODS, SLACK, bound_radius, check_alpha, check_draws, check_sigma, lower_bound
+from .errors import choose, each, integer, real, truth
 
-METHODS = ("certify", "sequential", "predict")
-SLACK = 1e-12  # off each lower bound
-STEP = 64  # looks are multiples of it, so that no block of noise is cut
-LARGEST_SIGMA = 5.0
-Number = TypeVar("Number", int, float)
-
-
-def lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: ArrayLike) -> np.ndarray:
-    """One-sided Clopper-Pearson bound: above the true probability with probability at most alpha, whatever that is.
-
-    BetaInv(alpha; k, n - k + 1), 0 for k = 0; the lower end of the two-sided interval at level 1 - 2 alpha.
-
-    Args:
-        successes, trials, alpha: broadcast against each other; 0 <= successes <= trials, trials >= 1.
-    Raises:
-        ValueError: votes above n or below 0, or alpha outside (0, 1).
-    """
-    k, n = np.asarray(successes), np.asarray(trials)
-    check_alpha(alpha)
-    if (n < 1).any() or (k < 0).any() or (k > n).any():
-        wrong = np.broadcast_arrays(k, n)
-        where = np.flatnonzero((wrong[0] < 0) | (wrong[0] > wrong[1]) | (wrong[1] < 1))[0]
-        raise ValueError(f"expected votes in 0..n and n of at least 1, got {wrong[0].flat[where]} of {wrong[1].flat[where]}; "
-                         "votes and n are of different runs")
-    low = special.betaincinv(np.maximum(k, 1), n - np.maximum(k, 1) + 1.0, alpha)
-    return np.where(k > 0, np.maximum(low - SLACK, 0.0), 0.0)
-
-
-def bound_radius(low: ArrayLike, sigma: float) -> np.ndarray:
-    """sigma * Phi^-1(low): the radius around which a class of probability at least `low` stays the answer (Cohen et al.
-    2019, theorem 1, with 1 - low for all other classes together); 0 where low <= 1/2."""
-    low = np.asarray(low, dtype=np.float64)
-    return np.where(low > 0.5, sigma * special.ndtri(np.maximum(low, 0.5)), 0.0)
-
-
-def certified_radius(successes: ArrayLike, trials: ArrayLike, sigma: float, alpha: ArrayLike) -> np.ndarray:
-    """L2 radius within which the prediction stays the same, true with probability at least 1 - alpha.
-
-    sigma * Phi^-1(p_low) with the one-sided Clopper-Pearson bound p_low (Cohen et al. 2019, CERTIFY), never rounded up.
-
-    Args:
-        successes, trials: votes for the class that other draws have chosen, and draws per image (n).
-        alpha: allowed failure probability per image.
-    Returns:
-        float64, in [0, 1] pixels as `sigma`, the standard deviation of the noise; 0 where p_low <= 1/2, which means abstain.
-    Raises:
-        ValueError: see `lower_bound`, `check_sigma`.
-    """
-    check_sigma(sigma)
-    return bound_radius(lower_bound(successes, trials, alpha), sigma)
-
-
-def ceiling(n: int, alpha: float, sigma: float = 1.0) -> float:
-    """sigma * Phi^-1(alpha^(1/n)), the largest radius n draws can give: where every curve over the radius ends.
-
-    >>> [round(ceiling(n, 0.001), 2) for n in (100, 1_000, 10_000, 100_000)]  # in units of sigma
-    [1.5, 2.46, 3.2, 3.81]
-    """
-    return float(certified_radius(n, n, sigma, alpha))
-
-
-def least_n(alpha: float, method: str = "certify") -> int:
-    """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree; for PREDICT, 2 / 2^n <= alpha.
-
-    >>> least_n(0.001), least_n(0.001, "predict")
-    (10, 11)
-    """
-    check_alpha(alpha)
-    if choose(method, METHODS, "method") == "predict":
-        return math.ceil(1 - math.log2(alpha) - 1e-12)
-    return math.floor(-math.log2(alpha)) + 1
-
-
-def predict_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Exact two-sided binomial test that the two leading classes are equally likely, from their votes (first >= second)."""
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    upper = special.betainc(np.maximum(first, 1), second + 1, 0.5)  # P(Binomial(first + second, 1/2) >= first)
-    return np.where(first > second, np.minimum(2 * upper, 1.0), 1.0)
+UNEVEN = 1e-9  # most that the noise of a sound plan can move a probability, counted twice (see `certify.levels`)
+LEVELS = 32  # radii within one sigma that an exact test tells apart, besides those asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +29,12 @@ class Plan:
     Attributes:
         looks: numbers of draws after which votes are read; the last one is n.
         n0: draws that choose the class, none for "predict"; never used again.
-        radii: radii whose certification the user asks for ("sequential").
+        radii: radii whose certification the user asks for ("sequential", "exact").
         power_loss: how often a radius may be given up that the last look would have reached.
         stop_if_wrong: images whose chosen class is not the label get no further draws.
+        spending: name of the function by which alpha is used up ("exact"; `boundaries.SPENDING`).
+        sound: votes are drawn with noise on whole 8-bit levels, so that what is proved holds for the arithmetic that is run
+            (`certify.levels`); every bound is lower by `UNEVEN`.
     Raises:
         TypeError: what is no number, no integer, no sequence or no truth value.
         ValueError: sigma not in [0, 1] pixels, alpha outside (0, 1), too few draws, looks out of order, bad radii.
@@ -121,11 +48,13 @@ class Plan:
     radii: tuple[float, ...] = ()
     power_loss: float = 0.001
     stop_if_wrong: bool = False
+    spending: str | None = None
+    sound: bool = False
 
     def __post_init__(self) -> None:
         choose(self.method, METHODS, "method")
-        for name, kind in (("sigma", real), ("alpha", real), ("looks", _each(integer)), ("n0", integer), ("radii", _each(real)),
-                           ("power_loss", real), ("stop_if_wrong", _truth)):
+        for name, kind in (("sigma", real), ("alpha", real), ("looks", each(integer)), ("n0", integer), ("radii", each(real)),
+                           ("power_loss", real), ("stop_if_wrong", truth), ("sound", truth)):
             object.__setattr__(self, name, kind(getattr(self, name), name))
         check_sigma(self.sigma)
         check_alpha(self.alpha)
@@ -135,15 +64,18 @@ class Plan:
         check_draws(self.n, self.alpha, len(looks), self.method)
         if (self.n0 < 1) != (self.method == "predict"):
             raise ValueError(f"expected n0 of at least 1 to choose the class (0 for predict, which needs none), got {self.n0}")
-        if self.method != "sequential":
+        if (self.spending is not None) != (self.method == "exact"):
+            raise ValueError(f"expected spending with 'exact' and with nothing else, got {self.spending!r} with {self.method!r}")
+        if self.method not in ("sequential", "exact"):
             if self.radii or self.stop_if_wrong or len(looks) > 1:
-                raise ValueError(f"expected radii, stop_if_wrong and several looks with 'sequential' only, got {self.method!r}")
+                raise ValueError("expected radii, stop_if_wrong and several looks with 'sequential' or 'exact' only, got "
+                                 f"{self.method!r}")
             return
         if not self.radii or list(self.radii) != sorted(set(self.radii)) or not 0 <= min(self.radii) <= max(self.radii) < 100:
             raise ValueError(f"expected radii that increase from 0 or more (pixel units), at least one, got {self.radii}")
         if not 0 < self.power_loss < 1:
             raise ValueError(f"expected power_loss in (0, 1), got {self.power_loss:g}")
-        if (self.reach[:, -1] > self.n).all():
+        if self.radii[0] > self.ceiling:
             raise ValueError(f"expected a radius of at most {self.ceiling:.4g}, the largest that n {self.n}, alpha "
                              f"{self.alpha:g} and sigma {self.sigma:g} can certify, got {self.radii}; draw more or ask for less")
 
@@ -154,22 +86,70 @@ class Plan:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """What each look may spend; they add up to alpha."""
+        """What each look may spend, for an exact test besides what those before have left; they add up to alpha."""
+        if self.spending:
+            return tuple(np.diff((0.0, *spent(self.alpha, self.looks, self.spending))).tolist())
         return spend(self.alpha, len(self.looks))
 
     @property
     def ceiling(self) -> float:
-        """The largest radius it can give: that of the last look, where all votes agree."""
-        return ceiling(self.n, self.alphas[-1], self.sigma)
+        """The largest radius it can give, where all votes agree; no look but the last of a test by shares can give more."""
+        if self.spending:
+            return float(bound_radius(self._top(self.alpha) - self._off, self.sigma))
+        return float(self._radius(self.n, self.n, self.alphas[-1]))
+
+    @property
+    def _off(self) -> float:
+        """What bounds of what is drawn are lowered by to hold for Gaussian noise."""
+        return UNEVEN if self.sound else 0.0
+
+    def _radius(self, votes: ArrayLike, draws: ArrayLike, alpha: ArrayLike) -> np.ndarray:
+        """Certified by so many votes of a number of draws that was fixed before."""
+        return bound_radius(lower_bound(votes, draws, alpha) - self._off, self.sigma)
+
+    def _top(self, alpha: float) -> float:
+        """The largest probability that an exact test can tell: p^looks[i] is at most what may be spent by look i."""
+        return max(budget ** (1 / look) for budget, look in zip(spent(alpha, self.looks, self.spending), self.looks, strict=True))
+
+    def _ladder(self, alpha: float) -> Iterator[tuple[float, np.ndarray]]:
+        """Probabilities that an exact test tells apart, ascending, with the fewest votes for each: those of the radii asked for
+        and of `LEVELS` steps in each sigma."""
+        top = self._top(alpha)
+        steps = np.arange(math.ceil(special.ndtri(top) * LEVELS)) / LEVELS
+        levels = special.ndtr(np.unique(np.concatenate([steps, np.array(self.radii) / self.sigma]))) + SLACK + self._off
+        return ladder(self.looks, spent(alpha, self.looks, self.spending), levels[levels <= top].tolist())
+
+    def bound(self, history: np.ndarray, alpha: float | None = None) -> np.ndarray:
+        """Lower bound of the class's probability, float64 (N,), from its votes at each look, shape (N, looks), -1 where there
+        are none; 0 where nothing is told. At another alpha, chosen before looking, the looks share it in the same way."""
+        alpha = self.alpha if alpha is None else alpha
+        if not self.spending:
+            bounds = lower_bound(np.maximum(history, 0), np.array(self.looks), spend(alpha, len(self.looks)))
+            return np.maximum(np.where(history >= 0, bounds, 0.0).max(1) - self._off, 0.0)
+        low = np.zeros(len(history))
+        for p, least in self._ladder(alpha):
+            reached = (history >= least).any(1)
+            if not reached.any():
+                break
+            low[reached] = p - self._off
+        return low
 
     @cached_property
     def reach(self) -> np.ndarray:
         """Fewest votes that certify radius r at look i, shape (radii, looks); looks[i] + 1 where none do."""
+        if self.spending:
+            out = np.tile(np.array(self.looks) + 1, (len(self.radii), 1))
+            wanted = special.ndtr(np.array(self.radii) / self.sigma) + SLACK + self._off
+            for p, least in self._ladder(self.alpha):
+                out[wanted == p] = least
+                if p >= wanted[-1]:
+                    break
+            return out
         radii, looks = np.array(self.radii)[:, None], np.array(self.looks)[None]
         low, high = np.zeros((len(radii), looks.size), np.int64), np.broadcast_to(looks + 1, (len(radii), looks.size)).copy()
         while (low < high).any():  # bisection on the radius as it will be reported, so both always agree
             middle = (low + high) // 2
-            radius = certified_radius(np.minimum(middle, looks), looks, self.sigma, np.array(self.alphas))
+            radius = self._radius(np.minimum(middle, looks), looks, np.array(self.alphas))
             enough = (middle > looks) | ((radius >= radii) & (radius > 0))
             low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
         return low
@@ -179,8 +159,11 @@ class Plan:
         """Most votes at look i with which radius r is given up, shape (radii, looks); -1 where it never is.
 
         Of n draws of which just enough to certify r at the last look are votes, the first looks[i] hold a hypergeometric
-        number, whatever the network; fewer or equal than this has probability at most power_loss / (looks - 1).
+        number, whatever the network; fewer or equal than this has probability at most power_loss / (looks - 1). For an exact
+        test see `boundaries.give_up`.
         """
+        if self.spending:
+            return np.array([give_up(self.looks, tuple(row.tolist()), self.power_loss) for row in self.reach])
         looks, out = np.array(self.looks), np.full(self.reach.shape, -1)
         for row, last in zip(out, self.reach[:, -1], strict=True):
             if last > self.n:
@@ -200,25 +183,29 @@ class Plan:
         return bool((reached | dropped).all())
 
 
-def certify_plan(*, sigma: float, n: int = 100_000, n0: int = 100, alpha: float = 0.001) -> Plan:
+def certify_plan(*, sigma: float, n: int = 100_000, n0: int = 100, alpha: float = 0.001, sound: bool = False) -> Plan:
     """CERTIFY of Cohen et al. 2019: n0 draws choose a class, n fresh ones bound its probability.
 
     For each image: with probability at least 1 - alpha over the draws, it abstains or the smoothed classifier answers that
     class everywhere within the radius.
+
+    Args:
+        sound: of every plan: see `Plan`.
     """
-    return Plan(method="certify", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),), n0=n0)
+    return Plan(method="certify", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),), n0=n0, sound=sound)
 
 
-def predict_plan(*, sigma: float, n: int = 100_000, alpha: float = 0.001) -> Plan:
+def predict_plan(*, sigma: float, n: int = 100_000, alpha: float = 0.001, sound: bool = False) -> Plan:
     """PREDICT of Cohen et al. 2019: with probability at least 1 - alpha it abstains or answers as the smoothed classifier.
 
     The most voted class, unless the exact two-sided binomial test of the two leading ones at 1/2 has p > alpha.
     """
-    return Plan(method="predict", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),))
+    return Plan(method="predict", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),), sound=sound)
 
 
 def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n0: int = 100, alpha: float = 0.001,
-                    first: int = 128, ratio: float = 1.5, power_loss: float = 0.001, stop_if_wrong: bool = False) -> Plan:
+                    first: int = 128, ratio: float = 1.5, power_loss: float = 0.001, stop_if_wrong: bool = False,
+                    sound: bool = False) -> Plan:
     """Group-sequential CERTIFY: the guarantee of `certify_plan`, with draws only until the requested radii are settled.
 
     Guarantee. The looks n_1 < ... < n_K = n and alpha_1 + ... + alpha_K = alpha are fixed before any draw (alpha / 2 for
@@ -228,7 +215,7 @@ def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n
     bound, all L_i are at most p at once with probability at least 1 - alpha. Then so is the largest of those looked at,
     however it was decided where to stop, and sigma * Phi^-1 of it is at most the true radius. Hence stopping may depend
     on the votes, on the label, on the clock; a false certificate has probability at most alpha. (Up to the quality of
-    pseudo-random numbers and the rounding of pixels, as for every implementation.) It also holds at another alpha, divided
+    pseudo-random numbers, and to the rounding of noisy pixels unless the plan is sound.) It also holds at another alpha, divided
     in the same way, that was fixed in advance.
 
     Stopping. A radius is settled when it is certified, or given up because so few votes by now would have probability at
@@ -245,64 +232,31 @@ def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n
             abstentions, so accuracies are right and the abstention rate is unknown; votes and results say so.
     """
     return Plan(method="sequential", sigma=sigma, alpha=alpha, looks=look_times(n, first, ratio), n0=n0, radii=radii,
-                power_loss=power_loss, stop_if_wrong=stop_if_wrong)
+                power_loss=power_loss, stop_if_wrong=stop_if_wrong, sound=sound)
 
 
-def look_times(n: int, first: int = 128, ratio: float = 1.5) -> tuple[int, ...]:
-    """Geometric looks up to n, in multiples of `STEP` before it, none before `first` (about) and none much closer than
-    `ratio` apart."""
-    n, first, ratio = integer(n, "n"), real(first, "first"), real(ratio, "ratio")
-    if n < 1 or first < 1 or not ratio > 1:
-        raise ValueError(f"expected n and first of at least 1 and ratio above 1, got {n}, {first} and {ratio}")
-    looks, value = {n}, n / ratio
-    while value >= max(first, STEP / 2) - 1e-9:
-        looks.add(max(round(value / STEP), 1) * STEP)
-        value /= ratio
-    return tuple(sorted(look for look in looks if look <= n))
+def exact_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n0: int = 100, alpha: float = 0.001,
+               first: int = 128, ratio: float = 1.05, spending: str = "linear", power_loss: float = 0.001,
+               stop_if_wrong: bool = False, sound: bool = False) -> Plan:
+    """Group-sequential CERTIFY with exact boundaries: the guarantee of `sequential_plan` for a fifth fewer draws.
 
+    Guarantee. Let the looks, the spending function and a ladder of probabilities p_1 < p_2 < ... be fixed before any draw, p the
+    probability of the class that the independent n0 draws chose, and p_m the smallest of the ladder above p. `boundary` gives
+    numbers of votes such that a class of probability at most p_m ever reaches them, at any look, with probability at most
+    alpha; `ladder` raises them, if need be, to those of the probabilities below. A bound of p_m or more needs the votes of p_m
+    to be reached at some look, since those of higher probabilities are no fewer. So a bound above p has probability at most
+    alpha, over all looks together, whether they are taken or not: stopping may depend on the votes, on the label, on the
+    clock. Radii are sigma Phi^-1 of the bound. It also holds at another alpha that was fixed in advance.
 
-def spend(alpha: float, looks: int) -> tuple[float, ...]:
-    """alpha over the looks: one half for the last, the rest in equal parts; all for a single one.
+    Against shares of alpha nothing is lost to the union bound, as the looks' votes are nearly the same votes: so there may be
+    many looks. What is told apart are the radii asked for and `LEVELS` steps of each sigma.
 
-    >>> spend(0.04, 3)
-    (0.01, 0.01, 0.02)
+    Stopping. As in `sequential_plan`; see `boundaries.give_up`.
+
+    Args:
+        spending: by which function of the share of draws alpha is used up, see `boundaries.SPENDING`. Early spending needs fewer
+            draws and loses power at the end.
+        others: as for `sequential_plan`.
     """
-    return (alpha,) if looks == 1 else (alpha / 2 / (looks - 1),) * (looks - 1) + (alpha / 2,)
-
-
-def _each(kind: Callable[[object, str], Number]) -> Callable[[object, str], tuple[Number, ...]]:
-    """A sequence of such numbers as a tuple."""
-    def convert(values: object, name: str) -> tuple[Number, ...]:
-        if isinstance(values, str | bytes | set | dict) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
-            raise TypeError(f"expected {name} to be a sequence of numbers, got {values!r}; write a tuple, also for a single one")
-        return tuple(kind(value, name) for value in values)
-
-    return convert
-
-
-def _truth(value: object, name: str) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"expected {name} to be True or False, got {value!r}")
-    return bool(value)
-
-
-def check_alpha(alpha: ArrayLike) -> None:
-    """Refuse an alpha outside (0, 1)."""
-    a = np.asarray(alpha, dtype=np.float64)
-    if not ((a > 0) & (a < 1)).all():
-        raise ValueError(f"expected alpha in (0, 1), got {a.flat[np.argmin((a > 0) & (a < 1))]:g}; the usual one is 0.001")
-
-
-def check_draws(n: int, alpha: float, looks: int = 1, method: str = "certify") -> None:
-    """Refuse so few draws that no image could ever get an answer."""
-    least = least_n(spend(alpha, looks)[-1], method)
-    if n < least:
-        raise ValueError(f"expected n of at least {least} at alpha {alpha:g}, got {n}: even if all votes agree it would abstain; "
-                         "draw more")
-
-
-def check_sigma(sigma: float) -> None:
-    """Refuse a noise level that is not in [0, 1] pixel units."""
-    if not 0 < sigma <= LARGEST_SIGMA:
-        hint = f"; write {sigma:g}/255" if LARGEST_SIGMA < sigma <= 255 else ""
-        raise ValueError(f"expected sigma above 0 and at most {LARGEST_SIGMA:g} ([0, 1] pixel units), got {sigma:g}{hint}")
+    return Plan(method="exact", sigma=sigma, alpha=alpha, looks=look_times(n, first, ratio), n0=n0, radii=radii,
+                power_loss=power_loss, stop_if_wrong=stop_if_wrong, spending=spending, sound=sound)

@@ -58,6 +58,8 @@ def check_arguments(forward: Forward, images: Tensor, plan: Plan, labels: Tensor
     if images.ndim < 2 or len(images) == 0 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise TypeError("expected at least one image, uint8 of shape (N, 3, S, S) or floats of shape (N, ...), got "
                         f"{tuple(images.shape)} in {images.dtype}")
+    if plan.sound and images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images for a sound plan, whose noise is on whole 8-bit levels, got {images.dtype}")
     if images.is_floating_point() and not (images.amin() >= 0 and images.amax() <= 1):
         raise ValueError(f"expected images in [0, 1], got {images.amin():g}..{images.amax():g}; divide by 255, and normalise "
                          "inside the network, or sigma and radii are in other units")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.bounds import ceiling, check_draws
 from ..base.certified import ABSTAIN, Certified
 from ..base.errors import choose
 from ..base.files import atomic_write
-from ..base.sequential import ceiling, check_draws
 
 CERTIFY = ("idx", "label", "predict", "radius", "correct", "time")
 PREDICT = ("idx", "label", "predict", "correct", "time")

@@ -1,10 +1,10 @@
 """Randomized smoothing: votes of noisy copies, for any torch module, and what they certify.
 
 The smoothed classifier answers with the class that `forward(x + e)`, e ~ N(0, sigma^2 I), gives most often (Cohen et al.
-2019). A plan (`sequential.certify_plan`, `sequential_plan`, `predict_plan`) says how many votes each image gets and what
-they prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
+2019). A plan (`sequential.certify_plan`, `exact_plan`, `predict_plan`) says how many votes each image gets and what they
+prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
 
-    plan = sequential_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
+    plan = exact_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
     votes = collect_votes(FoldedCopy(model), images, plan, labels=labels, file="votes.npz")
     certified_accuracy(votes.certified(), plan.radii)
 
@@ -37,6 +37,7 @@ from ..nets.checkpoint import tensor_hash
 from ..store.votes import Votes, blank_votes, continued_votes, load_votes
 from .fingerprint import fingerprint
 from .inputs import as_tensors, check_arguments, checksums
+from .levels import Levels
 
 BLOCK = 64  # draws made by one call of the generator; part of what names the noise
 SELECT, ESTIMATE = 0, 1  # streams of draws: those that choose the class, those that bound its probability
@@ -58,7 +59,8 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
     Args:
         forward: images (B, ...) to logits (B, C), each image on its own, on the device of the images. A module must be in
             eval mode. Exactly this function, in this precision, is what is certified.
-        images: (N, 3, S, S) uint8, or floats in [0, 1] of any shape (N, ...); noise is added as they are, without clipping.
+        images: (N, 3, S, S) uint8, or floats in [0, 1] of any shape (N, ...); noise is added as they are, without clipping. A
+            sound plan needs uint8, of any shape.
             An array goes to the device of the network.
         labels: integers (N,), for accuracies, logs and stop_if_wrong.
         indices: numbers of the images in their data set, which name their noise; 0..N-1 by default.
@@ -86,7 +88,7 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
         model_hash = tensor_hash(forward.state_dict())[:16]
     elif not isinstance(model_hash, str):
         raise TypeError(f"expected model_hash to be text, got {model_hash!r}")
-    sampler = _Sampler(forward, images, index, plan.sigma, seed, precision, batch_size, channels_last)
+    sampler = _Sampler(forward, images, index, plan, seed, precision, batch_size, channels_last)
     label = np.full(len(images), -1) if labels is None else labels.cpu().numpy()
     if label.max() >= sampler.classes or (labels is not None and label.min() < 0):
         raise ValueError(f"expected labels in 0..{sampler.classes - 1}, the classes of the network, got {label.min()}.."
@@ -184,16 +186,17 @@ def _record(votes: Votes, work: list[_Work], counts: np.ndarray, seconds: float)
 class _Sampler:
     """Runs noisy copies of images through `forward` and counts its answers."""
 
-    def __init__(self, forward: Forward, images: Tensor, index: np.ndarray, sigma: float, seed: int, precision: str,
+    def __init__(self, forward: Forward, images: Tensor, index: np.ndarray, plan: Plan, seed: int, precision: str,
                  batch_size: int, channels_last: bool) -> None:
-        self.forward, self.images, self.index, self.sigma, self.seed = forward, images, index, sigma, seed
+        self.forward, self.images, self.index, self.sigma, self.seed = forward, images, index, plan.sigma, seed
+        self.levels = Levels(plan.sigma, images[0].numel(), images.device) if plan.sound else None
         self.precision, self.batch_size, self.device = precision, batch_size, images.device
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.channels_last, self.spatial = channels_last, images.ndim == 4
         self.blocks = max(1, batch_size // BLOCK)
         self.generator = torch.Generator(self.device)
         self.speed = 0.0  # draws in a second, at the best
-        logits = self._first(self._clean(torch.zeros(1, dtype=torch.int64)))
+        logits = self._first(self._clean(torch.zeros(1, dtype=torch.int64)).div_(255 if self.levels else 1))
         if not isinstance(logits, Tensor):
             raise TypeError(f"expected logits as one tensor, got {type(logits).__name__}; wrap the network so that it gives "
                             "its logits only")
@@ -250,9 +253,14 @@ class _Sampler:
             for start in range(0, len(pieces), self.blocks):
                 batch = pieces[start:start + self.blocks]
                 for (_, seed, _, _), block in zip(batch, noise, strict=False):
-                    block.normal_(0, self.sigma, generator=self.generator.manual_seed(seed))
+                    generator = self.generator.manual_seed(seed)
+                    if self.levels:
+                        self.levels.fill(block, generator)
+                    else:
+                        block.normal_(0, self.sigma, generator=generator)
                 own = slots[start:start + len(batch)]
                 x = noise[:len(batch)].to(self.dtype).add_(clean[own].unsqueeze(1))
+                x = x.div_(255) if self.levels else x
                 if all(last - first == BLOCK for _, _, first, last in batch):
                     x = x.flatten(0, 1)
                 else:
@@ -266,9 +274,10 @@ class _Sampler:
         return found
 
     def _clean(self, rows: Tensor) -> Tensor:
-        """Images in [0, 1], those with channels as (N, H, W, C): noise drawn in this order is in channels-last order."""
+        """Images in [0, 1], of a sound plan in 0..255; those with channels as (N, H, W, C): noise drawn in this order is in
+        channels-last order."""
         x = self.images[rows.to(self.device)]
-        x = x.to(self.dtype).div_(255) if x.dtype == torch.uint8 else x.to(self.dtype)
+        x = x.to(self.dtype).div_(255) if x.dtype == torch.uint8 and not self.levels else x.to(self.dtype)
         return x.permute(0, 2, 3, 1).contiguous() if self.spatial else x
 
     def _outer(self, x: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base.bounds import bound_radius, check_alpha, check_draws, predict_p_value
 from ..base.certified import ABSTAIN, Certified
 from ..base.files import DAMAGED, read_npz, refused, write_npz
 from ..base.logits import IMAGES, check_same
-from ..base.sequential import Plan, bound_radius, check_alpha, check_draws, lower_bound, predict_p_value, spend
+from ..base.sequential import Plan
 
 ARRAYS = ("index", "label", "image_crc", "chosen", "pilot", "votes", "draws", "history", "finished", "seconds")
 
@@ -91,9 +92,7 @@ class Votes:
         After a sequential plan the point estimates are slightly biased, since draws ended when the votes said so; the
         bound is not.
         """
-        looks = np.array(self.plan.looks)
-        alphas = np.array(spend(self.plan.alpha if alpha is None else alpha, len(looks)))
-        low = np.where(self.history >= 0, lower_bound(np.maximum(self.history, 0), looks, alphas), 0.0).max(1)
+        low = self.plan.bound(self.history, alpha)
         rows, draws = np.arange(len(self.votes)), np.where(self.draws > 0, self.draws, np.nan)
         chosen = self.votes.argmax(1) if self.plan.method == "predict" else self.chosen
         label = np.where(self.label >= 0, self.votes[rows, np.maximum(self.label, 0)] / draws, np.nan)

@@ -1,4 +1,4 @@
-"""A device that is not there: tensors on `meta` which keep their values aside, so that all that runs on a GPU can run without one."""
+"""A device that is not there: tensors on `meta` whose values are kept aside, so that what is meant for a GPU runs without one."""
 
 import sys
 from collections import Counter
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 META = torch.device("meta")
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # of operations whose answer the host waits for
+REPEAT = torch.ops.aten.repeat_interleave.Tensor
 ANSWERS = (torch.ops.aten.is_nonzero.default, torch.ops.aten.item.default)
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
@@ -33,12 +34,17 @@ class Absent(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func == torch.Tensor.tolist:
-            return args[0].cpu().tolist()
+        if func in (torch.Tensor.tolist, torch.Tensor.__format__):
+            return func(args[0].cpu(), *args[1:])
         if func == torch.Tensor.data.__set__:
             args[0].kept = args[1].kept
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
+
+    def __deepcopy__(self, memo: dict) -> "Absent":
+        made = memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+        made.__dict__.update({key: value for key, value in vars(self).items() if key != "kept"})  # that it is a parameter
+        return made
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return self.cpu().__reduce_ex__(protocol)  # as tensors of a GPU are stored
@@ -84,15 +90,16 @@ class Waits(TorchDispatchMode):
         here = {isinstance(t, Absent) for t in tensors}
         if any(t.device == META and not isinstance(t, Absent) for t in tensors):
             raise RuntimeError(f"{func}: a tensor without values, sent to the device as a list in {place()}")
-        if len(here) > 1 and func not in COPIES:
-            raise RuntimeError(f"{func}: tensors of two devices in {place()}")
         target = isinstance(tensors[0], Absent) if tensors else False
+        if len(here) > 1 and func not in COPIES and not (target and func in INDEXING):  # torch sends indices where they are needed
+            raise RuntimeError(f"{func}: tensors of two devices in {place()}")
         if options.get("device") is not None:
             target, options["device"] = torch.device(options["device"]) == META, torch.device("cpu")
+        sized = func is REPEAT and options.get("output_size") is not None
         masked = func in INDEXING and any(t is not None and t.dtype == torch.bool for t in inner[1])
         if here and here != {target}:
             self.counted["sent" if target else "read", place()] += 1
-        elif target and (masked or func in ANSWERS or (READS & set(func.tags) and func not in INDEXING)):
+        elif target and (masked or func in ANSWERS or (READS & set(func.tags) and func not in INDEXING and not sized)):
             self.counted["read", place()] += 1
         found = func(*inner, **options)
         if not target:

@@ -19,8 +19,8 @@ from twinslib.train.step import OutOfTime
 
 
 def run_of(name: str, **optim) -> RunSpec:
-    """Two epochs of two batches of a method, with a line of the recorder for each step."""
-    run = spec(name, optim={"val_every": 0} | optim, **({"replays": 2} if METHODS[name].replays > 1 else {}))
+    """One epoch of two batches of a method, with a line of the recorder for each step."""
+    run = spec(name, optim={"val_every": 0, "epochs": 1} | optim, **({"replays": 2} if METHODS[name].replays > 1 else {}))
     quiet = run.method.awp_gamma or run.method.trains == "head"
     attack = replace(run.attack, steps=1, threat="l2" if "l2" in name else "linf", eps_warmup=0.5 if "warmup" in name else 0.0)
     return replace(run, attack=attack, noise=NoiseSpec(sigmas=(0.25, 0.5)) if "noise" in name else None,
@@ -33,8 +33,8 @@ def on(device: torch.device | str, data: DeviceSet) -> DeviceSet:
 
 def trained(run: RunSpec, device: torch.device | str, **options) -> tuple[loop.History, dict[str, Tensor]]:
     """(history, weights on the CPU) of a run on a device."""
-    net, start = winged(run, network()).to(device), network(1, 10).to(device)
-    data = on(device, device_set(12, 4))
+    net, data = winged(run, network()).to(device), on(device, device_set(12, 4))
+    start = network(1, 10).to(device) if run.method.needs_origin else None
     history = loop.fit(run, net, data, device=device, start=start, source=data if run.method.source_weight else None, **options)
     return history, net.to("cpu").state_dict()
 
@@ -69,7 +69,7 @@ def test_no_wait_within_an_epoch(name: str, monkeypatch) -> None:
     with absent(monkeypatch) as waits:
         epochs = within(monkeypatch, waits)
         got, found = trained(run, META)
-    assert epochs == [Counter()] * 2
+    assert epochs == [Counter()]
     assert got.epochs == want.epochs and equal(got.course, want.course) and equal(found, weights)
 
 
@@ -77,17 +77,17 @@ def test_no_wait_within_an_epoch(name: str, monkeypatch) -> None:
     ("read", lambda x: x.sum().item()), ("read", lambda x: bool(x.sum() > 0)), ("read", lambda x: x[x > 0.5]),
     ("read", lambda x: x.nonzero()), ("read", lambda x: x.cpu()), ("read", lambda x: torch.equal(x, x)),
     ("read", lambda x: x.sum().tolist()), ("read", lambda x: float(x.mean())), ("read", lambda x: torch.zeros(1).copy_(x.mean())),
-    ("sent", lambda x: torch.zeros(2).to(x.device)), ("sent", lambda x: x.sum().copy_(torch.zeros(())))])
+    ("sent", lambda x: torch.zeros(2).to(x.device)), ("sent", lambda x: x[torch.tensor([0])]), ("sent", lambda x: x.sum().copy_(torch.zeros(())))])
 def test_a_wait_is_seen(kind: str, fault: Callable, monkeypatch) -> None:
-    """One in each of four steps is counted, where it is."""
+    """One in each of two steps is counted, where it is."""
     with absent(monkeypatch) as waits:
         epochs = within(monkeypatch, waits, fault)
         trained(run_of("natural"), META)
-    assert epochs == [Counter({(kind, "train.loop.fit"): 2})] * 2
+    assert epochs == [Counter({(kind, "train.loop.fit"): 2})]
 
 
 @pytest.mark.parametrize(("error", "fault"), [
-    ("two devices", lambda x: x + torch.ones(1)), ("two devices", lambda x: x[torch.tensor([0])]),
+    ("two devices", lambda x: x + torch.ones(1)), ("two devices", lambda x: torch.ones(9)[torch.zeros_like(x).long()]),
     ("two devices", lambda x: torch.cat((x, torch.ones_like(x, device="cpu")))),
     ("generator of cpu", lambda x: torch.rand(2, device=x.device, generator=torch.Generator())),
     ("generator of meta", lambda x: torch.rand(2, generator=torch.Generator(x.device))),
@@ -100,11 +100,11 @@ def test_a_second_device_is_refused(error: str, fault: Callable, monkeypatch) ->
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize("name", ["twins_at", "joint", "free_at", "mixed_noise"])
+@pytest.mark.parametrize("name", ["joint", "free_at"])
 def test_measured_and_resumed(name: str, monkeypatch, tmp_path: Path) -> None:
     """All that is measured between the epochs, and a run that is stopped twice and goes on from its file, is as on the CPU."""
-    run = run_of(name, val_every=1, val_steps=1)
-    run = replace(run, data=replace(run.data, val_images=4), optim=replace(run.optim, keep_best=run.method.attacks),
+    run = run_of(name, val_every=1, val_steps=1, epochs=2)
+    run = replace(run, data=replace(run.data, val_images=4), optim=replace(run.optim, keep_best=True),
                   follow=FollowSpec(record_every=1, train_images=3, test_images=4, steps=1, features=3, feature_epochs=(0, 2)))
     want, weights = trained(run, "cpu")
     with absent(monkeypatch):

@@ -5,10 +5,9 @@
 
 Each part of the standard suite runs for a few of its steps on images that it cannot break (eps is tiny), as pyautoattack would
 run on the network itself, and as `twinslib.attack.autoattack` runs it, on a folded copy. Time is split into that of the forward
-passes, that of the backward passes and the rest, and is extrapolated to the 100 steps and 5,000 queries of the standard version,
-to which it is proportional. `at least` is what remains of ours if nothing but the passes that its iterates need took any time:
-FAB evaluates the points that it has just evaluated again, all others once. What the rest takes and these passes are all that a
-suite with the same iterates can save.
+passes, that of the backward passes and the rest, and is extrapolated to the passes, 100 steps and 5,000 queries of the standard
+version. `at least` is what would remain if nothing but the passes that the same iterates need took any time:
+for FAB, which evaluates again what it has just evaluated, one forward pass for each gradient; for the others all of theirs.
 """
 
 import argparse
@@ -26,8 +25,9 @@ from twinslib.nets.fold import FoldedCopy
 from twinslib.specs.strength import STANDARD
 
 RESULTS = command.RESULTS / "autoattack"
-EPS = 1e-5  # in pixels: breaks nothing
-STEPS, QUERIES, TARGETS = 100, 5000, 9  # of the standard version
+EPS = 1e-5  # in [0, 1] pixels: breaks nothing
+STEPS, QUERIES = 100, 5000  # of the standard version
+PASSES = {"apgd-ce": (102, 101), "apgd-t": (919, 909), "fab-t": (1828, 900), "square": (5003, 0)}  # of it: forward, backward
 
 
 class Clocked:
@@ -58,16 +58,24 @@ def profile(forward: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, part: st
     adversary = _adversary(clocked, part, EPS, "linf", x.device, 0)
     adversary.apgd.n_iter = adversary.apgd_targeted.n_iter = adversary.fab.n_iter = steps
     adversary.square.n_queries = queries
-    attack = {"apgd-ce": adversary.apgd, "apgd-t": adversary.apgd_targeted, "fab-t": adversary.fab, "square": adversary.square}[part]
     adversary.fab.targeted = True
+    attack = dict(zip(STANDARD, (adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square), strict=True))[part]
     began = time.process_time()
     attack.perturb(x, y)
     total = time.process_time() - began
-    factor = 1000 / len(x) * (QUERIES / queries if part == "square" else STEPS / steps)
-    times = {kind: seconds * factor for kind, seconds in clocked.seconds.items()}
-    again = clocked.passes["backward"] / clocked.passes["forward"] if part == "fab-t" else 1.0  # one pass for each gradient
-    return {"forward": times["forward"], "backward": times.get("backward", 0.0), "rest": total * factor - sum(times.values()),
-            "at least": times["forward"] * again + times.get("backward", 0.0)}
+    spent = sum(clocked.seconds.values())
+    once = {kind: 1000 * seconds / clocked.passes[kind] for kind, seconds in clocked.seconds.items()}
+    forward, backward = (once.get(kind, 0.0) * passes for kind, passes in zip(("forward", "backward"), PASSES[part], strict=True))
+    rest = 1000 * (total - spent) / len(x) * (QUERIES / queries if part == "square" else STEPS / steps)
+    needed = once["forward"] * PASSES[part][1] if part == "fab-t" else forward
+    return {"forward": forward, "backward": backward, "rest": rest, "at least": needed + backward}
+
+
+def lines(result: dict) -> list[str]:
+    """Of one suite, a line for each part: forward, backward, rest, sum, at least; in milliseconds an image."""
+    return [f"| {result['suite']} | {part} | " + " | ".join(f"{value:,.0f}" for value in (
+        t["forward"], t["backward"], t["rest"], t["forward"] + t["backward"] + t["rest"], t["at least"])) + " |"
+        for part, t in result["milliseconds"].items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,9 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             forward(x)  # to warm up
             parts = {part: profile(forward, x, y, part, args.steps, args.queries) for part in STANDARD}
             whole = {kind: sum(part[kind] for part in parts.values()) for kind in parts["square"]}
-            for part, times in (parts | {"all": whole}).items():
-                print(f"{name:13}{part:9}" + "".join(f"{kind} {value:8.0f} ms  " for kind, value in times.items()))
             results.append({"suite": name, "arch": args.arch, "images": args.images, "milliseconds": parts | {"all": whole}})
+            print("\n".join(lines(results[-1])))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ class Waits(TorchDispatchMode):
         if any(t.device == META and not isinstance(t, Absent) for t in tensors):
             raise RuntimeError(f"{func}: a tensor without values, sent to the device as a list in {place()}")
         target = isinstance(tensors[0], Absent) if tensors else False
-        if len(here) > 1 and func not in COPIES and not (target and func in INDEXING):  # torch sends indices where they are needed
+        sends_indices = target and func in INDEXING  # as torch does for a GPU
+        if len(here) > 1 and func not in COPIES and not sends_indices:
             raise RuntimeError(f"{func}: tensors of two devices in {place()}")
         if options.get("device") is not None:
             target, options["device"] = torch.device(options["device"]) == META, torch.device("cpu")

@@ -33,7 +33,7 @@ def on(device: torch.device | str, data: DeviceSet) -> DeviceSet:
 
 def trained(run: RunSpec, device: torch.device | str, **options) -> tuple[loop.History, dict[str, Tensor]]:
     """(history, weights on the CPU) of a run on a device."""
-    net, data = winged(run, network()).to(device), on(device, device_set(12, 4))
+    net, data = winged(run, network().to(device)), on(device, device_set(12, 4))  # a move to `meta` would undo ties
     start = network(1, 10).to(device) if run.method.needs_origin else None
     history = loop.fit(run, net, data, device=device, start=start, source=data if run.method.source_weight else None, **options)
     return history, net.to("cpu").state_dict()

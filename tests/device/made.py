@@ -132,7 +132,7 @@ class Draws(TorchFunctionMode):
 def place() -> str:
     """The function of the library that runs now."""
     frame = sys._getframe(1)
-    while frame and "/twinslib/" not in frame.f_code.co_filename:
+    while frame and not frame.f_globals.get("__name__", "").startswith("twinslib."):
         frame = frame.f_back
     return f"{frame.f_globals['__name__'].removeprefix('twinslib.')}.{frame.f_code.co_name}" if frame else "the test"
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import command, recorder, textbook, twins_step
+from benchmarks import autoattack, command, recorder, textbook, twins_step
 from twinslib.nets import arithmetic
 from twinslib.nets.norms import TwinNorm, twinsify
 from twinslib.specs.labels import method_label
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec
+from twinslib.specs.strength import STANDARD
 from twinslib.train.step import Step, generator
 
 ARCH, BATCH, WEIGHT = "tiny_resnet", 8, 0.4
@@ -203,3 +204,17 @@ def test_committed_results_of_the_recorder() -> None:
                     assert result["ratios"][clock][name] == pytest.approx(found), (file.name, name)
             steady = result["ratios"].get("processor", result["ratios"]["wall"])
             assert steady["every 10"]["estimate"] <= 1.1 and steady["every 5"]["estimate"] <= 1.1, file.name
+
+
+def test_profile_of_autoattack(tmp_path, capsys) -> None:
+    """Each part on both networks, its times, and no more at least than in all; what is stated is what was measured."""
+    out = tmp_path / "aa.json"
+    autoattack.main(["--arch", ARCH, "--side", "16", "--images", "2", "--steps", "1", "--queries", "1", "--out", str(out)])
+    stored = [json.loads(file.read_text())["results"] for file in (out, *autoattack.RESULTS.glob("*.json"))]
+    for results in stored:
+        assert [result["suite"] for result in results] == ["pyautoattack", "ours"]
+        for times in (result["milliseconds"][part] for result in results for part in (*STANDARD, "all")):
+            assert 0 < times["at least"] <= times["forward"] + times["backward"] + times["rest"]
+    readme = (command.RESULTS.parent / "README.md").read_text().splitlines()
+    lines = [line for results in stored[1:] for result in results for line in autoattack.lines(result)]
+    assert lines and set(lines) <= set(readme) and "| square |" in capsys.readouterr().out

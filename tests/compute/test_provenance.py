@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from twinslib.compute import provenance
 
@@ -19,6 +20,15 @@ def test_provenance_entry() -> None:
     assert set(entry["versions"]) == set(provenance.PACKAGES) and entry["versions"]["torch"][0].isdigit()
     for private in (os.uname().nodename, str(Path.home()), str(Path(__file__).parents[2])):
         assert private not in text
+
+
+@pytest.mark.parametrize(("device", "initialized", "resets"), [("cuda:1", True, 1), ("cuda", False, 0), ("cpu", True, 0)])
+def test_peak_is_that_of_the_task(device: str, initialized: bool, resets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task begins with a peak of its own, on its own GPU; torch refuses that before the first use of one."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", seen.append)
+    assert provenance.begin(device) <= provenance.now() and seen == [device] * resets
 
 
 def test_version_of_a_package_that_is_not_there() -> None:

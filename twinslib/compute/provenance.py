@@ -68,6 +68,14 @@ def machine(device: torch.device | str) -> dict[str, object]:
     return {"device": "cpu", "cpu": cpu_model(), "instruction_set": instruction_set()}
 
 
+def begin(device: torch.device | str) -> str:
+    """The time in UTC at which a task begins. On a GPU the peak of memory that `record` will say is measured from here, not from
+    the start of the process, which may have done other tasks."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_initialized():  # before, there is no peak to forget
+        torch.cuda.reset_peak_memory_stats(device)
+    return now()
+
+
 def record(started: str, seconds: float, device: torch.device | str, **extra: object) -> dict:
     """One provenance entry: times, commit, versions, hardware, precision flags, `extra` (spec hash, weights hash, …)."""
     cuda = torch.device(device).type == "cuda"

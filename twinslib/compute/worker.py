@@ -58,7 +58,7 @@ class Worker:
         before = read_json(begun) if begun.exists() else {"rules": rules.stamps(), "seconds": 0.0, "processor_seconds": 0.0}
         if not begun.exists():
             write_json(begun, before)
-        started, clock, processor = provenance.now(), time.perf_counter(), time.process_time()
+        started, clock, processor = provenance.begin(self.device), time.perf_counter(), time.process_time()
 
         def spent() -> dict[str, float]:
             return {"seconds": before["seconds"] + time.perf_counter() - clock,

@@ -60,7 +60,7 @@ class FoldedCopy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._unchecked and len(x):
-            self._check(x)
+            self.check(x)
         z = x if self.normalize is None else self.normalize(x)
         if z.requires_grad:
             z.register_hook(torch.Tensor.contiguous)  # it reaches x as NCHW, as attack libraries expect it
@@ -147,8 +147,9 @@ class FoldedCopy(nn.Module):
             sources += [weight, bias]
         torch._foreach_copy_(targets, sources)
 
-    def _check(self, x: torch.Tensor) -> None:
-        """Make this copy again without folding if that changes the logits of images like `x`."""
+    def check(self, x: torch.Tensor) -> None:
+        """Make this copy again without folding if that changes the logits of images like `x`; the first images that pass bring it
+        about, unless it is called before, where the host may wait for the device."""
         devices = [x.device] if x.is_cuda else []
         with torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
             right = self._is_right(x)

@@ -24,7 +24,8 @@ def levels(spec: NoiseSpec, n: int, generator: torch.Generator) -> torch.Tensor:
         return low + (high - low) * torch.rand(n, generator=generator, device=device)
     several = n if spec.draw == "image" else 1
     index = torch.randint(len(spec.sigmas), (several,), generator=generator, device=device)
-    return torch.tensor(spec.sigmas, device=device)[index].expand(n)
+    sigmas = torch.stack([torch.full((), sigma, device=device) for sigma in spec.sigmas])  # sending a list would wait
+    return sigmas[index].expand(n)
 
 
 def noisy(x: torch.Tensor, spec: NoiseSpec, generator: torch.Generator) -> torch.Tensor:

@@ -118,12 +118,12 @@ class Retention:
         """(images, labels) of n random source images, adversarial where the source run was; None without joint training.
 
         Args:
-            generator: purpose to generator, on the device of the images; "source" is on the CPU.
+            generator: purpose to generator, on the device of the images.
         """
         if self.source_head is None:
             return None
-        index = torch.randint(len(self.source.train_y), (n,), generator=generator("source")).to(self.source.train_y.device)
-        d = self.spec.source.data
+        d, device = self.spec.source.data, self.source.train_y.device
+        index = torch.randint(len(self.source.train_y), (n,), generator=generator("source"), device=device)
         x = augment(self.source.train_x[index], d.augment, generator("source_augment"), size=d.crop)
         y = self.source.train_y[index]
         return (x if self.attack is None else self.attack(x, y, generator("source_attack"))), y

@@ -42,12 +42,16 @@ class Attacker:
     """Adversarial examples for training: PGD against a folded, frozen copy of the attacked wing in eval mode.
 
     The copy follows the live network by `refresh`; the live network's modes and statistics are never touched.
+
+    Args:
+        size: side of the images in pixels.
     """
 
     def __init__(self, model: torch.nn.Module, attack: AttackSpec, *, wing: str = "adaptive", precision: str,
-                 passes: Passes) -> None:
+                 passes: Passes, size: int) -> None:
         self.spec = attack
         self.copy = FoldedCopy(model, wing=wing, dtype=arithmetic.dtype(precision))
+        self.copy.check(torch.zeros(2, 3, size, size, device=next(model.parameters()).device))  # not in the first step
         self.forward = passes.through(self.copy)
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
@@ -102,21 +106,21 @@ class Step:
         self.forward = self.passes.through(model)
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
+        size = spec.data.crop or spec.data.image_size
         if spec.method.trains == "head":
-            head = model.get_submodule(find_head(model, spec.data.crop or spec.data.image_size))
+            head = model.get_submodule(find_head(model, size))
             model.eval().requires_grad_(False)
             head.train().requires_grad_(True)
         self.memory_format = memory_format(model, device)
         self.device_type = torch.device(device).type
         self.precision = precision or arithmetic.chosen(spec.optim.precision, device)
-        self.retention = Retention(model, spec, start=start, source=source, count=self.passes.through,
-                                   make_attack=partial(Attacker, passes=self.passes, precision=self.precision))
+        make_attack = partial(Attacker, passes=self.passes, precision=self.precision, size=size)
+        self.retention = Retention(model, spec, start=start, source=source, count=self.passes.through, make_attack=make_attack)
         self.attackers = []
         self.free = FreePerturbation(spec.attack) if spec.method.replays > 1 else None
         if spec.method.attacks and not self.free:
             wings = ("adaptive", "frozen") if spec.method.attack_wing == "alternating" else (spec.method.attack_wing,)
-            self.attackers = [Attacker(model, spec.attack, wing=wing, precision=self.precision, passes=self.passes)
-                              for wing in wings]
+            self.attackers = [make_attack(model, spec.attack, wing=wing) for wing in wings]
         self.optimizer = torch.optim.SGD(self.retention.groups(), lr=spec.optim.lr, momentum=spec.optim.momentum,
                                          weight_decay=spec.optim.weight_decay)
 
@@ -191,4 +195,4 @@ class Step:
             return self.forward(x)
 
     def _generator(self, purpose: str, count: int) -> torch.Generator:
-        return generator("cpu" if purpose == "source" else self.device, self.spec.seed, purpose, count)
+        return generator(self.device, self.spec.seed, purpose, count)

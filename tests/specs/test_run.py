@@ -368,32 +368,6 @@ def test_networks_of_others_have_a_spec() -> None:
         ModelSpec(arch="resnet18", norm="own")
 
 
-BASED = {  # name: base, and the switches that differ
-    **{f"{wings}{name}": (None, {"objective": name, "wings": "twins" if wings else "single"})
-       for wings in ("", "twins_") for name in ("at", "trades")}, "natural": (None, {"objective": "natural"}),
-    "distill": ("at", {"distill_weight": 0.3}), "feature_distill": ("at", {"feature_weight": 1.0}),
-    "l2sp": ("at", {"l2sp_weight": 0.01}), "joint": ("at", {"source_weight": 0.3}),
-    "joint_uot": ("joint", {"source_classes": 20}), "frozen_at": ("at", {"wings": "frozen"}),
-    "at_split": ("at", {"wings": "split"}), "at_awp": ("at", {"awp_gamma": 0.01}),
-    "two_adaptive": ("twins_at", {"wings": "two_adaptive"}), "twins_shared": ("twins_at", {"share_affine": True}),
-    "twins_attack_frozen": ("twins_at", {"attack_wing": "frozen"}),
-    "twins_attack_alternating": ("twins_at", {"attack_wing": "alternating"}),
-    "trades_beta3": ("trades", {"trades_beta": 3.0}), "twins_trades_wing": ("twins_trades", {"kl_divisor": "wing"}),
-    "noise": ("natural", {}), "mixed_noise": ("natural", {}), "natural_frozen": ("natural", {"wings": "frozen"}),
-    "linear_probe": ("natural", {"trains": "head"}), "trades_scratch": ("trades", {}), "free_at": ("at", {"replays": 8}),
-    "aft_free": ("aft", {"replays": 4}), "aft_twins": ("twins_at", {}),
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_differ_in_one_thing(name: str) -> None:
-    """The paper's five differ in objective and wings, and in nothing else from the official defaults; each other method is
-    its base with one switch changed, or (AT with none) another start, rate, schedule or noise that the study gives it."""
-    base, changes = BASED.get(name, ("at", {}))
-    assert METHODS[name] == replace(METHODS[base] if base else MethodSpec(name=name), name=name, **changes)
-    assert len(changes) < 2 or not base
-
-
 def test_methods_by_name() -> None:
     """Every method is registered under its own name; `method` changes switches and nothing else, and checks them. Two halves
     of the batch are weighed by wings other than single and frozen, two branches are in those that double each batch norm;

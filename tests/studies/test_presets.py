@@ -63,33 +63,6 @@ def test_overrides(folder: Path, text: str, found: dict | str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_types_of_parameters() -> None:
-    """The defaults' types pass, int for float, anything for None; what is inside of lists and mappings is not the matter here."""
-    defaults = {"eps": 0.1, "steps": 5, "fast": True, "name": "a", "start": None, "seeds": [0], "optim": {"lr": 0.1, "epochs": 3}}
-    for values in ({}, {"eps": 1}, {"eps": 0.5, "steps": 7}, {"fast": False}, {"start": 3}, {"seeds": []}, {"seeds": [1, "2"]},
-                   {"optim": {"lr": 1, "warmup": "any"}}):
-        assert presets.check_parameters(values, defaults, "here") == values
-    for values, message in (({"eps": True}, "float for eps"), ({"steps": 5.0}, "int for steps"),
-                            ({"steps": True}, "int for steps"), ({"optim": [0.1]}, "a mapping for optim in here"),
-                            ({"fast": 1}, "bool for fast"), ({"seeds": 1}, "a list for seeds"),
-                            ({"name": None}, "a value for name")):
-        with pytest.raises(TypeError, match=message):
-            presets.check_parameters(values, defaults, "here")
-
-
-def test_unknown_presets_and_notebooks(folder: Path) -> None:
-    """Each unknown name is answered with the known ones; a preset without a file names the file."""
-    with pytest.raises(ValueError, match="preset to be one of toy, small, medium, paper, got 'smal'; did you mean 'small'"):
-        presets.overrides("smal", "01", {})
-    with pytest.raises(FileNotFoundError, match="preset medium for notebook 01 .*params/medium/01.yaml"):
-        presets.overrides("medium", "01", {})
-    with pytest.raises(ValueError, match="notebook to be one of 01, got '1'"):
-        presets.notebook("1")
-    write_notebook(folder, "\n".join(f"{name}: int = 1" for name in presets.SETTINGS), name="99_y.ipynb")
-    with pytest.raises(ValueError, match="notebook with a study to be one of 01, .*, got '99'"):
-        plan.plan("toy", "99")
-
-
 @pytest.mark.parametrize("best", [last, unknown])
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_every_run_is_shown(preset: str, number: str, best) -> None:

@@ -1,15 +1,14 @@
 """The grid of robustness transfer: order, how hyper-parameters are chosen, what reaches which run, what is refused."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from tests.studies import made
-from tests.studies.made import CONSTANTS, FILE, IMAGENET, PAPER, by_cell, first, last, of_transfer, sources, unknown
+from tests.studies.made import CONSTANTS, FILE, IMAGENET, PAPER, by_cell, last, of_transfer, sources, unknown
 from twinslib.specs.jobs import Job
-from twinslib.specs.method import METHODS, MethodSpec
+from twinslib.specs.method import METHODS
 from twinslib.specs.run import RunSpec
 from twinslib.studies import plan, presets, transfer
 
@@ -182,26 +181,6 @@ def test_own_candidates_wait_for_the_rate() -> None:
         runs = [j.spec for j in jobs if (j.study, j.spec.data.name, j.spec.method.name) == ("tuning", "a", "l2sp")]
         assert [(s.method.l2sp_weight, s.optim.lr) for s in runs] == tried
         assert by_cell(jobs)["a", "l2sp", 1].settled is settled
-
-
-@pytest.mark.parametrize("best", [first, unknown])
-def test_a_grid_of_one_value_is_a_switch(best) -> None:
-    """One value leaves nothing to choose: no candidate is trained, the run has the value and waits for nothing."""
-    jobs = grid(grids={"joint_uot": {"source_classes": [3]}, "at": {"lr": [0.7]}}, best=best)
-    assert not [j for j in jobs if j.study == "tuning"] and all(j.settled for j in jobs)
-    spec = by_cell(jobs)["a", "joint_uot", 1].spec
-    assert (spec.method.source_classes, spec.method.source_weight, spec.optim.lr) == (3, 0.3, 0.7)
-
-
-def test_parents_are_methods() -> None:
-    """Whatever takes another's rate or start is a method, takes it from one that has its own, and differs from it in switches
-    of its method alone."""
-    assert set(transfer.LR_OF) == {*AT_FAMILY, *CONTROLS} and set(transfer.START) <= set(METHODS)
-    assert set(transfer.LR_OF.values()) <= set(PAPER)
-    fields = {f.name for f in dataclasses.fields(MethodSpec)} - {"name"}
-    for name, parent in transfer.LR_OF.items():
-        differ = [f for f in fields if getattr(METHODS[name], f) != getattr(METHODS[parent], f)]
-        assert len(differ) <= (2 if name == "joint_uot" else 1), (name, differ)
 
 
 # -- refused ---------------------------------------------------------------------------------------------------------

@@ -23,11 +23,6 @@ from twinslib.studies import plan
 from twinslib.train import noise
 
 
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store("toy", root=tmp_path)
-
-
 @pytest.mark.parametrize(("labels", "chosen", "chance", "constant"), [
     (TEN_EACH, answers(0.95), 0.1, True),
     (TEN_EACH, answers(0.65), 0.1, True),

@@ -14,7 +14,6 @@ from twinslib.evidence.course import Course
 from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.store import Store
 
 BATCH, IMAGES = 4, 10  # three steps per epoch
 Z, T = 1.959964, {1: 12.706205, 2: 4.302653}  # 97.5 % quantiles: normal, Student's t by degrees of freedom
@@ -184,11 +183,6 @@ def test_nothing_to_read(read):
 
 
 # -- the store ----------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def store(tmp_path):
-    return Store("small", root=tmp_path)
-
-
 def finish(store, s, *, run=True, arrays=True):
     """Leave the files of a finished run, or some of them."""
     store_made.finish(store, s, course=robust(SEVEN[:4]) if arrays else None, epochs=validated([0.1, 0.3, 0.2]),

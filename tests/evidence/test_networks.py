@@ -2,7 +2,6 @@
 
 
 import numpy as np
-import pytest
 
 from tests.aft_made import EPS, epochs, finish, spec
 from twinslib.base.files import write_npz
@@ -15,11 +14,6 @@ CLEAN, PGD = EvalSpec(kind="clean", images=4), EvalSpec(kind="pgd", images=4, ep
 BEST, START = (EvalSpec(kind="clean", images=4, at=at) for at in ("best", "start"))
 AUTO = EvalSpec(kind="autoattack", images=2, eps=EPS, attacks=("apgd-ce", "apgd-t"))
 LABELS = (("part", "main"), ("start", "natural"))
-
-
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store("small", root=tmp_path / "store")
 
 
 def job(run, *evals: EvalSpec, **options: object) -> Job:

@@ -14,7 +14,6 @@ from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import METHODS, method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.store import Store
 
 CLEAN = EvalSpec(kind="clean", images=10)
 PGD = EvalSpec(kind="pgd", images=10, eps=8 / 255)
@@ -31,11 +30,6 @@ def job(dataset="cifar10", name="at", seed=0, evals=(CLEAN, PGD), settled=True, 
                    method=dataclasses.replace(METHODS["twins_at"], name=name) if "lambda" in name else method(name),
                    optim=OptimSpec())
     return Job("transfer", spec, tuple(evals), settled=settled)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store("test", root=tmp_path)
 
 
 def finish(store, job, masks):
@@ -73,27 +67,6 @@ def test_paired_rows(store):
         assert (found.value, found.low, found.high, found.n) == expected[:4]
         assert found.value == pytest.approx(0.1)
     assert pairs.paired_rows(store, jobs[::-1]).equals(out)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_what_is_not_settled_or_has_lost_its_record_is_not_run(store, which):
-    """Masks of a run whose hyper-parameters are not chosen yet, or whose record is gone, are not compared."""
-    jobs = pair(store)
-    guess = [dataclasses.replace(j, settled=i != which) for i, j in enumerate(jobs)]
-    assert pairs.paired_rows(store, guess)["value"].isna().all()
-    assert pairs.differences(store, guess, PAIR)["seeds"].tolist() == [0, 0]
-    (store.root / "runs" / f"{jobs[which].spec.hash}.json").unlink()
-    assert pairs.paired_rows(store, jobs)["value"].isna().all()
-
-
-def test_paired_rows_of_autoattack(store):
-    """The last stage is compared, on the evaluation with the most images that both runs have."""
-    more, most = dataclasses.replace(PART, images=9), dataclasses.replace(PART, images=10)
-    jobs = [job(name=name, evals=evals) for name, evals in (("at", [PART, more]), ("twins_at", [PART, more, most]))]
-    for j, mask in zip(jobs, (B, A), strict=True):
-        finish(store, j, {e: mask[:e.images] for e in j.evals})
-    (found,) = pairs.paired_rows(store, jobs).itertuples()
-    assert (found.attack, found.n, found.value) == ("apgd-ce+apgd-t", 9, 1 / 9)
 
 
 # -- over seeds and data sets -----------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Rows from a store that is written by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -22,11 +21,6 @@ AUTO = EvalSpec(kind="autoattack", images=2, eps=8 / 255, attacks=("apgd-ce", "a
 JOB = Job("transfer", SPEC, (CLEAN, PGD, AUTO))
 MASKS = {CLEAN: {"none": [1, 1, 1, 0]}, PGD: {"pgd20": [1, 0, 0, 0]}, WEAK: {"pgd20": [1, 1, 0, 0]},
          AUTO: {"apgd-ce": [1, 1], "apgd-ce+apgd-t": [1, 0]}}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store("small", root=tmp_path / "store")
 
 
 def finish(store: Store, spec: RunSpec = SPEC, masks: dict = MASKS, checks: dict | None = None) -> None:

@@ -18,26 +18,13 @@ class Interval(NamedTuple):
     n: int
 
 
-class PairedDifference(NamedTuple):
-    """accuracy(a) - accuracy(b) on the same n images, with its interval and the exact McNemar p-value."""
+class Difference(NamedTuple):
+    """accuracy(a) - accuracy(b) on the same n images, with its interval and the p-value of "no difference"."""
 
     estimate: float
     low: float
     high: float
     n: int
-    p_value: float
-    only_a: int
-    only_b: int
-
-
-class CrossedDifference(NamedTuple):
-    """accuracy(a) - accuracy(b) over seeds and n images, with its interval and the p-value of "no difference"."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-    seeds: int
     p_value: float
 
 
@@ -61,7 +48,7 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, low, high, n)
 
 
-def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95) -> PairedDifference:
+def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95) -> Difference:
     """accuracy(a) - accuracy(b) where both judge the same images in the same order.
 
     The interval is the score interval of Tango (1998) and covers with probability close to `level`, also near 0, near
@@ -81,10 +68,10 @@ def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95)
     z = stats.norm.isf((1 - level) / 2)
     low, high = _tango_limits(only_a, only_b, n, z)
     p_value = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return PairedDifference((only_a - only_b) / n, low, high, n, float(p_value), only_a, only_b)
+    return Difference((only_a - only_b) / n, low, high, n, float(p_value))
 
 
-def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> CrossedDifference:
+def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
     """Mean of accuracy(a) - accuracy(b) over new seeds and new images, from the same seeds and images for both.
 
     Seeds and images are crossed random effects (Owen 2007). The squared half-width is t(seeds - 1)^2 V_seed plus the
@@ -124,7 +111,7 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Cross
     seed_part = special.stdtrit(seeds - 1, tail) ** 2 * v_seed
     low = max(estimate - math.sqrt(seed_part + (estimate - low) ** 2), -1.0)
     high = min(estimate + math.sqrt(seed_part + (high - estimate) ** 2), 1.0)
-    return CrossedDifference(estimate, low, high, n, seeds, _crossed_p_value(*cells, v_seed, seeds))
+    return Difference(estimate, low, high, n, _crossed_p_value(*cells, v_seed, seeds))
 
 
 def crossed_mean(values: ArrayLike | Sequence[ArrayLike], level: float = 0.95) -> Interval:

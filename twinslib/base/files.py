@@ -85,12 +85,8 @@ def write_json(path: Path, value: Mapping, *, digest: bool = True) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """What a file of JSON holds, without its digest.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged file, with what to do.
-    """
+    """What a file of JSON holds, without its digest. FileNotFoundError: no such file. ValueError: a damaged file, with what to
+    do."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -143,11 +139,8 @@ def read_npz(path: Path, about: Mapping | None = None) -> dict[str, np.ndarray]:
 
 
 def read_about(path: Path) -> dict:
-    """What an .npz file says that it belongs to, {} if it is of an earlier version; the arrays are not read.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_npz`.
-    """
+    """What an .npz file says that it belongs to, {} if it is of an earlier version; the arrays are not read. FileNotFoundError,
+    ValueError: as `read_npz`."""
     found = _in_npz(path, lambda stored: json.loads(str(stored[ABOUT])) if ABOUT in stored else {})
     return {key: value for key, value in found.items() if key != DIGEST}
 
@@ -184,12 +177,8 @@ def seal_safetensors(data: bytes) -> bytes:
 
 
 def check_safetensors(path: Path) -> bool:
-    """Refuse a sealed file that is not as it was written; False for one without a digest, whoever made it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged one.
-    """
+    """Refuse a sealed file that is not as it was written; False for one without a digest, whoever made it. FileNotFoundError: no
+    such file. ValueError: a damaged one."""
     try:
         header, tensors = _parts(path.read_bytes())
         found = header.get("__metadata__", {}).pop(DIGEST, None)
@@ -226,12 +215,7 @@ def write_bytes(path: Path, content: bytes, about: Mapping) -> None:
 
 
 def read_bytes(path: Path, about: Mapping) -> bytes:
-    """What `write_bytes` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, or it belongs to something else.
-    """
+    """What `write_bytes` wrote. FileNotFoundError: no such file. ValueError: damaged, or it belongs to something else."""
     with open(path, "rb") as file:
         line, content = file.readline(1 << 16), file.read()
     try:

@@ -31,13 +31,11 @@ class Difference(NamedTuple):
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     """Exact interval of a proportion: covers the true one with probability at least `level`, whatever it is.
 
-    Clopper and Pearson 1934, as quantiles of the beta distribution; wider than needed, most of all for small n.
+    Clopper and Pearson 1934, as quantiles of the beta distribution; wider than needed, most of all for small n. ValueError:
+    successes outside 0..n, n below 1, or level outside (0, 1).
 
     >>> [round(x, 3) for x in clopper_pearson(500, 1000)]
     [0.5, 0.469, 0.531, 1000]
-
-    Raises:
-        ValueError: successes outside 0..n, n below 1, or level outside (0, 1).
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"expected successes in 0..n and n of at least 1, got {successes} of {n}")
@@ -148,16 +146,13 @@ def crossed_mean(values: ArrayLike | Sequence[ArrayLike], level: float = 0.95) -
 def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -> Interval:
     """Mean with Student's t interval, for values that vary independently around one mean.
 
-    Such are the differences of two methods seed by seed, or their means data set by data set: the interval then speaks
-    about new seeds, or about data sets like these. Covers with probability `level` when the values are normal, for any
-    number of them, and for levels from 0.92 with at least that when their variances differ (Bakirov and Szekely
-    2006). A bootstrap of three values that says 95 % covers about 75 %.
+    Such are the differences of two methods seed by seed, or their means data set by data set: the interval then speaks about new
+    seeds, or about data sets like these. Covers with probability `level` when the values are normal, for any number of them, and
+    for levels from 0.92 with at least that when their variances differ (Bakirov and Szekely 2006). A bootstrap of three values
+    that says 95 % covers about 75 %. ValueError: fewer than two values, a value that is not finite, or level outside (0, 1).
 
     >>> [round(x, 3) for x in student_interval([0.50, 0.52, 0.51])]
     [0.51, 0.485, 0.535, 3]
-
-    Raises:
-        ValueError: fewer than two values, a value that is not finite, or level outside (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
     _check_level(level)
@@ -173,14 +168,11 @@ def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -
 def holm(p_values: Sequence[float] | ArrayLike) -> np.ndarray:
     """Adjusted p-values, shape (M,), in the given order: rejecting those of at most alpha errs in any with at most alpha.
 
-    Holm 1979: the i-th smallest of M is multiplied by M - i + 1, made monotone and capped at 1. Holds whatever the
-    dependence between the tests.
+    Holm 1979: the i-th smallest of M is multiplied by M - i + 1, made monotone and capped at 1. Holds whatever the dependence
+    between the tests. ValueError: not of shape (M,), empty, or a value outside [0, 1] (NaN too).
 
     >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
     [0.03, 0.06, 0.06]
-
-    Raises:
-        ValueError: not of shape (M,), empty, or a value outside [0, 1] (NaN too).
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or len(p) == 0:

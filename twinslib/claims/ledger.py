@@ -54,11 +54,8 @@ class Verdict(Evidence):
 
 def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     """Apply a claim's rule to the finished runs of `jobs` that began under it. Rules are for the presets that they were fixed for
-    (`rules.SCALES`): in a study of one's own the same effects are shown, and nothing is judged.
-
-    Raises:
-        ValueError: the rule was edited after runs that it judges had begun.
-    """
+    (`rules.SCALES`): in a study of one's own the same effects are shown, and nothing is judged. ValueError: the rule was edited
+    after runs that it judges had begun."""
     rule = claim.rule
     mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and concerns(job, rule)]
     gone = tuple(unique(_named(job) for job in mine if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
@@ -93,10 +90,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
 
 def counts(claim: Claim, store: Store, job: Job) -> str:
     """The highest verdict that a finished run can give on a claim; "" where it began before the rule and says nothing.
-
-    Raises:
-        ValueError: the rule was edited, under the same version, after the run had begun.
-    """
+    ValueError: the rule was edited, under the same version, after the run had begun."""
     rule = claim.rule
     if rule.measure == "shown":  # where nothing is judged, everything may be shown
         return REPRODUCED
@@ -216,11 +210,8 @@ def summary(store: Store, paper: str = "") -> str:
 
 
 def put_into(text: str, store: Store) -> str:
-    """`text` with the summary between its two marks, `<!-- claims -->` and `<!-- /claims -->`.
-
-    Raises:
-        ValueError: not each mark once, in this order.
-    """
+    """`text` with the summary between its two marks, `<!-- claims -->` and `<!-- /claims -->`. ValueError: not each mark once, in
+    this order."""
     start, end = "<!-- claims -->", "<!-- /claims -->"
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(f"expected the marks {start} and {end}, each once; put them where the verdicts belong")

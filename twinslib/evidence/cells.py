@@ -95,11 +95,8 @@ def planned(jobs: Sequence[Job]) -> list[Measured]:
 
 
 def read_votes(store: Store, jobs: Sequence[Job]) -> list[Measured]:
-    """Every certification of `jobs`, with what is finished of it.
-
-    Raises:
-        ValueError: votes that were drawn in another way than asked for, such as with another noise level.
-    """
+    """Every certification of `jobs`, with what is finished of it. ValueError: votes that were drawn in another way than asked
+    for, such as with another noise level."""
     out = []
     for job, m in [(j, m) for j in jobs for m in planned([j])]:
         record = store.run(job.spec) if job.settled else None

@@ -106,11 +106,8 @@ def where(rows: Iterable[Row], **labels: object) -> list[Row]:
 
 def paired(ours: Sequence[Row], theirs: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Rows of two networks on one data set, with one seed, learning rate and attack; of several of one network that which is done
-    on most images.
-
-    Raises:
-        ValueError: a network is not the only one for its data set, method and seed, or the test images of both differ.
-    """
+    on most images. ValueError: a network is not the only one for its data set, method and seed, or the test images of both
+    differ."""
     first, second = _by_key(ours), _by_key(theirs)
     both = [(row, second[key]) for key, row in first.items() if key in second]
     for a, b in both:

@@ -163,12 +163,8 @@ def save_training(path: str | Path, state: Mapping, *, run: str) -> None:
 
 
 def load_training(path: str | Path, *, run: str) -> dict:
-    """The state stored by `save_training`, on the CPU.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged or foreign file, or the state of another run.
-    """
+    """The state stored by `save_training`, on the CPU. FileNotFoundError: no such file. ValueError: a damaged or foreign file, or
+    the state of another run."""
     return foreign.load_torch(read_bytes(Path(path), {"run": run}), Path(path))
 
 

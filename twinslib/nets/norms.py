@@ -176,14 +176,12 @@ def single_image(model: nn.Module) -> Iterator[None]:
 def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     """An ordinary network (a copy) that computes exactly what one wing computes in eval mode.
 
-    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network
-    can load it. A network without wings is copied as it is, and has only an adaptive wing.
+    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network can load it. A
+    network without wings is copied as it is, and has only an adaptive wing. ValueError: unknown wing, "frozen" for a network
+    without wings, or a layer with wings whose methods were replaced.
 
     >>> type(to_plain(twinsify(nn.BatchNorm2d(3)), "frozen")).__name__
     'BatchNorm2d'
-
-    Raises:
-        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were replaced.
     """
     choose(wing, WINGS, "wing")
     if wing == "frozen" and next(twin_norms(model), None) is None:
@@ -267,13 +265,11 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
 
 
 def with_norm(model: nn.Module, norm: str) -> nn.Module:
-    """The network with another norm in the place of each batch norm, in place; "batch": as it is.
+    """The network with another norm in the place of each batch norm, in place; "batch": as it is. ValueError: a network without
+    batch norm, or with one that does more, as timm's with an activation inside.
 
     >>> with_norm(nn.Sequential(nn.BatchNorm2d(8)), "layer")[0].num_groups
     1
-
-    Raises:
-        ValueError: a network without batch norm, or with one that does more, as timm's with an activation inside.
     """
     kinds = {type(module) for module in model.modules() if isinstance(module, _BatchNorm)}
     if not kinds:

@@ -152,13 +152,11 @@ LABELS = {name: label for name, (label, _) in _TABLE.items()}
 
 
 def method(name: str, /, **changes: object) -> MethodSpec:
-    """The method called `name`, with `changes` to its switches.
+    """The method called `name`, with `changes` to its switches. ValueError, TypeError: an unknown name or switch, or a value that
+    a switch cannot have.
 
     >>> method("twins_at", twins_weight=0.4).halves
     True
-
-    Raises:
-        ValueError, TypeError: an unknown name or switch, or a value that a switch cannot have.
     """
     spec = METHODS[choose(name, METHODS, "method")]
     for switch in changes:

@@ -46,13 +46,11 @@ class Attack:
 
 @functools.cache
 def parse(name: str) -> Attack:
-    """The attack of that name: none, pgd20, pgd10x5 (restarts), or parts of AutoAttack such as apgd-ce+apgd-t.
+    """The attack of that name: none, pgd20, pgd10x5 (restarts), or parts of AutoAttack such as apgd-ce+apgd-t. ValueError: any
+    other name.
 
     >>> parse("pgd10x5").steps, sorted(["square", "pgd100", "none", "pgd20"], key=strength)
     (10, ['none', 'pgd20', 'pgd100', 'square'])
-
-    Raises:
-        ValueError: any other name.
     """
     pgd = re.fullmatch(r"pgd([1-9]\d*)(?:x([1-9]\d*))?", name)
     parts = tuple(name.split("+"))

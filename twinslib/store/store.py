@@ -46,11 +46,7 @@ class Store:
         self.root = Path(root) if root is not None else paths.results_dir() / self.preset
 
     def run(self, spec: RunSpec) -> dict | None:
-        """The finished run's record, or None.
-
-        Raises:
-            ValueError: it is damaged, of another run, or holds numbers that cannot be.
-        """
+        """The finished run's record, or None. ValueError: it is damaged, of another run, or holds numbers that cannot be."""
         return self._record(self.path(Task(spec)), spec)
 
     @staticmethod
@@ -69,11 +65,8 @@ class Store:
         return self.root / folder / f"{task.name}.{ending}"
 
     def masks(self, spec: RunSpec, evaluation: EvalSpec) -> dict[str, np.ndarray] | None:
-        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None.
-
-        Raises:
-            ValueError: the file is damaged or belongs to another evaluation.
-        """
+        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None. ValueError: the file is
+        damaged or belongs to another evaluation."""
         path = self.path(Task(spec, evaluation))
         if path.exists():
             found = read_npz(path, about(Task(spec, evaluation)))
@@ -98,11 +91,8 @@ class Store:
         return any(name.startswith(f"{task.evaluation.hash}/") for name in names_in(path))
 
     def votes(self, spec: RunSpec, certification: CertifySpec) -> Votes | None:
-        """The counts of a finished certification, or None.
-
-        Raises:
-            ValueError: the file is damaged, or of another run or certification.
-        """
+        """The counts of a finished certification, or None. ValueError: the file is damaged, or of another run or
+        certification."""
         path = self.path(Task(spec, certification))
         if not path.exists():
             return None

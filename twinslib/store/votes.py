@@ -158,11 +158,8 @@ def _coherent(v: Votes, classes: int) -> bool:
 
 
 def join_votes(parts: Sequence[Votes]) -> Votes:
-    """The votes of disjoint sets of images, drawn in several places with the same settings, as one.
-
-    Raises:
-        ValueError: no parts, another sigma, network, plan or seed mixed in, or an image that comes twice.
-    """
+    """The votes of disjoint sets of images, drawn in several places with the same settings, as one. ValueError: no parts, another
+    sigma, network, plan or seed mixed in, or an image that comes twice."""
     if not parts:
         raise ValueError("expected at least one set of votes, got none")
     for part in parts[1:]:
@@ -183,11 +180,8 @@ def blank_votes(plan: Plan, index: np.ndarray, label: np.ndarray, crc: np.ndarra
 
 
 def continued_votes(fresh: Votes, stored: Votes, name: str) -> Votes:
-    """The fresh rows, filled in where `stored` has them, and after them whatever else it has.
-
-    Raises:
-        ValueError: stored with other settings, of another network, or another image or label under the same index.
-    """
+    """The fresh rows, filled in where `stored` has them, and after them whatever else it has. ValueError: stored with other
+    settings, of another network, or another image or label under the same index."""
     _check_same(stored, fresh, name)
     place = {int(index): row for row, index in enumerate(stored.index)}
     old = np.array([place.pop(int(index), -1) for index in fresh.index])

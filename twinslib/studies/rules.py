@@ -79,11 +79,7 @@ class Cell:
 
 
 def cell(text: str) -> Cell:
-    """The cell that `text` names.
-
-    Raises:
-        ValueError: not of that form, or an unknown norm.
-    """
+    """The cell that `text` names. ValueError: not of that form, or an unknown norm."""
     found = re.fullmatch(r"([\w.*]+)/([\w.*]+)/(\w+)(\+restat)?", text)
     if not found:
         raise ValueError(f"expected a cell such as mixed/clean/group or mixed/clean/batch+restat, got {text!r}")
@@ -212,11 +208,7 @@ class Claim:
 
 
 def read(text: str) -> tuple[Claim, ...]:
-    """The claims of a ledger file.
-
-    Raises:
-        ValueError, TypeError: not YAML, an unknown key, or a value of another type.
-    """
+    """The claims of a ledger file. ValueError, TypeError: not YAML, an unknown key, or a value of another type."""
     try:
         entries = yaml.safe_load(text)["claims"].items()
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:

@@ -70,9 +70,12 @@ class Mean(NamedTuple):
 def certified_accuracy(certified: Certified, radii: Sequence[float], level: float = 0.95) -> list[Point]:
     """Share of the images that are classified correctly with a radius of at least r, for each r of `radii`.
 
-    The errors speak about new images. A single certificate may be false with probability alpha; nothing is taken off for that. At
-    radius 0: predicted correctly, not abstained. After `sequential_plan` only the requested radii count in full. ValueError: no
-    images, unknown labels, or a log of PREDICT, which holds no radii."""
+    The errors speak about new images. A single certificate may be false with probability alpha; nothing is taken off for
+    that. At radius 0: predicted correctly, not abstained. After `sequential_plan` only the requested radii count in full.
+
+    Raises:
+        ValueError: no images, unknown labels, or a log of PREDICT, which holds no radii.
+    """
     radius, correct, n = *_with_radii(certified), len(certified.index)
     points = []
     for r in radii:
@@ -86,9 +89,12 @@ def certified_accuracy(certified: Certified, radii: Sequence[float], level: floa
 def envelope(curves: Mapping[str, Sequence[Point]]) -> list[tuple[str, Point]]:
     """For each radius, the name and the point of the curve with the best accuracy (the first of equals).
 
-    A rule for reporting a family of classifiers, one per noise level or network. It is no certificate of a classifier that picks
-    its noise level image by image, and the best of several has a slightly optimistic mean and error. ValueError: no curves, or
-    curves over different radii."""
+    A rule for reporting a family of classifiers, one per noise level or network. It is no certificate of a classifier that
+    picks its noise level image by image, and the best of several has a slightly optimistic mean and error.
+
+    Raises:
+        ValueError: no curves, or curves over different radii.
+    """
     if not curves:
         raise ValueError("expected at least one curve, got none")
     grids = {name: [point.radius for point in curve] for name, curve in curves.items()}

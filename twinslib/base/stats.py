@@ -146,13 +146,16 @@ def crossed_mean(values: ArrayLike | Sequence[ArrayLike], level: float = 0.95) -
 def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -> Interval:
     """Mean with Student's t interval, for values that vary independently around one mean.
 
-    Such are the differences of two methods seed by seed, or their means data set by data set: the interval then speaks about new
-    seeds, or about data sets like these. Covers with probability `level` when the values are normal, for any number of them, and
-    for levels from 0.92 with at least that when their variances differ (Bakirov and Szekely 2006). A bootstrap of three values
-    that says 95 % covers about 75 %. ValueError: fewer than two values, a value that is not finite, or level outside (0, 1).
+    Such are the differences of two methods seed by seed, or their means data set by data set: the interval then speaks
+    about new seeds, or about data sets like these. Covers with probability `level` when the values are normal, for any
+    number of them, and for levels from 0.92 with at least that when their variances differ (Bakirov and Szekely
+    2006). A bootstrap of three values that says 95 % covers about 75 %.
 
     >>> [round(x, 3) for x in student_interval([0.50, 0.52, 0.51])]
     [0.51, 0.485, 0.535, 3]
+
+    Raises:
+        ValueError: fewer than two values, a value that is not finite, or level outside (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
     _check_level(level)

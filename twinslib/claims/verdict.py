@@ -126,10 +126,7 @@ def apart(effects: Sequence[Effect], rule: Rule, *by: str) -> list[Effect]:
 def sifted(rule: Rule, effects: Sequence[Effect], detail: Sequence[Effect], lack: str = "", least: int = 1,
            by: Sequence[str] = ()) -> Evidence:
     """Effects that would decide, without those near chance (`apart`), which are flagged; none where something is lacking.
-
-    Args:
-        least: on so many data sets each comparison must be left. by: attributes of places that are left out one by one.
-    """
+    `least`: on so many data sets each comparison must be left. `by`: attributes of places that are left out one by one."""
     near = apart(effects, rule, *by)
     clear = tuple(e for e in effects if e not in near)
     left = [{e.dataset for e in clear if e.comparison == c} for c in unique(e.comparison for e in effects)]
@@ -164,11 +161,8 @@ def said(rule: Rule, effects: Sequence[Effect]) -> str:
 
 
 def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
-    """Why there are too few seeds or data sets for a rule; "" where there are enough.
-
-    Args:
-        seeds: data set -> seeds of all that is compared.
-    """
+    """Why there are too few seeds or data sets for a rule; "" where there are enough. `seeds`: data set -> seeds of all that is
+    compared."""
     if sum(n >= rule.min_seeds for n in seeds.values()) >= rule.min_datasets:
         return ""
     there = ", ".join(f"{n} on {dataset_label(d)}" for d, n in seeds.items()) or "none"
@@ -177,11 +171,8 @@ def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
 
 
 def against_controls(rule: Rule, found: Mapping[tuple[str, str], Sequence[Effect]], wanted: int, doubt: str, stands: str) -> str:
-    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear.
-
-    Args:
-        doubt, stands: what is said where it does not, and where it does.
-    """
+    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear. `doubt`,
+    `stands`: what is said where it does not, and where it does."""
     def clear(e: Effect) -> bool:
         return e.high < 0 if rule.lower else e.low > 0
 

@@ -19,10 +19,14 @@ _SYSTEM = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$re
 def image_folder(folder: Path, size: int) -> tuple[Arrays, dict[str, list[str]]]:
     """Return the arrays of a packed set and, for each part, the files its images come from, relative to `folder`.
 
-    Images are taken by their ending (`decode.suffixes`), also from folders inside a class and through links, in the order of
-    their names. Hidden files and folders and those of operating systems are ignored. What else is skipped or changed is counted
-    in the log: other files, later frames, images that are small or far from square. FileNotFoundError: no folder `test`.
-    ValueError: classes that do not agree, a class without images, files that cannot be read (all are named)."""
+    Images are taken by their ending (`decode.suffixes`), also from folders inside a class and through links, in the
+    order of their names. Hidden files and folders and those of operating systems are ignored. What else is skipped or
+    changed is counted in the log: other files, later frames, images that are small or far from square.
+
+    Raises:
+        FileNotFoundError: no folder `test`.
+        ValueError: classes that do not agree, a class without images, files that cannot be read (all are named).
+    """
     if not (folder / "test").is_dir():
         raise FileNotFoundError(f"expected {folder / 'test'} beside {folder / 'train'}, got no such folder; make it")
     skipped: Counter[str] = Counter()

@@ -189,12 +189,9 @@ def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:
 
 
 def doubles(arrays: dict[str, np.ndarray], files: dict[str, list[str]] | None = None) -> list[str]:
-    """One sentence per way in which images are there more than once, equal in every pixel; none if none are.
-
-    Args:
-        arrays: images, in any layout, and labels of both parts, and the class names.
-        files: what to call the images of each part; by default their number and class.
-    """
+    """One sentence per way in which images are there more than once, equal in every pixel; none if none are. `arrays`: images, in
+    any layout, and labels of both parts, and the class names. `files`: what to call the images of each part; by default their
+    number and class."""
     names, groups = arrays["class_names"], defaultdict(list)
     for part in ("train", "test"):
         rows = zip(arrays[f"{part}_images"], arrays[f"{part}_labels"].tolist(), strict=True)

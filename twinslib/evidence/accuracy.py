@@ -29,8 +29,11 @@ def estimates(rows: pd.DataFrame) -> pd.DataFrame:
 
     One line per (dataset, method, seed, threat, eps, attack) of `rows.rows`: value with the exact interval over its n test images
     (Clopper and Pearson). Where there are several seeds also one line with seed "mean of k": Student's interval over the seeds,
-    whose n is the images of one seed. What diverged has no value and no part in means; its column absent says so. ValueError: two
-    runs claim one data set, method and seed."""
+    whose n is the images of one seed. What diverged has no value and no part in means; its column absent says so.
+
+    Raises:
+        ValueError: two runs claim one data set, method and seed.
+    """
     runs = rows.groupby(["dataset", "method", "seed"])["run"].nunique()
     if (runs > 1).any():
         raise ValueError(f"expected one run per data set, method and seed, got {runs.max()} for "

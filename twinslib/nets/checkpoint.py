@@ -29,13 +29,9 @@ PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
 def save_weights(path: str | Path, model: nn.Module, meta: Mapping, *, half: bool = False) -> None:
-    """Store a network's state as safetensors, atomically; `load_weights` gives it back with `meta`.
-
-    Args:
-        meta: anything JSON can hold, such as the spec the weights come from.
-        half: parameters of two or more dimensions are stored in float16 (unless too large for it); norm layers, biases,
-            statistics and buffers keep their precision.
-    """
+    """Store a network's state as safetensors, atomically; `load_weights` gives it back with `meta`. `meta`: anything JSON can
+    hold, such as the spec the weights come from. `half`: parameters of two or more dimensions are stored in float16 (unless too
+    large for it); norm layers, biases, statistics and buffers keep their precision."""
     large = {name for name, p in model.named_parameters(remove_duplicate=False) if p.ndim >= 2} if half else set()
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -149,13 +145,8 @@ def tensor_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def save_training(path: str | Path, state: Mapping, *, run: str) -> None:
-    """Store a training state atomically, with the hash of the run it belongs to.
-
-    Args:
-        state: tensors and None, bool, int, float, str in dicts, lists and tuples: what `load_training` accepts.
-    Raises:
-        TypeError: anything else in it, such as a NumPy number.
-    """
+    """Store a training state atomically, with the hash of the run it belongs to. `state`: tensors and None, bool, int, float, str
+    in dicts, lists and tuples: what `load_training` accepts. TypeError: anything else in it, such as a NumPy number."""
     _check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)

@@ -176,12 +176,14 @@ def single_image(model: nn.Module) -> Iterator[None]:
 def to_plain(model: nn.Module, wing: str = "adaptive") -> nn.Module:
     """An ordinary network (a copy) that computes exactly what one wing computes in eval mode.
 
-    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network can load it. A
-    network without wings is copied as it is, and has only an adaptive wing. ValueError: unknown wing, "frozen" for a network
-    without wings, or a layer with wings whose methods were replaced.
+    Its layers have the types and names of the network before `twinsify`, so any tool that knows that network
+    can load it. A network without wings is copied as it is, and has only an adaptive wing.
 
     >>> type(to_plain(twinsify(nn.BatchNorm2d(3)), "frozen")).__name__
     'BatchNorm2d'
+
+    Raises:
+        ValueError: unknown wing, "frozen" for a network without wings, or a layer with wings whose methods were replaced.
     """
     choose(wing, WINGS, "wing")
     if wing == "frozen" and next(twin_norms(model), None) is None:

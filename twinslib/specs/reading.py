@@ -73,14 +73,9 @@ def spec_hash(spec: object) -> str:
 
 
 def from_dict(cls: type, values: dict, where: str = "") -> object:
-    """Build the dataclass `cls` from a plain dict; see `read` for what is converted.
-
-    Args:
-        where: what the values are called in messages; the name of the class by default.
-    Raises:
-        ValueError: unknown or missing keys, numbers that are not finite, values that the class refuses.
-        TypeError: a value of another type, null where the field knows none.
-    """
+    """Build the dataclass `cls` from a plain dict; see `read` for what is converted. `where`: what the values are called in
+    messages; the name of the class by default. ValueError: unknown or missing keys, numbers that are not finite, values that the
+    class refuses. TypeError: a value of another type, null where the field knows none."""
     if dataclasses.is_dataclass(values) and isinstance(values, cls):
         return values
     fields = _read_members(cls, values, where or cls.__name__)
@@ -91,11 +86,8 @@ def from_dict(cls: type, values: dict, where: str = "") -> object:
 
 
 def strict(function: Callable[..., T], where: str = "") -> Callable[..., T]:
-    """`function` of keyword arguments, which are read as its annotations say; unknown and missing ones are refused.
-
-    Args:
-        where: what the arguments are called in messages, where they are a mapping with a name.
-    """
+    """`function` of keyword arguments, which are read as its annotations say; unknown and missing ones are refused. `where`: what
+    the arguments are called in messages, where they are a mapping with a name."""
     @functools.wraps(function)
     def called(**values: object) -> T:
         return function(**_read_members(function, values, where))
@@ -133,14 +125,11 @@ def _members(thing: Callable) -> tuple[dict[str, object], list[str], bool]:
 
 def read(hint: object, value: object, where: str) -> object:
     """`value` as the annotation `hint` asks for it: an int is taken for a float, the text 8/255 for that fraction, a list for a
-    tuple, a mapping for a dataclass, and nothing else converted.
+    tuple, a mapping for a dataclass, and nothing else converted. `hint`: a class, one of its choices with None, `tuple`,
+    `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some` of a list or mapping.
 
     >>> read(tuple[float, ...], [1, "8/255"], "radii")
     (1.0, 0.03137254901960784)
-
-    Args:
-        hint: a class, one of its choices with None, `tuple`, `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some`
-            of a list or mapping.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.NotRequired:

@@ -115,11 +115,8 @@ class Store:
         return self.root / "courses" / f"{spec.hash}.npz"
 
     def weights_path(self, spec: RunSpec, at: str = "last") -> Path | None:
-        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained.
-
-        Args:
-            at: "best" for those of the epoch that is best on the validation images.
-        """
+        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained. `at`: "best" for
+        those of the epoch that is best on the validation images."""
         name = spec.hash if at == "last" else f"{spec.hash}-{at}"
         for path in (self.root / folder / f"{name}.safetensors" for folder in ("weights", "work")):
             if path.exists():
@@ -302,11 +299,8 @@ def check_epochs(path: Path, rows: Sequence[dict]) -> None:
 
 
 def validation_score(epochs: Sequence[dict], spec: RunSpec, by: str = "mean") -> float:
-    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement.
-
-    Args:
-        by: "robust" for robust accuracy alone, where it was measured.
-    """
+    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement. `by`:
+    "robust" for robust accuracy alone, where it was measured."""
     measured = [row for row in epochs if "val_clean_acc" in row]
     if not measured:
         raise ValueError(f"expected validation accuracy of run {spec.hash} to choose hyper-parameters by, got none; set "

@@ -61,14 +61,9 @@ class Votes:
         return dataclasses.replace(self, **{name: getattr(self, name)[selection] for name in ARRAYS})
 
     def certified(self, alpha: float | None = None) -> Certified:
-        """Prediction and radius of each image, each true with probability at least 1 - alpha (see the plan).
-
-        Args:
-            alpha: another one than the plan's, chosen before looking; the looks share it in the same way.
-        Raises:
-            ValueError: unfinished images (leaving them out would select the easy ones), alpha outside (0, 1), or one so small
-                that n draws could never give an answer.
-        """
+        """Prediction and radius of each image, each true with probability at least 1 - alpha (see the plan). `alpha`: another one
+        than the plan's, chosen before looking; the looks share it in the same way. ValueError: unfinished images (leaving them
+        out would select the easy ones), alpha outside (0, 1), or one so small that n draws could never give an answer."""
         if not self.finished.all():
             raise ValueError(f"expected finished images, got {(~self.finished).sum()} of {len(self.finished)} unfinished; call "
                              "collect_votes again with the same file")
@@ -100,11 +95,8 @@ class Votes:
         return Shares(np.where(chosen >= 0, self.votes[rows, chosen] / draws, np.nan), low, label)
 
     def save(self, path: str | Path, about: Mapping | None = None) -> None:
-        """Write everything to an .npz, whole or not at all; `load_votes` gives it back.
-
-        Args:
-            about: what run and certification they belong to, and their provenance.
-        """
+        """Write everything to an .npz, whole or not at all; `load_votes` gives it back. `about`: what run and certification they
+        belong to, and their provenance."""
         arrays = {name: getattr(self, name) for name in (*ARRAYS, "fingerprint") if getattr(self, name) is not None}
         write_npz(Path(path), {"settings": np.array(json.dumps(self.settings)), **arrays}, about or {}, compress=True)
 
@@ -119,14 +111,8 @@ class Shares(NamedTuple):
 
 
 def load_votes(path: str | Path, about: Mapping | None = None) -> Votes:
-    """The votes stored at `path`, checked.
-
-    Args:
-        about: what they must belong to, if the file says anything.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged or foreign file, or counts that contradict each other, such as votes above n.
-    """
+    """The votes stored at `path`, checked. `about`: what they must belong to, if the file says anything. FileNotFoundError: no
+    such file. ValueError: a damaged or foreign file, or counts that contradict each other, such as votes above n."""
     path = Path(path)
     arrays = read_npz(path, about)
     try:

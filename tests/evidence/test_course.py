@@ -47,15 +47,6 @@ def test_stable(losses, stable):
     assert course.stable(made({}, epochs=rows)) == stable
 
 
-def test_early_losses_by_hand():
-    """Mean over images after each measured epoch up to the last asked for; runs that measured none are left out."""
-    arrays = {"epoch": [0, 1, 2, 6], "train_loss": np.array([[4, 2], [3, 1], [1, 0], [0, 0]], np.float32)}
-    frame = course.early_losses([made(arrays), made({"epoch": [0]}, "trades"), made(arrays, "twins_at", "cub64", 3)], 2)
-    lines = [[0, 3.0], [1, 2.0], [2, 0.5]]
-    assert frame.values.tolist() == [*(["cifar10", "at", 0, *line] for line in lines),
-                                     *(["cub64", "twins_at", 3, *line] for line in lines)]
-
-
 def losses(first, second=None):
     """Recorded losses of the halves at the steps 0, 3, 6 ..., so at the epochs 0, 1, 2 ..."""
     second = [100.0] * len(first) if second is None else second
@@ -156,18 +147,6 @@ def test_gaps_by_hand():
     for name, values in expected.items():
         assert [*found["at", name][6:]] == crossed(values), name
     assert found["twins_at", "gap"].seeds == 1 and [*found["twins_at", "gap"][6:]] == crossed([[0, -2 / 3, -1 / 3]])
-
-
-def test_gap_differences_by_hand():
-    """Image by image on the same seeds; a seed that only one of them has does not count, a pair without a seed has no line."""
-    rows = {"a": (GOOD, [0.2, 0.5, 0.1]), "b": (POOR, [0.1, 0.2, 0.1]), "c": (GOOD, [0.5, 0.2, 0.1])}
-    gap = {"a": [0, 1 / 3, -1 / 3], "b": [2 / 3, -1 / 3, -1 / 3], "c": [0, 1 / 3, 2 / 3]}
-    courses = [made(robust([[0, 0, 0], *rows[which][0]]), *keys, epochs=validated(rows[which][1])) for which, *keys in (
-        ("a", "at", "cub64", 0), ("b", "at", "cub64", 1), ("b", "at", "cub64", 2), ("c", "twins_at", "cub64", 1),
-        ("b", "twins_at", "cub64", 0), ("a", "twins_at", "cifar10", 0))]
-    values = [[m - b for m, b in zip(gap[mine], gap[theirs], strict=True)] for mine, theirs in (("b", "a"), ("c", "b"))]
-    (line,) = course.gap_differences(courses, [("twins_at", "at"), ("trades", "at"), ("at", "trades")]).values.tolist()
-    assert line[:5] == ["cub64", "twins_at", "at", 2, 3] and line[5:] == crossed(values)
 
 
 @pytest.mark.parametrize("read", [

@@ -124,16 +124,9 @@ def test_tensor_hash():
 
 # -- other people's files ----------------------------------------------------------------------------------------------
 def test_what_need_not_be_there():
-    """Step counters of batch norm may be missing; without strictness also other tensors, into the bare network too, but
-    nothing in common, or other shapes, is refused."""
+    """Step counters of batch norm may be missing."""
     state = {k: v for k, v in tiny(0).state_dict().items() if not k.endswith("num_batches_tracked")}
     assert equal(load_into(tiny(1), state), tiny(0))
-    assert equal(load_into(tiny(1).network, tiny(0).state_dict(), strict=False), tiny(0).network)
-    part = {"network.bn1.bias": torch.full((16,), 2.0), "more": torch.ones(1)}
-    assert load_into(tiny(), part, strict=False).network.bn1.bias.sum() == 32
-    for bad in ({"more": torch.ones(1)}, {"network.bn1.bias": torch.ones(3)}):
-        with pytest.raises(ValueError, match="expected"):
-            load_into(tiny(), bad, strict=False)
 
 
 @pytest.mark.parametrize("what", [Opaque(), np.float64(0.5), np.arange(3), argparse.Namespace(lr=Path("x")), Settings(a={1})])

@@ -200,23 +200,3 @@ def test_rules_can_be_applied(preset: str) -> None:
                 assert names == set(rule.datasets)
             assert len(names) >= rule.min_datasets, (claim.id, pair)
             assert all(sum(name == data for data, _ in both) >= rule.min_seeds for name in names), (claim.id, pair)
-
-
-def test_rules_on_the_course_say_what_they_look_at() -> None:
-    """Early losses are asked for in some epochs, gaps against a margin, rates and losses without robust accuracy."""
-    of_course = {c.id: c.rule for c in rules.claims() if c.rule.measure in OF_COURSE}
-    assert {name: rule.measure for name, rule in of_course.items()} == {
-        "C5": "rate", "C6": "escape", "C7": "less_overfitting", "AFT-C3": "less_overfitting", "AFT-C5": "overfits",
-        "AFT-C6": "plateau"}
-    for rule in of_course.values():
-        assert (rule.epochs > 0) is (rule.measure == "escape") and rule.lower is (rule.measure in ("escape", "less_overfitting"))
-        assert (rule.chance > 0) is (rule.metrics == ("gap",)) is (rule.robust is not None)
-        assert all(a == b for a, b in rule.pairs) is (rule.measure == "overfits")
-
-
-def test_every_baseline_and_control_serves_a_claim() -> None:
-    """What small runs beside the paper's methods is named by a rule, or differs from TWINS in a switch that no claim is about."""
-    named = {name for c in rules.claims() for pair in (*c.rule.pairs, *c.rule.controls) for name in pair}
-    keywords = plan.plan("small", "01")[0].keywords
-    unnamed = {*keywords["baselines"], *keywords["controls"]} - named
-    assert unnamed == {"twins_shared", "twins_attack_frozen", "twins_attack_alternating"}

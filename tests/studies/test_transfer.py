@@ -194,40 +194,26 @@ def measuring(**limits: object) -> dict:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"start": "robsut"}, "start to be one of natural, robust, got 'robsut'; did you mean 'robust'?"),
     ({"norm": "group"}, "norm 'batch' for the wings 'twins', got 'group'"),
-    ({"optim": {"learning_rate": 1}}, "key of targets.a.optim"), ({"attack": {"eps": 8}}, "eps in .*write 8/255"),
-    ({"targets": {"a": {"optm": {}}}}, "key of targets.a .*'optim'?"), ({"targets": {"a": None}}, "a mapping for targets.a, got"),
+    ({"targets": {"a": {"optm": {}}}}, "key of targets.a .*'optim'?"), ({"attack": {"eps": 8}}, "eps in .*write 8/255"),
     ({"targets": {"a": {"method": {"twinsweight": 1.0}}, "b": {}}}, "did you mean 'twins_weight'?"),
-    ({"targets": {"a": {"data": {"crop_size": 9}}, "b": {}}}, "key of targets.a.data"),
     ({"targets": {"a": {"data": {"image_size": 32}}, "b": {}}}, "source images of the target's size .* for method 'joint'"),
-    ({"sources": {"robust": ROBUST | {"methd": "at"}}}, "key of sources.robust .*; did you mean 'method'?"),
-    ({"sources": {"robust": {"data": {"name": "a"}}}}, "expected optim in sources.robust, got only data"),
-    ({"sources": {"robust": None}}, "a mapping for sources.robust, got None"),
-    ({"sources": {"robust": {"weights": {"file": "a.pt"}}}}, "classes in sources.robust.weights"),
     ({"sources": {"robust": ROBUST}}, "start of at_natural to be one of robust, got 'natural'"),
     ({"sources": sources(FILE)}, "a source run for method 'joint', got 'a.pt'; joint training needs the images of the source"),
     ({"sources": sources(mean=[0.5, 0.5, 0.5])}, "mean and std, both or neither, in sources.robust"),
     ({"sources": sources(FILE, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])}, "pixels in .0, 1., .*divide by 255"),
-    (measuring(targets=["c"]), "targets of an evaluation .* a, b, got 'c'"), (measuring(esp=0.1), "key of evaluations .*'eps'?"),
-    (measuring(methods=["l2ps"]), "methods of an evaluation .* at, .*, twins_at_lambda3, got 'l2ps'; did you mean 'l2sp'?"),
-    (measuring(methods=["natural"]), "methods of an evaluation .*'natural'"), (measuring(methods="at"), "a list for methods"),
-    (measuring(seeds=[0, 7]), "seeds of an evaluation .* 0, 1, got '7'"),
+    (measuring(targets=["c"]), "targets of an evaluation .* a, b, got 'c'"), (measuring(methods="at"), "a list for methods"),
+    (measuring(methods=["natural"]), "methods of an evaluation .* at, .*, twins_at_lambda3, got 'natural'"),
     ({"compared_on": ["cifar"]}, "data set of compared_on to be one of a, b, got 'cifar'"),
     *(({part: [name]}, f"method in .* to be one of .*; did you mean '{meant}'?") for part, name, meant in (
         ("methods", "twin_at", "twins_at"), ("baselines", "l2ps", "l2sp"), ("controls", "at_lrr", "at_lr"))),
     ({"grids": {"twin_at": {"lr": [0.1]}}}, "method in .* to be one of .*; did you mean 'twins_at'?"),
     ({"baselines": ["natural"]}, "a baseline or control \\(distill, .*\\), got 'natural'; list it under methods"),
-    ({"methods": [*PAPER, "at_lr"]}, "'at_lr' among controls"), ({"seeds": [0, 0]}, "seeds without repeats"),
-    ({"methods": [*PAPER, "at"]}, "without repeats"),
+    ({"methods": [*PAPER, "at_lr"]}, "'at_lr' among controls"), ({"methods": [*PAPER, "at"]}, "without repeats"),
     *(({"methods": [m for m in PAPER[1:] if m != parent]}, f"'{parent}' among methods for '{child}', which takes its")
       for parent, child in (
           ("at", "distill"), ("twins_at", "at_lr"), ("trades", "trades_beta3"), ("twins_trades", CONTROLS[-1]))),
     ({"lambdas": [-0.5]}, "lambdas of at least 0, got .-0.5"), ({"grids": {"at": {"leraning": [0.1, 0.2]}}}, "key of grids"),
-    ({"grids": {"at": {"lr": ["1e-3"]}}}, "a number for grids.lr, got the text '1e-3'; in YAML write"),
-    ({"grids": {"at": {"lr": [0.1, -0.1]}}}, "lr > 0, got -0.1"),
-    *(({"grids": {"at": values}}, f"{kind} (in|for) grids.at") for values, kind in (
-        ({"lr": []}, "one entry"), ({"lr": 0.1}, "a list"), (None, "a value"), ([0.1], "a mapping"))),
-    ({"evaluations": [{"kind": "clean", "images": 9, "targets": []}]}, "one entry in targets of an evaluation"),
-    ({"seeds": [-1]}, "seeds without repeats and of at least 0"),
+    ({"grids": {"at": {"lr": [0.1, -0.1]}}}, "lr > 0, got -0.1"), ({"grids": {"at": {"lr": []}}}, "one entry in grids.at"),
 ])
 def test_illegal_arguments(changes: dict, message: str) -> None:
     """Unknown names and wrong values anywhere in the parameters are refused before any run."""

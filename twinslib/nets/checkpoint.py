@@ -66,8 +66,7 @@ def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Te
     return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 
 
-def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True, prefix: str = "",
-              head: str = "") -> nn.Module:
+def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, prefix: str = "", head: str = "") -> nn.Module:
     """Copy tensors into a network, in place, and return it; nothing is copied if anything is wrong.
 
     Names need not be equal: the prefix that wrappers have added is found, also for the network inside a `Classifier`,
@@ -79,7 +78,6 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     the model's stay.
 
     Args:
-        strict: False allows tensors that are missing or unexpected; shapes must agree all the same.
         prefix: of the tensors to take, where several networks are in one state.
         head: name of a layer that may be missing, as in a backbone; it then stays as it is.
     Raises:
@@ -102,7 +100,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
             raise ValueError(f"expected floating-point weights, got {str(tensor.dtype).removeprefix('torch.')} in {name}; "
                              "take the network before it was quantised or converted")
     unexpected = placing.unexpected or (placing.outside if placing.missing else [])
-    if (strict and (placing.missing or unexpected)) or not theirs:
+    if placing.missing or unexpected or not theirs:
         raise ValueError(f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another "
                          f"architecture: {some([ours[name] for name in placing.missing])} missing, "
                          f"{some(unexpected)} unexpected; make the model these weights were saved from{_fits(state)}")
@@ -121,7 +119,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     if placing.prefix != inner:
         log.info("%s: %d tensors taken, behind the prefix %r; left are %d", type(getattr(model, "network", model)).__name__,
                  len(theirs), placing.prefix, len(state) - len(theirs))
-    if placing.outside and strict:
+    if placing.outside:
         log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))
     expected.update(found)  # with the versions of its modules, which some of them ask for
     model.load_state_dict(expected)

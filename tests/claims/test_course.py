@@ -180,9 +180,6 @@ def test_effects(store):
                               "in at least 4 of 5 epochs in 3 of 3 runs")
     found = judged(store, "AFT-C3", schedules(60, [43, 50, 53], 60, 40))
     assert [ends(e) for e in found.effects] == [crossed(c, 1 - 0.1 / 3) for c in ([-20] * 3, [-3, -10, -13], [-20] * 3)]
-    assert [(e.metric, e.attack, e.images, e.seeds) for e in found.effects] == [("gap", "pgd10", N, 3)] * 3
-    effect, = judged(store, "AFT-C5", gaps(at_random=[60, 70, 80])).effects
-    assert ends(effect) == crossed([60, 70, 80]) and str(effect).startswith("AT, random start, gap on CIFAR-10: ")
     found = judged(store, "AFT-C6", gaps(at_short_plateau=40, at_long_plateau=60))
     assert {e.part: e.value for e in found.effects} == pytest.approx({  # of the last five epochs up to the cut, one is the best
         "equal length": 0.02, "equal epochs after the drop": 0.028})

@@ -18,15 +18,8 @@ METRICS = {"clean": "clean", "lr_over_w2": "lr/||w||²", "angle": "angle per ste
 
 @dataclass(frozen=True)
 class Effect:
-    """What a method does against its baseline (or, where both are the same, by itself) in one measure, over data sets
-    (`dataset` "mean") or on one, with its interval (NaN where one seed gives none).
-
-    Args:
-        unit: points (of accuracy, value as a fraction), times (a ratio), nats, or radius (in [0, 1] pixels).
-        where: at which epoch, noise level, radius or rate, for display. part: the word of `rules.PARTS` that bounds know it by.
-        level: of the interval.
-        ours, theirs, chance: accuracy of both networks (of means that of the data set nearest to chance), and of guessing.
-    """
+    """What a method does against its baseline (or, where both are the same, by itself) in one measure, over data sets (`dataset`
+    "mean") or on one, with its interval (NaN where one seed gives none)."""
 
     method: str
     baseline: str
@@ -39,11 +32,11 @@ class Effect:
     low: float
     high: float
     p_value: float = math.nan
-    unit: str = "points"
-    where: str = ""
-    part: str = ""
-    level: float = 0.95
-    ours: float = math.nan
+    unit: str = "points"  # of accuracy, value as a fraction; or times (a ratio), nats, or radius (in [0, 1] pixels)
+    where: str = ""  # at which epoch, noise level, radius or rate, for display
+    part: str = ""  # the word of `rules.PARTS` that bounds know it by
+    level: float = 0.95  # of the interval
+    ours: float = math.nan  # accuracy of the networks (of means that of the data set nearest to chance), and of guessing
     theirs: float = math.nan
     chance: float = math.nan
 

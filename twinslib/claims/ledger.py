@@ -35,21 +35,16 @@ WAITING = "waiting.json"  # what the verdicts wait for
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Evidence):
-    """One line of the ledger: the evidence, and what comes of it.
-
-    Args:
-        why: in words. regime: conditions under which it stands. runs, commands: that it stands on, and to repeat them.
-        not_counted: finished runs that began before the rule. diverged: runs that it asks for and that did, in words.
-    """
+    """One line of the ledger: the evidence, and what comes of it."""
 
     claim: Claim
     preset: str
-    why: str
-    regime: str = ""
-    runs: tuple[str, ...] = ()
-    not_counted: int = 0
-    commands: tuple[str, ...] = ()
-    diverged: tuple[str, ...] = ()
+    why: str  # in words
+    regime: str = ""  # conditions under which it stands
+    runs: tuple[str, ...] = ()  # that it stands on
+    not_counted: int = 0  # finished runs that began before the rule
+    commands: tuple[str, ...] = ()  # to repeat them
+    diverged: tuple[str, ...] = ()  # runs that it asks for and that did, in words
 
 
 def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:

@@ -18,25 +18,17 @@ NEAR = 0.05  # accuracy above that of guessing
 
 @dataclass(frozen=True)
 class Evidence:
-    """What finished runs say on a rule.
+    """What finished runs say on a rule."""
 
-    Args:
-        effects: decide. flagged: effects on data sets near chance, shown and left out. everywhere: what would decide with those
-            left in; none where nothing is left out.
-        detail: all that is measured. holds: conditions beside the intervals, by the verdict that needs them. said: in words.
-        lack: why nothing can be judged; then there is no verdict. remark: on a verdict that grants something.
-        verdict: where a rule is more than bounds on intervals, what it comes to.
-    """
-
-    effects: tuple[Effect, ...] = ()
-    flagged: tuple[Effect, ...] = ()
-    everywhere: tuple[Effect, ...] = ()
-    detail: tuple[Effect, ...] = ()
-    holds: Mapping[str, bool] = field(default_factory=dict)
-    said: str = ""
-    lack: str = ""
-    remark: str = ""
-    verdict: str = ""
+    effects: tuple[Effect, ...] = ()  # decide
+    flagged: tuple[Effect, ...] = ()  # on data sets near chance, shown and left out
+    everywhere: tuple[Effect, ...] = ()  # what would decide with those left in; none where nothing is left out
+    detail: tuple[Effect, ...] = ()  # all that is measured
+    holds: Mapping[str, bool] = field(default_factory=dict)  # conditions beside the intervals, by the verdict that needs them
+    said: str = ""  # in words
+    lack: str = ""  # why nothing can be judged; then there is no verdict
+    remark: str = ""  # on a verdict that grants something
+    verdict: str = ""  # where a rule is more than bounds on intervals, what it comes to
 
 
 def level(intervals: int) -> float:

@@ -10,53 +10,34 @@ from .reading import _require, _require_least, from_dict
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What is minimised, through which wings, and what ties the network to its start. Defaults: the official TWINS code;
-    each quirk is a switch.
+    """What is minimised, through which wings, and what ties the network to its start. Defaults: the official TWINS code; each
+    quirk is a switch."""
 
-    Args:
-        name: label in tables.
-        objective: natural, at (cross-entropy on adversarial images) or trades.
-        wings: single (one ordinary network); twins (first half of the batch frozen, second half adaptive); the controls
-            two_adaptive (as twins, but the first half has an ordinary batch norm of its own) and split (one ordinary
-            network, the halves pass one after the other); or frozen (one network, statistics of pre-training throughout).
-        twins_weight: lambda, weight of the first half's loss.
-        normalize_loss: divide the sum of both wings' losses by 1 + lambda (official code does not).
-        share_affine: both wings use one gamma and beta (official code: each wing has its own, both trained).
-        attack_wing: wing that is attacked (official code: adaptive, with running statistics); alternating: adaptive in
-            even steps, frozen in odd ones.
-        trades_beta: weight of the KL term.
-        kl_divisor: batch (official TWINS-TRADES code: KL summed over a wing's half, divided by the batch size, so that
-            the effective beta is half of trades_beta) or wing (mean over the wing's own images).
-        distill_weight: of KL(start network || network) on adversarial images, both through the start's head (Learning
-            without Forgetting, Li and Hoiem 2016; the official code's remnants name 0.3).
-        feature_weight: of the mean squared distance to the start network's features on adversarial images.
-        l2sp_weight: alpha of alpha/2 ||w - w_start||^2, in place of weight decay for all but the head (L2-SP, Li et al.
-            2018).
-        source_weight: of the source task's loss on as many source images as target images (joint training).
-        source_classes: number of source classes, chosen by unbalanced optimal transport; None: all.
-        trains: all weights, or head: the last layer alone, on features in eval mode (linear probe).
-        replays: Free adversarial training (Shafahi et al. 2019): each batch is trained on so many times, and the one backward
-            pass for the weights also moves the perturbation, by eps; 1: PGD as the run's attack says.
-        awp_gamma: size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020; 0.01 for
-            AT in its code); 0: none.
-    """
-
-    name: str
-    objective: str = "at"
+    name: str  # label in tables
+    objective: str = "at"  # natural, at (cross-entropy on adversarial images) or trades
+    # single (one ordinary network); twins (first half of the batch frozen, second half adaptive); the controls two_adaptive (as
+    # twins, but the first half has an ordinary batch norm of its own) and split (one ordinary network, the halves pass one after
+    # the other); or frozen (one network, statistics of pre-training throughout)
     wings: str = "single"
-    twins_weight: float = 1.0
-    normalize_loss: bool = False
-    share_affine: bool = False
-    attack_wing: str = "adaptive"
-    trades_beta: float = 6.0
+    twins_weight: float = 1.0  # lambda, weight of the first half's loss
+    normalize_loss: bool = False  # divide the sum of both wings' losses by 1 + lambda (official code does not)
+    share_affine: bool = False  # both wings use one gamma and beta (official code: each wing has its own, both trained)
+    attack_wing: str = "adaptive"  # attacked, with running statistics; alternating: adaptive in even steps, frozen in odd ones
+    trades_beta: float = 6.0  # weight of the KL term
+    # batch (official TWINS-TRADES code: KL summed over a wing's half, divided by the batch size, so that the effective beta is
+    # half of trades_beta) or wing (mean over the wing's own images)
     kl_divisor: str = "batch"
+    # of KL(start network || network) on adversarial images, both through the start's head (Learning without Forgetting, Li and
+    # Hoiem 2016; the official code's remnants name 0.3)
     distill_weight: float = 0.0
-    feature_weight: float = 0.0
-    l2sp_weight: float = 0.0
-    source_weight: float = 0.0
-    source_classes: int | None = None
-    awp_gamma: float = 0.0
-    trains: str = "all"
+    feature_weight: float = 0.0  # of the mean squared distance to the start network's features on adversarial images
+    l2sp_weight: float = 0.0  # alpha of alpha/2 ||w - w_start||^2, in place of weight decay but for the head (Li et al. 2018)
+    source_weight: float = 0.0  # of the source task's loss on as many source images as target images (joint training)
+    source_classes: int | None = None  # number of source classes, chosen by unbalanced optimal transport; None: all
+    awp_gamma: float = 0.0  # size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020)
+    trains: str = "all"  # or head: the last layer alone, on features in eval mode (linear probe)
+    # Free adversarial training (Shafahi et al. 2019): each batch is trained on so many times, and the one backward pass for the
+    # weights also moves the perturbation, by eps; 1: PGD as the run's attack says
     replays: int = 1
 
     def __post_init__(self) -> None:

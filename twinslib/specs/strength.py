@@ -11,13 +11,9 @@ PARTS = ("square", "apgd-ce", "apgd-dlr", "fab", "fab-t", "apgd-t")  # from the 
 
 @dataclass(frozen=True)
 class Attack:
-    """What images were attacked with; `str` of it is the name in rows, which `parse` reads.
+    """What images were attacked with; `str` of it is the name in rows, which `parse` reads."""
 
-    Args:
-        kind: "none", "pgd" (with steps and restarts) or "autoattack" (with the parts that ran, in their order).
-    """
-
-    kind: str
+    kind: str  # none, pgd (with steps and restarts) or autoattack (with the parts that ran, in their order)
     steps: int = 0
     restarts: int = 1
     parts: tuple[str, ...] = ()

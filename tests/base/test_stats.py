@@ -6,11 +6,10 @@ import statistics
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import stats
 
 from twinslib.base.stats import (
     Interval,
-    _tango_score,
     clopper_pearson,
     crossed_difference,
     crossed_mean,
@@ -50,23 +49,7 @@ def test_paired_difference_of_the_literature():
     assert d.estimate == pytest.approx(-6 / 21)
     assert (round(d.low, 3), round(d.high, 3)) == (-0.517, -0.026)
     assert d.p_value == pytest.approx(2 * (1 + 8) / 2 ** 8)
-    assert (d.n, d.only_a, d.only_b) == (21, 1, 7)
-
-
-@pytest.mark.parametrize(("only_a", "only_b", "n", "delta"), [
-    (3, 9, 40, 0.1), (9, 3, 40, 0.1), (0, 5, 30, -0.3), (5, 0, 30, 0.4), (2, 2, 12, -0.2)])
-def test_score_uses_the_most_likely_shares(only_a, only_b, n, delta):
-    """The score equals one whose nuisance share is found by maximising the trinomial likelihood numerically."""
-    def minus_log_likelihood(b):
-        cells = np.array([b + delta, b, 1 - 2 * b - delta])
-        counts = np.array([only_a, only_b, n - only_a - only_b])
-        return -np.sum(counts[counts > 0] * np.log(np.maximum(cells[counts > 0], 1e-300)))
-
-    low, high = max(0, -delta), (1 - delta) / 2
-    b = optimize.minimize_scalar(minus_log_likelihood, bounds=(low, high), method="bounded",
-                                 options={"xatol": 1e-12}).x
-    expected = (only_a - only_b - n * delta) / math.sqrt(n * (2 * b + delta - delta ** 2))
-    assert _tango_score(delta, only_a, only_b, n) == pytest.approx(expected, rel=1e-4)
+    assert d.n == 21
 
 
 @pytest.mark.parametrize("cells", [(0, 0), (0, 6), (6, 0), (4, 1), (30, 0), (0, 30), (15, 15)])
@@ -90,13 +73,6 @@ def test_paired_coverage_and_false_alarms():
         assert 0.93 <= covered <= 0.98, (p_a, p_b, covered)
         if p_a == p_b:
             assert sum(share[c] for c, r in rows.items() if r.p_value <= 0.05) <= 0.05
-
-
-def test_pairing_pays():
-    """On masks that agree on most images the paired interval is narrower than the difference of two single ones."""
-    a, b = masks(400, 60, 30, 510)
-    d, single = paired_difference(a, b), clopper_pearson(int(a.sum()), 1000)
-    assert d.low > 0 and d.high - d.low < 0.7 * (single.high - single.low)
 
 
 @pytest.mark.parametrize(("n", "factor"), [(2, 9.0), (3, 2.5), (5, 1.24), (10, 0.72)])
@@ -252,7 +228,7 @@ def test_crossed_width_adds_seeds_and_images():
     half = math.hypot(stats.t.isf(0.025, 2) * d.mean(1).std(ddof=1) / math.sqrt(3), 1.96 * d.mean(0).std() / 50_000 ** 0.5)
     r = crossed_difference(d == 1, d == -1)
     assert (r.low, r.high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.01 * half)
-    assert (r.estimate, r.n, r.seeds) == (pytest.approx(d.mean()), 50_000, 3)
+    assert (r.estimate, r.n) == (pytest.approx(d.mean()), 50_000)
 
 
 # -- means of values that are no masks ------------------------------------------------------------------------------------
@@ -300,23 +276,6 @@ def test_one_seed_speaks_about_images_only():
     rows = [crossed_mean(v) for v in values]
     own = np.mean([r.low <= e <= r.high for r, (e,) in zip(rows, effects, strict=True)])
     assert 0.92 <= own <= 0.97 and np.mean([r.low <= 0 <= r.high for r in rows]) < 0.4
-
-
-def test_crossed_mean_without_variance():
-    """Where nothing varies the interval is the point; seeds alone give Student's, images alone the normal one."""
-    assert crossed_mean(np.ones((3, 9), bool)) == (1, 1, 1, 9) and crossed_mean(np.zeros((1, 2))) == (0, 0, 0, 2)
-    by_seed = crossed_mean([[0.0] * 5, [0.5] * 5, [1.0] * 5])
-    assert by_seed[:3] == pytest.approx(student_interval([0.0, 0.5, 1.0])[:3])
-    mask = [1, 0, 0, 1, 1]
-    assert crossed_mean([mask] * 3) == pytest.approx(crossed_mean([mask]))
-
-
-def test_crossed_mean_of_masks_is_crossed_difference():
-    """On many images it agrees with the interval made for masks, to 1 % of its width."""
-    d = np.random.default_rng(2).choice([-1, 0, 1], size=(3, 40_000), p=[0.06, 0.86, 0.08])
-    d[0, :200] = 1
-    ours, masked = crossed_mean(d), crossed_difference(d == 1, d == -1)
-    assert ours[:3] == pytest.approx(masked[:3], abs=0.01 * (ours.high - ours.low))
 
 
 @pytest.mark.parametrize("m", range(1, 7))

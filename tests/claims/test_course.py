@@ -180,9 +180,6 @@ def test_effects(store):
                               "in at least 4 of 5 epochs in 3 of 3 runs")
     found = judged(store, "AFT-C3", schedules(60, [43, 50, 53], 60, 40))
     assert [ends(e) for e in found.effects] == [crossed(c, 1 - 0.1 / 3) for c in ([-20] * 3, [-3, -10, -13], [-20] * 3)]
-    assert [(e.metric, e.attack, e.images, e.seeds) for e in found.effects] == [("gap", "pgd10", N, 3)] * 3
-    effect, = judged(store, "AFT-C5", gaps(at_random=[60, 70, 80])).effects
-    assert ends(effect) == crossed([60, 70, 80]) and str(effect).startswith("AT, random start, gap on CIFAR-10: ")
     found = judged(store, "AFT-C6", gaps(at_short_plateau=40, at_long_plateau=60))
     assert {e.part: e.value for e in found.effects} == pytest.approx({  # of the last five epochs up to the cut, one is the best
         "equal length": 0.02, "equal epochs after the drop": 0.028})
@@ -318,20 +315,3 @@ def test_robust_at_the_rules_radius_and_images(store, changes, level, counts):
     """Gaps at another radius or norm, or on fewer images than the rule asks for, are not looked at."""
     found = judged(store, "C7", {name: gap | level for name, gap in CLEAR["C7"].items()}, **changes)
     assert (found.verdict == REPRODUCED) == counts and bool(found.detail) == counts
-
-
-def test_one_seed_in_table_and_file(store):
-    """Of ratios and losses one seed gives no interval, of gaps one over images; the file stays strict JSON."""
-    levels = {m: {} for m in ("at", "at_lr", "twins_at")}
-    for name, method_name in product(("C5", "C6", "C7"), levels):
-        levels[method_name] = levels[method_name] | CLEAR[name].get(method_name, {})
-    jobs = fill(store, None, levels, seeds=[0], stamps=rules.stamps())
-    verdicts = [ledger.judge(LEDGER[name], store, jobs) for name in ("C5", "C6", "C7")]
-    rate, loss, gap = ledger.to_table(verdicts)["effect"]
-    assert rate.startswith("TWINS-AT / AT, lr/||w||² on CIFAR-10: 2.00; ") and "nan" not in rate + loss + gap
-    assert loss.endswith("on CIFAR-10: -0.50 nats") and gap == "TWINS-AT - AT, gap on CIFAR-10: -3.0 [-4.1, -1.9]"
-    ledger.write(store, verdicts)
-    stored = json.loads((store.root / "claims.json").read_text(), parse_constant=pytest.fail)
-    first, nats, points = (stored[name]["detail"][0] for name in ("C5", "C6", "C7"))
-    assert first["value"] == pytest.approx(2) and (first["low"], first["high"], first["unit"]) == (None, None, "times")
-    assert nats["unit"] == "nats" and points["unit"] == "points" and points["low"] == pytest.approx(-0.041, abs=1e-3)

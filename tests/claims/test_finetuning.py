@@ -141,21 +141,6 @@ def test_too_few_seeds(claim: str) -> None:
     assert "3 seeds of all that is compared are needed on 1 data set" in result["why"] and "2 on CIFAR-10" in result["why"]
 
 
-def test_strongest_attack_that_counts() -> None:
-    """AutoAttack decides where it stands on enough images of as many seeds as PGD, else PGD; other threats and radii do not
-    count."""
-    def decided(images: int, seeds=SEEDS) -> str:
-        ours = [network("aft", 0.8, 0.5, start="natural", before=0.0, seed=s, auto=(0.4, images) if s in seeds else None)
-                for s in SEEDS]
-        theirs = [n for place in ("best", "last") for n in every("at_scratch", 0.7, 0.4, at=place, auto=(0.3, images))]
-        return judged("AFT-C1", [*ours, *theirs])["effects"][1].attack
-
-    assert decided(N) == "apgd-ce+apgd-t+fab-t+square" and decided(N - 1) == "pgd20" == decided(N, seeds=(0, 1))
-    for change in ({"eps": 4 / 255}, {"threat": "l2", "eps": 0.5}):
-        found = [*aft(0.8, 0.5, **change), *at((0.7, 0.4), (0.7, 0.3), **change)]
-        assert judged("AFT-C1", found)["verdict"] == NOT_TESTED
-
-
 @pytest.mark.parametrize(("claim", "concerned"), [("AFT-C1", {("main", "aft"), ("main", "at_scratch")}),
                                                   ("AFT-C3b", {("main", "aft"), ("schedule", "aft_cosine")})])
 def test_runs_that_a_rule_compares(claim: str, concerned: set) -> None:

@@ -3,11 +3,9 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from tests.claims.made import CLEAN, DATASETS, LEDGER, PGD, N, by_dataset, claim_of, clear, fill, mask
-from twinslib.base import stats
 from twinslib.claims import ledger
 from twinslib.claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED
 from twinslib.evidence.frame import mean_interval
@@ -38,16 +36,6 @@ def test_gain(store, clean, robust, verdict):
         assert (effect.value, effect.low, effect.high) == mean_interval(single)
         assert (effect.metric, effect.dataset, effect.images, effect.seeds) == (metric, "mean", N, 3)
     assert [round(N * e.value) for e in found.detail] == [*clean, *robust] and len(found.runs) == 18
-
-
-def test_seeds_are_averaged(store):
-    """The value of a data set is the mean over its seeds, whatever one of them says."""
-    claim, gains = claim_of(), (30, 40, -10)
-    jobs = [j for seed, gain in enumerate(gains) for j in fill(store, claim, {"twins_at": gain, "at": 0}, seeds=[seed])]
-    found = ledger.judge(claim, store, jobs)
-    crossed = stats.crossed_difference(np.stack([mask(g) for g in gains]), np.stack([mask()] * 3))
-    assert all((e.low, e.high, e.p_value) == (crossed.low, crossed.high, crossed.p_value) for e in found.detail)
-    assert [e.value for e in found.detail] == pytest.approx([0.02] * 6) and {e.seeds for e in found.detail} == {3}
 
 
 FOUR = (*DATASETS, "dogs64")

@@ -1,7 +1,6 @@
 """What stands on finished certifications beside tables: constant answers, statistics of batch norms."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,19 +12,11 @@ from twinslib.compute import statistics
 from twinslib.compute.networks import Networks
 from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
-from twinslib.evidence import cells as evidence_cells
 from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, ModelSpec, OptimSpec, RunSpec
 from twinslib.store.statistics import statistics as stored_statistics
-from twinslib.store.store import Store
-from twinslib.studies import plan
 from twinslib.train import noise
-
-
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store("toy", root=tmp_path)
 
 
 @pytest.mark.parametrize(("labels", "chosen", "chance", "constant"), [
@@ -47,15 +38,6 @@ def test_close_to_a_constant_answer(labels, chosen, chance, constant) -> None:
     c = measured("mixed/clean/group", 0.5, answered, labels=labels)
     c = dataclasses.replace(c, certified=c.certified._replace(prediction=chosen))
     assert (c.one_class, c.constant) == (m.one_class, constant)
-
-
-def test_stored_votes_are_measured_by_what_was_chosen() -> None:
-    """In the store's own votes the share is that of the pilot's classes."""
-    store = Store("small", root=Path(__file__).parents[2] / "results" / "small")
-    found = evidence_cells.finished(store, [j for j in plan.plan("small", "05")[0](best=store.best)
-                                             if dict(j.labels).get("pretraining") == "noise0.25" and dict(j.labels).get("norm")])
-    (m,) = [m for m in found if m.sigma == 1.0 and str(m.cell) == "noise0.25/clean/group"]
-    assert m.constant and m.one_class == pytest.approx(0.95, abs=0.01) and m.chance == 0.12
 
 
 # -- the store ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from twinslib.evidence.course import Course
 from twinslib.specs.jobs import Job
 from twinslib.specs.method import method
 from twinslib.specs.run import DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec
-from twinslib.store.store import Store
 
 BATCH, IMAGES = 4, 10  # three steps per epoch
 Z, T = 1.959964, {1: 12.706205, 2: 4.302653}  # 97.5 % quantiles: normal, Student's t by degrees of freedom
@@ -46,15 +45,6 @@ def test_stable(losses, stable):
     """No epoch's training loss above the first's; equal is not above, and what is not finite is not stable."""
     rows = [{"epoch": i + 1, "train_loss": loss} for i, loss in enumerate(losses)]
     assert course.stable(made({}, epochs=rows)) == stable
-
-
-def test_early_losses_by_hand():
-    """Mean over images after each measured epoch up to the last asked for; runs that measured none are left out."""
-    arrays = {"epoch": [0, 1, 2, 6], "train_loss": np.array([[4, 2], [3, 1], [1, 0], [0, 0]], np.float32)}
-    frame = course.early_losses([made(arrays), made({"epoch": [0]}, "trades"), made(arrays, "twins_at", "cub64", 3)], 2)
-    lines = [[0, 3.0], [1, 2.0], [2, 0.5]]
-    assert frame.values.tolist() == [*(["cifar10", "at", 0, *line] for line in lines),
-                                     *(["cub64", "twins_at", 3, *line] for line in lines)]
 
 
 def losses(first, second=None):
@@ -159,18 +149,6 @@ def test_gaps_by_hand():
     assert found["twins_at", "gap"].seeds == 1 and [*found["twins_at", "gap"][6:]] == crossed([[0, -2 / 3, -1 / 3]])
 
 
-def test_gap_differences_by_hand():
-    """Image by image on the same seeds; a seed that only one of them has does not count, a pair without a seed has no line."""
-    rows = {"a": (GOOD, [0.2, 0.5, 0.1]), "b": (POOR, [0.1, 0.2, 0.1]), "c": (GOOD, [0.5, 0.2, 0.1])}
-    gap = {"a": [0, 1 / 3, -1 / 3], "b": [2 / 3, -1 / 3, -1 / 3], "c": [0, 1 / 3, 2 / 3]}
-    courses = [made(robust([[0, 0, 0], *rows[which][0]]), *keys, epochs=validated(rows[which][1])) for which, *keys in (
-        ("a", "at", "cub64", 0), ("b", "at", "cub64", 1), ("b", "at", "cub64", 2), ("c", "twins_at", "cub64", 1),
-        ("b", "twins_at", "cub64", 0), ("a", "twins_at", "cifar10", 0))]
-    values = [[m - b for m, b in zip(gap[mine], gap[theirs], strict=True)] for mine, theirs in (("b", "a"), ("c", "b"))]
-    (line,) = course.gap_differences(courses, [("twins_at", "at"), ("trades", "at"), ("at", "trades")]).values.tolist()
-    assert line[:5] == ["cub64", "twins_at", "at", 2, 3] and line[5:] == crossed(values)
-
-
 @pytest.mark.parametrize("read", [
     course.quantities, course.rates, course.drift, course.training_losses, course.escape_times, course.gaps,
     lambda c: course.ratios(c, [("twins_at", "at")]), lambda c: course.early_losses(c, 5),
@@ -184,11 +162,6 @@ def test_nothing_to_read(read):
 
 
 # -- the store ----------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def store(tmp_path):
-    return Store("small", root=tmp_path)
-
-
 def finish(store, s, *, run=True, arrays=True):
     """Leave the files of a finished run, or some of them."""
     store_made.finish(store, s, course=robust(SEVEN[:4]) if arrays else None, epochs=validated([0.1, 0.3, 0.2]),

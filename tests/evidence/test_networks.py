@@ -2,7 +2,6 @@
 
 
 import numpy as np
-import pytest
 
 from tests.aft_made import EPS, epochs, finish, spec
 from twinslib.base.files import write_npz
@@ -15,11 +14,6 @@ CLEAN, PGD = EvalSpec(kind="clean", images=4), EvalSpec(kind="pgd", images=4, ep
 BEST, START = (EvalSpec(kind="clean", images=4, at=at) for at in ("best", "start"))
 AUTO = EvalSpec(kind="autoattack", images=2, eps=EPS, attacks=("apgd-ce", "apgd-t"))
 LABELS = (("part", "main"), ("start", "natural"))
-
-
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store("small", root=tmp_path / "store")
 
 
 def job(run, *evals: EvalSpec, **options: object) -> Job:
@@ -65,21 +59,6 @@ def test_only_what_is_finished(store: Store) -> None:
     assert networks.known(frame)["value"].tolist() == [0.25] and accuracy.said(frame) == "not run"
     assert accuracy.said(frame.assign(absent=["", "not run", "diverged", "not run"])) == "diverged"
     assert networks.frame([]).columns.tolist()[:-2] == networks.COLUMNS
-
-
-def test_frame(store: Store) -> None:
-    """A line for each measurement with what it stands on."""
-    run = spec("aft", start="natural", width=8, optim={"schedule": "slow_fast", "lr": 0.05})
-    finish(store, run, epochs(10, 600), {CLEAN: [1, 1, 1, 0], PGD: [1, 0, 0, 0]})
-    finish(store, run.source, epochs(3, 100))
-    frame = networks.frame(networks.finished(store, [job(run, CLEAN, PGD)]))
-    assert frame[["attack", "threat", "eps", "value", "n"]].values.tolist() == [["none", "none", 0.0, 0.75, 4],
-                                                                               ["pgd20", "linf", EPS, 0.25, 4]]
-    same = {"dataset": "cifar10", "part": "main", "method": "aft", "start": "natural", "arch": "thin_resnet10", "width": 8,
-            "train_images": 100, "trained_threat": "linf", "schedule": "slow_fast", "lr": 0.05, "seed": 0, "at": "last",
-            "epoch": 10, "images_given": 6000.0, "images_whole": 6300.0, "run": run.hash}
-    assert all((frame[column] == value).all() for column, value in same.items())
-    assert (frame["low"] < frame["value"]).all() and (frame["value"] < frame["high"]).all()
 
 
 def test_stages_of_autoattack(store: Store) -> None:

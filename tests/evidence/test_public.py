@@ -1,27 +1,14 @@
 """Numbers of others: each has a source, none is one that nobody outside the paper knows."""
 
-import tomllib
-from importlib import resources
 
 import pandas as pd
 import pytest
 
-from twinslib.base import paths
 from twinslib.evidence import accuracy, public
 from twinslib.specs import labels
 
 ROWS = public.reference_rows()
 OVERFITTING, SMOOTHING = public.overfitting_rows(), public.smoothing_rows()
-FILES = sorted(p.name for p in (resources.files("twinslib") / "reference").iterdir() if p.name.endswith(".csv"))
-
-
-def test_files_ship_with_the_package():
-    """The files exist and pyproject lists them as data of the package."""
-    project = tomllib.loads((paths.notebooks_dir().parent / "pyproject.toml").read_text())
-    assert "reference/*.csv" in project["tool"]["setuptools"]["package-data"]["twinslib"]
-    assert FILES == ["characteristics.csv", "networks.csv", "overfitting.csv", "reported.csv", "smoothing.csv", "twins.csv"]
-
-
 @pytest.mark.parametrize(("rows", "filled", "key", "share"), [
     (ROWS, ["source", "where", "start", "start_file", "images", "note", "arch"], ["dataset", "method", "attack", "source"],
      "value"),
@@ -61,11 +48,6 @@ def test_mean_gains_of_the_rerun():
     table = public.reference_differences()
     assert table.iloc[-1].tolist()[:4] == ["mean of 5 data sets", "+2.47", "+0.43", "+0.51"]
     assert list(table.columns[1:4]) == ["clean", "PGD-10 at 8/255", "AutoAttack at 8/255"]
-
-
-def test_reported_effect_says_how_sure_it_is():
-    """The one effect size of the paper that may be shown, in the one wording that may be used."""
-    assert public.reported() == "reported, second-hand: +2.18 clean, +1.21 robust"
 
 
 # -- robust overfitting -----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Rows from a store that is written by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -22,11 +21,6 @@ AUTO = EvalSpec(kind="autoattack", images=2, eps=8 / 255, attacks=("apgd-ce", "a
 JOB = Job("transfer", SPEC, (CLEAN, PGD, AUTO))
 MASKS = {CLEAN: {"none": [1, 1, 1, 0]}, PGD: {"pgd20": [1, 0, 0, 0]}, WEAK: {"pgd20": [1, 1, 0, 0]},
          AUTO: {"apgd-ce": [1, 1], "apgd-ce+apgd-t": [1, 0]}}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store("small", root=tmp_path / "store")
 
 
 def finish(store: Store, spec: RunSpec = SPEC, masks: dict = MASKS, checks: dict | None = None) -> None:
@@ -61,20 +55,6 @@ def test_only_what_is_finished_has_rows(store: Store) -> None:
     assert len(evidence_rows.rows(store, [JOB])) == len(evidence_rows.epochs(store, [JOB])) == 0
 
 
-def test_files_are_the_tables(store: Store) -> None:
-    """Both files read back as what was returned, also what an epoch did not measure; the same store gives the same bytes."""
-    finish(store)
-    paths = [store.root / kind / "transfer.csv" for kind in ("rows", "epochs")]
-    rows = evidence_rows.write(store, [JOB], "transfer")
-    pd.testing.assert_frame_equal(pd.read_csv(paths[0]), rows)
-    before = [p.read_bytes() for p in paths]
-    evidence_rows.write(store, [JOB], "transfer")
-    assert [p.read_bytes() for p in paths] == before
-    epochs = pd.read_csv(paths[1])
-    assert epochs.columns.tolist() == [*evidence_rows.KEYS, "run", "epoch", "train_loss", "val_clean_acc"]
-    assert epochs.epoch.tolist() == [1, 2] and epochs.val_clean_acc.isna().tolist() == [True, False]
-
-
 def test_unsettled_jobs_have_no_rows(store: Store) -> None:
     """A run that only stands in for another is in no table, also where it is finished; the jobs around it are."""
     finish(store)
@@ -84,18 +64,6 @@ def test_unsettled_jobs_have_no_rows(store: Store) -> None:
     pd.testing.assert_frame_equal(evidence_rows.epochs(store, [waiting, JOB]), evidence_rows.epochs(store, [JOB]))
     finish(store, checks={"logits": False})
     assert all(evidence_rows.sanity(store, [waiting]).values()) and not all(evidence_rows.sanity(store, [JOB]).values())
-
-
-def test_studies_are_written_apart(store: Store) -> None:
-    """Each file has the jobs of its study alone; candidates, on which nothing is measured, have epochs and no rows."""
-    finish(store)
-    other = replace(SPEC, optim=replace(SPEC.optim, lr=0.1))
-    finish(store, other, masks={})
-    jobs = [Job("tuning", SPEC, ()), Job("tuning", other, ()), JOB]
-    assert len(evidence_rows.write(store, jobs, "tuning")) == 0 and len(evidence_rows.write(store, jobs, "transfer")) == 4
-    assert not (store.root / "rows" / "tuning.csv").exists()
-    runs = [pd.read_csv(store.root / "epochs" / f"{name}.csv").run.tolist() for name in ("transfer", "tuning")]
-    assert runs == [[SPEC.hash] * 2, [SPEC.hash] * 2 + [other.hash] * 2]
 
 
 @pytest.mark.parametrize(("masks", "checks", "failing"), [

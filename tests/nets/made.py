@@ -14,11 +14,6 @@ def tiny(seed: int = 0, classes: int = 4, **changes) -> nn.Module:
     return make_model("tiny_resnet", classes, seed=seed, **changes)
 
 
-def bare(seed: int = 0) -> dict[str, torch.Tensor]:
-    """The state dict of a tiny network without normalisation, as others store it."""
-    return dict(tiny(seed).network.state_dict())
-
-
 def small() -> nn.Module:
     """A cheap network with two batch norms, for images of 8 pixels."""
     torch.manual_seed(0)

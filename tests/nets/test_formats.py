@@ -1,11 +1,14 @@
 """Files of weights as people have them: each in its publisher's layout, loaded rightly or refused for the true cause."""
 
 import argparse
+import contextlib
 import gzip
 import io
 import json
 import pickle
+import random
 import tarfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.nets.made import shake, tiny
+from tests.nets.made import equal, shake, tiny
 from twinslib.__main__ import main
+from twinslib.nets import foreign
 from twinslib.nets.checkpoint import load_into, load_weights
-from twinslib.nets.models import Classifier
+from twinslib.nets.constants import split_constants
+from twinslib.nets.models import Classifier, make_model
+from twinslib.nets.placing import fitting
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.3, 0.25, 0.2)
 SOURCE = shake(Classifier(tiny().network, mean=MEAN, std=STD)).eval()
@@ -120,6 +127,11 @@ def in_tar(data: bytes) -> bytes:
     return file.getvalue()
 
 
+def folder_in_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "x")
+
+
 def arrays(path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, **{k: v.numpy() for k, v in STATE.items()})
@@ -170,6 +182,12 @@ LOADED: dict[str, tuple[Callable[[Path], object], dict]] = {  # how it is stored
                                                  for k, v in NORMALISED.items()}), {}),
     "pickle of tensors": (written(pickle.dumps(NORMALISED)), {}),
     "protocol 5": (saved(timm_training(), pickle_protocol=5), {}),
+    "other names of the constants": (saved(STATE | {"norm.data_mean": M, "norm.data_std": S, "0.means": M, "0.sds": S}), {}),
+    "one network twice": (saved({"net": NORMALISED, "copy": NORMALISED}), {}),
+    "one network behind two prefixes": (saved(behind("a.") | behind("b.") | {"mu": M, "sigma": S}), {}),
+    "deep inside": (saved({"model": OTHER, "callbacks": {"ema": {"weights": NORMALISED}}}), {"key": "callbacks.ema.weights"}),
+    "another head": (saved(behind("net.", HEADLESS | {"fc.0.weight": torch.ones(9, 32)}) | {"mu": M, "sigma": S}),
+                     {"head": "network.fc"}),
 }
 TORCH = bytes_of(NORMALISED)
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -202,6 +220,17 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (saved({"epoch": 3, "lr": 0.1}), "got dict with epoch, lr in"),
     "optimiser alone": (saved({"optimizer": optimizer()}), "got dict with optimizer in"),
     "two constants": (saved(NORMALISED | {"normalize.mean": M / 2, "normalize.std": S}), "one normalisation, got"),
+    "a std of 0": (saved(STATE | {"mu": M, "sigma": torch.tensor([0.1, 0.0, 0.1])}), "positive std of normalisation, got"),
+    "no number for a mean": (saved(STATE | {"mu": M * torch.nan, "sigma": S}), "finite constants"),
+    "text": (written(b"Entry not found\n"), "a text that begins with 'Entry not found'"),
+    "HDF5": (written(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file"), "noise": (written(random.randbytes(5000)), "foreign"),
+    "zip of texts": (lambda p: folder_in_zip(p), "a zip archive of readme.txt in .*unpack"),
+    "empty folder": (lambda p: folder(p, {}), "a file of weights in the folder weights.any, got none"),
+    "two in a folder": (lambda p: folder(p, {f"{i}.safetensors": tensors(STATE) for i in "ab"}), "one file of weights in"),
+    "folder with broken JSON": (lambda p: folder(p, {"a.bin": saved(STATE), "config.json": written(b"{")}), "expected JSON in"),
+    "another shape": (saved(STATE | {"conv1.weight": torch.ones(5)}), r"conv1.weight of shape \(16, 3"),
+    "one missing, one more": (saved({k: v for k, v in STATE.items() if k != "bn1.bias"} | {"a": torch.ones(1)}),
+                              "network.bn1.bias missing, a unexpected; make the model these weights were saved from"),
     "other network": (saved(torch.nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)).state_dict()), "got another architecture"),
 }
 
@@ -262,3 +291,43 @@ def test_converted_once(tmp_path: Path, monkeypatch, capsys) -> None:
                                ("sparse.pt b.safetensors", "ordinary tensors"), ("none.pt c.safetensors", "no such file")):
         assert main(["convert", *arguments.split()]) == 2 and message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["robust.pt", "robust.safetensors", "sparse.pt"]
+
+
+@pytest.mark.parametrize("change", [0.0, 5e-4, 0.01])
+def test_normalisation_that_was_asked_for(change: float) -> None:
+    """A model with constants of its own keeps them where the checkpoint agrees to 0.001, and refuses another one."""
+    model = tiny(1, mean=MEAN, std=STD)
+    refuses = pytest.raises(ValueError, match=r"normalisation with mean \[0.5, 0.45, 0.4\].*got mean \[0.51, 0.46")
+    with refuses if change > 0.001 else contextlib.nullcontext():
+        load_into(model, STATE | {"mu": M + change, "sigma": S})
+    assert equal(model.network, SOURCE.network) is (change < 0.001) and equal(model.normalize, SOURCE.normalize)
+
+
+def test_what_is_no_normalisation_of_the_network(caplog) -> None:
+    """A mean and std that the network itself has, or of another size, stay where they are."""
+    own = {"head.mean": torch.ones(3), "head.std": torch.ones(3), "x.mean": torch.ones(5), "x.std": torch.ones(5)}
+    assert split_constants(own, own=("mean", "std"))[1] is None and split_constants(own, own=("head.mean",))[0] == own
+    load_into(tiny(1).network, NORMALISED)
+    assert "normalisation of the checkpoint left out" in caplog.text
+
+
+@pytest.mark.parametrize(("make", "arch"), [
+    (lambda: torchvision.models.resnet50(num_classes=9), "arch resnet50 or arch torchvision/resnet50"),
+    (lambda: make_model("thin_resnet10", 10, norm="group", seed=0).network, "arch thin_resnet10, norm group or layer")])
+def test_another_architecture_is_named(make: Callable, arch: str) -> None:
+    """An error says which of ours the tensors fit, behind any prefix."""
+    state = behind("module.", make().state_dict())
+    assert " or ".join(fitting(state)) == arch
+    with pytest.raises(ValueError, match=f"got another architecture: .*saved from .{arch}.$"):
+        load_into(tiny(), state)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("resnet20-20230115.pt", None), ("a-15012023.pt", None), ("a-20230115123059.pt", None), ("step-00100000.pt", None),
+    ("vgg13-19584684.pth", "begins with 19584684"), ("a-20231315.pt", "begins with 20231315"),
+    ("a-12fca82f.th", "begins with 12fca82f"), ("a-1234567.pt", None), ("a_20239999.pt", None)])
+def test_dates_in_names(tmp_path: Path, name: str, message: str | None) -> None:
+    """Digits that can be a date are no SHA-256 that does not agree; others are."""
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        foreign.check_name(tmp_path / name)

@@ -11,9 +11,9 @@ from torch import nn
 from tests.nets.made import equal, hooks, tiny
 from twinslib.nets import models
 from twinslib.nets.heads import Features, find_head, replace_head, with_head
-from twinslib.nets.models import Classifier, Normalize, build, count_cost, make_model
+from twinslib.nets.models import Classifier, Normalize, count_cost, make_model
 from twinslib.nets.norms import twinsify
-from twinslib.specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, NORMS
+from twinslib.specs.choices import IMAGENET_MEAN, IMAGENET_STD, NORMS
 
 
 # -- networks by name --------------------------------------------------------------------------------------------------
@@ -38,15 +38,6 @@ def test_sizes(arch, millions, layers):
     model = make_model(arch, 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert layers in (None, sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()))
-
-
-def test_torchvision_networks_by_their_name():
-    """They have torchvision's tensors."""
-    for name in (name for name in ARCHS if name.startswith("torchvision/")):
-        with torch.device("meta"):
-            ours = build(name, 10, "batch").state_dict()
-            theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=10).state_dict()
-        assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}, name
 
 
 def test_seed_decides_the_weights_and_nothing_else_moves():

@@ -123,13 +123,6 @@ def test_share_affine():
     assert torch.equal(separate.adaptive.weight, separate.frozen.weight)
 
 
-@pytest.mark.parametrize("channels, groups", [(16, 16), (64, 32), (48, 24), (37, 1)])
-def test_norm_layers(channels, groups):
-    """Groups divide the channels and are at most 32; layer norm is one group."""
-    assert norm_layer("group")(channels).num_groups == groups and norm_layer("layer")(channels).num_groups == 1
-    assert type(norm_layer("batch")(channels)) is nn.BatchNorm2d
-
-
 # -- frozen stays frozen -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "own", "timm:resnet10t"])
 def test_frozen_stays_frozen(name):

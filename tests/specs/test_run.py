@@ -115,53 +115,26 @@ def test_canonical_form() -> None:
 # -- round trip ------------------------------------------------------------------------------------------------------
 share = st.floats(0.01, 0.99)
 count = st.integers(1, 10**6)
-attack_specs = st.builds(
-    AttackSpec, threat=st.just("l2"), eps=st.floats(0, 1e3), step_size=st.floats(1e-6, 1e3), steps=st.integers(0, 99),
-    loss=st.sampled_from(LOSSES)) | st.builds(
-    AttackSpec, eps=st.floats(0, 1), step_size=st.floats(1e-6, 1), random_start=st.booleans())
-data_specs = st.builds(
-    DataSpec, name=st.text(), image_size=count, exclude=st.lists(st.text(), max_size=3).map(tuple),
-    train_images=st.none() | count, val_images=st.integers(0, 99), augment=st.sampled_from(AUGMENTATIONS),
-    split_seed=st.integers(0, 9))
-weight = st.floats(0, 99)
-switches = dict(name=st.text(), twins_weight=weight, normalize_loss=st.booleans(), share_affine=st.booleans(),
-                trades_beta=weight, kl_divisor=st.sampled_from(["batch", "wing"]))
-objectives = st.sampled_from(["natural", "at", "trades"])
-free_methods = st.builds(MethodSpec, objective=objectives, wings=st.sampled_from(["single", "split"]), **switches) | st.builds(
-    MethodSpec, objective=objectives, wings=st.sampled_from(["twins", "two_adaptive"]),
-    attack_wing=st.sampled_from(["adaptive", "frozen", "alternating"]), **switches)
-keeping_methods = st.builds(
-    MethodSpec, objective=st.sampled_from(["at", "trades"]), wings=st.sampled_from(["single", "split", "twins", "frozen"]),
-    distill_weight=weight, feature_weight=weight, l2sp_weight=weight, **switches)
-awp_methods = st.builds(MethodSpec, objective=objectives, wings=st.sampled_from(["single", "split", "twins"]),
-                        awp_gamma=st.floats(1e-3, 1), **switches)
-joint_methods = st.builds(MethodSpec, source_weight=st.floats(0.1, 9), source_classes=st.none() | count, **switches)
-optim_specs = st.builds(
-    OptimSpec, epochs=count, batch_size=count, lr=st.floats(1e-9, 9), momentum=st.just(0) | share,
-    schedule=st.sampled_from(sorted(SCHEDULES)), milestones=st.lists(share, max_size=3).map(tuple), warmup=share,
-    precision=st.sampled_from(["float32", "bfloat16"]))
+texts = st.lists(st.text(), max_size=3).map(tuple)
+methods = st.builds(MethodSpec, name=st.text(), objective=st.sampled_from(["at", "trades"]), l2sp_weight=st.floats(0, 99),
+                    wings=st.sampled_from(["single", "split"]), twins_weight=st.floats(0, 99), share_affine=st.booleans())
 
 
-weights_specs = st.builds(WeightsSpec, file=st.just("a.pt"), classes=count, origin=st.text())
-images = st.integers(0, 999)
-follow_specs = st.none() | st.builds(FollowSpec, record_every=images, train_images=images, test_images=images, every=count,
-                                     dense=images, steps=count)
+def run_specs(source: st.SearchStrategy, methods: st.SearchStrategy) -> st.SearchStrategy:
+    return st.builds(
+        RunSpec, source=source, method=methods, seed=count, model=st.just(ModelSpec(arch="resnet18", upsample=64)),
+        data=st.builds(DataSpec, name=st.text(), image_size=count, exclude=texts, train_images=st.none() | count,
+                       augment=st.sampled_from(AUGMENTATIONS)),
+        optim=st.builds(OptimSpec, epochs=count, lr=st.floats(1e-9, 9), momentum=st.just(0) | share,
+                        milestones=st.lists(share, max_size=3).map(tuple), schedule=st.sampled_from(sorted(SCHEDULES))),
+        attack=st.builds(AttackSpec, threat=st.just("l2"), eps=st.floats(0, 1e3), steps=st.integers(0, 99),
+                         loss=st.sampled_from(LOSSES)),
+        follow=st.none() | st.builds(FollowSpec, record_every=count, every=count))
 
 
-def run_specs(source: st.SearchStrategy, methods: st.SearchStrategy = free_methods, data: st.SearchStrategy = data_specs,
-              follow: st.SearchStrategy = follow_specs) -> st.SearchStrategy:
-    return st.builds(RunSpec, data=data, model=st.just(ModelSpec(arch="resnet18", upsample=64)), method=methods,
-                     optim=optim_specs, attack=attack_specs, source=source, follow=follow, seed=count)
-
-
-plain_specs = run_specs(st.none())
-one_size = st.builds(DataSpec, name=st.text(), image_size=st.just(48), crop=st.none() | st.just(48))
-specs = (run_specs(run_specs(st.none() | plain_specs), free_methods | keeping_methods)
-         | run_specs(run_specs(st.none(), data=one_size), joint_methods, one_size)
-         | run_specs(st.none(), awp_methods, follow=st.builds(FollowSpec, train_images=count))
-         | st.builds(replace, plain_specs, weights=weights_specs, method=free_methods | keeping_methods))
-
-
+first = run_specs(st.none(), st.just(METHODS["at"]))
+weights = st.builds(WeightsSpec, file=st.just("a.pt"), classes=count, origin=st.text())
+specs = run_specs(run_specs(first, methods), methods) | st.builds(replace, first, weights=weights, method=methods)
 evaluations = st.builds(EvalSpec, kind=st.sampled_from(["pgd", "autoattack"]), images=count, eps=share, steps=count,
                         restarts=count, step_size=st.none() | share,
                         attacks=st.lists(st.sampled_from(PARTS), min_size=1, unique=True).map(tuple))
@@ -366,32 +339,6 @@ def test_networks_of_others_have_a_spec() -> None:
         RunSpec(**TUNE | {"method": METHODS["twins_at"]}, model=ModelSpec(arch="a:b", norm="own"))
     with pytest.raises(ValueError, match="expected norm to be one of batch, group, layer, got 'own'"):
         ModelSpec(arch="resnet18", norm="own")
-
-
-BASED = {  # name: base, and the switches that differ
-    **{f"{wings}{name}": (None, {"objective": name, "wings": "twins" if wings else "single"})
-       for wings in ("", "twins_") for name in ("at", "trades")}, "natural": (None, {"objective": "natural"}),
-    "distill": ("at", {"distill_weight": 0.3}), "feature_distill": ("at", {"feature_weight": 1.0}),
-    "l2sp": ("at", {"l2sp_weight": 0.01}), "joint": ("at", {"source_weight": 0.3}),
-    "joint_uot": ("joint", {"source_classes": 20}), "frozen_at": ("at", {"wings": "frozen"}),
-    "at_split": ("at", {"wings": "split"}), "at_awp": ("at", {"awp_gamma": 0.01}),
-    "two_adaptive": ("twins_at", {"wings": "two_adaptive"}), "twins_shared": ("twins_at", {"share_affine": True}),
-    "twins_attack_frozen": ("twins_at", {"attack_wing": "frozen"}),
-    "twins_attack_alternating": ("twins_at", {"attack_wing": "alternating"}),
-    "trades_beta3": ("trades", {"trades_beta": 3.0}), "twins_trades_wing": ("twins_trades", {"kl_divisor": "wing"}),
-    "noise": ("natural", {}), "mixed_noise": ("natural", {}), "natural_frozen": ("natural", {"wings": "frozen"}),
-    "linear_probe": ("natural", {"trains": "head"}), "trades_scratch": ("trades", {}), "free_at": ("at", {"replays": 8}),
-    "aft_free": ("aft", {"replays": 4}), "aft_twins": ("twins_at", {}),
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_differ_in_one_thing(name: str) -> None:
-    """The paper's five differ in objective and wings, and in nothing else from the official defaults; each other method is
-    its base with one switch changed, or (AT with none) another start, rate, schedule or noise that the study gives it."""
-    base, changes = BASED.get(name, ("at", {}))
-    assert METHODS[name] == replace(METHODS[base] if base else MethodSpec(name=name), name=name, **changes)
-    assert len(changes) < 2 or not base
 
 
 def test_methods_by_name() -> None:

@@ -30,19 +30,12 @@ def ledger(**changes: object) -> str:
 
 # -- stamps ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("changes", [
-    {"version": 2, "changes": "a reason"}, {"measure": "spread"}, {"text": "Higher on average!"},
-    {"pairs": (("twins_at", "trades"),)}, {"pairs": (("twins_at", "at"), ("twins_trades", "trades"))},
-    {"pairs": (("at", "twins_at"),)}, {"metrics": ("clean",)}, {"metrics": ("robust", "clean")},
-    {"robust": replace(RULE.robust, threat="l2")}, {"robust": replace(RULE.robust, eps=4 / 255)},
-    {"robust": replace(RULE.robust, min_images=999)}, {"min_datasets": 2}, {"min_seeds": 2}, {"datasets": ("cifar10",)},
-    {"margin": 0.01}, {"alpha": 0.01}, {"controls": (("twins_at", "at_lr"),)}, {"changes": "a reason"}, {"epochs": 5},
-    {"measure": "rate", "metrics": ("angle",), "robust": None}, {"measure": "escape", "metrics": ("loss",), "robust": None},
-    {"measure": "overfits", "metrics": ("gap",)}, {"measure": "plateau", "metrics": ("gap",)},
-    {"reference": "mixed/noise*/group"}, {"share": 0.5}, {"floor": 0.2}, {"asked": ((Bound(above=0.0, claimed=0.01),),)},
-    {"asked": ((Bound(above=0.0, claimed=0.02),),)}, {"partly": ((Bound(above=0.0),),)},
-    {"partly": ((Bound(above=0.0, reach=0.0),),)},
-    {"lower": True}, {"chance": 0.05}, {"rates": (0.1,)}, {"min_rates": 3},
-    {"earlier": (Earlier(stamp="1:0", text="Higher.", changed="2026-11-30"),)},
+    {"version": 2, "changes": "a reason"}, {"measure": "spread"}, {"text": "Higher!"}, {"pairs": (("at", "twins_at"),)},
+    {"metrics": ("robust", "clean")}, {"robust": replace(RULE.robust, eps=4 / 255)}, {"min_datasets": 2}, {"min_seeds": 2},
+    {"datasets": ("cifar10",)}, {"margin": 0.01}, {"alpha": 0.01}, {"controls": (("twins_at", "at_lr"),)}, {"changes": "a"},
+    {"epochs": 5}, {"reference": "mixed/noise*/group"}, {"share": 0.5}, {"floor": 0.2}, {"lower": True}, {"chance": 0.05},
+    {"asked": ((Bound(above=0.0, claimed=0.01),),)}, {"partly": ((Bound(above=0.0, reach=0.0),),)}, {"rates": (0.1,)},
+    {"min_rates": 3},
     {"earlier": (Earlier(stamp="1:0", text="Higher.", changed="2026-11-30", withholds=True),)},
     {"measure": "cost", "metrics": ("forwards",), "robust": None, "pairs": (("mixed/clean/group", "clean/clean/group"),),
      "smooth": Smooth(sigmas=(0.5,), radii=(), n=10, alpha=0.001, min_images=5)},
@@ -79,21 +72,16 @@ def test_a_ledger_is_read() -> None:
     (ledger(measure="gains"), "measure to be one of gain, spread, .*, got 'gains'; did you mean 'gain'?"),
     (ledger(metrics=["clean", "robst"]), "metric of gain to be one of clean, robust, got 'robst'; did you mean 'robust'?"),
     (ledger(measure="rate", robust=None), "metric of rate to be one of lr_over_w2, angle, got 'robust'"),
-    (ledger(measure="escape", robust=None, metrics=["loss", "gap"]), "metric of escape to be one of loss, got 'gap'"),
-    (ledger(measure="plateau"), "metric of plateau to be one of gap, got 'robust'"),
     (ledger(measure="rate", metrics=["angle"]), "`robust` in every rule but those on weights.*, got Robust.* for rate"),
     (ledger(measure="overfits", metrics=["gap"], robust=None), "`robust` in every rule .*, got None for overfits"),
     (ledger(robust=None), "`robust` in every rule .*, got None for gain"),
     (ledger(robust={"threat": "linf", "eps": 0.03}), "min_images in C2.rule.robust"),
-    (ledger(robust={"threat": "linf", "eps": "8 of 255", "min_images": 1}),
-     "number for C2.rule.robust.eps, got the text '8 of 255'"),
     (ledger(pairs=[["twins", "at"]]), "method of a rule .*, got 'twins'"), (ledger(pairs=["at"]), "a list for C2.rule.pairs"),
     (ledger(controls=[["twins_at", "at_rl"]]), "method of a rule .*, got 'at_rl'; did you mean 'at_lr'?"),
     (ledger(pairs=[["twins_at"]]), "pairs of a method and a baseline, got \\['twins_at'\\]"),
     (ledger(controls=[["at", "at_lr", "at_split"]]), "pairs of a method and a baseline, got"),
     (ledger(version=2), "`changes` to say why the rule is in version 2, got nothing"),
-    (ledger(version=3, changes=""), "why the rule is in version 3"), (ledger(version="1"), "int for C2.rule.version, got '1'"),
-    (ledger(epochs=5.0), "int for C2.rule.epochs, got 5.0"), (ledger(min_seeds=2.0), "int for C2.rule.min_seeds, got 2.0"),
+    (ledger(version="1"), "int for C2.rule.version, got '1'"),
     (ledger(marign=0.1), "key of C2.rule .*, got 'marign'; did you mean 'margin'?"),
     (ledger(metrics="clean"), "a list for C2.rule.metrics"),
     (ledger().replace("sentence:", "sentnce:"), "key of C2 .*; did you mean 'sentence'?"),
@@ -212,23 +200,3 @@ def test_rules_can_be_applied(preset: str) -> None:
                 assert names == set(rule.datasets)
             assert len(names) >= rule.min_datasets, (claim.id, pair)
             assert all(sum(name == data for data, _ in both) >= rule.min_seeds for name in names), (claim.id, pair)
-
-
-def test_rules_on_the_course_say_what_they_look_at() -> None:
-    """Early losses are asked for in some epochs, gaps against a margin, rates and losses without robust accuracy."""
-    of_course = {c.id: c.rule for c in rules.claims() if c.rule.measure in OF_COURSE}
-    assert {name: rule.measure for name, rule in of_course.items()} == {
-        "C5": "rate", "C6": "escape", "C7": "less_overfitting", "AFT-C3": "less_overfitting", "AFT-C5": "overfits",
-        "AFT-C6": "plateau"}
-    for rule in of_course.values():
-        assert (rule.epochs > 0) is (rule.measure == "escape") and rule.lower is (rule.measure in ("escape", "less_overfitting"))
-        assert (rule.chance > 0) is (rule.metrics == ("gap",)) is (rule.robust is not None)
-        assert all(a == b for a, b in rule.pairs) is (rule.measure == "overfits")
-
-
-def test_every_baseline_and_control_serves_a_claim() -> None:
-    """What small runs beside the paper's methods is named by a rule, or differs from TWINS in a switch that no claim is about."""
-    named = {name for c in rules.claims() for pair in (*c.rule.pairs, *c.rule.controls) for name in pair}
-    keywords = plan.plan("small", "01")[0].keywords
-    unnamed = {*keywords["baselines"], *keywords["controls"]} - named
-    assert unnamed == {"twins_shared", "twins_attack_frozen", "twins_attack_alternating"}

@@ -113,15 +113,8 @@ def average_radius(certified: Certified) -> Mean:
     like, and look at the distribution of votes as well.
     """
     radius, correct = _with_radii(certified)
-    return _mean(np.where(correct, radius, 0.0))
-
-
-def _mean(values: np.ndarray) -> Mean:
-    n = len(values)
-    if n == 0:
-        raise ValueError("expected at least one image, got none")
-    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Mean(float(np.mean(values)), error, n)
+    values, n = np.where(correct, radius, 0.0), len(radius)
+    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan, n)
 
 
 def _with_radii(certified: Certified) -> tuple[np.ndarray, np.ndarray]:

@@ -9,17 +9,11 @@ NEVER = "never robust"
 
 @dataclass(frozen=True)
 class Collapse:
-    """What happened and the epoch in which it was seen; str() says it in words.
+    """What happened and the epoch in which it was seen; str() says it in words."""
 
-    Args:
-        kind: "at once", "slowly" or "never robust".
-        epoch: of the measurement `low`; of a run that was never robust, of its best one.
-        high, low: robust accuracy before and after, in [0, 1]; where there was no fall the best of all, twice.
-    """
-
-    kind: str
-    epoch: int
-    high: float
+    kind: str  # at once, slowly or never robust
+    epoch: int  # of the measurement `low`; of a run that was never robust, of its best one
+    high: float  # robust accuracy before and after, in [0, 1]; where there was no fall the best of all, twice
     low: float
 
     def __str__(self) -> str:

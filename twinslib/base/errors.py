@@ -57,10 +57,7 @@ def check_keys(values: dict, legal: Sequence[str], where: str, needed: Sequence[
 
 def real(value: object, name: str) -> float:
     """`value`, a number of Python, NumPy or torch, as a float; short floats as they are written, so float32(0.1) is 0.1.
-
-    Raises:
-        TypeError: text, a truth value, an array, nothing.
-    """
+    TypeError: text, a truth value, an array, nothing."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool | np.generic):
         return float(value)
     number = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
@@ -70,12 +67,8 @@ def real(value: object, name: str) -> float:
 
 
 def integer(value: object, name: str, least: int | None = None) -> int:
-    """`value`, an integer of Python, NumPy or torch, as an int.
-
-    Raises:
-        TypeError: anything else, also 100.0 and True.
-        ValueError: less than `least`.
-    """
+    """`value`, an integer of Python, NumPy or torch, as an int. TypeError: anything else, also 100.0 and True. ValueError: less
+    than `least`."""
     bound = "" if least is None else f" of at least {least}"
     try:
         if isinstance(value, bool | np.bool_):

@@ -31,13 +31,9 @@ FORGOTTEN = 24 * 3600  # seconds after which a temporary file is nobody's any mo
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that at `path` there is the old content or the whole new one, never a part, whenever killed.
-
-    Args:
-        write: called with a temporary path in the same folder, which it must fill; the folder is made if needed.
-    Raises:
-        OSError: the disk is full, with a message that says so; what was at `path` stays, the temporary file goes.
-    """
+    """Write a file so that at `path` there is the old content or the whole new one, never a part, whenever killed. `write`:
+    called with a temporary path in the same folder, which it must fill; the folder is made if needed. OSError: the disk is full,
+    with a message that says so; what was at `path` stays, the temporary file goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{owner.me()}.tmp")
@@ -74,23 +70,16 @@ def refused(path: Path, wanted: str, got: object) -> ValueError:
 
 
 def write_json(path: Path, value: Mapping, *, digest: bool = True) -> None:
-    """Write `value` with its digest as JSON, whole or not at all; equal values give equal bytes.
-
-    Args:
-        digest: False for what is made from results, and read by others.
-    """
+    """Write `value` with its digest as JSON, whole or not at all; equal values give equal bytes. `digest`: False for what is made
+    from results, and read by others."""
     content = json.loads(json.dumps(value))
     text = json.dumps(content | ({DIGEST: _digest(content)} if digest else {}), indent=1, sort_keys=True) + "\n"
     atomic_write(path, lambda tmp: Path(tmp).write_text(text))
 
 
 def read_json(path: Path) -> dict:
-    """What a file of JSON holds, without its digest.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged file, with what to do.
-    """
+    """What a file of JSON holds, without its digest. FileNotFoundError: no such file. ValueError: a damaged file, with what to
+    do."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -108,11 +97,8 @@ def read_json(path: Path) -> dict:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping | None = None, *, compress: bool = False) -> None:
-    """Write `arrays` to `path` so that the file appears complete or not at all; the same arrays give the same bytes.
-
-    Args:
-        about: what they belong to; stored with a digest of everything.
-    """
+    """Write `arrays` to `path` so that the file appears complete or not at all; the same arrays give the same bytes. `about`:
+    what they belong to; stored with a digest of everything."""
     if about is not None:
         content = json.loads(json.dumps(about))
         text = json.dumps(content | {DIGEST: _digest(content, arrays)}, sort_keys=True)
@@ -126,14 +112,8 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping | Non
 
 
 def read_npz(path: Path, about: Mapping | None = None) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file by name; nothing in it is run.
-
-    Args:
-        about: what the file must say that it belongs to, if it says anything.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged file, or one that belongs to something else.
-    """
+    """All arrays of an .npz file by name; nothing in it is run. `about`: what the file must say that it belongs to, if it says
+    anything. FileNotFoundError: no such file. ValueError: a damaged file, or one that belongs to something else."""
     def read(stored: Mapping[str, np.ndarray]) -> tuple[dict, dict | None, bool]:
         arrays = {name: stored[name] for name in stored}
         found = json.loads(str(arrays.pop(ABOUT))) if ABOUT in arrays else None
@@ -147,11 +127,8 @@ def read_npz(path: Path, about: Mapping | None = None) -> dict[str, np.ndarray]:
 
 
 def read_about(path: Path) -> dict:
-    """What an .npz file says that it belongs to, {} if it is of an earlier version; the arrays are not read.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_npz`.
-    """
+    """What an .npz file says that it belongs to, {} if it is of an earlier version; the arrays are not read. FileNotFoundError,
+    ValueError: as `read_npz`."""
     found = _in_npz(path, lambda stored: json.loads(str(stored[ABOUT])) if ABOUT in stored else {})
     return {key: value for key, value in found.items() if key != DIGEST}
 
@@ -190,12 +167,8 @@ def seal_safetensors(data: bytes) -> bytes:
 
 
 def check_safetensors(path: Path) -> bool:
-    """Refuse a sealed file that is not as it was written; False for one without a digest, whoever made it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged one.
-    """
+    """Refuse a sealed file that is not as it was written; False for one without a digest, whoever made it. FileNotFoundError: no
+    such file. ValueError: a damaged one."""
     try:
         header, tensors = _parts(path.read_bytes())
         found = header.get("__metadata__", {}).pop(DIGEST, None)
@@ -232,12 +205,7 @@ def write_bytes(path: Path, content: bytes, about: Mapping) -> None:
 
 
 def read_bytes(path: Path, about: Mapping) -> bytes:
-    """What `write_bytes` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, or it belongs to something else.
-    """
+    """What `write_bytes` wrote. FileNotFoundError: no such file. ValueError: damaged, or it belongs to something else."""
     with open(path, "rb") as file:
         line, content = file.readline(1 << 16), file.read()
     try:

@@ -16,11 +16,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check_same(got: np.ndarray | None, expected: np.ndarray | None, precision: str, where: str) -> None:
-    """Refuse votes of two functions under one name.
-
-    Raises:
-        ValueError: logits on the fixed images that differ by more than rounding, or are not known.
-    """
+    """Refuse votes of two functions under one name. ValueError: logits on the fixed images that differ by more than rounding, or
+    are not known."""
     if got is None or expected is None:
         raise ValueError(f"expected logits on fixed images in {where}, which say what its network computes, got none: votes of "
                          "an earlier version can be read, not continued or joined; use another file")

@@ -18,39 +18,24 @@ class Interval(NamedTuple):
     n: int
 
 
-class PairedDifference(NamedTuple):
-    """accuracy(a) - accuracy(b) on the same n images, with its interval and the exact McNemar p-value."""
+class Difference(NamedTuple):
+    """accuracy(a) - accuracy(b) on the same n images, with its interval and the p-value of "no difference"."""
 
     estimate: float
     low: float
     high: float
     n: int
-    p_value: float
-    only_a: int
-    only_b: int
-
-
-class CrossedDifference(NamedTuple):
-    """accuracy(a) - accuracy(b) over seeds and n images, with its interval and the p-value of "no difference"."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-    seeds: int
     p_value: float
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     """Exact interval of a proportion: covers the true one with probability at least `level`, whatever it is.
 
-    Clopper and Pearson 1934, as quantiles of the beta distribution; wider than needed, most of all for small n.
+    Clopper and Pearson 1934, as quantiles of the beta distribution; wider than needed, most of all for small n. ValueError:
+    successes outside 0..n, n below 1, or level outside (0, 1).
 
     >>> [round(x, 3) for x in clopper_pearson(500, 1000)]
     [0.5, 0.469, 0.531, 1000]
-
-    Raises:
-        ValueError: successes outside 0..n, n below 1, or level outside (0, 1).
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"expected successes in 0..n and n of at least 1, got {successes} of {n}")
@@ -61,7 +46,7 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, low, high, n)
 
 
-def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95) -> PairedDifference:
+def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95) -> Difference:
     """accuracy(a) - accuracy(b) where both judge the same images in the same order.
 
     The interval is the score interval of Tango (1998) and covers with probability close to `level`, also near 0, near
@@ -81,10 +66,10 @@ def paired_difference(mask_a: ArrayLike, mask_b: ArrayLike, level: float = 0.95)
     z = stats.norm.isf((1 - level) / 2)
     low, high = _tango_limits(only_a, only_b, n, z)
     p_value = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return PairedDifference((only_a - only_b) / n, low, high, n, float(p_value), only_a, only_b)
+    return Difference((only_a - only_b) / n, low, high, n, float(p_value))
 
 
-def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> CrossedDifference:
+def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
     """Mean of accuracy(a) - accuracy(b) over new seeds and new images, from the same seeds and images for both.
 
     Seeds and images are crossed random effects (Owen 2007). The squared half-width is t(seeds - 1)^2 V_seed plus the
@@ -124,7 +109,7 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Cross
     seed_part = special.stdtrit(seeds - 1, tail) ** 2 * v_seed
     low = max(estimate - math.sqrt(seed_part + (estimate - low) ** 2), -1.0)
     high = min(estimate + math.sqrt(seed_part + (high - estimate) ** 2), 1.0)
-    return CrossedDifference(estimate, low, high, n, seeds, _crossed_p_value(*cells, v_seed, seeds))
+    return Difference(estimate, low, high, n, _crossed_p_value(*cells, v_seed, seeds))
 
 
 def crossed_mean(values: ArrayLike | Sequence[ArrayLike], level: float = 0.95) -> Interval:
@@ -186,14 +171,11 @@ def student_interval(values: Sequence[float] | ArrayLike, level: float = 0.95) -
 def holm(p_values: Sequence[float] | ArrayLike) -> np.ndarray:
     """Adjusted p-values, shape (M,), in the given order: rejecting those of at most alpha errs in any with at most alpha.
 
-    Holm 1979: the i-th smallest of M is multiplied by M - i + 1, made monotone and capped at 1. Holds whatever the
-    dependence between the tests.
+    Holm 1979: the i-th smallest of M is multiplied by M - i + 1, made monotone and capped at 1. Holds whatever the dependence
+    between the tests. ValueError: not of shape (M,), empty, or a value outside [0, 1] (NaN too).
 
     >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
     [0.03, 0.06, 0.06]
-
-    Raises:
-        ValueError: not of shape (M,), empty, or a value outside [0, 1] (NaN too).
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or len(p) == 0:

@@ -57,11 +57,7 @@ def _cut(c: Course, courses: Sequence[Course], rule: Rule) -> int | None:
 
 
 def weigh(found: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged: Sequence[RunSpec] = ()) -> Evidence:
-    """What finished runs say on a rule of `MEASURES`.
-
-    Args:
-        found: `rows` of them. diverged: runs that ended without a result.
-    """
+    """What finished runs say on a rule of `MEASURES`. `found`: `rows` of them. `diverged`: runs that ended without a result."""
     here = {d: frame.where(found, dataset=d) for d in unique(row.dataset for row in found)}
     seeds = {d: min(len(compared(mine, rule, pair, rule.metrics[0])) for pair in rule.pairs) for d, mine in here.items()}
     whole = [d for d in here if seeds.get(d, 0) >= rule.min_seeds]

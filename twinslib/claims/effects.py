@@ -18,15 +18,8 @@ METRICS = {"clean": "clean", "lr_over_w2": "lr/||w||²", "angle": "angle per ste
 
 @dataclass(frozen=True)
 class Effect:
-    """What a method does against its baseline (or, where both are the same, by itself) in one measure, over data sets
-    (`dataset` "mean") or on one, with its interval (NaN where one seed gives none).
-
-    Args:
-        unit: points (of accuracy, value as a fraction), times (a ratio), nats, or radius (in [0, 1] pixels).
-        where: at which epoch, noise level, radius or rate, for display. part: the word of `rules.PARTS` that bounds know it by.
-        level: of the interval.
-        ours, theirs, chance: accuracy of both networks (of means that of the data set nearest to chance), and of guessing.
-    """
+    """What a method does against its baseline (or, where both are the same, by itself) in one measure, over data sets (`dataset`
+    "mean") or on one, with its interval (NaN where one seed gives none)."""
 
     method: str
     baseline: str
@@ -39,11 +32,11 @@ class Effect:
     low: float
     high: float
     p_value: float = math.nan
-    unit: str = "points"
-    where: str = ""
-    part: str = ""
-    level: float = 0.95
-    ours: float = math.nan
+    unit: str = "points"  # of accuracy, value as a fraction; or times (a ratio), nats, or radius (in [0, 1] pixels)
+    where: str = ""  # at which epoch, noise level, radius or rate, for display
+    part: str = ""  # the word of `rules.PARTS` that bounds know it by
+    level: float = 0.95  # of the interval
+    ours: float = math.nan  # accuracy of the networks (of means that of the data set nearest to chance), and of guessing
     theirs: float = math.nan
     chance: float = math.nan
 
@@ -90,11 +83,8 @@ def pair_label(pair: tuple[str, str], unit: str = "points") -> str:
 
 def effect(pair: tuple[str, str], metric: str, dataset: str, a: Sequence[np.ndarray], b: Sequence[np.ndarray], /, *,
            level: float = 0.95, over: str = "images", accuracies: bool = True, **more: object) -> Effect:
-    """What two networks differ by (`frame.contrast`), from what was measured of each seed of both.
-
-    Args:
-        accuracies: the values are masks or means of some, so that their means are accuracies.
-    """
+    """What two networks differ by (`frame.contrast`), from what was measured of each seed of both. `accuracies`: the values are
+    masks or means of some, so that their means are accuracies."""
     found = frame.contrast(a, b, level, over)
     if accuracies:
         ours, theirs = (float(np.mean([v[:found.images].mean() for v in side])) for side in (a, b))
@@ -111,11 +101,8 @@ def compared(rows: Sequence[Row], rule: Rule, pair: tuple[str, str], metric: str
 
 def by_dataset(rows: Sequence[Row], rule: Rule, pair: tuple[str, str], metric: str, guess: Mapping[str, float], *,
                at: tuple[str, str] = ("last", "last"), over: str = "images", **more: object) -> list[Effect]:
-    """The effect on each data set over the seeds that are `compared`; of a method alone where a pair is twice the same.
-
-    Args:
-        guess: data set -> accuracy of guessing. at: the epoch of either network.
-    """
+    """The effect on each data set over the seeds that are `compared`; of a method alone where a pair is twice the same. `guess`:
+    data set -> accuracy of guessing. `at`: the epoch of either network."""
     both, alone, out = compared(rows, rule, pair, metric, at), pair[0] == pair[1] and at[0] == at[1], []
     for dataset in unique(row.dataset for row, _ in both):
         ours, theirs = zip(*(rows for rows in both if rows[0].dataset == dataset), strict=True)

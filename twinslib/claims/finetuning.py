@@ -31,11 +31,8 @@ def rows(networks: Sequence[Network]) -> list[Row]:
 
 
 def weigh(found: Sequence[Row], guess: Mapping[str, float], rule: Rule) -> Evidence:
-    """What finished runs say on a rule of `MEASURES`, on the first of its data sets with enough seeds.
-
-    Args:
-        found: `rows` of them.
-    """
+    """What finished runs say on a rule of `MEASURES`, on the first of its data sets with enough seeds. `found`: `rows` of
+    them."""
     here, metrics = {}, [m for m in rule.metrics if m in ("clean", "robust")]
     asked = list(itertools.product(rule.pairs, RIVALS.get(rule.measure, {"": "last"}).items(), metrics))
     for d in unique(row.dataset for row in found):

@@ -35,11 +35,8 @@ def concerns(job: Job, rule: Rule) -> bool:
 
 
 def evidence(store: Store, jobs: Sequence[Job], rule: Rule, lost: Sequence[Job] = ()) -> Evidence:
-    """What finished runs that count say on a rule.
-
-    Args:
-        jobs: that it compares. lost: those of them that ended without a result.
-    """
+    """What finished runs that count say on a rule. `jobs`: that it compares. `lost`: those of them that ended without a
+    result."""
     kind, guess = KINDS[rule.measure], chance(store, jobs)
     if kind is course:
         return course.weigh(course.rows(courses.finished(store, jobs), rule), guess, rule, [job.spec for job in lost])

@@ -35,30 +35,22 @@ WAITING = "waiting.json"  # what the verdicts wait for
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Evidence):
-    """One line of the ledger: the evidence, and what comes of it.
-
-    Args:
-        why: in words. regime: conditions under which it stands. runs, commands: that it stands on, and to repeat them.
-        not_counted: finished runs that began before the rule. diverged: runs that it asks for and that did, in words.
-    """
+    """One line of the ledger: the evidence, and what comes of it."""
 
     claim: Claim
     preset: str
-    why: str
-    regime: str = ""
-    runs: tuple[str, ...] = ()
-    not_counted: int = 0
-    commands: tuple[str, ...] = ()
-    diverged: tuple[str, ...] = ()
+    why: str  # in words
+    regime: str = ""  # conditions under which it stands
+    runs: tuple[str, ...] = ()  # that it stands on
+    not_counted: int = 0  # finished runs that began before the rule
+    commands: tuple[str, ...] = ()  # to repeat them
+    diverged: tuple[str, ...] = ()  # runs that it asks for and that did, in words
 
 
 def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     """Apply a claim's rule to the finished runs of `jobs` that began under it. Rules are for the presets that they were fixed for
-    (`rules.SCALES`): in a study of one's own the same effects are shown, and nothing is judged.
-
-    Raises:
-        ValueError: the rule was edited after runs that it judges had begun.
-    """
+    (`rules.SCALES`): in a study of one's own the same effects are shown, and nothing is judged. ValueError: the rule was edited
+    after runs that it judges had begun."""
     rule = claim.rule
     mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and concerns(job, rule)]
     gone = tuple(unique(_named(job) for job in mine if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
@@ -93,10 +85,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
 
 def counts(claim: Claim, store: Store, job: Job) -> str:
     """The highest verdict that a finished run can give on a claim; "" where it began before the rule and says nothing.
-
-    Raises:
-        ValueError: the rule was edited, under the same version, after the run had begun.
-    """
+    ValueError: the rule was edited, under the same version, after the run had begun."""
     rule = claim.rule
     if rule.measure == "shown":  # where nothing is judged, everything may be shown
         return REPRODUCED
@@ -216,11 +205,8 @@ def summary(store: Store, paper: str = "") -> str:
 
 
 def put_into(text: str, store: Store) -> str:
-    """`text` with the summary between its two marks, `<!-- claims -->` and `<!-- /claims -->`.
-
-    Raises:
-        ValueError: not each mark once, in this order.
-    """
+    """`text` with the summary between its two marks, `<!-- claims -->` and `<!-- /claims -->`. ValueError: not each mark once, in
+    this order."""
     start, end = "<!-- claims -->", "<!-- /claims -->"
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(f"expected the marks {start} and {end}, each once; put them where the verdicts belong")

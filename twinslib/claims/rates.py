@@ -29,12 +29,8 @@ def rate(job: Job) -> float:
 
 
 def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged: Sequence[Job] = ()) -> Evidence:
-    """What finished runs say on a rule of `MEASURES`.
-
-    Args:
-        diverged: runs that ended without a result; a rate at which one of both did so is not compared, and then nothing holds at
-            every rate.
-    """
+    """What finished runs say on a rule of `MEASURES`. `diverged`: runs that ended without a result; a rate at which one of both
+    did so is not compared, and then nothing holds at every rate."""
     (pair,), datasets = rule.pairs, unique(row.dataset for row in rows)
     lost = {(job.spec.data.name, rate(job)) for job in diverged}
     both = {(m, d, r): compared(frame.where(rows, dataset=d, rate=r), rule, pair, m)

@@ -45,12 +45,8 @@ def _noisy(c: Cell) -> Cell:
 
 def weigh(found: Sequence[Measured], clean: Sequence[Row], datasets: Sequence[str], guess: Mapping[str, float],
           rule: Rule, store: Store) -> Evidence:
-    """What finished runs say on a rule of `MEASURES`.
-
-    Args:
-        found: their certifications. clean: their accuracies without noise. datasets: that they are on. store: of the statistics
-            of batch norms and of what training took.
-    """
+    """What finished runs say on a rule of `MEASURES`. `found`: their certifications. `clean`: their accuracies without noise.
+    `datasets`: that they are on. `store`: of the statistics of batch norms and of what training took."""
     results, seeds = {}, {}
     for d in datasets:
         v = _View(found, frame.where(clean, dataset=d), d, guess.get(d, math.nan), rule, store)

@@ -18,25 +18,17 @@ NEAR = 0.05  # accuracy above that of guessing
 
 @dataclass(frozen=True)
 class Evidence:
-    """What finished runs say on a rule.
+    """What finished runs say on a rule."""
 
-    Args:
-        effects: decide. flagged: effects on data sets near chance, shown and left out. everywhere: what would decide with those
-            left in; none where nothing is left out.
-        detail: all that is measured. holds: conditions beside the intervals, by the verdict that needs them. said: in words.
-        lack: why nothing can be judged; then there is no verdict. remark: on a verdict that grants something.
-        verdict: where a rule is more than bounds on intervals, what it comes to.
-    """
-
-    effects: tuple[Effect, ...] = ()
-    flagged: tuple[Effect, ...] = ()
-    everywhere: tuple[Effect, ...] = ()
-    detail: tuple[Effect, ...] = ()
-    holds: Mapping[str, bool] = field(default_factory=dict)
-    said: str = ""
-    lack: str = ""
-    remark: str = ""
-    verdict: str = ""
+    effects: tuple[Effect, ...] = ()  # decide
+    flagged: tuple[Effect, ...] = ()  # on data sets near chance, shown and left out
+    everywhere: tuple[Effect, ...] = ()  # what would decide with those left in; none where nothing is left out
+    detail: tuple[Effect, ...] = ()  # all that is measured
+    holds: Mapping[str, bool] = field(default_factory=dict)  # conditions beside the intervals, by the verdict that needs them
+    said: str = ""  # in words
+    lack: str = ""  # why nothing can be judged; then there is no verdict
+    remark: str = ""  # on a verdict that grants something
+    verdict: str = ""  # where a rule is more than bounds on intervals, what it comes to
 
 
 def level(intervals: int) -> float:
@@ -126,10 +118,7 @@ def apart(effects: Sequence[Effect], rule: Rule, *by: str) -> list[Effect]:
 def sifted(rule: Rule, effects: Sequence[Effect], detail: Sequence[Effect], lack: str = "", least: int = 1,
            by: Sequence[str] = ()) -> Evidence:
     """Effects that would decide, without those near chance (`apart`), which are flagged; none where something is lacking.
-
-    Args:
-        least: on so many data sets each comparison must be left. by: attributes of places that are left out one by one.
-    """
+    `least`: on so many data sets each comparison must be left. `by`: attributes of places that are left out one by one."""
     near = apart(effects, rule, *by)
     clear = tuple(e for e in effects if e not in near)
     left = [{e.dataset for e in clear if e.comparison == c} for c in unique(e.comparison for e in effects)]
@@ -164,11 +153,8 @@ def said(rule: Rule, effects: Sequence[Effect]) -> str:
 
 
 def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
-    """Why there are too few seeds or data sets for a rule; "" where there are enough.
-
-    Args:
-        seeds: data set -> seeds of all that is compared.
-    """
+    """Why there are too few seeds or data sets for a rule; "" where there are enough. `seeds`: data set -> seeds of all that is
+    compared."""
     if sum(n >= rule.min_seeds for n in seeds.values()) >= rule.min_datasets:
         return ""
     there = ", ".join(f"{n} on {dataset_label(d)}" for d, n in seeds.items()) or "none"
@@ -177,11 +163,8 @@ def too_few(rule: Rule, seeds: Mapping[str, int]) -> str:
 
 
 def against_controls(rule: Rule, found: Mapping[tuple[str, str], Sequence[Effect]], wanted: int, doubt: str, stands: str) -> str:
-    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear.
-
-    Args:
-        doubt, stands: what is said where it does not, and where it does.
-    """
+    """Whether what is claimed stands against the controls too: none of `wanted` effects may be missing or unclear. `doubt`,
+    `stands`: what is said where it does not, and where it does."""
     def clear(e: Effect) -> bool:
         return e.high < 0 if rule.lower else e.low > 0
 

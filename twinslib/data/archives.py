@@ -21,12 +21,9 @@ def archive_dir(name: str) -> Path:
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """Download `archive` into `folder` unless it is there; an interrupted download is taken up where it stopped.
-
-    Raises:
-        ValueError: the checksum differs; the bad download is removed.
-        OSError: the publisher cannot be reached, or the connection ended early; what has come is kept.
-    """
+    """Download `archive` into `folder` unless it is there; an interrupted download is taken up where it stopped. ValueError: the
+    checksum differs; the bad download is removed. OSError: the publisher cannot be reached, or the connection ended early; what
+    has come is kept."""
     path = folder / archive.file
     if path.is_file():
         return path

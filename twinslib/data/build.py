@@ -16,7 +16,7 @@ from ..base import paths
 from ..base.files import DAMAGED, write_npz
 from .archives import archive_dir, fetch
 from .folder import image_folder
-from .packed import KEYS, NAME, TOY_SETS, check_arrays, check_name, doubles, load_packed, missing
+from .packed import KEYS, NAME, TOY_SETS, check_arrays, check_name, doubles, load_packed, missing, shapes
 from .readers import READERS
 from .sources import SOURCES
 
@@ -104,18 +104,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verb.set_defaults(func=_explain)
 
 
-def _shapes(path: Path) -> tuple[int, int, int, int]:
-    """Read classes, side, training and test images from the headers of a packed file."""
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for key in ("train_images", "test_images", "class_names"):
-            with archive.open(f"{key}.npy") as stream:
-                version = np.lib.format.read_magic(stream)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                found[key] = read(stream)[0]
-    return found["class_names"][0], found["train_images"][1], found["train_images"][0], found["test_images"][0]
-
-
 def _list(args: argparse.Namespace) -> int:
     folder = paths.data_dir()
     print(f"image sets in {folder}")
@@ -131,7 +119,9 @@ def _list(args: argparse.Namespace) -> int:
             state = f"missing; python -m twinslib data explain {name}"
         else:
             try:
-                shape, state = _shapes(path), "present" if NAME.fullmatch(name) else "no usable name; rename it"
+                there = shapes(path)
+                shape = *there["class_names"], there["train_images"][1], there["train_images"][0], there["test_images"][0]
+                state = "present" if NAME.fullmatch(name) else "no usable name; rename it"
             except (*DAMAGED, IndexError):
                 shape, state = ("-",) * 4, f"damaged; python -m twinslib data check {name}"
         classes, side, train, test = shape

@@ -28,7 +28,6 @@ from .sources import SOURCES
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 NAME = re.compile(r"\w[\w.+-]*")  # of a set
-TOY_SETS = ("toy_source", "toy_target")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
         ValueError: a file that breaks the format, or a side that is no whole fraction of the stored one.
     """
     if name in TOY_SETS:
-        arrays, where = (_toy_source if name == "toy_source" else _toy_target)(), f"embedded set {name}"
+        arrays, where = TOY_SETS[name](), f"embedded set {name}"
     else:
         path = _path(name)
         arrays, where = _read(path), str(path)
@@ -86,10 +85,7 @@ def load_packed(name: str, image_size: int | None = None) -> PackedSet:
 
 def load_labels(name: str) -> PackedSet:
     """The set `name` without its images, for what only counts: labels and class names, as they are in the file."""
-    if name in TOY_SETS:
-        arrays = {"toy_source": _toy_source, "toy_target": _toy_target}[name]()
-    else:
-        arrays = _read(_path(name), ("train_labels", "test_labels", "class_names"))
+    arrays = TOY_SETS[name]() if name in TOY_SETS else _read(_path(name), ("train_labels", "test_labels", "class_names"))
     labels = {part: torch.from_numpy(arrays[part]) for part in ("train_labels", "test_labels")}
     none = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
     return PackedSet(name=name, train_images=none, test_images=none, **labels, class_names=tuple(arrays["class_names"].tolist()))
@@ -130,7 +126,7 @@ def _read(path: Path, keys: Sequence[str] = KEYS) -> dict[str, np.ndarray]:
         try:
             if not zipfile.is_zipfile(file):
                 raise ValueError("no zip file, or a part of one")
-            _check_headers(file)
+            shapes(file)
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             absent = [key for key in KEYS if key not in loaded.files]
@@ -145,8 +141,9 @@ def _read(path: Path, keys: Sequence[str] = KEYS) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_headers(file: BinaryIO) -> None:
-    """ValueError where an array claims more than the file holds, before any memory is taken for it."""
+def shapes(file: BinaryIO | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays, from their headers; ValueError where one claims more than the file holds, before memory is taken."""
+    found = {}
     with zipfile.ZipFile(file) as archive:
         for entry in (entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in KEYS):
             with archive.open(entry) as stream:
@@ -157,6 +154,8 @@ def _check_headers(file: BinaryIO) -> None:
             there = min(entry.file_size, 1100 * entry.compress_size + 1000)  # deflate packs no more than 1,032 bytes into one
             if claimed > there and not dtype.hasobject:
                 raise ValueError(f"{entry.filename} of shape {shape}, {claimed:,} bytes, where there are at most {there:,}")
+            found[entry.filename.removesuffix(".npy")] = shape
+    return found
 
 
 def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:
@@ -190,12 +189,9 @@ def check_arrays(arrays: dict[str, np.ndarray], where: str) -> None:
 
 
 def doubles(arrays: dict[str, np.ndarray], files: dict[str, list[str]] | None = None) -> list[str]:
-    """One sentence per way in which images are there more than once, equal in every pixel; none if none are.
-
-    Args:
-        arrays: images, in any layout, and labels of both parts, and the class names.
-        files: what to call the images of each part; by default their number and class.
-    """
+    """One sentence per way in which images are there more than once, equal in every pixel; none if none are. `arrays`: images, in
+    any layout, and labels of both parts, and the class names. `files`: what to call the images of each part; by default their
+    number and class."""
     names, groups = arrays["class_names"], defaultdict(list)
     for part in ("train", "test"):
         rows = zip(arrays[f"{part}_images"], arrays[f"{part}_labels"].tolist(), strict=True)
@@ -258,6 +254,9 @@ def _toy_target() -> dict[str, np.ndarray]:
     table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
     halved = shrink(table[:, :-1].reshape(-1, 28, 28, 1), 2)[..., 0]
     return _toy_arrays(np.pad(halved, ((0, 0), (1, 1), (1, 1))), table[:, -1])
+
+
+TOY_SETS = {"toy_source": _toy_source, "toy_target": _toy_target}
 
 
 def _toy_arrays(grey: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -100,14 +100,9 @@ def load_split(path: Path) -> Split:
 
 
 def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
-    """Return the split stored at `path` (.npz, uint32 indices) if it was made from these images and arguments, or make and
-    store it; the file appears complete or not at all.
-
-    Args:
-        arguments: those of `make_split`.
-    Raises:
-        ValueError: the stored split belongs to other images or arguments; the message names what differs. Or a damaged file.
-    """
+    """Return the split stored at `path` (.npz, uint32 indices) if it was made from these images and arguments, or make and store
+    it; the file appears complete or not at all. `arguments`: those of `make_split`. ValueError: the stored split belongs to other
+    images or arguments; the message names what differs. Or a damaged file."""
     path = Path(path)
     if not path.exists():
         split = make_split(packed, **arguments)

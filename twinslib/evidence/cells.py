@@ -95,11 +95,8 @@ def planned(jobs: Sequence[Job]) -> list[Measured]:
 
 
 def read_votes(store: Store, jobs: Sequence[Job]) -> list[Measured]:
-    """Every certification of `jobs`, with what is finished of it.
-
-    Raises:
-        ValueError: votes that were drawn in another way than asked for, such as with another noise level.
-    """
+    """Every certification of `jobs`, with what is finished of it. ValueError: votes that were drawn in another way than asked
+    for, such as with another noise level."""
     out = []
     for job, m in [(j, m) for j in jobs for m in planned([j])]:
         record = store.run(job.spec) if job.settled else None
@@ -136,13 +133,8 @@ def select(found: Sequence[Measured], dataset: str, needed: Sequence[tuple[Cell,
            smooth: Smooth | None = None) -> dict[tuple[Cell, float], dict[int, Measured]]:
     """Each needed cell and noise level by seed, all with the same n, alpha, images and seeds, so that they can be compared.
 
-    Of several settings the one with most seeds, then most draws, then most images; empty if no seed has all.
-
-    Args:
-        radii: must have been settled. smooth: the least that is accepted; None: anything.
-    Raises:
-        ValueError: cells on different test images.
-    """
+    Of several settings the one with most seeds, then most draws, then most images; empty if no seed has all. `radii`: must have
+    been settled. `smooth`: the least that is accepted; None: anything. ValueError: cells on different test images."""
     settings: dict[tuple, dict[tuple[Cell, float], dict[int, Measured]]] = {}
     wanted = set(needed)
     for m in found:

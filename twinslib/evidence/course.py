@@ -55,11 +55,7 @@ class Course:
         return self.arrays["epoch"][self.arrays["epoch"] > 0][-LAST:]  # epoch 0 is before training
 
     def at(self, name: str, epoch: int) -> np.ndarray:
-        """What was measured of each image after an epoch.
-
-        Raises:
-            ValueError: not measured then.
-        """
+        """What was measured of each image after an epoch. ValueError: not measured then."""
         place = np.flatnonzero(self.arrays["epoch"] == epoch)
         if not len(place):
             raise ValueError(f"expected {name} after epoch {epoch} of run {self.spec.hash}, got it only after "
@@ -77,12 +73,8 @@ class Course:
 
 
 def read(store: Store, jobs: Sequence[Job]) -> list[Course]:
-    """The courses of those of `jobs` that are followed, in their order.
-
-    Raises:
-        ValueError: two runs for one data set, method and seed of which something is known, or such runs of one data set on other
-            test images.
-    """
+    """The courses of those of `jobs` that are followed, in their order. ValueError: two runs for one data set, method and seed of
+    which something is known, or such runs of one data set on other test images."""
     out: dict[RunSpec, Course] = {}
     runs, splits = {}, {}
     for job in (job for job in jobs if job.spec.follow):
@@ -228,11 +220,7 @@ def escape_times(courses: Sequence[Course], baseline: str = "at") -> pd.DataFram
 
 
 def validated(rows: Sequence[dict]) -> list[dict]:
-    """Per-epoch rows of a run that hold robust accuracy on its validation images.
-
-    Raises:
-        ValueError: none has it.
-    """
+    """Per-epoch rows of a run that hold robust accuracy on its validation images. ValueError: none has it."""
     measured = [row for row in rows if "val_robust_acc" in row]
     if not measured:
         raise ValueError("expected robust accuracy on validation images in the epochs, got none; set val_images and val_every")

@@ -18,29 +18,22 @@ from ..store.store import Store
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One measurement of one network, done or asked for.
-
-    Args:
-        study, labels: of the job. metric: clean, robust, or gap; of the network itself loss, lr_over_w2, angle, stable, passes.
-        hits: one value per test image: True where it is right, or a real number such as a gap; of the network itself one or
-            several numbers; None: not done.
-        attack: name of it. threat, eps: that it had.
-        at: of which epoch the network is. images: asked for. split: name of the test images' indices.
-        ends: accuracies (fractions) that must all be away from chance; those of `hits` where none are given.
-    """
+    """One measurement of one network, done or asked for."""
 
     study: str
     spec: RunSpec
-    labels: tuple[tuple[str, str], ...]
-    metric: str
+    labels: tuple[tuple[str, str], ...]  # of the job
+    metric: str  # clean, robust, or gap; of the network itself loss, lr_over_w2, angle, stable, passes
+    # one value per test image: True where it is right, or a real number such as a gap; of the network itself one or several
+    # numbers; None: not done
     hits: np.ndarray | None
     attack: str = "none"
     threat: str = "linf"
     eps: float = 0.0
-    at: str = "last"
-    images: int = 0
-    split: str = ""
-    ends: tuple[float, ...] = ()
+    at: str = "last"  # of which epoch the network is
+    images: int = 0  # asked for
+    split: str = ""  # name of the test images' indices
+    ends: tuple[float, ...] = ()  # accuracies that must all be away from chance; those of `hits` where none are given
 
     @property
     def dataset(self) -> str:
@@ -106,11 +99,8 @@ def where(rows: Iterable[Row], **labels: object) -> list[Row]:
 
 def paired(ours: Sequence[Row], theirs: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Rows of two networks on one data set, with one seed, learning rate and attack; of several of one network that which is done
-    on most images.
-
-    Raises:
-        ValueError: a network is not the only one for its data set, method and seed, or the test images of both differ.
-    """
+    on most images. ValueError: a network is not the only one for its data set, method and seed, or the test images of both
+    differ."""
     first, second = _by_key(ours), _by_key(theirs)
     both = [(row, second[key]) for key, row in first.items() if key in second]
     for a, b in both:

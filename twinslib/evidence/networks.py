@@ -39,25 +39,17 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """One network of a run: the start, that of the epoch best on validation images, or the last.
-
-    Args:
-        epoch: after which it was taken, 0 for the start.
-        given: cost of the run up to that epoch; seconds in proportion to the images. before: cost of the training of its start;
-            nothing for random weights.
-        masks: evaluation -> boolean per test image, of AutoAttack what all its attacks left. gone: what is said in their place.
-        train_images: 0 where unknown.
-    """
+    """One network of a run: the start, that of the epoch best on validation images, or the last."""
 
     job: Job
     at: str
-    epoch: int = 0
+    epoch: int = 0  # after which it was taken, 0 for the start
     split: str = ""
-    given: Cost = Cost()
-    before: Cost = Cost()
-    masks: Mapping[EvalSpec, np.ndarray] = field(default_factory=dict)
-    gone: Mapping[EvalSpec, str] = field(default_factory=dict)
-    train_images: int = 0
+    given: Cost = Cost()  # of the run up to that epoch; seconds in proportion to the images
+    before: Cost = Cost()  # of the training of its start; nothing for random weights
+    masks: Mapping[EvalSpec, np.ndarray] = field(default_factory=dict)  # boolean per test image, after all of AutoAttack
+    gone: Mapping[EvalSpec, str] = field(default_factory=dict)  # what is said in their place
+    train_images: int = 0  # 0 where unknown
 
     @property
     def spec(self) -> RunSpec:

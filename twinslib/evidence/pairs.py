@@ -68,7 +68,7 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
         mine, near = (where(read(store, stands.jobs), at="last"), stands.near) if stands else (rows, frozenset())
         groups: dict[tuple, dict[str, list]] = {}
         for a, b in paired(*(where(mine, method=name) for name in pair)):
-            groups.setdefault(_measured(a), {}).setdefault(a.dataset, []).append((a, b))
+            groups.setdefault((f"{a.metric}_acc", a.threat, a.eps, a.attack), {}).setdefault(a.dataset, []).append((a, b))
         found = {key: {d: _difference(both) for d, both in group.items()} for key, group in groups.items()}
         p_values: dict[object, dict[tuple, float]] = {}  # by what is corrected together
         for key, lines in found.items():
@@ -108,11 +108,6 @@ def _difference(both: Sequence[tuple[Row, Row]]) -> tuple:
     if not finished:
         return min(row.images for row in both[0]), 0, *[math.nan] * 4
     return contrast(*zip(*finished, strict=True))
-
-
-def _measured(row: Row) -> tuple[str, str, float, str]:
-    """The columns MEASURED."""
-    return f"{row.metric}_acc", row.threat, row.eps, row.attack
 
 
 def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], row: Row) -> str:

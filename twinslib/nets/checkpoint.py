@@ -29,13 +29,9 @@ PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
 def save_weights(path: str | Path, model: nn.Module, meta: Mapping, *, half: bool = False) -> None:
-    """Store a network's state as safetensors, atomically; `load_weights` gives it back with `meta`.
-
-    Args:
-        meta: anything JSON can hold, such as the spec the weights come from.
-        half: parameters of two or more dimensions are stored in float16 (unless too large for it); norm layers, biases,
-            statistics and buffers keep their precision.
-    """
+    """Store a network's state as safetensors, atomically; `load_weights` gives it back with `meta`. `meta`: anything JSON can
+    hold, such as the spec the weights come from. `half`: parameters of two or more dimensions are stored in float16 (unless too
+    large for it); norm layers, biases, statistics and buffers keep their precision."""
     large = {name for name, p in model.named_parameters(remove_duplicate=False) if p.ndim >= 2} if half else set()
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -70,8 +66,7 @@ def load_weights(path: str | Path, *, key: str = "") -> tuple[dict[str, torch.Te
     return {name: tensor.float() if name in small else tensor for name, tensor in state.items()}, meta
 
 
-def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True, prefix: str = "",
-              head: str = "") -> nn.Module:
+def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, prefix: str = "", head: str = "") -> nn.Module:
     """Copy tensors into a network, in place, and return it; nothing is copied if anything is wrong.
 
     Names need not be equal: the prefix that wrappers have added is found, also for the network inside a `Classifier`,
@@ -83,7 +78,6 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     the model's stay.
 
     Args:
-        strict: False allows tensors that are missing or unexpected; shapes must agree all the same.
         prefix: of the tensors to take, where several networks are in one state.
         head: name of a layer that may be missing, as in a backbone; it then stays as it is.
     Raises:
@@ -106,7 +100,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
             raise ValueError(f"expected floating-point weights, got {str(tensor.dtype).removeprefix('torch.')} in {name}; "
                              "take the network before it was quantised or converted")
     unexpected = placing.unexpected or (placing.outside if placing.missing else [])
-    if (strict and (placing.missing or unexpected)) or not theirs:
+    if placing.missing or unexpected or not theirs:
         raise ValueError(f"expected the tensors of {type(getattr(model, 'network', model)).__name__}, got another "
                          f"architecture: {some([ours[name] for name in placing.missing])} missing, "
                          f"{some(unexpected)} unexpected; make the model these weights were saved from{_fits(state)}")
@@ -125,7 +119,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bo
     if placing.prefix != inner:
         log.info("%s: %d tensors taken behind the prefix %r, %d left", type(getattr(model, "network", model)).__name__,
                  len(theirs), placing.prefix, len(state) - len(theirs))
-    if placing.outside and strict:
+    if placing.outside:
         log.warning("left out, without the prefix %r of the network: %s", placing.prefix, some(placing.outside))
     expected.update(found)  # with the versions of its modules, which some of them ask for
     model.load_state_dict(expected)
@@ -149,13 +143,8 @@ def tensor_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def save_training(path: str | Path, state: Mapping, *, run: str) -> None:
-    """Store a training state atomically, with the hash of the run it belongs to.
-
-    Args:
-        state: tensors and None, bool, int, float, str in dicts, lists and tuples: what `load_training` accepts.
-    Raises:
-        TypeError: anything else in it, such as a NumPy number.
-    """
+    """Store a training state atomically, with the hash of the run it belongs to. `state`: tensors and None, bool, int, float, str
+    in dicts, lists and tuples: what `load_training` accepts. TypeError: anything else in it, such as a NumPy number."""
     _check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -163,12 +152,8 @@ def save_training(path: str | Path, state: Mapping, *, run: str) -> None:
 
 
 def load_training(path: str | Path, *, run: str) -> dict:
-    """The state stored by `save_training`, on the CPU.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged or foreign file, or the state of another run.
-    """
+    """The state stored by `save_training`, on the CPU. FileNotFoundError: no such file. ValueError: a damaged or foreign file, or
+    the state of another run."""
     return foreign.load_torch(read_bytes(Path(path), {"run": run}), Path(path))
 
 

@@ -12,13 +12,10 @@ from .models import _refuse_output, _seeded, eval_mode
 
 def find_head(model: nn.Module, image_size: int) -> str:
     """The name of the last linear layer, found by running a random image: the layer whose output is the model's output.
+    ValueError: no linear layer gives the output. TypeError: the output is more than logits.
 
     >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), image_size=2)
     '1'
-
-    Raises:
-        ValueError: no linear layer gives the output.
-        TypeError: the output is more than logits.
     """
     calls: list[tuple[str, torch.Tensor]] = []
     hooks = [module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))

@@ -267,13 +267,11 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
 
 
 def with_norm(model: nn.Module, norm: str) -> nn.Module:
-    """The network with another norm in the place of each batch norm, in place; "batch": as it is.
+    """The network with another norm in the place of each batch norm, in place; "batch": as it is. ValueError: a network without
+    batch norm, or with one that does more, as timm's with an activation inside.
 
     >>> with_norm(nn.Sequential(nn.BatchNorm2d(8)), "layer")[0].num_groups
     1
-
-    Raises:
-        ValueError: a network without batch norm, or with one that does more, as timm's with an activation inside.
     """
     kinds = {type(module) for module in model.modules() if isinstance(module, _BatchNorm)}
     if not kinds:

@@ -19,22 +19,14 @@ COUNTER = "num_batches_tracked"  # step counters of batch norm, which old files 
 
 @dataclass(frozen=True)
 class Placing:
-    """Where the tensors of a network are in a state dict.
+    """Where the tensors of a network are in a state dict."""
 
-    Args:
-        prefix: what stands before the network's names in the state dict.
-        names: the network's name -> that of the state dict.
-        missing: names of the network that are needed and not there.
-        unexpected: names behind the prefix that the network does not know. outside: names without it.
-        rivals: other prefixes behind which the whole network is as well; their names are in no other list.
-    """
-
-    prefix: str
-    names: dict[str, str]
-    missing: list[str]
-    unexpected: list[str]
-    outside: list[str]
-    rivals: list[str]
+    prefix: str  # what stands before the network's names in the state dict
+    names: dict[str, str]  # the network's name -> that of the state dict
+    missing: list[str]  # names of the network that are needed and not there
+    unexpected: list[str]  # names behind the prefix that the network does not know
+    outside: list[str]  # names without it
+    rivals: list[str]  # other prefixes behind which the whole network is as well; their names are in no other list
 
 
 def place(names: Iterable[str], wanted: Collection[str], *, prefix: str = "", head: str = "") -> Placing:

@@ -55,11 +55,8 @@ class Wings:
         return Wings, ()
 
     def recomputed(self) -> Split:
-        """The split of the forward pass of which the running backward pass recomputes a part.
-
-        Raises:
-            ValueError: that forward pass ran outside of all contexts, or too long ago, in a network that knows several.
-        """
+        """The split of the forward pass of which the running backward pass recomputes a part. ValueError: that forward pass ran
+        outside of all contexts, or too long ago, in a network that knows several."""
         outside, *inside = self.active
         if not self.past and not inside:
             return outside

@@ -20,17 +20,11 @@ MOST_PIXELS, MOST_STEPS = 4096, 1_000_000  # inside a network; of an attack: mor
 
 
 class Arch(NamedTuple):
-    """A network by name.
+    """A network by name."""
 
-    Attributes:
-        kind: small (`models.SmallResNet`), cifar (`models.Cifar10ResNet`) or torchvision.
-        image_size: side in pixels that it is meant for.
-        options: arguments of its class; of a network of torchvision its name there.
-    """
-
-    kind: str
-    image_size: int
-    options: dict[str, object]
+    kind: str  # small (`models.SmallResNet`), cifar (`models.Cifar10ResNet`) or torchvision
+    image_size: int  # side in pixels that it is meant for
+    options: dict[str, object]  # arguments of its class; of a network of torchvision its name there
 
 
 def _small(image_size: int, blocks: tuple[int, ...], width: int, stem_stride: int) -> Arch:

@@ -9,23 +9,16 @@ from .run import RunSpec
 
 @dataclass(frozen=True)
 class Job:
-    """A training run and what is measured on it; its sources are runs of their own.
-
-    Args:
-        ship: its weights are kept with the results, for other runs to start from (as those of any run's source are).
-        labels: what tells it from others of its study, where method and data set do not.
-        settled: False while runs that choose its hyper-parameters are missing; `spec` then only stands in for it.
-        candidates: those runs, where it is not settled.
-    """
+    """A training run and what is measured on it; its sources are runs of their own."""
 
     study: str
     spec: RunSpec
     evals: tuple[EvalSpec, ...]
-    ship: bool = False
-    settled: bool = True
+    ship: bool = False  # its weights are kept with the results, for others to start from (as those of any run's source are)
+    settled: bool = True  # False while runs that choose its hyper-parameters are missing; `spec` then only stands in for it
     certs: tuple[CertifySpec, ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
-    candidates: tuple[RunSpec, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()  # what tells it from others of its study, where method and data set do not
+    candidates: tuple[RunSpec, ...] = ()  # the runs that choose, where it is not settled
 
     @property
     def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:

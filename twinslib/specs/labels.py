@@ -3,28 +3,10 @@
 import re
 from collections.abc import Iterable
 
+from .method import LABELS
 from .strength import STANDARD, parse
 
 NOT_RUN, DIVERGED, SOURCE_DIVERGED = "not run", "diverged", "diverged (source)"  # in place of a number
-METHODS = {
-    "natural": "natural", "at": "AT", "trades": "TRADES", "twins_at": "TWINS-AT", "twins_trades": "TWINS-TRADES",
-    "distill": "distillation", "feature_distill": "feature distillation", "l2sp": "L2-SP", "joint": "joint, all classes",
-    "joint_uot": "joint, classes by UOT", "frozen_at": "AT, frozen statistics", "at_natural": "AT, natural start",
-    "at_random": "AT, random start", "at_lr": "AT, lr × (1 + λ)", "at_split": "AT, split batch",
-    "two_adaptive": "two adaptive branches", "twins_shared": "TWINS-AT, shared affine",
-    "twins_attack_frozen": "TWINS-AT, frozen wing attacked", "twins_attack_alternating": "TWINS-AT, wings attacked in turn",
-    "trades_beta3": "TRADES, β 3", "twins_trades_wing": "TWINS-TRADES, KL mean per wing",
-    "noise": "noise", "mixed_noise": "mixed noise", "natural_frozen": "natural, frozen statistics",
-    "linear_probe": "linear probe",
-    "at_awp": "AT, AWP", "at_cosine": "AT, cosine", "at_cyclic": "AT, cyclic", "at_slow_fast": "AT, slow start, fast decay",
-    "at_scratch": "AT, random start", "trades_scratch": "TRADES, random start", "free_at": "Free-AT", "fast_at": "Fast-AT",
-    "aft": "AFT", "aft_random": "AFT, random start", "aft_free": "AFT, Free", "aft_twins": "AFT, two wings",
-    "aft_public": "AFT, public start", "aft_l2": "AFT, L2", "aft_l2_random": "AFT, random start, L2",
-    "aft_constant": "AFT, constant rate", "aft_piecewise": "AFT, piecewise", "aft_cosine": "AFT, cosine",
-    "aft_one_cycle": "AFT, one cycle", "aft_fast_decay": "AFT, no slow start", "aft_slow_start": "AFT, no decay",
-    "aft_slow_fast_exp": "AFT, second shape", "aft_eps_warmup": "AFT, ε warm-up",
-    "at_short_plateau": "AT, random start, short plateau", "at_long_plateau": "AT, random start, long plateau",
-}  # fmt: skip
 MEAN = "mean"  # stands for all data sets in frames of differences, but for those near chance
 MEAN_OF_ALL = "mean of all"  # with those
 DATASETS = {  # name of the packed set: (label, its counterpart in the public reference numbers)
@@ -57,7 +39,7 @@ def method_label(name: str) -> str:
     ('TWINS-AT', 'TWINS-AT, λ 0.1')
     """
     weight = re.fullmatch(r"twins_at_lambda(.+)", name)
-    return f"TWINS-AT, λ {weight[1]}" if weight else METHODS.get(name, name)
+    return f"TWINS-AT, λ {weight[1]}" if weight else LABELS.get(name, name)
 
 
 def eps_label(eps: float, threat: str = "linf") -> str:
@@ -100,11 +82,6 @@ def lost_text(names: Iterable[str]) -> str:
     """Diverged: AT, seed 0; TRADES, seed 1. Nothing where there is none."""
     names = unique(names)
     return f"Diverged: {'; '.join(names)}." if names else ""
-
-
-def joined(*sentences: str, otherwise: str = "") -> str:
-    """Those that say something, else `otherwise`."""
-    return " ".join(s for s in sentences if s) or otherwise
 
 
 def unique(values) -> list:

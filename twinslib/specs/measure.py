@@ -75,34 +75,20 @@ def _plan(sigma: float, n: int, n0: int, alpha: float, radii: tuple[float, ...],
 
 @dataclass(frozen=True, kw_only=True)
 class CertifySpec:
-    """One certification by randomized smoothing of the first `images` test images of a run's split.
+    """One certification by randomized smoothing of the first `images` test images of a run's split."""
 
-    Args:
-        sigma: of the noise, in [0, 1] pixels.
-        n, n0, alpha: most draws, draws that choose the class, probability of a false certificate.
-        radii: with radii the group-sequential test stops when they are settled (`sequential.sequential_plan`); without, each
-            image gets n draws (Cohen et al. 2019).
-        stop_if_wrong: no draws for images whose chosen class is wrong; the abstention rate is then unknown.
-        restat_images: before certifying, statistics of batch norms are re-estimated on so many unlabelled training images with
-            noise of this sigma; 0: those of training.
-        precision: of the certified network; bfloat16: where the hardware has it (`arithmetic.chosen`).
-        spending: with radii, the spending function of exact boundaries, which need a fifth fewer draws (`sequential.exact_plan`,
-            `boundaries.SPENDING`); None: alpha in fixed shares.
-        sound: noise on whole 8-bit levels, so that certificates hold for the arithmetic that is run (`certify.levels`).
-    """
-
-    sigma: float
+    sigma: float  # of the noise, in [0, 1] pixels
     images: int
-    n: int = 100_000
-    n0: int = 100
-    alpha: float = 0.001
-    radii: tuple[float, ...] = ()
-    stop_if_wrong: bool = False
-    restat_images: int = 0
-    precision: str = "float32"
+    n: int = 100_000  # most draws
+    n0: int = 100  # draws that choose the class
+    alpha: float = 0.001  # probability of a false certificate
+    radii: tuple[float, ...] = ()  # where the group-sequential test stops; none: n draws for each image (Cohen et al. 2019)
+    stop_if_wrong: bool = False  # no draws for images whose chosen class is wrong; the abstention rate is then unknown
+    restat_images: int = 0  # unlabelled training images that batch norms are re-estimated on, with this noise; 0: none
+    precision: str = "float32"  # bfloat16: where the hardware has it (`arithmetic.chosen`)
     seed: int = 0
-    spending: str | None = None
-    sound: bool = False
+    spending: str | None = None  # with radii: of exact boundaries (`sequential.exact_plan`); None: alpha in fixed shares
+    sound: bool = False  # noise on whole 8-bit levels: certificates hold for the arithmetic that is run (`certify.levels`)
 
     def __post_init__(self) -> None:
         choose(self.precision, PRECISIONS, "precision")

@@ -10,53 +10,34 @@ from .reading import _require, _require_least, from_dict
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What is minimised, through which wings, and what ties the network to its start. Defaults: the official TWINS code;
-    each quirk is a switch.
+    """What is minimised, through which wings, and what ties the network to its start. Defaults: the official TWINS code; each
+    quirk is a switch."""
 
-    Args:
-        name: label in tables.
-        objective: natural, at (cross-entropy on adversarial images) or trades.
-        wings: single (one ordinary network); twins (first half of the batch frozen, second half adaptive); the controls
-            two_adaptive (as twins, but the first half has an ordinary batch norm of its own) and split (one ordinary
-            network, the halves pass one after the other); or frozen (one network, statistics of pre-training throughout).
-        twins_weight: lambda, weight of the first half's loss.
-        normalize_loss: divide the sum of both wings' losses by 1 + lambda (official code does not).
-        share_affine: both wings use one gamma and beta (official code: each wing has its own, both trained).
-        attack_wing: wing that is attacked (official code: adaptive, with running statistics); alternating: adaptive in
-            even steps, frozen in odd ones.
-        trades_beta: weight of the KL term.
-        kl_divisor: batch (official TWINS-TRADES code: KL summed over a wing's half, divided by the batch size, so that
-            the effective beta is half of trades_beta) or wing (mean over the wing's own images).
-        distill_weight: of KL(start network || network) on adversarial images, both through the start's head (Learning
-            without Forgetting, Li and Hoiem 2016; the official code's remnants name 0.3).
-        feature_weight: of the mean squared distance to the start network's features on adversarial images.
-        l2sp_weight: alpha of alpha/2 ||w - w_start||^2, in place of weight decay for all but the head (L2-SP, Li et al.
-            2018).
-        source_weight: of the source task's loss on as many source images as target images (joint training).
-        source_classes: number of source classes, chosen by unbalanced optimal transport; None: all.
-        trains: all weights, or head: the last layer alone, on features in eval mode (linear probe).
-        replays: Free adversarial training (Shafahi et al. 2019): each batch is trained on so many times, and the one backward
-            pass for the weights also moves the perturbation, by eps; 1: PGD as the run's attack says.
-        awp_gamma: size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020; 0.01 for
-            AT in its code); 0: none.
-    """
-
-    name: str
-    objective: str = "at"
+    name: str  # label in tables
+    objective: str = "at"  # natural, at (cross-entropy on adversarial images) or trades
+    # single (one ordinary network); twins (first half of the batch frozen, second half adaptive); the controls two_adaptive (as
+    # twins, but the first half has an ordinary batch norm of its own) and split (one ordinary network, the halves pass one after
+    # the other); or frozen (one network, statistics of pre-training throughout)
     wings: str = "single"
-    twins_weight: float = 1.0
-    normalize_loss: bool = False
-    share_affine: bool = False
-    attack_wing: str = "adaptive"
-    trades_beta: float = 6.0
+    twins_weight: float = 1.0  # lambda, weight of the first half's loss
+    normalize_loss: bool = False  # divide the sum of both wings' losses by 1 + lambda (official code does not)
+    share_affine: bool = False  # both wings use one gamma and beta (official code: each wing has its own, both trained)
+    attack_wing: str = "adaptive"  # attacked, with running statistics; alternating: adaptive in even steps, frozen in odd ones
+    trades_beta: float = 6.0  # weight of the KL term
+    # batch (official TWINS-TRADES code: KL summed over a wing's half, divided by the batch size, so that the effective beta is
+    # half of trades_beta) or wing (mean over the wing's own images)
     kl_divisor: str = "batch"
+    # of KL(start network || network) on adversarial images, both through the start's head (Learning without Forgetting, Li and
+    # Hoiem 2016; the official code's remnants name 0.3)
     distill_weight: float = 0.0
-    feature_weight: float = 0.0
-    l2sp_weight: float = 0.0
-    source_weight: float = 0.0
-    source_classes: int | None = None
-    awp_gamma: float = 0.0
-    trains: str = "all"
+    feature_weight: float = 0.0  # of the mean squared distance to the start network's features on adversarial images
+    l2sp_weight: float = 0.0  # alpha of alpha/2 ||w - w_start||^2, in place of weight decay but for the head (Li et al. 2018)
+    source_weight: float = 0.0  # of the source task's loss on as many source images as target images (joint training)
+    source_classes: int | None = None  # number of source classes, chosen by unbalanced optimal transport; None: all
+    awp_gamma: float = 0.0  # size of the adversarial weight perturbation relative to each weight's norm (AWP, Wu et al. 2020)
+    trains: str = "all"  # or head: the last layer alone, on features in eval mode (linear probe)
+    # Free adversarial training (Shafahi et al. 2019): each batch is trained on so many times, and the one backward pass for the
+    # weights also moves the perturbation, by eps; 1: PGD as the run's attack says
     replays: int = 1
 
     def __post_init__(self) -> None:
@@ -110,76 +91,53 @@ class MethodSpec:
         return max(self.distill_weight, self.feature_weight, self.source_weight) > 0
 
 
-METHODS = {
-    m.name: m
-    for m in (
-        MethodSpec(name="natural", objective="natural"),
-        MethodSpec(name="at"),
-        MethodSpec(name="trades", objective="trades"),
-        MethodSpec(name="twins_at", wings="twins"),
-        MethodSpec(name="twins_trades", wings="twins", objective="trades"),
-        # ways of keeping robustness that the paper compares with, rebuilt by us
-        MethodSpec(name="distill", distill_weight=0.3),
-        MethodSpec(name="feature_distill", feature_weight=1.0),
-        MethodSpec(name="l2sp", l2sp_weight=0.01),
-        MethodSpec(name="joint", source_weight=0.3),
-        MethodSpec(name="joint_uot", source_weight=0.3, source_classes=20),
-        MethodSpec(name="frozen_at", wings="frozen"),
-        MethodSpec(name="at_natural"),  # from a naturally trained network
-        MethodSpec(name="at_random"),  # from random weights
-        # controls of TWINS, each differing from it or from its baseline in one thing
-        MethodSpec(name="at_lr"),  # lr times 1 + lambda
-        MethodSpec(name="at_split", wings="split"),
-        MethodSpec(name="two_adaptive", wings="two_adaptive"),
-        MethodSpec(name="twins_shared", wings="twins", share_affine=True),
-        MethodSpec(name="twins_attack_frozen", wings="twins", attack_wing="frozen"),
-        MethodSpec(name="twins_attack_alternating", wings="twins", attack_wing="alternating"),
-        MethodSpec(name="trades_beta3", objective="trades", trades_beta=3.0),
-        MethodSpec(name="twins_trades_wing", wings="twins", objective="trades", kl_divisor="wing"),
-        # randomized smoothing: pre-training and fine-tuning, told apart by the run's noise and start
-        MethodSpec(name="noise", objective="natural"),
-        MethodSpec(name="mixed_noise", objective="natural"),
-        MethodSpec(name="natural_frozen", objective="natural", wings="frozen"),
-        MethodSpec(name="linear_probe", objective="natural", trains="head"),
-        # ways out of robust overfitting; all but the first differ from AT in their schedule
-        MethodSpec(name="at_awp", awp_gamma=0.01),
-        MethodSpec(name="at_cosine"),
-        MethodSpec(name="at_cyclic"),
-        MethodSpec(name="at_slow_fast"),
-        MethodSpec(name="at_short_plateau"),  # from random weights, as the next
-        MethodSpec(name="at_long_plateau"),
-        # adversarial fine-tuning of a natural network, its rivals, and itself without one of its parts
-        MethodSpec(name="at_scratch"),  # from random weights, as the next two
-        MethodSpec(name="trades_scratch", objective="trades"),
-        MethodSpec(name="free_at", replays=8),
-        MethodSpec(name="fast_at"),  # one step, larger than eps
-        MethodSpec(name="aft"),
-        MethodSpec(name="aft_random"),  # the same few epochs from random weights
-        MethodSpec(name="aft_free", replays=4),
-        MethodSpec(name="aft_twins", wings="twins"),
-        MethodSpec(name="aft_public"),  # from a network of others
-        MethodSpec(name="aft_l2"),  # under the other threat, as the next
-        MethodSpec(name="aft_l2_random"),
-        MethodSpec(name="aft_constant"),  # from here on AFT with another schedule
-        MethodSpec(name="aft_piecewise"),
-        MethodSpec(name="aft_cosine"),
-        MethodSpec(name="aft_one_cycle"),
-        MethodSpec(name="aft_fast_decay"),
-        MethodSpec(name="aft_slow_start"),
-        MethodSpec(name="aft_slow_fast_exp"),
-        MethodSpec(name="aft_eps_warmup"),
-    )
+_TWINS_TRADES = {"wings": "twins", "objective": "trades"}
+_TABLE: dict[str, tuple[str, dict[str, object]]] = {  # name: what readers call it, and its switches
+    "natural": ("natural", {"objective": "natural"}), "at": ("AT", {}), "trades": ("TRADES", {"objective": "trades"}),
+    "twins_at": ("TWINS-AT", {"wings": "twins"}), "twins_trades": ("TWINS-TRADES", _TWINS_TRADES),
+    # ways of keeping robustness that the paper compares with, rebuilt by us
+    "distill": ("distillation", {"distill_weight": 0.3}), "feature_distill": ("feature distillation", {"feature_weight": 1.0}),
+    "l2sp": ("L2-SP", {"l2sp_weight": 0.01}), "joint": ("joint, all classes", {"source_weight": 0.3}),
+    "joint_uot": ("joint, classes by UOT", {"source_weight": 0.3, "source_classes": 20}),
+    "frozen_at": ("AT, frozen statistics", {"wings": "frozen"}),
+    "at_natural": ("AT, natural start", {}), "at_random": ("AT, random start", {}),
+    # controls of TWINS, each differing from it or from its baseline in one thing
+    "at_lr": ("AT, lr × (1 + λ)", {}), "at_split": ("AT, split batch", {"wings": "split"}),
+    "two_adaptive": ("two adaptive branches", {"wings": "two_adaptive"}),
+    "twins_shared": ("TWINS-AT, shared affine", {"wings": "twins", "share_affine": True}),
+    "twins_attack_frozen": ("TWINS-AT, frozen wing attacked", {"wings": "twins", "attack_wing": "frozen"}),
+    "twins_attack_alternating": ("TWINS-AT, wings attacked in turn", {"wings": "twins", "attack_wing": "alternating"}),
+    "trades_beta3": ("TRADES, β 3", {"objective": "trades", "trades_beta": 3.0}),
+    "twins_trades_wing": ("TWINS-TRADES, KL mean per wing", _TWINS_TRADES | {"kl_divisor": "wing"}),
+    # randomized smoothing: pre-training and fine-tuning, told apart by the run's noise and start
+    "noise": ("noise", {"objective": "natural"}), "mixed_noise": ("mixed noise", {"objective": "natural"}),
+    "natural_frozen": ("natural, frozen statistics", {"objective": "natural", "wings": "frozen"}),
+    "linear_probe": ("linear probe", {"objective": "natural", "trains": "head"}),
+    # ways out of robust overfitting; all but the first differ from AT in their schedule
+    "at_awp": ("AT, AWP", {"awp_gamma": 0.01}), "at_cosine": ("AT, cosine", {}), "at_cyclic": ("AT, cyclic", {}),
+    "at_slow_fast": ("AT, slow start, fast decay", {}),
+    "at_short_plateau": ("AT, random start, short plateau", {}), "at_long_plateau": ("AT, random start, long plateau", {}),
+    # adversarial fine-tuning of a natural network, its rivals (fast_at: one step, larger than eps), and itself without a part
+    "at_scratch": ("AT, random start", {}), "trades_scratch": ("TRADES, random start", {"objective": "trades"}),
+    "free_at": ("Free-AT", {"replays": 8}), "fast_at": ("Fast-AT", {}),
+    "aft": ("AFT", {}), "aft_random": ("AFT, random start", {}),
+    "aft_free": ("AFT, Free", {"replays": 4}), "aft_twins": ("AFT, two wings", {"wings": "twins"}),
+    "aft_public": ("AFT, public start", {}), "aft_l2": ("AFT, L2", {}), "aft_l2_random": ("AFT, random start, L2", {}),
+    "aft_constant": ("AFT, constant rate", {}), "aft_piecewise": ("AFT, piecewise", {}), "aft_cosine": ("AFT, cosine", {}),
+    "aft_one_cycle": ("AFT, one cycle", {}), "aft_fast_decay": ("AFT, no slow start", {}),
+    "aft_slow_start": ("AFT, no decay", {}), "aft_slow_fast_exp": ("AFT, second shape", {}),
+    "aft_eps_warmup": ("AFT, ε warm-up", {}),
 }
+METHODS = {name: MethodSpec(name=name, **switches) for name, (_, switches) in _TABLE.items()}
+LABELS = {name: label for name, (label, _) in _TABLE.items()}
 
 
 def method(name: str, /, **changes: object) -> MethodSpec:
-    """The method called `name`, with `changes` to its switches.
+    """The method called `name`, with `changes` to its switches. ValueError, TypeError: an unknown name or switch, or a value that
+    a switch cannot have.
 
     >>> method("twins_at", twins_weight=0.4).halves
     True
-
-    Raises:
-        ValueError, TypeError: an unknown name or switch, or a value that a switch cannot have.
     """
     spec = METHODS[choose(name, METHODS, "method")]
     for switch in changes:

@@ -73,14 +73,9 @@ def spec_hash(spec: object) -> str:
 
 
 def from_dict(cls: type, values: dict, where: str = "") -> object:
-    """Build the dataclass `cls` from a plain dict; see `read` for what is converted.
-
-    Args:
-        where: what the values are called in messages; the name of the class by default.
-    Raises:
-        ValueError: unknown or missing keys, numbers that are not finite, values that the class refuses.
-        TypeError: a value of another type, null where the field knows none.
-    """
+    """Build the dataclass `cls` from a plain dict; see `read` for what is converted. `where`: what the values are called in
+    messages; the name of the class by default. ValueError: unknown or missing keys, numbers that are not finite, values that the
+    class refuses. TypeError: a value of another type, null where the field knows none."""
     if dataclasses.is_dataclass(values) and isinstance(values, cls):
         return values
     fields = _read_members(cls, values, where or cls.__name__)
@@ -91,11 +86,8 @@ def from_dict(cls: type, values: dict, where: str = "") -> object:
 
 
 def strict(function: Callable[..., T], where: str = "") -> Callable[..., T]:
-    """`function` of keyword arguments, which are read as its annotations say; unknown and missing ones are refused.
-
-    Args:
-        where: what the arguments are called in messages, where they are a mapping with a name.
-    """
+    """`function` of keyword arguments, which are read as its annotations say; unknown and missing ones are refused. `where`: what
+    the arguments are called in messages, where they are a mapping with a name."""
     @functools.wraps(function)
     def called(**values: object) -> T:
         return function(**_read_members(function, values, where))
@@ -133,14 +125,11 @@ def _members(thing: Callable) -> tuple[dict[str, object], list[str], bool]:
 
 def read(hint: object, value: object, where: str) -> object:
     """`value` as the annotation `hint` asks for it: an int is taken for a float, the text 8/255 for that fraction, a list for a
-    tuple, a mapping for a dataclass, and nothing else converted.
+    tuple, a mapping for a dataclass, and nothing else converted. `hint`: a class, one of its choices with None, `tuple`,
+    `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some` of a list or mapping.
 
     >>> read(tuple[float, ...], [1, "8/255"], "radii")
     (1.0, 0.03137254901960784)
-
-    Args:
-        hint: a class, one of its choices with None, `tuple`, `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some`
-            of a list or mapping.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.NotRequired:
@@ -174,7 +163,13 @@ def read(hint: object, value: object, where: str) -> object:
         if not isinstance(value, list | tuple):
             raise TypeError(f"expected a list for {where}, got {shown(value)}")
         return tuple(read(inner[0], v, where) for v in value) if inner else value
-    return _number(value, where) if hint is float else _simple(hint, value, where)
+    if hint is float:
+        return _number(value, where)
+    if type(value) is not hint:
+        raise TypeError(f"expected {hint.__name__} for {where}, got {shown(value)}")
+    if hint is int and abs(value) > LARGEST:
+        raise ValueError(f"expected an integer between -{LARGEST:,} and {LARGEST:,} for {where}, got {shown(value)}")
+    return value
 
 
 def _number(value: object, where: str) -> float:
@@ -189,11 +184,3 @@ def _number(value: object, where: str) -> float:
     if not (math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST):
         raise ValueError(f"expected a finite number for {where}, got {shown(value)}")
     return float(value)
-
-
-def _simple(hint: type, value: object, where: str) -> object:
-    if type(value) is not hint:
-        raise TypeError(f"expected {hint.__name__} for {where}, got {shown(value)}")
-    if hint is int and abs(value) > LARGEST:
-        raise ValueError(f"expected an integer between -{LARGEST:,} and {LARGEST:,} for {where}, got {shown(value)}")
-    return value

@@ -153,15 +153,10 @@ class WeightsSpec:
 @dataclass(frozen=True, kw_only=True)
 class NoiseSpec:
     """Gaussian noise on training images, in [0, 1] pixels after augmentation and not clipped (randomized smoothing, Cohen et al.
-    2019; mixed noise, arXiv 2312.09020, whose own levels and shares are not known to us).
+    2019; mixed noise, arXiv 2312.09020, whose own levels and shares are not known to us)."""
 
-    Args:
-        sigmas: levels, equally likely; 0 leaves an image clean.
-        draw: a level for each image, for each batch, or uniform: for each image between the least and the largest.
-    """
-
-    sigmas: tuple[float, ...]
-    draw: str = "image"
+    sigmas: tuple[float, ...]  # levels, equally likely; 0 leaves an image clean
+    draw: str = "image"  # a level for each image, for each batch, or uniform: for each image between the least and the largest
 
     def __post_init__(self) -> None:
         choose(self.draw, ("image", "batch", "uniform"), "draw of noise")
@@ -173,26 +168,18 @@ class NoiseSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FollowSpec:
-    """What is kept of a run's course besides its per-epoch rows; it changes no weight.
+    """What is kept of a run's course besides its per-epoch rows; it changes no weight."""
 
-    Args:
-        record_every: steps between lines of norms, gradients and angles (`dynamics.Recorder`); 0: none.
-        train_images, test_images: the first so many images of the run's split that accuracy is measured on during training,
-            without augmentation, from before the first epoch to the last; 0: none.
-        every: epochs between those measurements, up to epoch `dense` each one.
-        steps: PGD steps of those measurements (`AttackSpec.measured`).
-        features: the first so many test images whose features (what goes into the head) are kept, clean and under that PGD, after
-            each of `feature_epochs`; epoch 0 is the start.
-    """
-
-    record_every: int = 0
+    record_every: int = 0  # steps between lines of norms, gradients and angles (`dynamics.Recorder`); 0: none
+    # the first so many images of the run's split that accuracy is measured on during training, without augmentation, from before
+    # the first epoch to the last; 0: none
     train_images: int = 0
     test_images: int = 0
-    every: int = 1
-    dense: int = 0
-    steps: int = 10
-    features: int = 0
-    feature_epochs: tuple[int, ...] = ()
+    every: int = 1  # epochs between those measurements
+    dense: int = 0  # up to this epoch each one
+    steps: int = 10  # PGD steps of those measurements (`AttackSpec.measured`)
+    features: int = 0  # the first so many test images whose features (what goes into the head) are kept, clean and under that PGD
+    feature_epochs: tuple[int, ...] = ()  # after these; epoch 0 is the start
 
     def __post_init__(self) -> None:
         _require((self.features > 0) == bool(self.feature_epochs), "features and feature_epochs, both or neither",

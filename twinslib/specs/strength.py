@@ -11,13 +11,9 @@ PARTS = ("square", "apgd-ce", "apgd-dlr", "fab", "fab-t", "apgd-t")  # from the 
 
 @dataclass(frozen=True)
 class Attack:
-    """What images were attacked with; `str` of it is the name in rows, which `parse` reads.
+    """What images were attacked with; `str` of it is the name in rows, which `parse` reads."""
 
-    Args:
-        kind: "none", "pgd" (with steps and restarts) or "autoattack" (with the parts that ran, in their order).
-    """
-
-    kind: str
+    kind: str  # none, pgd (with steps and restarts) or autoattack (with the parts that ran, in their order)
     steps: int = 0
     restarts: int = 1
     parts: tuple[str, ...] = ()
@@ -46,13 +42,11 @@ class Attack:
 
 @functools.cache
 def parse(name: str) -> Attack:
-    """The attack of that name: none, pgd20, pgd10x5 (restarts), or parts of AutoAttack such as apgd-ce+apgd-t.
+    """The attack of that name: none, pgd20, pgd10x5 (restarts), or parts of AutoAttack such as apgd-ce+apgd-t. ValueError: any
+    other name.
 
     >>> parse("pgd10x5").steps, sorted(["square", "pgd100", "none", "pgd20"], key=strength)
     (10, ['none', 'pgd20', 'pgd100', 'square'])
-
-    Raises:
-        ValueError: any other name.
     """
     pgd = re.fullmatch(r"pgd([1-9]\d*)(?:x([1-9]\d*))?", name)
     parts = tuple(name.split("+"))

@@ -16,11 +16,8 @@ from .votes import load_votes
 def upgrade(store: Store, runs: Mapping[str, RunSpec], certifications: Mapping[str, CertifySpec]) -> int:
     """Write every result of an earlier version anew; returns how many. Weights stay, as their run's record holds their hash.
 
-    Whenever it is killed, nothing is lost, and the next call goes on.
-
-    Args:
-        runs, certifications: by hash; files of runs that diverged, and votes, were named after them but do not hold them.
-    """
+    Whenever it is killed, nothing is lost, and the next call goes on. `runs`, `certifications`: by hash; files of runs that
+    diverged, and votes, were named after them but do not hold them."""
     count = 0
     for path in sorted(store.root.glob("runs/*.json")):
         record = read_json(path)

@@ -22,11 +22,8 @@ SILENCE = "TWINS_LEASE_SILENCE"  # seconds; above the time that a network file s
 
 
 def silence() -> float:
-    """Seconds after which a lease that nobody touches is free: those of the variable, or 180.
-
-    Raises:
-        ValueError: the variable is no positive number.
-    """
+    """Seconds after which a lease that nobody touches is free: those of the variable, or 180. ValueError: the variable is no
+    positive number."""
     text = os.environ.get(SILENCE, "180")
     try:
         value = float(text)
@@ -64,11 +61,8 @@ class Lease:
             return False
 
     def check(self) -> None:
-        """Called between any two steps of the work; looks at the file every few seconds.
-
-        Raises:
-            Lost: another process has taken the task over.
-        """
+        """Called between any two steps of the work; looks at the file every few seconds. Lost: another process has taken the task
+        over."""
         if time.monotonic() - self._looked > self.every:
             self._looked = time.monotonic()
             if not self.held():

@@ -46,11 +46,7 @@ class Store:
         self.root = Path(root) if root is not None else paths.results_dir() / self.preset
 
     def run(self, spec: RunSpec) -> dict | None:
-        """The finished run's record, or None.
-
-        Raises:
-            ValueError: it is damaged, of another run, or holds numbers that cannot be.
-        """
+        """The finished run's record, or None. ValueError: it is damaged, of another run, or holds numbers that cannot be."""
         return self._record(self.path(Task(spec)), spec)
 
     @staticmethod
@@ -69,11 +65,8 @@ class Store:
         return self.root / folder / f"{task.name}.{ending}"
 
     def masks(self, spec: RunSpec, evaluation: EvalSpec) -> dict[str, np.ndarray] | None:
-        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None.
-
-        Raises:
-            ValueError: the file is damaged or belongs to another evaluation.
-        """
+        """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None. ValueError: the file is
+        damaged or belongs to another evaluation."""
         path = self.path(Task(spec, evaluation))
         if path.exists():
             found = read_npz(path, about(Task(spec, evaluation)))
@@ -98,11 +91,8 @@ class Store:
         return any(name.startswith(f"{task.evaluation.hash}/") for name in names_in(path))
 
     def votes(self, spec: RunSpec, certification: CertifySpec) -> Votes | None:
-        """The counts of a finished certification, or None.
-
-        Raises:
-            ValueError: the file is damaged, or of another run or certification.
-        """
+        """The counts of a finished certification, or None. ValueError: the file is damaged, or of another run or
+        certification."""
         path = self.path(Task(spec, certification))
         if not path.exists():
             return None
@@ -125,11 +115,8 @@ class Store:
         return self.root / "courses" / f"{spec.hash}.npz"
 
     def weights_path(self, spec: RunSpec, at: str = "last") -> Path | None:
-        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained.
-
-        Args:
-            at: "best" for those of the epoch that is best on the validation images.
-        """
+        """Where the final weights of a run lie, shipped or in the work folder; None if they have to be trained. `at`: "best" for
+        those of the epoch that is best on the validation images."""
         name = spec.hash if at == "last" else f"{spec.hash}-{at}"
         for path in (self.root / folder / f"{name}.safetensors" for folder in ("weights", "work")):
             if path.exists():
@@ -312,11 +299,8 @@ def check_epochs(path: Path, rows: Sequence[dict]) -> None:
 
 
 def validation_score(epochs: Sequence[dict], spec: RunSpec, by: str = "mean") -> float:
-    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement.
-
-    Args:
-        by: "robust" for robust accuracy alone, where it was measured.
-    """
+    """Mean of clean and robust accuracy (or the one that was measured) on the validation images, at the last measurement. `by`:
+    "robust" for robust accuracy alone, where it was measured."""
     measured = [row for row in epochs if "val_clean_acc" in row]
     if not measured:
         raise ValueError(f"expected validation accuracy of run {spec.hash} to choose hyper-parameters by, got none; set "

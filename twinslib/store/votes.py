@@ -20,35 +20,24 @@ ARRAYS = ("index", "label", "image_crc", "chosen", "pilot", "votes", "draws", "h
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """Integer counts of N images over C classes, and everything they were drawn with.
-
-    Attributes:
-        noise: how it was made, such as "cpu-64": kind of device and draws per block.
-        index, label: (N,) int64; label -1 if unknown. image_crc: (N,) checksum of the pixels.
-        chosen: (N,) class chosen by the pilot draws, -1 before. pilot: (N, C) their votes.
-        votes: (N, C) votes of the other draws. draws: (N,) how many there are.
-        history: (N, looks) votes for the chosen class at each look, -1 where it was not reached.
-        finished: (N,) whether the plan needs nothing more. seconds: (N,) share of the time.
-        fingerprint: logits on fixed images, float32 (images, C), of the network that answered; None in files of earlier
-            versions.
-    """
+    """Integer counts of N images over C classes, and everything they were drawn with."""
 
     plan: Plan
     seed: int
     precision: str
     model_hash: str
-    noise: str
-    index: np.ndarray
-    label: np.ndarray
-    image_crc: np.ndarray
-    chosen: np.ndarray
-    pilot: np.ndarray
-    votes: np.ndarray
-    draws: np.ndarray
-    history: np.ndarray
-    finished: np.ndarray
-    seconds: np.ndarray
-    fingerprint: np.ndarray | None = None
+    noise: str  # how it was made, such as "cpu-64": kind of device and draws per block
+    index: np.ndarray  # (N,) int64
+    label: np.ndarray  # (N,) int64, -1 if unknown
+    image_crc: np.ndarray  # (N,) checksum of the pixels
+    chosen: np.ndarray  # (N,) class chosen by the pilot draws, -1 before
+    pilot: np.ndarray  # (N, C) their votes
+    votes: np.ndarray  # (N, C) votes of the other draws
+    draws: np.ndarray  # (N,) how many there are
+    history: np.ndarray  # (N, looks) votes for the chosen class at each look, -1 where it was not reached
+    finished: np.ndarray  # (N,) whether the plan needs nothing more
+    seconds: np.ndarray  # (N,) share of the time
+    fingerprint: np.ndarray | None = None  # logits on fixed images, float32 (images, C); None in files of earlier versions
 
     @property
     def settings(self) -> dict:
@@ -62,14 +51,9 @@ class Votes:
         return dataclasses.replace(self, **{name: getattr(self, name)[selection] for name in ARRAYS})
 
     def certified(self, alpha: float | None = None) -> Certified:
-        """Prediction and radius of each image, each true with probability at least 1 - alpha (see the plan).
-
-        Args:
-            alpha: another one than the plan's, chosen before looking; the looks share it in the same way.
-        Raises:
-            ValueError: unfinished images (leaving them out would select the easy ones), alpha outside (0, 1), or one so small
-                that n draws could never give an answer.
-        """
+        """Prediction and radius of each image, each true with probability at least 1 - alpha (see the plan). `alpha`: another one
+        than the plan's, chosen before looking; the looks share it in the same way. ValueError: unfinished images (leaving them
+        out would select the easy ones), alpha outside (0, 1), or one so small that n draws could never give an answer."""
         if not self.finished.all():
             raise ValueError(f"expected finished images, got {(~self.finished).sum()} of {len(self.finished)} unfinished; call "
                              "collect_votes again with the same file")
@@ -99,11 +83,8 @@ class Votes:
         return Shares(np.where(chosen >= 0, self.votes[rows, chosen] / draws, np.nan), low, label)
 
     def save(self, path: str | Path, about: Mapping | None = None) -> None:
-        """Write everything to an .npz, whole or not at all; `load_votes` gives it back.
-
-        Args:
-            about: what run and certification they belong to, and their provenance.
-        """
+        """Write everything to an .npz, whole or not at all; `load_votes` gives it back. `about`: what run and certification they
+        belong to, and their provenance."""
         arrays = {name: getattr(self, name) for name in (*ARRAYS, "fingerprint") if getattr(self, name) is not None}
         write_npz(Path(path), {"settings": np.array(json.dumps(self.settings)), **arrays}, about or {}, compress=True)
 
@@ -118,14 +99,8 @@ class Shares(NamedTuple):
 
 
 def load_votes(path: str | Path, about: Mapping | None = None) -> Votes:
-    """The votes stored at `path`, checked.
-
-    Args:
-        about: what they must belong to, if the file says anything.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged or foreign file, or counts that contradict each other, such as votes above n.
-    """
+    """The votes stored at `path`, checked. `about`: what they must belong to, if the file says anything. FileNotFoundError: no
+    such file. ValueError: a damaged or foreign file, or counts that contradict each other, such as votes above n."""
     path = Path(path)
     arrays = read_npz(path, about)
     try:
@@ -157,11 +132,8 @@ def _coherent(v: Votes, classes: int) -> bool:
 
 
 def join_votes(parts: Sequence[Votes]) -> Votes:
-    """The votes of disjoint sets of images, drawn in several places with the same settings, as one.
-
-    Raises:
-        ValueError: no parts, another sigma, network, plan or seed mixed in, or an image that comes twice.
-    """
+    """The votes of disjoint sets of images, drawn in several places with the same settings, as one. ValueError: no parts, another
+    sigma, network, plan or seed mixed in, or an image that comes twice."""
     if not parts:
         raise ValueError("expected at least one set of votes, got none")
     for part in parts[1:]:
@@ -182,11 +154,8 @@ def blank_votes(plan: Plan, index: np.ndarray, label: np.ndarray, crc: np.ndarra
 
 
 def continued_votes(fresh: Votes, stored: Votes, name: str) -> Votes:
-    """The fresh rows, filled in where `stored` has them, and after them whatever else it has.
-
-    Raises:
-        ValueError: stored with other settings, of another network, or another image or label under the same index.
-    """
+    """The fresh rows, filled in where `stored` has them, and after them whatever else it has. ValueError: stored with other
+    settings, of another network, or another image or label under the same index."""
     _check_same(stored, fresh, name)
     place = {int(index): row for row, index in enumerate(stored.index)}
     old = np.array([place.pop(int(index), -1) for index in fresh.index])

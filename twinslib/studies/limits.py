@@ -18,15 +18,12 @@ def check_rates(rates: Sequence[float], where: str) -> None:
 
 
 def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -> None:
-    """Refuse lists in `limits` that name what the study does not have; a key that is left out limits nothing.
+    """Refuse lists in `limits` that name what the study does not have; a key that is left out limits nothing. TypeError: no list.
+    ValueError: another name than those of `known`.
 
     >>> check_limits({"seeds": [0, 7]}, {"seeds": [0, 1], "targets": ["cifar10"]}, "main.aft")
     Traceback (most recent call last):
     ValueError: expected seeds of main.aft to be one of 0, 1, got '7'
-
-    Raises:
-        TypeError: no list.
-        ValueError: another name than those of `known`.
     """
     for key, legal in known.items():
         if key not in limits:

@@ -55,11 +55,8 @@ STUDIES: dict[str, Callable[..., list[Job]]] = {"01": transfer, "02": rates,
 
 def plan(preset: str, number: str) -> tuple[Plan, dict]:
     """The jobs of notebook `number` at `preset`, as a function of how hyper-parameters are chosen, and the settings
-    (`presets.SETTINGS`) that go with them. A study of one's own has none of a notebook that it has no file for.
-
-    Raises:
-        ValueError, TypeError: wrong parameters, with the file that has them.
-    """
+    (`presets.SETTINGS`) that go with them. A study of one's own has none of a notebook that it has no file for. ValueError,
+    TypeError: wrong parameters, with the file that has them."""
     if is_own(preset) and number not in numbers(preset):
         return lambda best: [], {}
     values, settings = chosen(preset, number)

@@ -91,12 +91,8 @@ def is_own(preset: str) -> bool:
 
 
 def check(preset: str) -> str:
-    """The same, if it is the name of a preset, or the folder of a study.
-
-    Raises:
-        ValueError: an unknown preset; a folder whose name is no name for a study.
-        FileNotFoundError: no parameter file in the folder.
-    """
+    """The same, if it is the name of a preset, or the folder of a study. ValueError: an unknown preset; a folder whose name is no
+    name for a study. FileNotFoundError: no parameter file in the folder."""
     if not is_own(preset):
         return choose(preset, PRESETS, "preset")
     name = check_name(Path(preset).name)
@@ -129,12 +125,8 @@ def options(preset: str) -> list[str]:
 
 def overrides(preset: str, number: str, known: dict) -> dict:
     """Overrides of a preset or study for notebook `number`, checked against the notebook's parameters, and the preset itself.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError, TypeError: not YAML, a key that is there twice, another preset than the file's folder, an unknown preset or
-            name, or a value of another type than the notebook's; in a study no `from`.
-    """
+    FileNotFoundError: no such file. ValueError, TypeError: not YAML, a key that is there twice, another preset than the file's
+    folder, an unknown preset or name, or a value of another type than the notebook's; in a study no `from`."""
     if check(preset) == "toy":
         return {}
     name, where, values, inherited = Path(preset).name, file_name(preset, number), _read(preset, number), {}
@@ -186,11 +178,7 @@ def chosen(preset: str, number: str) -> tuple[dict, dict]:
 
 def check_parameters(values: dict, defaults: dict, where: str) -> dict:
     """The values, each of the type of its default (`reading.read`); what is inside of lists and mappings is read by the study.
-
-    Raises:
-        ValueError: a key of `values` that `defaults` lacks.
-        TypeError: a value of another type.
-    """
+    ValueError: a key of `values` that `defaults` lacks. TypeError: a value of another type."""
     for key in values:
         choose(key, defaults, f"key of {where}")
     return {key: read(object if defaults[key] is None else type(defaults[key]), value, f"{key} in {where}")
@@ -206,11 +194,8 @@ def check_threads(threads: int, what: str) -> None:
 
 
 def numbers(preset: str, asked: Iterable[str] = ()) -> list[str]:
-    """The notebooks that are asked for, each once; if none is, those that there are parameters for.
-
-    Raises:
-        ValueError: a study has a file for a notebook that there is not, or none for one that is asked for.
-    """
+    """The notebooks that are asked for, each once; if none is, those that there are parameters for. ValueError: a study has a
+    file for a notebook that there is not, or none for one that is asked for."""
     there = list(notebooks())
     if is_own(check(preset)):
         files = sorted(Path(preset).glob("*.yaml"))
@@ -220,11 +205,8 @@ def numbers(preset: str, asked: Iterable[str] = ()) -> list[str]:
 
 
 def notebooks() -> dict[str, Path]:
-    """The notebooks that there are, by number.
-
-    Raises:
-        FileNotFoundError: none, as where the package is used outside of its repository.
-    """
+    """The notebooks that there are, by number. FileNotFoundError: none, as where the package is used outside of its
+    repository."""
     folder = paths.notebooks_dir()
     found = {p.name[:2]: p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not found:

@@ -79,11 +79,7 @@ class Cell:
 
 
 def cell(text: str) -> Cell:
-    """The cell that `text` names.
-
-    Raises:
-        ValueError: not of that form, or an unknown norm.
-    """
+    """The cell that `text` names. ValueError: not of that form, or an unknown norm."""
     found = re.fullmatch(r"([\w.*]+)/([\w.*]+)/(\w+)(\+restat)?", text)
     if not found:
         raise ValueError(f"expected a cell such as mixed/clean/group or mixed/clean/batch+restat, got {text!r}")
@@ -92,35 +88,25 @@ def cell(text: str) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """What is asked of the interval of each effect that `of` names: it lies above `above`, and reaches `reach`.
-
-    Args:
-        of: words that all name the effect: its measure, method, baseline or part (`PARTS`); none: every effect.
-        claimed: the effect that is claimed or, where that is unknown, the least that would matter; an interval wholly below it
-            excludes it. Accuracies as fractions, ratios as such; where a rule asks for less (`lower`), by how much less.
-    """
+    """What is asked of the interval of each effect that `of` names: it lies above `above`, and reaches `reach`."""
 
     above: float
-    of: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()  # words that all name the effect: measure, method, baseline or part (`PARTS`); none: every effect
     reach: float | None = None
+    # the effect that is claimed or, where that is unknown, the least that would matter; an interval wholly below it excludes it;
+    # accuracies as fractions, ratios as such; where a rule asks for less (`lower`), by how much less
     claimed: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """A rule as it was before a change.
+    """A rule as it was before a change."""
 
-    Args:
-        stamp: by which the runs that began under it are known. text: its words. changed: the day, as 2026-11-20.
-        withholds: its runs count, since the present rule can only withhold (a test holds both rules to random evidence).
-        at_most: the highest verdict that its runs can give now.
-    """
-
-    stamp: str
+    stamp: str  # by which the runs that began under it are known
     text: str
-    changed: str
-    withholds: bool = False
-    at_most: str = "reproduced"
+    changed: str  # the day, as 2026-11-20
+    withholds: bool = False  # its runs count, since the present rule can only withhold (a test holds both to random evidence)
+    at_most: str = "reproduced"  # the highest verdict that its runs can give now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +198,7 @@ class Claim:
 
 
 def read(text: str) -> tuple[Claim, ...]:
-    """The claims of a ledger file.
-
-    Raises:
-        ValueError, TypeError: not YAML, an unknown key, or a value of another type.
-    """
+    """The claims of a ledger file. ValueError, TypeError: not YAML, an unknown key, or a value of another type."""
     try:
         entries = yaml.safe_load(text)["claims"].items()
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:

@@ -48,7 +48,8 @@ class Page:
         return display.Markdown(text)
 
     def figure(self, name: str, figure: Figure, width: int = 800) -> display.Image:
-        """The figure, left as figures/<number>_<name> of the store; it is no part of the text."""
+        """The figure, left as figures/<number>_<name> of the store and signed with its preset; it is no part of the text."""
+        figures.sign(figure, self.store.preset)
         picture, _ = figures.save(figure, self.store.root / "figures" / f"{self.number}_{name}")
         return display.Image(picture, width=width)
 
@@ -57,12 +58,22 @@ class Page:
         atomic_write(self.store.root / "rows" / f"{name}.csv", lambda tmp: frame.to_csv(tmp, index=False))
         return frame
 
-    def verdicts(self) -> pd.DataFrame:
-        """Every claim of the notebook with its verdict, which is written to the ledger; from here on no table cuts its text."""
-        pd.set_option("display.max_colwidth", None)
+    @functools.cached_property
+    def judged(self) -> list[ledger.Verdict]:
+        """The verdict on every claim of the notebook, written to the ledger when it is first asked for."""
         found = ledger.judge_all(self.store, self.jobs, self.number)
         ledger.write(self.store, found)
-        return self.table("Claims", ledger.to_table(found))
+        return found
+
+    def finding(self) -> pd.DataFrame:
+        """What came of each claim, in short, for a notebook to open with; from here on no table is cut."""
+        pd.set_option("display.max_colwidth", None)
+        pd.set_option("display.max_rows", None)
+        return self.verdicts()[["claim", "verdict", "sentence", "effect"]]
+
+    def verdicts(self) -> pd.DataFrame:
+        """Every claim of the notebook with its verdict and all that stands behind it."""
+        return self.table("Claims", ledger.to_table(self.judged))
 
     def state(self) -> str:
         """Whether every run is finished, and in which precision they were computed."""

@@ -71,6 +71,8 @@ def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     is the network of the epoch that is best on validation images."""
     rows = _of(frame, dataset, "main")
     gone, names = lost(rows, "method"), {m: method_label(m) for m in unique(rows["method"])}
+    if rows["value"].isna().all():
+        return nothing(next(iter(gone.values()), NOT_RUN))
     rows = rows.dropna(subset="value").assign(given=lambda f: f["images_given"] / f["train_images"],
                                               whole=lambda f: f["images_whole"] / f["train_images"])
     costs = rows.groupby(["method", "at"])[["given", "whole"]].mean().reset_index()
@@ -86,11 +88,11 @@ def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     entries = [("last epoch", ENDS["last"]), ("best epoch on validation images", ENDS["best"]),
                ("training of the start included", ENDS["last"] | {"markerfacecolor": "white"})]
     entries = [(text, look | {"linestyle": "none"}) for text, look in entries]
-    panels = {"passes": "passes over the\ntraining set"} | {c: text.replace("\n", " (%)\n") for c, text in titles.items()}
+    panels = {"passes": "passes over the\ntraining set"}
+    panels |= {c: text.replace("\n", " (%)\n").replace(", ", ",\n") for c, text in titles.items()}
     fig = forest(marks.sort_values("lane", ascending=False, kind="stable"), order, ENDS, panels, zero=False, sharex=False,
                  entries=entries, xlabel=f"{dataset_label(dataset)}; bars: 95 % intervals")
-    if len(costs):
-        log_axis(fig.axes[0].xaxis, 2000)
+    log_axis(fig.axes[0].xaxis, 2000)
     return fig
 
 
@@ -248,7 +250,4 @@ def _header(key: tuple[str, float] | None) -> str:
 
 def _basis(panel: pd.DataFrame) -> str:
     """A line for titles: images and seeds."""
-    if panel.empty:
-        return ""
-    images, seeds = (" to ".join(f"{x:,}" for x in unique((panel[c].min(), panel[c].max()))) for c in ("n", "seeds"))
-    return f"{images} test images, " + ("1 seed" if seeds == "1" else f"mean of {seeds} seeds")
+    return stands_on(panel["n"], panel["seeds"])

@@ -60,14 +60,15 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     averaged[["min", "max"]] = averaged[["min", "max"]].where(~one, pd.DataFrame(exact, averaged.index, ["min", "max"]))
     rings = best(found).assign(kind="ring", min=math.nan, max=math.nan)
     marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(one & ~long, "")), rings])
-    step = 1.03 if one.any() else 1.0  # side by side, so that bars do not hide each other
+    step = 1.03 if (one & ~long).any() else 1.0  # side by side, so that bars do not hide each other
     x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
     entries = methods_legend(shown, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
     entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
     entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
-    bars = "bars: 95 % over test images" if one.all() else "bands: lowest to highest seed" + "; bars: one seed" * one.any()
+    bars = "bars: 95 % over test images" if one.all() else "bands: lowest to highest seed" + "; bars: one seed" * bool(one.any())
     fig = figure(marks.assign(x=x), shown, columns=unique(averaged["dataset"]),
-                 rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics}, row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",
+                 rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
+                 row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",
                  ticks=found["rate"], sharey=False, entries=entries, xlabel="base learning rate",
                  note=f"{stands_on(found['n'], averaged['count'])}; {bars}",
                  width=7 if several else 4.6, per_line=3 if several else 2)

@@ -91,8 +91,9 @@ def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """Average certified radius, mean over the noise levels (as are the ends of its interval, which makes it no shorter than it
-    should be), by pre-training and strength of clean fine-tuning (`STRENGTHS`), with its learning rate and epochs; reference: fine-tuned with noise of each level. chance: of the best constant answer; constant:
-    whether it is close to one at one of the levels; absent: what stands for a missing one."""
+    should be), by pre-training and strength of clean fine-tuning (`STRENGTHS`), with its learning rate and epochs; reference:
+    fine-tuned with noise of each level. chance: of the best constant answer; constant: whether it is close to one at one of the
+    levels; absent: what stands for a missing one."""
     optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
     wanted = unique((d, c) for d, c in zip(frame["dataset"], frame["cell"], strict=True) if c.finetuning in STRENGTHS)
     main, out = main_lines(frame), []

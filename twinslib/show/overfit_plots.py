@@ -43,7 +43,8 @@ def method_curves(courses: Sequence[Course]) -> Figure:
                  for e in (c.ending for c in group[:1])]
         marks.append(pd.concat(here).assign(column=f"{d} {m}"))
     fig = figure(pd.concat(marks), looks(m for _, m in plan) | RULES, wrap=3, height=1.75, ticks=5, xlabel=_epochs(plan),
-                 ylabel=_error(plan), note=_note(found, plan), words={("", " ".join(key)): absent(courses, *key) for key in plan if key not in found},
+                 ylabel=_error(plan), note=_note(found, plan),
+                 words={("", " ".join(key)): absent(courses, *key) for key in plan if key not in found},
                  columns={f"{d} {m}": method_label(m) + (f"\n{dataset_label(d)}" if several else "") for d, m in plan},
                  entries=[*_entries(plan, found), ("test images, AT", RULES["behind"]), (f"last {LAST} measurements", SHADED),
                           ("learning rate drops", DROP)])

@@ -1,16 +1,18 @@
 """A notebook's page: its plan and its store, and what it showed, which is left as text in tables/<number>.md of the store."""
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from IPython import display
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from ..base import markdown
 from ..base.files import atomic_write
 from ..claims import ledger
-from ..specs.jobs import Job
+from ..specs.jobs import Job, Task
 from ..store import store
 from ..studies import presets
 from ..studies.plan import STUDIES
@@ -30,7 +32,20 @@ class Page:
         self.number, self.title = number, title
         self.store = store.Store(values["preset"])
         self.plan = functools.partial(STUDIES[number], **{k: v for k, v in values.items() if k not in presets.SETTINGS})
+        self.bar: tqdm | None = None
         self.sections: dict[str, dict[tuple, str]] = {"Claims": {}}  # first on the page, whenever they are shown
+
+    def __repr__(self) -> str:
+        jobs = self.jobs
+        return (f"Page {self.number}, {self.title}: preset {self.store.preset}, {len(jobs)} runs, tasks left: "
+                f"{len(self.store.missing(jobs))}")
+
+    def progress(self, task: Task, done: int, total: int) -> None:
+        """A bar over the steps of a task, for `sweep`, where somebody watches: in a session of JupyterLab or Jupyter Notebook."""
+        if "JPY_SESSION_NAME" in os.environ:
+            if self.bar is None or self.bar.desc != f"{task}: ":
+                self.bar = tqdm(desc=str(task), total=total)
+            self.bar.update(done - self.bar.n)
 
     @property
     def jobs(self) -> Sequence[Job]:

@@ -35,7 +35,7 @@ LEVELS = {0.0: CLEAN, 0.12: {"color": "#CC79A7", "linestyle": "-.", "marker": "X
 COHEN = "Cohen et al. 2019"
 ENDS = {"one": MIXED, "several": SINGLE}
 CELLS = {"one": ONE, "several": MANY["one σ → same σ"]}  # one network for all noise levels, one for each
-END = 2.25  # the largest radius of a public number, and of the figure
+END = 1.75  # the largest radius that is drawn
 CHANCE = {"color": GREY, "linestyle": "-", "linewidth": 1.0, "zorder": 1}
 RULES = {"chance": CHANCE, "half": DROP}
 CONSTANTS = [(CONSTANT, CHANCE), ("† close to a constant answer", {"linestyle": "none"})]
@@ -181,15 +181,17 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     gone = {("", d): [f"{name(m.pretraining)} → {name(m.finetuning)}" for m in mine.itertuples()] for d,
             mine in gone.groupby("dataset")}
     fig = figure(pd.concat([marks, pd.DataFrame(chance)]), {"mixed": MIXED, "clean": CLEAN} | RULES, columns=datasets,
-                 column="dataset", line="pretraining", y="acr", gone=gone, row="", bottom=0, sharex=False, per_line=3,
+                 column="dataset", line="pretraining", y="acr", gone=gone, row="", bottom=0, sharex=False,
                  rows={"": "average certified radius,\nmean over σ"}, width=7 if len(datasets) > 1 else 5.5,
+                 per_line=3 if len(datasets) > 1 else 2,
                  width_ratios=[len(steps[d]) for d in datasets], note=_note(frame),
                  entries=[("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
-                          ("fine-tuned with noise of each σ", HOLLOW), (CONSTANT, CHANCE), ("† close to a constant answer at some σ", {"linestyle": "none"})])
+                          ("fine-tuned with noise of each σ", HOLLOW), (CONSTANT, CHANCE),
+                          ("† close to a constant answer at some σ", {"linestyle": "none"})])
     for ax, d in zip(fig.axes, datasets, strict=True):
         optim = frame[frame["dataset"] == d].drop_duplicates("finetuning").set_index("finetuning").loc[steps[d]]
-        ax.set_xticks(range(len(optim)), [name(m.Index).replace("clean, ", "clean,\n") + ("" if np.isnan(m.lr) else
-                                          f"\nlr {m.lr:g}, {m.epochs:.0f} ep.") for m in optim.itertuples()])
+        texts = [f"{name(m.Index)}\nlr {m.lr:g}, {m.epochs:.0f} ep.".replace("clean, ", "clean,\n") for m in optim.itertuples()]
+        ax.set_xticks(range(len(optim)), texts[:-1] + ["noise of\neach σ"])
         ax.set_xlim(-0.5, len(optim) - 0.5)
     return fig
 

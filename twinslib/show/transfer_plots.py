@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.markers import CARETLEFT
+from matplotlib.ticker import MaxNLocator
 
 from ..claims.effects import pair_label
 from ..evidence import accuracy
 from ..evidence.pairs import MEANS, PAIRS
 from ..specs.labels import DIVERGED, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, unique
 from ..specs.strength import strength
-from .figures import DOT, HOLLOW, SMALL, figure, looks, nothing, stands_on
+from .figures import DOT, HOLLOW, SMALL, figure, looks, nothing, stands_on, styled
 from .forest import fences, forest, row_label
 
 DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
@@ -66,6 +67,7 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     return fig
 
 
+@styled
 def clean_robust(rows: pd.DataFrame) -> Figure:
     """Robust against clean accuracy, a panel per data set; an arrow leads from each baseline to its variant (`pairs.PAIRS`).
 
@@ -93,7 +95,7 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
     span = 1.2 * max(1.0, *((high - low).max() for low, high in boxes.values()))
     marks.loc[quiet, ["xlow", "xhigh", "low", "high"]] = float("nan")
     entries = [(method_label(m) + (f" ({DIVERGED})" if m in gone else ""), look | {"linestyle": "none"})
-               for m, look in shown.items()] + [("others, compared below", OTHER)] * quiet.any()
+               for m, look in shown.items()] + [("others, compared below", OTHER)] * bool(quiet.any())
     fig = figure(marks, shown | {"other": OTHER}, columns=unique(rows["dataset"]), wrap=3, height=2.25, sharex=False,
                  sharey=False,
                  words={("", d): DIVERGED for d, _ in lost if d not in set(both["dataset"])}, xlabel="clean accuracy (%)",
@@ -102,13 +104,15 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
     for ax, d in zip(fig.axes, unique(rows["dataset"]), strict=True):
         here = marks[marks["column"] == d].set_index("method")
         ax.set_box_aspect(1)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(5, integer=True))
         if d in boxes:
             low, high = boxes[d]
             start = np.maximum((low + high - span) / 2, 0)
             ax.set(xlim=(start[0], start[0] + span), ylim=(start[1], start[1] + span))
         outside = ~(here["x"].between(*ax.get_xlim()) & here["y"].between(*ax.get_ylim()))
         if outside.any():
-            ax.text(0.97, 0.03, f"{outside.sum()} others outside", transform=ax.transAxes, ha="right", fontsize=SMALL,
+            ax.text(0.97, 0.03, f"{outside.sum()} further out", transform=ax.transAxes, ha="right", fontsize=SMALL,
                     color="#555555")
         for end, start in ((a, b) for a, b in PAIRS if a in here.index and b in here.index):
             ax.annotate("", here.loc[end, ["x", "y"]], here.loc[start, ["x", "y"]], zorder=1.9, arrowprops={

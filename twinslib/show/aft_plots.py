@@ -211,7 +211,7 @@ def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int, val
     behind = {"color": "#BBBBBB", "linewidth": 0.8, "zorder": 1}
     entries = [("the other methods", behind)] + [("collapsed", cross)] * any(map(len, crosses))
     return figure(marks, {m: look | {"markersize": 2.5} for m, look in shown.items()} | {"collapsed": cross, "behind": behind},
-                  columns=titles, wrap=3, scale=100, log="x", longest=2000, height=1.5, xlabel=PASSES,
+                  columns=titles, wrap=3, scale=100, log="x", ticks=(1, 3, 10, 30, 100, 300, 1000), height=1.5, xlabel=PASSES,
                   ylabel="robust accuracy on\nvalidation images (%)", entries=entries,
                   note=f"{stands_on([val_images], [1], 'validation images')}; bands: 95 % over the images",
                   words={("", m): titles[m].rpartition("(")[2].rstrip(")") for m, mine in lines.items() if mine.empty})

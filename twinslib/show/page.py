@@ -43,9 +43,11 @@ class Page:
     def progress(self, task: Task, done: int, total: int) -> None:
         """A bar over the steps of a task, for `sweep`, where somebody watches: in a session of JupyterLab or Jupyter Notebook."""
         if "JPY_SESSION_NAME" in os.environ:
-            if self.bar is None or self.bar.desc != f"{task}: ":
+            if self.bar is None or self.bar.desc != str(task):
                 self.bar = tqdm(desc=str(task), total=total)
             self.bar.update(done - self.bar.n)
+            if done == total:
+                self.bar.close()
 
     @property
     def jobs(self) -> Sequence[Job]:

@@ -157,7 +157,8 @@ def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[fl
                  gone=_gone({("", s, names[which]): absent(found, dataset, [(cell.at(s), s)])
                              for s in sigmas for which, cell in CELLS.items()}),
                  xlabel="at least this share of the votes for the label", per_line=4,
-                 note=stands_on(len(m.certified.radius) for m in found if not m.absent and m.dataset == dataset),
+                 note=stands_on(len(m.certified.radius) for m in found if not m.absent and (m.dataset, m.cell) in {
+                     (dataset, cell.at(m.sigma)) for cell in CELLS.values()}),
                  entries=[("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
                           ("one half", DROP), (CONSTANT, CHANCE)])
     fig.axes[0].set(xlim=(0, 1), ylim=(0, 100))

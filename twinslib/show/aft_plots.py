@@ -4,7 +4,7 @@ Accuracies are in percent; bars are the 95 % intervals of `networks.averages`: o
 Drawn are networks trained and attacked in the maximum norm.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -121,38 +121,34 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
 
 
 def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
-    """Robust accuracy, and clean accuracy in lighter colour, against the number of training images and the width, of AFT and of
-    the same training from random weights, at the last epoch.
+    """Clean and robust accuracy against the number of training images and the width, of AFT and of the same training from random
+    weights, at the last epoch.
 
     The runs with all images and own width count only for the seeds that the others have, so that lines stay with their seeds.
     """
     shown, every = looks(("aft", "aft_random")), _of(frame, dataset, "main", "fraction", "width")
     every = every[every["method"].isin(list(shown)) & (every["at"] == "last")]
     every["width"] = [width or own_width(arch) for width, arch in zip(every["width"], every["arch"], strict=True)]
-    rows, marks, gone, titles = every.dropna(subset="value"), [], {}, {}
-    key = shared_attack(rows)
-    for part, column in (("fraction", "train_images"), ("width", "width")):
+    rows, marks, gone = every.dropna(subset="value"), [], {}
+    key, parts = shared_attack(rows), {"fraction": "train_images", "width": "width"}
+    for part, column in parts.items():
         some, full = rows[rows["part"] == part], rows[rows["part"] == "main"]
         here = pd.concat([some, full[full["seed"].isin(some["seed"])] if len(some) else full])
         here = here.drop_duplicates([column, "method", "seed", "attack", "eps", "n"])  # the full size may be in both
-        found = [_panels(mine, key)[0].assign(x=x, part=part) for x, mine in here.groupby(column)]
-        titles[part] = _basis(pd.concat(found)) if found else ""
-        marks += found
-        missing = every[every["value"].isna() & (every["part"] == part)]
-        gone["", part] = [f"{method_label(m)}, {size:,}" for m, size in zip(missing["method"], missing[column], strict=True)]
+        marks += [_panels(mine, key)[0].assign(x=x, part=part) for x, mine in here.groupby(column)]
+        missing = every.loc[every["value"].isna() & (every["part"] == part), ["method", column]]
+        gone["robust", part] = [f"{method_label(m)}, {size:,}" for m, size in missing.itertuples(index=False)]
     marks = pd.concat(marks or [_panels(rows)[0].assign(x=0, part="")])
-    marks = marks.assign(kind=marks["column"].map({"clean": "faint", "robust": ""}), column=marks["part"])
     beside = marks["method"].map({"aft": 1.0, "aft_random": 1.02}).astype(float)  # so that bars do not hide each other
-    fig = figure(marks.assign(x=marks["x"] * beside), shown, columns=titles, y="value", line="method", scale=100, gone=gone,
-                 words=_words(titles, marks, lost(every, "method")), sharex=False, per_line=2,
-                 ylabel=f"accuracy on {dataset_label(dataset)} (%)",
-                 entries=[*((f"{method_label(m)}: {_header(key)}", look) for m, look in shown.items()),
-                          *((f"{method_label(m)}: clean", look | {"alpha": 0.4}) for m, look in shown.items())])
-    for ax, part, label in zip(fig.axes, titles, ("training images", "width (channels of the first stage)"), strict=True):
-        ax.set(xscale="log", xlabel=label)
-        sizes = sorted(unique(marks.loc[marks["column"] == part, "x"]))
-        ax.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
-        ax.minorticks_off()
+    panels = {"clean": "clean (%)", "robust": f"{_header(key)} (%)"}
+    word = next(iter(lost(every, "method").values()), NOT_RUN)
+    there = set(zip(marks["column"], marks["part"], strict=True))
+    fig = figure(marks.assign(row=marks["column"], column=marks["part"], x=marks["x"] * beside), shown, y="value", line="method",
+                 rows=panels, columns=dict.fromkeys(parts, ""), scale=100, log="x", ticks=marks["x"], gone=gone, height=1.5,
+                 words={(r, c): word for r in panels for c in parts if (r, c) not in there}, sharex="col", sharey="row",
+                 note=f"{dataset_label(dataset)}: {_basis(marks)}", entries=[(method_label(m), look) for m, look in shown.items()])
+    for ax, label in zip(fig.axes[-2:], ("training images", "width (channels of the first stage)"), strict=True):
+        ax.set_xlabel(label)
     return fig
 
 
@@ -238,10 +234,6 @@ def _panels(rows: pd.DataFrame, key: tuple[str, float] | None = None) -> tuple[p
     shown = found.assign(column=robust.map({True: "robust", False: "clean"}))[robust | (found["attack"] == "none")]
     return shown, {c: "\n".join(filter(None, (text, _basis(shown[shown["column"] == c]))))
                    for c, text in (("clean", "clean"), ("robust", _header(key)))}
-
-
-def _words(columns: Iterable[str], drawn: pd.DataFrame, gone: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    return {("", c): next(iter(gone.values()), NOT_RUN) for c in columns if c not in set(drawn["column"])}
 
 
 def _header(key: tuple[str, float] | None) -> str:

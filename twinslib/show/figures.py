@@ -48,11 +48,10 @@ LOOKS |= {  # the same look only where two never meet in a figure
 FLAGS = {  # what the words in a mark's `kind` change in the look of its line
     "points": {"linestyle": "none"}, "plain": {"marker": ""}, "solid": {"linestyle": "-", "marker": ""},
     "dashed": {"linestyle": (0, (4, 1.6)), "linewidth": 1.1, "marker": ""}, "hollow": {"markerfacecolor": "white"},
-    "thin": {"linewidth": 0.5, "alpha": 0.55}, "faint": {"alpha": 0.4, "markeredgewidth": 0}, "band": {},
+    "thin": {"linewidth": 0.5, "alpha": 0.55}, "band": {},
     "best": {"linestyle": "none", "markersize": 5.5, "markeredgecolor": "black", "markeredgewidth": 0.8, "zorder": 4},
     "seeds": {"linestyle": "none", "color": "#000000", "marker": ".", "markersize": 2.5, "zorder": 5},
     "ring": {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"},
-    "cross": {"linestyle": "none", "marker": "x", "markersize": 3.6, "markeredgewidth": 0.8},
     "end": {"linestyle": "none", "marker": "|", "markersize": 11, "markeredgewidth": 1.6, "clip_on": False},
     "thick": {"linestyle": "none", "marker": "", "elinewidth": 3, "alpha": 0.35},
 }

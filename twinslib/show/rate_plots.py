@@ -91,7 +91,7 @@ def wings(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     return figure(pd.concat(parts), _small(methods), rows=unique(layers["dataset"]), row="dataset", line="method", x="place",
                   columns={"g": "‖g‖ of a half's loss, at weight 1", "cos": "|cos(w, g)|"}, log="y", ticks=8, xlabel=CONVOLUTION,
                   sharex="row", sharey=False, height=2.2, note=_note(layers),
-                  entries=entries + [("hollow: first half", HOLLOW)] * bool(layers["g_first"].notna().any()))
+                  entries=entries + [("hollow: first half, filled: second", HOLLOW)] * bool(layers["g_first"].notna().any()))
 
 
 def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:

@@ -83,6 +83,7 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
     return forest(pd.concat(marks), {label: label for label in LABELS.values()}, looks | RULES,
                   {s: f"σ {s:g}" for s in sorted(frame["sigma"].unique())}, per_line=2,
                   xlabel=f"certified accuracy at L2 radius {frame['radius'].iloc[0]:g} (%)",
+                  note=stands_on(frame["images"], frame["seeds"]),
                   entries=[("fine-tuned with noise of the level", HOLLOW),
                            ("fine-tuned on clean images (bar: 95 % interval of the loss)", DOT), *CONSTANTS])
 

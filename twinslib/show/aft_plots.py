@@ -146,7 +146,8 @@ def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     fig = figure(marks.assign(row=marks["column"], column=marks["part"], x=marks["x"] * beside), shown, y="value", line="method",
                  rows=panels, columns=dict.fromkeys(parts, ""), scale=100, log="x", ticks=marks["x"], gone=gone, height=1.5,
                  words={(r, c): word for r in panels for c in parts if (r, c) not in there}, sharex="col", sharey="row",
-                 note=f"{dataset_label(dataset)}: {_basis(marks)}", entries=[(method_label(m), look) for m, look in shown.items()])
+                 note=f"{dataset_label(dataset)}: {_basis(marks)}",
+                 entries=[(method_label(m), look) for m, look in shown.items()])
     for ax, label in zip(fig.axes[-2:], ("training images", "width (channels of the first stage)"), strict=True):
         ax.set_xlabel(label)
     return fig

@@ -74,3 +74,18 @@ def test_first_screen(made: Path) -> None:
                     bottom = browser.value(f"document.querySelector('{selector}').getBoundingClientRect().bottom")
                     assert bottom < height, (notebook.stem, width, selector, bottom)
         assert not browser.said and all(url.startswith(("file:", "data:")) for url in browser.asked)
+
+
+def test_nothing_is_judged(tmp_path: Path) -> None:
+    """A study of one's own shows its effects and judges no paper; before any verdict none is told; a notebook without
+    a cell for it is shown in its own order."""
+    cells = nbformat.read(NOTEBOOKS[0], 4).cells
+    store = Store("mine", root=tmp_path)
+    assert "None of 0 claims can be judged" in build.alone(store, NOTEBOOKS[0].stem, cells)
+    (tmp_path / "claims.json").write_text(json.dumps({"C2": STORED["C2"] | {"verdict": "not judged"}}))
+    page = bs4.BeautifulSoup(build.alone(store, NOTEBOOKS[0].stem, cells), "html.parser")
+    assert "A study of your own judges no paper" in page.select_one(".finding .lead").get_text()
+    assert page.select_one(".finding .verdict").get_text() == "not judged" and page.select(".finding .bar")
+    plain = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("1 + 1")]
+    page = bs4.BeautifulSoup(build.alone(store, "01_plain", plain), "html.parser")
+    assert page.h1.get_text() == "A title" and page.pre.get_text() == "1 + 1" and not page.select(".finding")

@@ -215,7 +215,7 @@ def found(papers: Sequence[Paper], number: str) -> tuple[str, list[Entry], dict[
     claims = _counted(len(mine), "claim")
     told = "A study of your own judges no paper; these are its effects." if own else (
         f"Of {claims} {_told(entries.counts(judged), every=False)}; {len(mine) - len(judged)} not tested at this scale."
-        if judged else f"None of {claims} can be judged: too few runs are finished.")
+        if judged else f"None of {claims} can be judged here.")
     return told, mine, bars.extents(s for entry in mine for s in entry.main[:FEW])
 
 

@@ -17,12 +17,12 @@ from ..evidence.course import LAST, Course, by_key
 from ..specs.labels import DATASETS, dataset_label, method_label, unique
 from ..specs.run import RunSpec
 from . import overfit_tables
-from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks, nothing, stands_on
+from .figures import DOT, DROP, FLAGS, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks, nothing, stands_on
 from .forest import fences, forest, row_label
 from .overfit_tables import PLATEAUS, SCHEDULES, SCRATCH, SLOW, Plan, absent, attack_text, first_drop, rates, schedule_label
 
 PARTS = {"train_robust": "dashed", "test_robust": "solid", "test_clean": "solid"}
-RULES = {"behind": {"color": GREY, "linewidth": 0.9}, "drop": DROP, "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
+RULES = {"behind": {"color": PLAIN, "linewidth": 0.8}, "drop": DROP, "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
 SHADED = {"color": SHADE, "linewidth": 7}
 PUBLIC = {"color": "#555555", "linewidth": 0.8, "markersize": 4.2, "markerfacecolor": "white"}
 THEIRS = {"public test": PUBLIC | {"marker": "o"}, "public training": PUBLIC | {"marker": "s", "linestyle": (0, (4, 1.6))}}

@@ -81,12 +81,18 @@ def test_thin(path):
 
 @notebooks
 def test_clean_metadata(path):
-    """Kernel python3; nothing of the machine or the tool that ran it: no papermill record, version, time or path."""
+    """Kernel python3; nothing of the machine or the tool that ran it: no papermill record, version, time or path; what stands
+    before the finding is folded, and every picture has its words."""
     notebook = read(path)
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
     assert "version" not in notebook["metadata"].get("language_info", {})
-    assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in notebook["cells"])
+    cells = code_cells(path)
+    first = next(i for i, cell in enumerate(cells) if "finding" in tags(cell))
+    assert all(cell["metadata"]["jupyter"] == {"source_hidden": True} for cell in cells[:first])
+    for output in (o for cell in cells for o in cell["outputs"] if "image/png" in o.get("data", {})):
+        assert output["metadata"]["image/png"]["alt"]
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     local = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|mnt|opt|usr)/")
     assert not [t for cell in code_cells(path) for t in [source(cell), *texts(cell)] if local.search(t)]

@@ -10,7 +10,7 @@ import pytest
 
 from twinslib import __main__ as cli
 from twinslib.base import paths
-from twinslib.show import render
+from twinslib.site import render
 from twinslib.studies import plan, presets
 
 ROOT = Path(__file__).parent.parent

@@ -295,8 +295,8 @@ def main(argv: list[str] | None = None) -> int:
     if given[:1] not in (["sweep"], ["claims"], ["store"], ["study"]):  # which need neither
         from .data import build
         from .nets import convert
-        from .show import render
         from .site import build as site
+        from .site import render
 
         for part in (build, convert, render, site):
             part.add_parser(commands)

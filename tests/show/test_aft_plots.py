@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.aft_made import network
 from tests.figures_read import drawn, intervals
 from twinslib.base import stats
+from twinslib.evidence import networks
 from twinslib.evidence.networks import COLUMNS
 from twinslib.show import aft_plots, figures
 from twinslib.show.aft_plots import (
@@ -133,23 +135,22 @@ def test_schedule_curves():
 
 
 def test_cost_plot():
-    """Each network at its passes and accuracy with the interval of the frame; hollow with the training of the start where that is
-    ours; best and last joined; the front of those that nothing beats at their cost."""
+    """A row for each method, from the cheapest: passes of its last and of its best network, hollow with the training of the start
+    where that is ours; accuracies with the intervals of the frame."""
     rows = frame(seeds=(0,))
-    rows = rows[rows["method"] != "aft_public"]
-    left, right = cost_plot(rows, "cifar10").axes
-    assert left.get_title() == "clean\n1,000 test images, 1 seed"
-    assert right.get_title() == "AutoAttack at 8/255\n100 test images, 1 seed"
-    for ax, attack in ((left, "none"), (right, AA)):
+    passes, *accuracies = cost_plot(rows, "cifar10").axes
+    names = [t.get_text() for t in passes.get_yticklabels()]
+    assert names[:3] == ["AFT", "AFT, public start", "AFT, random start"] and names[-1] == "TRADES, random start"
+    last, start = drawn(passes, aft_plots.ENDS["last"]), sorted(x for x, _ in points(passes, aft_plots.ENDS["best"]))
+    assert sorted(x for line in last for x, _ in line) == [30, 30, 30, 50, 50, 60, 90, 110, 110, 120, 350, 480]
+    assert start == [56, 110, 260, 300] and passes.get_xscale() == "log"
+    for ax, attack, title in zip(accuracies, ("none", AA), ("clean (%)\n1,000 test images,\n1 seed",
+                                                           "AutoAttack at 8/255 (%)\n100 test images,\n1 seed"), strict=True):
         mine = rows[(rows["part"] == "main") & (rows["attack"] == attack) & (rows["at"] != "start")
                     & (rows["trained_threat"] == "linf")]
-        for row in mine.itertuples():
-            place = (round(row.images_given / FULL, 3), round(100 * row.value, 3))
-            assert place in points(ax, figures.LOOKS[row.method])
-            assert (round(100 * row.low, 3), round(100 * row.high, 3)) in intervals(ax)
-        assert {(30, 90), (50, 110)} <= set(intervals(ax))  # AFT, with two wings and Free; not random starts
-        assert [[x for x, _ in line] for line in drawn(ax, figures.LOOKS["free_at"])][0] == [110, 120]
-    assert [x for x, _ in points(left, {"color": figures.GREY})] == [30, 50]
+        assert ax.get_title() == title
+        assert sorted(x for x, _ in points(ax)) == sorted(round(100 * value, 3) for value in mine["value"])
+        assert set(intervals(ax)) == {(round(100 * row.low, 3), round(100 * row.high, 3)) for row in mine.itertuples()}
 
 
 def test_shared_attack():
@@ -158,46 +159,64 @@ def test_shared_attack():
     assert aft_plots.shared_attack(pd.DataFrame(found))[0] == "pgd20" and aft_plots.shared_attack(pd.DataFrame(found[:1])) is None
 
 
+def schedules(done):
+    """Networks of AFT, and under these schedules with one image in a hundred more that is right, clean and attacked."""
+    return networks.frame([network("aft", 0.7, 0.4, start="natural"), *(
+        network(name, 0.71, 0.41, part="schedule", start="natural", optim=SCHEDULES[name]) for name in done)])
+
+
 def test_schedule_plot():
-    """A row for each schedule with its learning rate and mean of the seeds, those without a result not run; a line at AFT."""
-    rows = frame(done=["aft", "aft_cosine"])
-    left, right = schedule_plot(rows[(rows["method"] == "aft") | (rows["seed"] == 0)], "cifar10", ["aft", *SCHEDULES]).axes
+    """A row for each schedule with its learning rate and its difference to AFT on the same images, or "not run"."""
+    left, right = schedule_plot(schedules(["aft_cosine"]), "cifar10", ["aft", *SCHEDULES]).axes
     labels = [t.get_text() for t in left.get_yticklabels()]
-    assert labels[0] == "AFT, lr 0.05 (3 seeds)" and labels[3] == "AFT, cosine, lr 0.05 (1 seed)"
-    assert [sorted(x for x, _ in points(ax)) for ax in (left, right)] == [[72, 79.2], [42, 45.2]]
+    assert labels[2].startswith("cosine, lr ") and labels[0] == "constant rate" and len(labels) == len(SCHEDULES)
+    for ax, (low, high) in ((ax, intervals(ax)[0]) for ax in (left, right)):
+        assert [x for x, _ in points(ax)] == [1.0]
+        assert 0 < low < 1 < high < 2  # ten discordant images of a thousand: far narrower than each one's own
     assert [t.get_text() for t in left.texts] == ["not run"] * 7
-    assert any(np.allclose(line.get_xdata(), [79.2, 79.2]) for line in left.lines if len(line.get_xdata()) == 2)
 
 
 def test_data_width_plot():
-    """Lines over the sizes, the full one from the main runs of the same seed; clean lighter; bars as in the frame."""
-    for ax, places, clean, robust in zip(data_width_plot(frame(), "cifar10").axes,
-                                         ((1100, 2200, 4500), (16, 32, 64)),
-                                         ((511, 522, 790), (616, 790, 664)), ((311, 322, 450), (366, 450, 414)), strict=True):
-        lines = [[(x, y / 10) for x, y in zip(places, values, strict=True)] for values in (clean, robust)]
-        assert sorted(drawn(ax, figures.LOOKS["aft"])) == sorted(lines)
-        assert tuple(round(100 * e, 3) for e in stats.clopper_pearson(clean[0], 1000)[1:3]) in intervals(ax)
-        assert [t.get_text() for t in ax.get_xticklabels()] == [f"{x:,}" for x in places]
-        assert ax.get_title() == "1,000 test images, 1 seed"
+    """Lines over the sizes, the full one from the main runs of the same seed, clean above; bars as in the frame."""
+    fig = data_width_plot(frame(), "cifar10")
+    wanted = ((511, 522, 790), (616, 790, 664)), ((311, 322, 450), (366, 450, 414))
+    places = (1100, 2200, 4500), (16, 32, 64)
+    for ax, at, values in zip(fig.axes, places * 2, [v for row in wanted for v in row], strict=True):
+        assert drawn(ax, figures.LOOKS["aft"]) == [[(x, y / 10) for x, y in zip(at, values, strict=True)]]
+        assert tuple(round(100 * e, 3) for e in stats.clopper_pearson(values[0], 1000)[1:3]) in intervals(ax)
+        assert {x for x in ax.get_xticks() if at[0] <= x <= at[-1]} == set(at)
+    assert "CIFAR-10: 1,000 test images, 1 seed" in fig.get_supxlabel()
 
 
 def test_course_plot():
-    """Measured epochs by passes, one and a half thousand images each where two go forward and one back; a cross at a collapse,
-    and a word where nothing ever was."""
+    """A panel for each method: measured epochs by passes, one and a half thousand images each where two go forward and one back,
+    in a band, with the others in grey; a cross at a collapse, and a word where nothing ever was."""
     rows = {"aft": epochs([0.2, None, 0.4]), "fast_at": epochs([0.3, 0.4, 0.1, 0.3], forward=1), "free_at": epochs([0, 0.02, 0]),
             "aft_random": []}
-    ax, = (fig := course_plot(rows, 500)).axes
-    assert drawn(ax, figures.LOOKS["aft"]) == [[(3, 20), (9, 40)]] and drawn(ax, {"color": "black"}) == [[(6, 10)]]
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["AFT", "Fast-AT", "Free-AT (never robust)",
-                                                                  "AFT, random start (not run)", "collapsed"]
+    aft, fast, free, nothing = course_plot(rows, 500, 500).axes
+    assert [ax.get_title() for ax in (aft, fast, free, nothing)] == ["AFT", "Fast-AT", "Free-AT (never robust)",
+                                                                    "AFT, random start (not run)"]
+    assert drawn(aft, figures.LOOKS["aft"]) == [[(3, 20), (9, 40)]] and drawn(fast, {"color": "black"}) == [[(6, 10)]]
+    assert [(3, 20), (9, 40)] in drawn(fast, {"color": "#BBBBBB"}) and not drawn(aft, {"color": "black"})
+    (low, high), = [(p.vertices[:, 1].min(), p.vertices[:, 1].max()) for band in aft.collections for p in band.get_paths()
+                    if len(p.vertices) > 4]
+    assert (low, high) == pytest.approx([100 * stats.clopper_pearson(k, 500)[i] for k, i in ((100, 1), (200, 2))])
 
 
-CLASS_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+def test_embedding_plot():
+    """Clean and attacked places of each epoch, with a line from each image to itself attacked, none to another."""
+    one = projection()
+    ax, _ = embedding_plot([(0, one), (5, projection())]).axes
+    way, clean, attacked = (line.get_xydata() for line in (c.lines[0] for c in ax.containers))
+    assert np.array_equal(clean, one.clean) and np.array_equal(attacked, one.attacked)
+    assert np.array_equal(way[0::3], clean) and np.array_equal(way[1::3], attacked) and np.isnan(way[2::3]).all()
+
+
 FIGURES = {
     "schedules": lambda made: schedule_curves(jobs() if made else jobs()[:4]),
     "cost": lambda made: cost_plot(frame(done=None if made else []), "cifar10"),
-    "ablation": lambda made: schedule_plot(frame(done=None if made else []), "cifar10", ["aft", *SCHEDULES]),
+    "ablation": lambda made: schedule_plot(schedules(SCHEDULES if made else []), "cifar10", ["aft", *SCHEDULES]),
     "data_width": lambda made: data_width_plot(frame(done=None if made else []), "cifar10"),
-    "embedding": lambda made: embedding_plot([(e, projection()) for e in (0, 5, 10)] if made else [], CLASS_NAMES),
-    "course": lambda made: course_plot(dict.fromkeys(MAIN, epochs([0.2, 0.3, 0.1] * 20 if made else [])), 500),
+    "embedding": lambda made: embedding_plot([(e, projection()) for e in (0, 5, 10)] if made else []),
+    "course": lambda made: course_plot(dict.fromkeys(MAIN, epochs([0.2, 0.3, 0.1] * 20 if made else [])), 500, 500),
 }

@@ -73,7 +73,7 @@ def test_method_curves():
     assert [y for _, y in train] == pytest.approx(100 - 3 * np.arange(0, 21, 2))
     assert test[0] == (0, 95) and test[-1] == (20, 76) and len(rest) == 6 + 3  # mean of 75, 78 and 75
     assert [line[0] for line in rest[-3:]] == [(6, 70), (10, 70), (6, 70)]
-    assert drawn(ax, {"color": figures.GREY}) == drawn(titled(fig)["AT"], figures.LOOKS["at"])[1:2]
+    assert drawn(ax, {"color": figures.PLAIN}) == drawn(titled(fig)["AT"], figures.LOOKS["at"])[1:2]
     assert [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches] == [(12, 20)]
     assert [t.get_text() for t in titled(fig)["TRADES"].texts] == ["not run"]
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from tests.page_made import show
 from twinslib.show.page import Page
+from twinslib.specs.jobs import Task
 from twinslib.store import store as stored
 from twinslib.store.store import Store
 from twinslib.studies import presets
@@ -36,6 +37,7 @@ def test_text_of_what_was_shown(page) -> None:
     assert page.text("Words", "So.").data == "So."
     page.table("Numbers", pd.DataFrame({"b": ["2"]}))
     verdicts = page.verdicts()
+    assert page.finding()["claim"].tolist() == verdicts["claim"].tolist()
     assert set(verdicts["verdict"]) == {"not tested at this scale"} and (page.store.root / "claims.json").exists()
     _, claims, numbers, words = page.markdown().split("\n## ")
     assert page.markdown().startswith("# A title, preset toy\n\nRuns not run; accuracies are measured in float32.\n\n## Claims")
@@ -52,6 +54,21 @@ def test_files(page) -> None:
     files = sorted(str(path.relative_to(page.store.root)) for path in page.store.root.rglob("*.*"))
     assert files == ["figures/01_some.pdf", "figures/01_some.png", "rows/made.csv", "tables/01.md"]
     assert (page.store.root / "tables" / "01.md").read_text().endswith("## Checks\n\n- it holds: yes\n- so does this: no\n")
+
+
+def test_short_words(page, capsys, monkeypatch) -> None:
+    """A page, its store and its jobs say in a line what they are; a bar is drawn only where somebody watches."""
+    jobs = page.jobs
+    assert repr(page) == f"Page 01, A title: preset toy, {len(jobs)} runs, tasks left: {len(page.store.missing(jobs))}"
+    assert repr(page.store).startswith("Store(toy, ") and "0 runs, 0 evaluations" in repr(page.store)
+    assert len(repr(jobs[0])) < 150 and jobs[0].spec.hash in repr(jobs[0])
+    task = Task(jobs[0].spec)
+    page.progress(task, 1, 4)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
+    for done in (1, 4):
+        page.progress(task, done, 4)
+    assert "4/4" in capsys.readouterr().err and page.bar.n == 4
 
 
 @pytest.mark.parametrize("number", [n for n in sorted(presets.notebooks()) if n != "01"])  # whose figures refuse to be empty

@@ -4,14 +4,14 @@ Accuracies are in percent; bars are the 95 % intervals of `networks.averages`: o
 Drawn are networks trained and attacked in the maximum norm.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ..base.collapse import NEVER, collapsed
+from ..base.stats import clopper_pearson
 from ..evidence.accuracy import lost
 from ..evidence.networks import averages, images_passed, known
 from ..specs import labels
@@ -21,13 +21,14 @@ from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, uniqu
 from ..specs.schedules import climb
 from ..specs.strength import strength
 from ..studies.finetuning import STUDY
+from . import aft_tables
 from .embedding import Projection
-from .figures import DOT, GREY, HOLLOW, LOOKS, PLAIN, figure, looks, nothing
-from .forest import forest, row_label
+from .figures import GREY, LOOKS, figure, log_axis, looks, nothing, stands_on
+from .forest import forest
 from .overfit_tables import rates
 
 OTHER_SCHEDULE = {"color": "#0072B2", "marker": "o"}
-CLASSES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#CDBE00", "#000000", "#8C510A", "#999999")
+ENDS = {"last": OTHER_SCHEDULE, "best": {"color": "#D55E00", "marker": "D", "markersize": 3.6}}
 PASSES = "passes over the training set (forward and backward together are one)"
 
 
@@ -65,110 +66,111 @@ def schedule_curves(jobs: Sequence[Job]) -> Figure:
 
 
 def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
-    """Clean and robust accuracy (`shared_attack`) against passes over the training set: filled with the start given, hollow with
-    the natural training of the start where that is ours; black edges mark the epoch best on validation images, joined with the
-    last one; in grey those that no other beats at the same or lower cost."""
+    """What each method of the main part cost and what it reached, a row each from the cheapest: passes over the training set,
+    hollow with the natural training of the start where that is ours; clean and robust accuracy (`shared_attack`). A second mark
+    is the network of the epoch that is best on validation images."""
     rows = _of(frame, dataset, "main")
-    methods, gone, rows = unique(rows["method"]), lost(rows, "method"), rows.dropna(subset="value")
-    rows = rows.assign(given=rows["images_given"] / rows["train_images"], whole=rows["images_whole"] / rows["train_images"])
-    costs = rows.groupby(["method", "at", "attack", "eps"])[["given", "whole"]].mean().reset_index()
+    gone, names = lost(rows, "method"), {m: method_label(m) for m in unique(rows["method"])}
+    if rows["value"].isna().all():
+        return nothing(next(iter(gone.values()), NOT_RUN))
+    rows = rows.dropna(subset="value").assign(given=lambda f: f["images_given"] / f["train_images"],
+                                              whole=lambda f: f["images_whole"] / f["train_images"])
+    costs = rows.groupby(["method", "at"])[["given", "whole"]].mean().reset_index()
+    costs = costs.assign(column="passes", x=costs["given"])
+    start = costs[costs["whole"] > costs["given"]]  # not where it is unknown
     found, titles = _panels(rows)
-    found = found.assign(line=found["method"]).merge(costs, how="left")
-    bare = found.assign(x=found["given"], low=np.nan, high=np.nan)
-    start = bare[bare["whole"] > bare["given"]]  # not where it is unknown
-    dear = bare.sort_values(["x", "value"], ascending=[True, False], kind="stable")
-    best = dear["value"] > dear.groupby("column")["value"].transform(lambda values: values.cummax().shift(fill_value=-1))
-    front = dear[best].sort_values("column", kind="stable").assign(line="front")
-    marks = pd.concat([bare.sort_values("given").assign(kind="dashed"), front,
-                       start.assign(x=start["whole"], xlow=start["given"], xhigh=start["whole"], kind="points hollow"),
-                       found.assign(x=found["given"], kind=found["at"].map({"best": "best", "last": "points"}))])
-    shown = {m: look | {"markersize": 5} for m, look in looks(methods).items()}
-    front = {"color": GREY, "linewidth": 0.8, "drawstyle": "steps-post", "zorder": 1}
-    seen = set(found.loc[found["column"] == "robust", "method"])
-    entries = [(method_label(m) + ("" if m in seen else f" ({gone[m]})" if m in gone else f" (right: {NOT_RUN})"),
-                look | {"linestyle": "none"}) for m, look in shown.items()]
-    entries += [("last epoch, start given", DOT),
-                ("best on validation images", DOT | {"color": "#BBBBBB", "markeredgecolor": "black"}),
-                ("epochs of the same runs", {"color": PLAIN, "linestyle": "--", "linewidth": 0.8}),
-                ("training of the start included", HOLLOW | {"linestyle": "-", "linewidth": 0.5}),
-                ("best at its cost, start given", front)]
-    return figure(marks, shown | {"front": front}, columns=titles, y="value", scale=100, log="x", longest=2000,
-                  words=_words(titles, found, gone), height=3.2, above=1.3, sharey=False, ylabel="accuracy (%)",
-                  xlabel=f"{PASSES}, {dataset_label(dataset)}", entries=entries)
+    values = found.assign(x=100 * found["value"], low=100 * found["low"], high=100 * found["high"])
+    marks = pd.concat([costs, start.assign(x=start["whole"], kind="points hollow"), values])
+    missing = [{"row": m, "column": c, "absent": word} for m, word in gone.items() for c in ("passes", *titles)]
+    marks = pd.concat([marks.assign(row=marks["method"], line=marks["at"], lane=marks["at"]), pd.DataFrame(missing)])
+    cheapest = costs.groupby("method")["given"].min()
+    order = {m: names[m] for m in sorted(names, key=lambda m: cheapest.get(m, np.inf))}
+    entries = [("last epoch", ENDS["last"]), ("best epoch on validation images", ENDS["best"]),
+               ("training of the start included", ENDS["last"] | {"markerfacecolor": "white"})]
+    entries = [(text, look | {"linestyle": "none"}) for text, look in entries]
+    panels = {"passes": "passes over the\ntraining set"}
+    panels |= {c: text.replace("\n", " (%)\n").replace(", ", ",\n") for c, text in titles.items()}
+    fig = forest(marks.sort_values("lane", ascending=False, kind="stable"), order, ENDS, panels, zero=False, sharex=False,
+                 entries=entries, xlabel=f"{dataset_label(dataset)}; bars: 95 % intervals")
+    log_axis(fig.axes[0].xaxis, 2000)
+    return fig
 
 
 def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> Figure:
-    """Clean and robust accuracy at the end of AFT and under each other schedule, a row each with the learning rate chosen for it,
-    finished or not; a line where AFT is."""
+    """Accuracy at the end of AFT under each other schedule minus that under its own, paired on test images and seeds, clean on
+    the left, the strongest PGD on the right; a row each with the learning rate chosen for it, finished or not."""
     rows = _of(frame, dataset, "main", "schedule")
     rows = rows[(rows["at"] == "last") & ((rows["part"] == "schedule") | (rows["method"] == "aft"))]
-    gone, rows, names = lost(rows, "method"), rows.dropna(subset="value"), {}
-    marks, titles = _panels(rows)
-    for method in methods:
-        lr = " or ".join(f"{x:g}" for x in unique(rows.loc[rows["method"] == method, "lr"]))
-        seeds = marks.loc[marks["method"] == method, "seeds"]
-        names[method] = row_label(method_label(method) + (f", lr {lr}" if lr else ""), seeds, marks["seeds"])
-    marks = marks.assign(x=100 * marks["value"], low=100 * marks["low"], high=100 * marks["high"], row=marks["method"])
-    missing = pd.DataFrame({"row": m, "column": c, "absent": gone.get(m, NOT_RUN)} for m in methods for c in titles)
-    aft = marks[marks["method"] == "aft"].assign(row="", kind="upright", line="rule")
-    marks = pd.concat([marks.assign(line=marks["method"].map(lambda m: "aft" if m == "aft" else "other")), missing, aft])
-    return forest(marks, names, {"aft": LOOKS["aft"], "other": OTHER_SCHEDULE, "rule": {"color": GREY, "linewidth": 0.8}},
-                  titles, zero=False, sharex=False, xlabel=f"accuracy on {dataset_label(dataset)} at the last epoch (%)")
+    gone, rows, marks, names = lost(rows, "method"), rows.dropna(subset="value"), [], {}
+    each = {m: rows[rows["method"] == m] for m in methods}
+    ours, attack = each.get("aft", rows[:0]), aft_tables.strongest_pgd(rows[rows["part"] == "schedule"])
+    for method in (m for m in methods if m != "aft"):
+        lr = " or ".join(f"{x:g}" for x in unique(each[method]["lr"]))
+        names[method] = method_label(method).removeprefix("AFT, ") + (f", lr {lr}" if lr else "")
+        word = gone.get(method, gone.get("aft", NOT_RUN))
+        for column, name in (("clean", "none"), ("robust", attack)):
+            found = aft_tables.difference(each[method], ours, name)
+            numbers = [100 * x for x in found[2:5]] if found.seeds else [np.nan] * 3
+            marks.append([method, column, "other", *numbers, found.images if found.seeds else 0, found.seeds, word])
+    marks = pd.DataFrame(marks, columns=["row", "column", "line", "x", "low", "high", "n", "seeds", "absent"])
+    rate = " or ".join(f"{x:g}" for x in unique(ours["lr"]))
+    eps = next(iter(rows.loc[rows["attack"] == attack, "eps"]), None)
+    return forest(marks, names, {"other": OTHER_SCHEDULE}, {"clean": "clean", "robust": _header((attack, eps) if eps else None)},
+                  xlabel=f"points above AFT with its own schedule{f', lr {rate}' if rate else ''}, last epoch; 95 % intervals",
+                  note=f"{dataset_label(dataset)}: the same {stands_on(marks['n'], marks['seeds'])}".removesuffix(": the same "))
 
 
 def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
-    """Robust accuracy, and clean accuracy in lighter colour, against the number of training images and the width, of AFT and of
-    the same training from random weights, at the last epoch.
+    """Clean and robust accuracy against the number of training images and the width, of AFT and of the same training from random
+    weights, at the last epoch.
 
     The runs with all images and own width count only for the seeds that the others have, so that lines stay with their seeds.
     """
     shown, every = looks(("aft", "aft_random")), _of(frame, dataset, "main", "fraction", "width")
     every = every[every["method"].isin(list(shown)) & (every["at"] == "last")]
     every["width"] = [width or own_width(arch) for width, arch in zip(every["width"], every["arch"], strict=True)]
-    rows, marks, gone, titles = every.dropna(subset="value"), [], {}, {}
-    key = shared_attack(rows)
-    for part, column in (("fraction", "train_images"), ("width", "width")):
+    rows, marks, gone = every.dropna(subset="value"), [], {}
+    key, parts = shared_attack(rows), {"fraction": "train_images", "width": "width"}
+    for part, column in parts.items():
         some, full = rows[rows["part"] == part], rows[rows["part"] == "main"]
         here = pd.concat([some, full[full["seed"].isin(some["seed"])] if len(some) else full])
         here = here.drop_duplicates([column, "method", "seed", "attack", "eps", "n"])  # the full size may be in both
-        found = [_panels(mine, key)[0].assign(x=x, part=part) for x, mine in here.groupby(column)]
-        titles[part] = _basis(pd.concat(found)) if found else ""
-        marks += found
-        missing = every[every["value"].isna() & (every["part"] == part)]
-        gone["", part] = [f"{method_label(m)}, {size:,}" for m, size in zip(missing["method"], missing[column], strict=True)]
+        marks += [_panels(mine, key)[0].assign(x=x, part=part) for x, mine in here.groupby(column)]
+        missing = every.loc[every["value"].isna() & (every["part"] == part), ["method", column]]
+        gone["robust", part] = [f"{method_label(m)}, {size:,}" for m, size in missing.itertuples(index=False)]
     marks = pd.concat(marks or [_panels(rows)[0].assign(x=0, part="")])
-    marks = marks.assign(kind=marks["column"].map({"clean": "faint", "robust": ""}), column=marks["part"])
     beside = marks["method"].map({"aft": 1.0, "aft_random": 1.02}).astype(float)  # so that bars do not hide each other
-    fig = figure(marks.assign(x=marks["x"] * beside), shown, columns=titles, y="value", line="method", scale=100, gone=gone,
-                 words=_words(titles, marks, lost(every, "method")), sharex=False, per_line=2,
-                 ylabel=f"accuracy on {dataset_label(dataset)} (%)",
-                 entries=[*((f"{method_label(m)}: {_header(key)}", look) for m, look in shown.items()),
-                          *((f"{method_label(m)}: clean", look | {"alpha": 0.4}) for m, look in shown.items())])
-    for ax, part, label in zip(fig.axes, titles, ("training images", "width (channels of the first stage)"), strict=True):
-        ax.set(xscale="log", xlabel=label)
-        sizes = sorted(unique(marks.loc[marks["column"] == part, "x"]))
-        ax.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
-        ax.minorticks_off()
+    panels = {"clean": "clean (%)", "robust": f"{_header(key)} (%)"}
+    word = next(iter(lost(every, "method").values()), NOT_RUN)
+    there = set(zip(marks["column"], marks["part"], strict=True))
+    fig = figure(marks.assign(row=marks["column"], column=marks["part"], x=marks["x"] * beside), shown, y="value", line="method",
+                 rows=panels, columns=dict.fromkeys(parts, ""), scale=100, log="x", ticks=marks["x"], gone=gone, height=1.5,
+                 words={(r, c): word for r in panels for c in parts if (r, c) not in there}, sharex="col", sharey="row",
+                 note=f"{dataset_label(dataset)}: {_basis(marks)}",
+                 entries=[(method_label(m), look) for m, look in shown.items()])
+    for ax, label in zip(fig.axes[-2:], ("training images", "width (channels of the first stage)"), strict=True):
+        ax.set_xlabel(label)
     return fig
 
 
-def embedding_plot(projections: Sequence[tuple[int, Projection]], class_names: Sequence[str]) -> Figure:
-    """Test images in the plane, a panel for each epoch: dots clean, crosses attacked, a colour for each class (grey from the
-    eleventh on); above how faithful the picture is, below `Projection.agreement`."""
+def embedding_plot(projections: Sequence[tuple[int, Projection]]) -> Figure:
+    """Test images in the plane, a panel for each epoch: a dot is a clean image, from which a line leads to the cross of the same
+    image attacked; above how faithful the picture is, below `Projection.agreement`."""
     if not projections:
         return nothing(f"{NOT_RUN} or {DIVERGED}")
-    present = sorted({int(c) for _, p in projections for c in np.unique(p.labels)})
-    dot = {"marker": "o", "markersize": 2.8, "markeredgewidth": 0, "linestyle": "none"}
-    shown = {c: dot | {"color": color} for c, color in itertools.zip_longest(present, CLASSES[:len(present)], fillvalue=GREY)}
+    shown = {"clean": {"color": "#0072B2", "marker": "o", "markersize": 2.8, "markeredgewidth": 0, "linestyle": "none"},
+             "attacked": {"color": "#D55E00", "marker": "x", "markersize": 3.4, "markeredgewidth": 0.8, "linestyle": "none"},
+             "way": {"color": GREY, "linewidth": 0.5, "marker": "", "zorder": 1}}
     when = {0: "before: ", len(projections) - 1: "after: "} if len(projections) > 1 else {}
-    marks = [pd.DataFrame({"x": places[:, 0], "y": places[:, 1], "line": p.labels.astype(int), "kind": kind, "column": i})
-             for i, (_, p) in enumerate(projections) for places, kind in ((p.clean, ""), (p.attacked, "cross"))]
-    entries = [(class_names[c], look | {"markersize": 4}) for c, look in list(shown.items())[:len(CLASSES)]]
-    entries += [("other classes", DOT | {"color": GREY})] * (len(present) > len(CLASSES))
-    fig = figure(pd.concat(marks), shown, sharex=False, sharey=False, height=2.7, per_line=6,
+    marks = []
+    for i, (_, p) in enumerate(projections):
+        ways = np.stack([p.clean, p.attacked, np.full_like(p.clean, np.nan)], axis=1).reshape(-1, 2)  # a gap after each
+        marks += [pd.DataFrame(places, columns=["x", "y"]).assign(line=line, column=i)
+                  for line, places in (("way", ways), ("clean", p.clean), ("attacked", p.attacked))]
+    fig = figure(pd.concat(marks), shown, sharex=False, sharey=False, height=2.7, note=stands_on([len(projections[0][1].labels)]),
                  columns={i: f"{when.get(i, '')}epoch {epoch}\ntrustworthiness {p.trustworthiness:.2f}"
                           for i, (epoch, p) in enumerate(projections)},
-                 entries=[*entries, ("clean", DOT | {"color": PLAIN}), ("attacked", DOT | {"color": PLAIN, "marker": "x"})])
+                 entries=[("clean", shown["clean"]), ("attacked", shown["attacked"]), ("the same image", shown["way"])])
     for ax, (_, p) in zip(fig.axes, projections, strict=True):
         own = "own class nearest:\n{:.0f} % of clean, {:.0f} % of attacked".format(*(100 * share for share in p.agreement))
         ax.set(xticks=[], yticks=[], box_aspect=1)
@@ -177,30 +179,39 @@ def embedding_plot(projections: Sequence[tuple[int, Projection]], class_names: S
     return fig
 
 
-def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int) -> Figure:
-    """Robust accuracy on validation images while training, against passes over the training set with the start given; a cross
-    where a run collapsed (`collapsed`, for ten classes and 500 images), the legend says which diverged.
+def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int, val_images: int) -> Figure:
+    """Robust accuracy on validation images while training, against passes over the training set with the start given: a panel for
+    each method, with the others in grey behind it, and the 95 % interval over the validation images of each epoch as a band; a
+    cross where a run collapsed (`collapsed`), and the title says which diverged.
 
     Args:
         store_rows: method -> per-epoch rows of its run (`networks.rows_of`), none where it is not finished.
-        train_images: that a pass goes over.
+        train_images: that a pass goes over. val_images: that accuracies stand on.
     """
-    shown, marks, entries = looks(store_rows), [], []
+    shown, lines, crosses, titles = looks(store_rows), {}, [], {}
     for method, rows in store_rows.items():
-        measured = [(images_passed(rows[:i]) / train_images, row["val_robust_acc"], row["epoch"])
+        measured = [(images_passed(rows[:i]) / train_images, row["epoch"],
+                     *clopper_pearson(round(row["val_robust_acc"] * val_images), val_images)[:3])
                     for i, row in enumerate(rows, start=1) if "val_robust_acc" in row]
-        mine = pd.DataFrame(measured, columns=["x", "y", "epoch"]).assign(line=method)
-        found, word = collapsed(rows), rows[-1].get("absent", "") if rows else NOT_RUN
+        mine = pd.DataFrame(measured, columns=["x", "epoch", "y", "low", "high"])
+        found, word = collapsed(rows, images=val_images), rows[-1].get("absent", "") if rows else NOT_RUN
         never = found is not None and found.kind == NEVER
         word = word or (NEVER if never else "" if measured else NOT_RUN)
-        entries.append((method_label(method) + (f" ({word})" if word else ""), shown[method]))
-        marks += [mine, mine[mine["epoch"] == (found.epoch if found and not never else None)].assign(line="collapsed")]
-    marks = pd.concat(marks).assign(column="")
+        titles[method] = method_label(method) + (f" ({word})" if word else "")
+        crosses.append(mine[mine["epoch"] == (found.epoch if found and not never else None)].assign(
+            line="collapsed", column=method, low=np.nan, high=np.nan))
+        lines[method] = mine
+    marks = [lines[other].assign(line="behind", kind="plain", strand=other, column=m, low=np.nan, high=np.nan)
+             for m in lines for other in lines if other != m]
+    marks = pd.concat([*marks, *(mine.assign(line=m, column=m, kind="band") for m, mine in lines.items()), *crosses])
     cross = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 8, "markeredgewidth": 1.6, "zorder": 4}
-    return figure(marks, {m: look | {"markersize": 3} for m, look in shown.items()} | {"collapsed": cross}, columns={"": ""},
-                  scale=100, log="x", longest=2000, height=2.3, xlabel=PASSES, per_line=1, loc="outside right center",
-                  ylabel="robust accuracy on validation images (%)",
-                  entries=entries + [("collapsed", cross)] * ("collapsed" in set(marks["line"])))
+    behind = {"color": "#BBBBBB", "linewidth": 0.8, "zorder": 1}
+    entries = [("the other methods", behind)] + [("collapsed", cross)] * any(map(len, crosses))
+    return figure(marks, {m: look | {"markersize": 2.5} for m, look in shown.items()} | {"collapsed": cross, "behind": behind},
+                  columns=titles, wrap=3, scale=100, log="x", ticks=(1, 3, 10, 30, 100, 300, 1000), height=1.5, xlabel=PASSES,
+                  ylabel="robust accuracy on\nvalidation images (%)", entries=entries,
+                  note=f"{stands_on([val_images], [1], 'validation images')}; bands: 95 % over the images",
+                  words={("", m): titles[m].rpartition("(")[2].rstrip(")") for m, mine in lines.items() if mine.empty})
 
 
 def shared_attack(rows: pd.DataFrame) -> tuple[str, float] | None:
@@ -226,17 +237,10 @@ def _panels(rows: pd.DataFrame, key: tuple[str, float] | None = None) -> tuple[p
                    for c, text in (("clean", "clean"), ("robust", _header(key)))}
 
 
-def _words(columns: Iterable[str], drawn: pd.DataFrame, gone: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    return {("", c): next(iter(gone.values()), NOT_RUN) for c in columns if c not in set(drawn["column"])}
-
-
 def _header(key: tuple[str, float] | None) -> str:
     return labels.header(key[0], "linf", key[1]) if key else "robust"
 
 
 def _basis(panel: pd.DataFrame) -> str:
     """A line for titles: images and seeds."""
-    if panel.empty:
-        return ""
-    images, seeds = (" to ".join(f"{x:,}" for x in unique((panel[c].min(), panel[c].max()))) for c in ("n", "seeds"))
-    return f"{images} test images, " + ("1 seed" if seeds == "1" else f"mean of {seeds} seeds")
+    return stands_on(panel["n"], panel["seeds"])

@@ -88,10 +88,10 @@ def starts_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
                      "published clean": f"{100 * theirs['clean_acc']:.2f} (all {theirs['images']:,} test images, "
                      f"{theirs['source']})" if theirs else "",
                      "seeds": listed(unique(after["seed"])), "test images": f"first {first['n'].max():,} of our order"}
-            for title, attack in (("clean", "none"), ("PGD", _pgd(before, after))):
+            for title, attack in (("clean", "none"), ("PGD", strongest_pgd(before, after))):
                 line |= {f"{title} before": _accuracy(first, attack, spec.attack),
                          f"{title} after": _accuracy(after, attack, spec.attack),
-                         f"gain, {title} (points)": _points(_difference(after, before, attack))}
+                         f"gain, {title} (points)": _points(difference(after, before, attack))}
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -122,8 +122,8 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     for title in ("clean", "PGD"):
         cells = {OURS: ""}
         for n, mine in found.items():
-            attack = "none" if title == "clean" else _pgd(mine, ours)
-            cells.setdefault(n, _points(_difference(mine, ours, attack), said(lines[n], at_ours)))
+            attack = "none" if title == "clean" else strongest_pgd(mine, ours)
+            cells.setdefault(n, _points(difference(mine, ours, attack), said(lines[n], at_ours)))
         out[f"{title} minus AFT (points)"] = [cells[n] for n in lines]
     return out
 
@@ -240,7 +240,7 @@ def _differences(pairs: Mapping[tuple, tuple], names: tuple[str, ...]) -> pd.Dat
     out = []
     for head, (ours, theirs, _) in pairs.items():
         for attack in sorted({*ours["attack"], *theirs["attack"]}, key=strength):
-            found = _difference(ours, theirs, attack)
+            found = difference(ours, theirs, attack)
             if found.seeds:
                 trained = ours["row"].iloc[0].spec.attack
                 out.append([head, header(attack, trained.threat, trained.eps), *found[2:5],
@@ -259,12 +259,12 @@ def _accuracy(lines: pd.DataFrame, attack: str, trained: AttackSpec) -> str:
     return number(next(averages(_under(lines, attack, trained), ["method"]).itertuples(), None))
 
 
-def _pgd(*lines: pd.DataFrame) -> str:
+def strongest_pgd(*lines: pd.DataFrame) -> str:
     """The strongest PGD among the measurements, empty if there is none."""
     return max((a for a in pd.concat(lines)["attack"] if parse(a).kind == "pgd"), key=strength, default="")
 
 
-def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, attack: str) -> Contrast:
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, attack: str) -> Contrast:
     """Of measured lines, at the radius that ours were trained against."""
     rows = [_under(lines, attack, ours["row"].iloc[0].spec.attack)["row"] if len(ours) else () for lines in (ours, theirs)]
     both = done(paired(*rows))

@@ -4,6 +4,7 @@ A method has one colour, line style and marker in all figures, so that they read
 and Ito). What is not there is said: in the middle of an empty panel why, in a corner what diverged.
 """
 
+import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from PIL import Image
 
 from ..base.files import atomic_write
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, marked, method_label, unique
@@ -46,11 +48,10 @@ LOOKS |= {  # the same look only where two never meet in a figure
 FLAGS = {  # what the words in a mark's `kind` change in the look of its line
     "points": {"linestyle": "none"}, "plain": {"marker": ""}, "solid": {"linestyle": "-", "marker": ""},
     "dashed": {"linestyle": (0, (4, 1.6)), "linewidth": 1.1, "marker": ""}, "hollow": {"markerfacecolor": "white"},
-    "thin": {"linewidth": 0.5, "alpha": 0.55}, "faint": {"alpha": 0.4, "markeredgewidth": 0}, "band": {},
+    "thin": {"linewidth": 0.5, "alpha": 0.55}, "band": {},
     "best": {"linestyle": "none", "markersize": 5.5, "markeredgecolor": "black", "markeredgewidth": 0.8, "zorder": 4},
     "seeds": {"linestyle": "none", "color": "#000000", "marker": ".", "markersize": 2.5, "zorder": 5},
     "ring": {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"},
-    "cross": {"linestyle": "none", "marker": "x", "markersize": 3.6, "markeredgewidth": 0.8},
     "end": {"linestyle": "none", "marker": "|", "markersize": 11, "markeredgewidth": 1.6, "clip_on": False},
     "thick": {"linestyle": "none", "marker": "", "elinewidth": 3, "alpha": 0.35},
 }
@@ -77,12 +78,34 @@ styled = plt.style.context(["default", SETTINGS])  # decorates what draws: the p
 
 
 def save(fig: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Write path.png and path.pdf, each whole or not at all; the same figure gives the same bytes."""
-    targets = tuple(Path(path).with_name(Path(path).name + suffix) for suffix in (".png", ".pdf"))
-    for target, metadata in zip(targets, ({}, {"CreationDate": None}), strict=True):
-        options = {"format": target.suffix[1:], "metadata": metadata}
-        atomic_write(target, styled(lambda tmp, options=options: fig.savefig(tmp, **options)))
-    return targets
+    """Write path.png, of 256 colours, and path.pdf, each whole or not at all; the same figure gives the same bytes."""
+    png, pdf = (Path(path).with_name(Path(path).name + suffix) for suffix in (".png", ".pdf"))
+    drawn = io.BytesIO()
+    styled(fig.savefig)(drawn, format="png")
+    colours = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    atomic_write(png, lambda tmp: colours.save(tmp, "PNG", optimize=True, dpi=(SETTINGS["savefig.dpi"],) * 2))
+    atomic_write(pdf, styled(lambda tmp: fig.savefig(tmp, format="pdf", metadata={"CreationDate": None})))
+    return png, pdf
+
+
+def sign(fig: Figure, preset: str) -> None:
+    """Say at the bottom, after what the figure stands on, which preset it is of."""
+    label = fig.get_supxlabel()
+    text = next((t for t in fig.texts if label and t.get_text() == label), None) or fig.supxlabel("", fontsize=9)
+    text.set_text(("; " if "\n" in label else "\n").join(filter(None, (label, f"preset {preset}"))))
+
+
+def stands_on(images: Iterable[float] = (), seeds: Iterable[float] = (), what: str = "test images") -> str:
+    """How many images and seeds a figure stands on, as a range where its marks differ.
+
+    >>> stands_on([1000, 300], [3, 3]), stands_on(seeds=[1])
+    ('300 to 1,000 test images, 3 seeds', '1 seed')
+    """
+    said = []
+    for numbers, noun in ((images, what), (seeds, "seeds")):
+        ends = unique(f"{end(numbers):,.0f}" for end in (min, max)) if len(numbers := [x for x in numbers if x > 0]) else []
+        said += [f"{' to '.join(ends)} {noun[:-1] if ends == ['1'] else noun}"] * bool(ends)
+    return ", ".join(said)
 
 
 def looks(methods: Iterable[str]) -> dict[str, dict]:
@@ -128,7 +151,7 @@ def figure(marks: pd.DataFrame, looks: Mapping[str, dict], *, rows: Names = ("",
         if bottom is not None:
             ax.set_ylim(bottom=bottom)
         for name in log:
-            _log(getattr(ax, f"{name}axis"), longest)
+            log_axis(getattr(ax, f"{name}axis"), longest)
         if isinstance(ticks, int) and ticks > 0:
             ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
         elif not isinstance(ticks, int):
@@ -139,18 +162,19 @@ def figure(marks: pd.DataFrame, looks: Mapping[str, dict], *, rows: Names = ("",
 
 
 def panels(rows: Names, columns: Names, *, height: float = 2.0, width: float = WIDTH, wrap: int = 0, above: float = 0.8,
-           xlabel: str = "", ylabel: str = "", **grid: object) -> tuple[Figure, dict[Panel, Axes]]:
+           xlabel: str = "", ylabel: str = "", note: str = "", **grid: object) -> tuple[Figure, dict[Panel, Axes]]:
     """A figure with a panel for each row and column, or, of one row, with `wrap` panels to a line.
 
     Args:
         rows, columns: key -> what stands beside the row or above the column; keys alone are data sets.
         height: inches of a panel. above: inches of legend, titles and label.
-        xlabel, ylabel: of all axes. grid: for `Figure.subplots`; by default all panels share both axes.
+        xlabel, ylabel: of all axes. note: on what all stands, below them (`stands_on`).
+        grid: for `Figure.subplots`; by default all panels share both axes.
     """
     rows, columns = ((k if isinstance(k, Mapping) else {name: dataset_label(name) for name in k}) for k in (rows, columns))
     across = min(len(columns), wrap or len(columns))
     lines = len(rows) * -(-len(columns) // across)
-    fig = Figure(figsize=(width, height * lines + above))  # not pyplot's: nothing is shown by itself
+    fig = Figure(figsize=(width, height * lines + above + 0.15))  # not pyplot's: nothing is shown by itself
     places = fig.subplots(lines, across, squeeze=False, **{"sharex": True, "sharey": True} | grid).flat
     axes = dict(zip(itertools.product(rows, columns), places, strict=False))
     for i, ((row, column), ax) in enumerate(axes.items()):
@@ -161,7 +185,7 @@ def panels(rows: Names, columns: Names, *, height: float = 2.0, width: float = W
     for ax in list(fig.axes)[len(axes):]:
         ax.remove()
     fig.align_ylabels()
-    fig.supxlabel(xlabel)
+    fig.supxlabel("\n".join(filter(None, (xlabel, note))))
     fig.supylabel(ylabel)
     return fig, axes
 
@@ -226,7 +250,8 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
     return found.reset_index()
 
 
-def _log(axis: Axis, longest: float) -> None:
+def log_axis(axis: Axis, longest: float) -> None:
+    """Logarithmic, with round numbers where its ends are at most `longest` apart, else with decades."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
     if high / low > longest:

@@ -75,7 +75,7 @@ def forest(marks: pd.DataFrame, labels: Mapping[str, str], looks: Mapping[str, d
         if zero:
             ax.axvline(0, **RULE)
     legend(fig, entries, per_line, handlelength=2)
-    fig.set_figheight(max(heights) / 72 + 0.8 + 0.2 * -(-len(entries) // per_line))
+    fig.set_figheight(max(heights) / 72 + 0.95 + 0.2 * -(-len(entries) // per_line))
     return fig
 
 

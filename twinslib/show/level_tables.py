@@ -90,9 +90,10 @@ def abstention_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
-    """Average certified radius, mean over the noise levels, by pre-training and strength of clean fine-tuning (`STRENGTHS`), with
-    its learning rate times epochs; reference: fine-tuned with noise of each level. chance: of the best constant answer; constant:
-    whether it is close to one at one of the levels; absent: what stands for a missing one."""
+    """Average certified radius, mean over the noise levels (as are the ends of its interval, which makes it no shorter than it
+    should be), by pre-training and strength of clean fine-tuning (`STRENGTHS`), with its learning rate and epochs; reference:
+    fine-tuned with noise of each level. chance: of the best constant answer; constant: whether it is close to one at one of the
+    levels; absent: what stands for a missing one."""
     optims = {(job.spec.data.name, cell_of(job).finetuning): job.spec.optim for job in jobs if cell_of(job)}
     wanted = unique((d, c) for d, c in zip(frame["dataset"], frame["cell"], strict=True) if c.finetuning in STRENGTHS)
     main, out = main_lines(frame), []
@@ -103,12 +104,13 @@ def strengths(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
             for cell in (c for c in cells if (dataset, c) in wanted or c is cells[-1]):
                 lines = family(main, dataset, cell, sigmas, "acr").drop_duplicates("sigma")
                 whole, optim = 0 < lines["value"].count() == len(sigmas), optims.get((dataset, cell.finetuning))
-                numbers = [float(lines[k].mean()) if whole else math.nan for k in ("value", "chance")]
+                columns = ("value", "low", "high", "images", "seeds", "chance")
+                numbers = [float(lines[k].mean()) if whole else math.nan for k in columns]
                 rate = [optim.lr, optim.epochs] if optim else [math.nan, math.nan]
                 out.append([dataset, pretraining, cell.finetuning, *rate, *numbers, whole and bool(lines["constant"].any()),
                             "" if whole else said(lines)])
-    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "chance", "constant",
-                                      "absent"])
+    return pd.DataFrame(out, columns=["dataset", "pretraining", "finetuning", "lr", "epochs", "acr", "low", "high", "images",
+                                      "seeds", "chance", "constant", "absent"])
 
 
 def strength_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,12 +17,12 @@ from ..evidence.course import LAST, Course, by_key
 from ..specs.labels import DATASETS, dataset_label, method_label, unique
 from ..specs.run import RunSpec
 from . import overfit_tables
-from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks, nothing
+from .figures import DOT, DROP, FLAGS, HOLLOW, LOOKS, PLAIN, SHADE, SMALL, figure, looks, nothing, stands_on
 from .forest import fences, forest, row_label
 from .overfit_tables import PLATEAUS, SCHEDULES, SCRATCH, SLOW, Plan, absent, attack_text, first_drop, rates, schedule_label
 
 PARTS = {"train_robust": "dashed", "test_robust": "solid", "test_clean": "solid"}
-RULES = {"behind": {"color": GREY, "linewidth": 0.9}, "drop": DROP, "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
+RULES = {"behind": {"color": PLAIN, "linewidth": 0.8}, "drop": DROP, "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
 SHADED = {"color": SHADE, "linewidth": 7}
 PUBLIC = {"color": "#555555", "linewidth": 0.8, "markersize": 4.2, "markerfacecolor": "white"}
 THEIRS = {"public test": PUBLIC | {"marker": "o"}, "public training": PUBLIC | {"marker": "s", "linestyle": (0, (4, 1.6))}}
@@ -43,7 +43,8 @@ def method_curves(courses: Sequence[Course]) -> Figure:
                  for e in (c.ending for c in group[:1])]
         marks.append(pd.concat(here).assign(column=f"{d} {m}"))
     fig = figure(pd.concat(marks), looks(m for _, m in plan) | RULES, wrap=3, height=1.75, ticks=5, xlabel=_epochs(plan),
-                 ylabel=_error(plan), words={("", " ".join(key)): absent(courses, *key) for key in plan if key not in found},
+                 ylabel=_error(plan), note=_note(found, plan),
+                 words={("", " ".join(key)): absent(courses, *key) for key in plan if key not in found},
                  columns={f"{d} {m}": method_label(m) + (f"\n{dataset_label(d)}" if several else "") for d, m in plan},
                  entries=[*_entries(plan, found), ("test images, AT", RULES["behind"]), (f"last {LAST} measurements", SHADED),
                           ("learning rate drops", DROP)])
@@ -70,7 +71,8 @@ def gap_plot(courses: Sequence[Course]) -> Figure:
     where = "" if several else f" on {dataset_label(marks['dataset'].iloc[0])}"
     return forest(marks, rows, {"": DOT | {"color": "#0072B2", "elinewidth": 1}}, {"own": "gap", "pair": "difference of gaps"},
                   limits=limits, own_rows=True, entries=[("interval leaves out 0", DOT), ("unclear: it contains 0", HOLLOW)],
-                  xlabel=f"points of robust accuracy{where}, best epoch − end, with 95 % interval")
+                  xlabel=f"points of robust accuracy{where}, best epoch − end, with 95 % interval",
+                  note=_note(by_key(courses), plan))
 
 
 def schedule_curves(courses: Sequence[Course]) -> Figure:
@@ -86,6 +88,7 @@ def schedule_curves(courses: Sequence[Course]) -> Figure:
         marks += [pd.concat([*error, shade]).assign(row="error", column=m),
                   pd.concat([steps.assign(line=m, kind="solid"), shade]).assign(row="rate", column=m)]
     fig = figure(pd.concat(marks), looks(m for _, m in plan) | RULES, ticks=4, xlabel=_epochs(plan), sharex="col", sharey="row",
+                 note=_note(found, plan),
                  rows={"rate": "learning rate", "error": _error(plan).replace(", ", "\n")}, height=1.4, height_ratios=(1, 2.3),
                  columns={m: schedule_label(spec) for (_, m), spec in plan.items()},
                  words={("error", key[1]): absent(courses, *key) for key in plan if key not in found},
@@ -138,7 +141,7 @@ def plateau_curves(courses: Sequence[Course]) -> Figure:
                for key, spec in plan.items()]
     return figure(pd.concat(marks).assign(column=""), looks(m for _, m in plan) | RULES, height=2.1, per_line=1,
                   entries=[*entries, *_entries(plan, found), ("learning rate drops", DROP)], loc="outside right center",
-                  xlabel="epochs after the first drop of the learning rate", ylabel=_error(plan))
+                  xlabel="epochs after the first drop of the learning rate", ylabel=_error(plan), note=_note(found, plan))
 
 
 def _plan(courses: Sequence[Course], which: Callable[[str], bool] = bool, several: bool = False) -> Plan:
@@ -153,6 +156,12 @@ def _plan(courses: Sequence[Course], which: Callable[[str], bool] = bool, severa
 
 def _epochs(plan: Plan) -> str:
     return f"epoch of training on {' and '.join(unique(dataset_label(d) for d, _ in plan))}"
+
+
+def _note(found: dict[tuple[str, str], list[Course]], plan: Plan) -> str:
+    """On how many test images and seeds the planned methods stand, as far as they are finished."""
+    groups = [[c for c in found.get(key, ()) if "test_robust" in c.arrays] for key in plan]
+    return stands_on([c.arrays["test_robust"].shape[1] for group in groups for c in group], map(len, groups))
 
 
 def _error(plan: Plan) -> str:

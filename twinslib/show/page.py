@@ -1,16 +1,18 @@
 """A notebook's page: its plan and its store, and what it showed, which is left as text in tables/<number>.md of the store."""
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from IPython import display
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from ..base import markdown
 from ..base.files import atomic_write
 from ..claims import ledger
-from ..specs.jobs import Job
+from ..specs.jobs import Job, Task
 from ..store import store
 from ..studies import presets
 from ..studies.plan import STUDIES
@@ -30,7 +32,22 @@ class Page:
         self.number, self.title = number, title
         self.store = store.Store(values["preset"])
         self.plan = functools.partial(STUDIES[number], **{k: v for k, v in values.items() if k not in presets.SETTINGS})
+        self.bar: tqdm | None = None
         self.sections: dict[str, dict[tuple, str]] = {"Claims": {}}  # first on the page, whenever they are shown
+
+    def __repr__(self) -> str:
+        jobs = self.jobs
+        return (f"Page {self.number}, {self.title}: preset {self.store.preset}, {len(jobs)} runs, tasks left: "
+                f"{len(self.store.missing(jobs))}")
+
+    def progress(self, task: Task, done: int, total: int) -> None:
+        """A bar over the steps of a task, for `sweep`, where somebody watches: in a session of JupyterLab or Jupyter Notebook."""
+        if "JPY_SESSION_NAME" in os.environ:
+            if self.bar is None or self.bar.desc != str(task):
+                self.bar = tqdm(desc=str(task), total=total)
+            self.bar.update(done - self.bar.n)
+            if done == total:
+                self.bar.close()
 
     @property
     def jobs(self) -> Sequence[Job]:
@@ -48,7 +65,8 @@ class Page:
         return display.Markdown(text)
 
     def figure(self, name: str, figure: Figure, width: int = 800) -> display.Image:
-        """The figure, left as figures/<number>_<name> of the store; it is no part of the text."""
+        """The figure, left as figures/<number>_<name> of the store and signed with its preset; it is no part of the text."""
+        figures.sign(figure, self.store.preset)
         picture, _ = figures.save(figure, self.store.root / "figures" / f"{self.number}_{name}")
         return display.Image(picture, width=width)
 
@@ -57,12 +75,22 @@ class Page:
         atomic_write(self.store.root / "rows" / f"{name}.csv", lambda tmp: frame.to_csv(tmp, index=False))
         return frame
 
-    def verdicts(self) -> pd.DataFrame:
-        """Every claim of the notebook with its verdict, which is written to the ledger; from here on no table cuts its text."""
-        pd.set_option("display.max_colwidth", None)
+    @functools.cached_property
+    def judged(self) -> list[ledger.Verdict]:
+        """The verdict on every claim of the notebook, written to the ledger when it is first asked for."""
         found = ledger.judge_all(self.store, self.jobs, self.number)
         ledger.write(self.store, found)
-        return self.table("Claims", ledger.to_table(found))
+        return found
+
+    def finding(self) -> pd.DataFrame:
+        """What came of each claim, in short, for a notebook to open with; from here on no table is cut."""
+        pd.set_option("display.max_colwidth", None)
+        pd.set_option("display.max_rows", None)
+        return self.verdicts()[["claim", "verdict", "sentence", "effect"]]
+
+    def verdicts(self) -> pd.DataFrame:
+        """Every claim of the notebook with its verdict and all that stands behind it."""
+        return self.table("Claims", ledger.to_table(self.judged))
 
     def state(self) -> str:
         """Whether every run is finished, and in which precision they were computed."""

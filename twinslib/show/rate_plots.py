@@ -15,7 +15,7 @@ from ..evidence import course
 from ..evidence.course import KEYS, Course
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from . import rate_tables
-from .figures import HOLLOW, LOOKS, RULE, figure, looks, methods_legend, nothing, over_seeds
+from .figures import HOLLOW, LOOKS, RULE, figure, looks, methods_legend, nothing, over_seeds, stands_on
 from .forest import forest
 from .rate_tables import EPOCHS, PAIRS, RATES
 from .tables import student
@@ -49,7 +49,7 @@ def layer_courses(courses: Sequence[Course], dataset: str, methods: Sequence[str
     fig = figure(pd.concat([marks, rules]), looks(methods) | {"one": RULE}, rows=COURSES,
                  columns=layers, column="layer", line="method", log="y", ticks=4, xlabel=f"epochs on {dataset_label(dataset)}",
                  sharey="row", height=1.0, width=6.4, entries=methods_legend(looks(methods), frame["method"], lost, "plain"),
-                 per_line=4 if len(methods) < 5 else 3)
+                 per_line=4 if len(methods) < 5 else 3, note=_note(frame))
     fig.axes[0].set_yscale("linear")
     return fig
 
@@ -75,6 +75,7 @@ def layer_ratios(courses: Sequence[Course]) -> Figure:
     entries = [(pair_label(pair, "times"), LOOKS[pair[1]]) for pair in PAIRS if pair[1] in there]
     return figure(marks, _small(b for _, b in PAIRS), rows=unique(ratios["dataset"]), columns=RATES, row="dataset", column="rate",
                   line="baseline", x="place", rule=1, log="y", ticks=6, xlabel=CONVOLUTION, sharex="row", height=2.1,
+                  note=_note(ratios, "baseline"),
                   entries=entries + methods_legend({}, there, lost))
 
 
@@ -89,8 +90,8 @@ def wings(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     entries = methods_legend(looks(methods), layers["method"], lost)
     return figure(pd.concat(parts), _small(methods), rows=unique(layers["dataset"]), row="dataset", line="method", x="place",
                   columns={"g": "‖g‖ of a half's loss, at weight 1", "cos": "|cos(w, g)|"}, log="y", ticks=8, xlabel=CONVOLUTION,
-                  sharex="row", sharey=False, height=2.2,
-                  entries=entries + [("hollow: first half", HOLLOW)] * bool(layers["g_first"].notna().any()))
+                  sharex="row", sharey=False, height=2.2, note=_note(layers),
+                  entries=entries + [("hollow: first half, filled: second", HOLLOW)] * bool(layers["g_first"].notna().any()))
 
 
 def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
@@ -104,7 +105,7 @@ def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
                        for part, x, column in ((frame, frame["epoch"], "epochs"), (last, last["depth"] + 1, "layers"))])
     fig = figure(marks.assign(kind="plain band"), looks(methods), rows=unique(frame["dataset"]), row="dataset", line="method",
                  columns={"epochs": "mean of layers (sd)", "layers": "after the last epoch (sd)"}, bottom=0, ticks=5,
-                 sharex="col", sharey=False, height=1.9, per_line=4,
+                 sharex="col", sharey=False, height=1.9, per_line=4, note=_note(frame),
                  entries=methods_legend(looks(methods), frame["method"], lost, "plain"))
     fig.axes[-2].set_xlabel("epochs")
     fig.axes[-1].set_xlabel("layer, from the first to the last")
@@ -128,14 +129,17 @@ def escape(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     marks = pd.concat([over_seeds(losses.assign(x=losses["epoch"]), keys, "loss").assign(row="loss", kind="band"),
                        means.assign(row="minus", kind="points"),
                        differences[differences.duplicated(keys, keep=False)].assign(row="minus", kind="seeds")])
-    several = losses["dataset"].nunique() > 1
+    several, followed = losses["dataset"].nunique() > 1, [c.spec.follow.train_images for c in mine if c.spec.follow]
     fig = figure(marks, looks([*methods, *beside]), columns=unique(losses["dataset"]), column="dataset", line="method", ticks=6,
-                 rows={"loss": "PGD loss (nats)", "minus": f"{method_label(PAIRS[0][0])} minus it (nats)"}, height=1.7,
+                 rows={"loss": "PGD loss (nats)", "minus": f"{method_label(PAIRS[0][0])}\nminus each (nats)"}, height=1.7,
                  xlabel="epochs", sharey=False, width=7 if several else 4.6, per_line=4 if several else 2,
+                 note=f"{_note(losses, images=followed)}; bars: 95 % over seeds",
                  entries=methods_legend(looks(methods), losses["method"], lost))
-    for ax in fig.axes[len(fig.axes) // 2:]:
+    below = fig.axes[len(fig.axes) // 2:]
+    ends = [end(ax.get_ylim()[i] for ax in below) for i, end in enumerate((min, max))]
+    for ax in below:
         ax.axhline(0, **RULE)
-        ax.sharey(fig.axes[len(fig.axes) // 2])
+        ax.set_ylim(ends)
     return fig
 
 
@@ -156,7 +160,8 @@ def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     marks = marks.rename(columns={"dataset": "column", "epochs": "x"}).assign(row=marks["method"], line=marks["method"])
     rows = {m: method_label(m) for m in methods if m in set(marks["line"])}
     return forest(marks, rows, looks(methods), {d: dataset_label(d) for d in datasets}, limits=limits, zero=False, sharex=False,
-                  width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold")
+                  width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold",
+                  note=_note(found))
 
 
 def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:
@@ -166,6 +171,11 @@ def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None
         if method in methods and dataset in (None, d):
             out.setdefault(method, set()).add(seed)
     return out
+
+
+def _note(frame: pd.DataFrame, by: str = "method", images: Sequence[int] = ()) -> str:
+    """On how many seeds lines stand, and on how many training images what is measured of these."""
+    return stands_on(images, frame.groupby(["dataset", by])["seed"].nunique(), "training images")
 
 
 def _nothing(lost: Mapping[str, set[int]]) -> Figure:

@@ -16,15 +16,14 @@ from matplotlib.ticker import MultipleLocator
 from ..evidence import public
 from ..evidence.accuracy import said
 from ..evidence.cells import Measured, absent
-from ..specs import choices
 from ..specs.labels import DIVERGED, NOT_RUN, method_label, unique
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED
-from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, PLAIN, Panel, figure, looks, nothing
+from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, PLAIN, Panel, figure, looks, nothing, stands_on
 from .forest import forest
-from .level_tables import MANY, ONE, envelope, label_shares, levels
+from .level_tables import MANY, ONE, label_shares, levels
 from .norm_tables import LABELS, LONG, mismatch_name
-from .smoothing_tables import CONSTANT, KEY, NORMS, dagger, family, main_lines, name
+from .smoothing_tables import CONSTANT, NORMS, dagger, family, main_lines, name
 
 MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
 SINGLE = {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "s"}
@@ -33,11 +32,10 @@ THIRD = {"color": "#009E73", "linestyle": "-.", "marker": "D"}
 LEVELS = {0.0: CLEAN, 0.12: {"color": "#CC79A7", "linestyle": "-.", "marker": "X"},
           0.25: {"color": "#56B4E9", "linestyle": "--", "marker": "o"}, 0.5: THIRD | {"linestyle": "-", "marker": "s"},
           1.0: {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "D"}}
-PUBLIC = {who: {"color": PLAIN, "marker": marker} for who, marker in
-          (("Cohen et al. 2019", "o"), ("SmoothAdv", "s"), ("DMAE, continued pre-training", "D"))}
+COHEN = "Cohen et al. 2019"
 ENDS = {"one": MIXED, "several": SINGLE}
 CELLS = {"one": ONE, "several": MANY["one σ → same σ"]}  # one network for all noise levels, one for each
-END = 2.25  # the largest radius of a public number, and of the figure
+END = 1.75  # the largest radius that is drawn
 CHANCE = {"color": GREY, "linestyle": "-", "linewidth": 1.0, "zorder": 1}
 RULES = {"chance": CHANCE, "half": DROP}
 CONSTANTS = [(CONSTANT, CHANCE), ("† close to a constant answer", {"linestyle": "none"})]
@@ -63,7 +61,7 @@ def transfer_curves(frame: pd.DataFrame, dataset: str, sigma: float) -> Figure:
     gone = _gone({(row, column, name(line)): said(lines) for (row, column, line), lines in wanted.items()})
     return _radii(figure(
         pd.concat(marks), shown | RULES, rows=fines, columns={n: NORMS[n] for _, n, _ in wanted}, scale=100, gone=gone, bottom=0,
-        height=1.6, xlabel=f"{RADIUS} (certified at σ {sigma:g})", ylabel="certified accuracy (%)",
+        height=1.6, xlabel=f"{RADIUS} (certified at σ {sigma:g})", ylabel="certified accuracy (%)", note=_note(here),
         entries=[*((f"pre-training: {name(p)}", look) for p, look in shown.items()), *CONSTANTS]))
 
 
@@ -85,61 +83,57 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
     return forest(pd.concat(marks), {label: label for label in LABELS.values()}, looks | RULES,
                   {s: f"σ {s:g}" for s in sorted(frame["sigma"].unique())}, per_line=2,
                   xlabel=f"certified accuracy at L2 radius {frame['radius'].iloc[0]:g} (%)",
+                  note=stands_on(frame["images"], frame["seeds"]),
                   entries=[("fine-tuned with noise of the level", HOLLOW),
                            ("fine-tuned on clean images (bar: 95 % interval of the loss)", DOT), *CONSTANTS])
 
 
-def mismatch_plot(frame: pd.DataFrame) -> Figure:
-    """Mismatch of stored statistics by layer: a row for each measure (`noise.mismatch`), a column for each network, a line for
-    each noise level; logarithmic, values below a thousandth at the edge."""
+def mismatch_plot(frame: pd.DataFrame, measure: str = "divergence") -> Figure:
+    """Mismatch of stored statistics by layer, by one measure (`noise.mismatch`): a panel for each network, a line for each noise
+    level; logarithmic, values below a thousandth at the edge."""
     if frame.empty:
         return nothing(DIVERGED if frame.attrs.get("lost") else NOT_RUN)
     marks = frame.assign(x=frame.groupby("cell")["layer"].transform(lambda layers: layers.factorize()[0]) + 1)
-    marks = marks.sort_values("x", kind="stable").melt(["cell", "sigma", "x"], list(choices.MISMATCHES), "row", "y")
+    marks = marks.sort_values("x", kind="stable").assign(y=marks[measure].clip(lower=1e-3))
     shown = {s: LEVELS.get(s, CLEAN) | {"markersize": 3, "linewidth": 1} for s in sorted(frame["sigma"].unique())}
-    fig = figure(marks.assign(y=marks["y"].clip(lower=1e-3)), shown, column="cell", line="sigma", log="y", longest=20, ticks=4,
-                 rows={m: LONG[m].replace(" / ", "\n/ ").replace("ratio of", "ratio of\n") for m in choices.MISMATCHES},
+    fig = figure(marks, shown, column="cell", line="sigma", log="y", longest=20, ticks=4, height=1.9, per_line=4,
                  columns={c: mismatch_name(c).replace(", before", ",\nbefore").replace(" → ", " →\n")
                           for c in unique(frame["cell"])},
-                 height=1.3, sharey="row", sharex="col", xlabel="batch norm, from input to output", per_line=4,
+                 sharex="col", ylabel=LONG[measure], xlabel="batch norm, from input to output",
+                 note=stands_on(frame["images"], frame.groupby("cell")["seed"].nunique()),
                  entries=[("clean images" if s == 0 else f"σ {s:g}", look) for s, look in shown.items()])
     for ax in fig.axes:
         ax.title.set_size(8)
-        ax.yaxis.label.set_size(8)
     return fig
 
 
 def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
-    """Certified accuracy against the radius at each noise level: left one network for all, in the middle one network for each
-    level, right the best level at each radius of both, with as many draws for one as for the other; ticks on the axis mark the
-    largest radius that the draws can give."""
+    """Certified accuracy against the radius, a panel for each noise level: one network for all levels and the one made for the
+    level, on as many draws; hollow the public network of Cohen et al. for the level; ticks on the axis mark the largest radius
+    that the draws can give."""
     sigmas, main, marks = levels(frame), main_lines(frame), []
     _check(sigmas)
-    found = {which: family(_most_draws(frame), dataset, cell, sigmas).dropna(subset="value") for which, cell in CELLS.items()}
-    for which, cell in CELLS.items():
-        marks += [_line(mine).assign(column=which, line=s) for s, mine in found[which].groupby("sigma")]
-        marks += [_line(envelope(family(main, dataset, cell, sigmas))).assign(column="best", line=which)]
-        marks += [pd.DataFrame({"x": [top], "y": 0, "column": which, "line": s, "kind": "end"})
-                  for s, top in found[which].groupby("sigma")["ceiling"].max().items() if top < END]
-    ours, found["best"] = {c for m in marks for c in m["column"]}, family(main, dataset, ONE, sigmas).dropna(subset="value")
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and value > 0")
-    theirs = pd.DataFrame({"x": theirs["radius"], "y": theirs["value"], "kind": "points hollow", "line": theirs["method"],
-                           "column": "best", "sigma": theirs["sigma"]})
-    each = theirs[(theirs["line"] == "Cohen et al. 2019") & theirs["sigma"].isin(sigmas)]  # one network for each level too
-    marks += [theirs[theirs["line"].isin(list(PUBLIC)) & theirs["sigma"].isna()],
-              each.assign(column="several", line=each["sigma"]),
-              *(_chance(mine).assign(column=which) for which, mine in found.items())]
-    titles = {"one": "one network\n(mixed → clean)", "several": "one network for each σ\n(one σ → same σ)",
-              "best": "best σ at each radius"}
-    gone = _gone({("", which, f"σ {s:g}"): said(family(frame, dataset, cell, [s]))
-                  for which, cell in CELLS.items() for s in sigmas})
-    fig = figure(pd.concat(marks), {s: LEVELS[s] for s in sigmas} | ENDS | PUBLIC | RULES, scale=100, gone=gone, bottom=0,
-                 height=2.4,
-                 columns={k: title + (f"\nn = {found[k]['n'].max():,}" if len(found[k]) else "") for k, title in titles.items()},
-                 words={("", k): DIVERGED if gone.get(("", k)) else NOT_RUN for k in CELLS if k not in ours}, above=1.0,
-                 xlabel=RADIUS, ylabel="certified accuracy (%)",
-                 entries=[*((f"σ {s:g}", LEVELS[s]) for s in sigmas), ("best σ, one network", MIXED),
-                          ("best σ, one for each", SINGLE), *((who, HOLLOW | look) for who, look in PUBLIC.items()),
+    theirs = theirs[theirs["method"] == COHEN]
+    theirs = pd.DataFrame({"x": theirs["radius"], "y": theirs["value"], "column": theirs["sigma"], "line": "public"})
+    marks, drawn = [theirs[theirs["column"].isin(sigmas)]], []
+    for sigma, (which, cell) in itertools.product(sigmas, CELLS.items()):
+        mine = family(main, dataset, cell, [sigma]).dropna(subset="value")
+        drawn.append(mine)
+        tops = [top for top in mine["ceiling"].unique()[:1] if top < END]
+        marks += [_line(mine).assign(column=sigma, line=which),
+                  pd.DataFrame({"x": tops, "y": 0.0, "column": sigma, "line": "top", "kind": "end"})]
+    drawn = pd.concat(drawn)
+    marks += [_chance(drawn[drawn["sigma"] == s]).assign(column=s) for s in sigmas]
+    names = {"one": "one network for all σ (mixed → clean)", "several": "one network for each σ"}
+    shown = ENDS | {"public": HOLLOW | {"color": PLAIN}, "top": {"color": PLAIN}} | RULES
+    gone = _gone({("", s, names[which]): said(family(frame, dataset, cell, [s]))
+                  for s in sigmas for which, cell in CELLS.items()})
+    empty = set(sigmas) - set(drawn["sigma"])
+    fig = figure(pd.concat(marks), shown, columns={s: f"σ {s:g}" for s in sigmas}, scale=100, gone=gone, bottom=0, height=2.2,
+                 words={("", s): DIVERGED if gone.get(("", s)) else NOT_RUN for s in empty}, xlabel=RADIUS, per_line=2,
+                 ylabel="certified accuracy (%)", note=_note(drawn),
+                 entries=[*((names[which], look) for which, look in ENDS.items()), (f"{COHEN}, one for each σ", shown["public"]),
                           ("largest radius possible", FLAGS["end"] | {"color": PLAIN}), *CONSTANTS])
     fig.axes[0].set_xlim(-0.05, END + 0.05)
     return _radii(fig)
@@ -164,6 +158,8 @@ def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[fl
                  gone=_gone({("", s, names[which]): absent(found, dataset, [(cell.at(s), s)])
                              for s in sigmas for which, cell in CELLS.items()}),
                  xlabel="at least this share of the votes for the label", per_line=4,
+                 note=stands_on(len(m.certified.radius) for m in found if not m.absent and (m.dataset, m.cell) in {
+                     (dataset, cell.at(m.sigma)) for cell in CELLS.values()}),
                  entries=[("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
                           ("one half", DROP), (CONSTANT, CHANCE)])
     fig.axes[0].set(xlim=(0, 1), ylim=(0, 100))
@@ -171,33 +167,34 @@ def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[fl
 
 
 def strength_plot(frame: pd.DataFrame) -> Figure:
-    """Average certified radius by strength of clean fine-tuning, mixed and clean pre-training, against fine-tuning with noise
-    (horizontal lines); a panel for each data set (`level_tables.strengths`)."""
-    datasets, noisy = unique(frame["dataset"]), frame["finetuning"] == "noise*"
+    """Average certified radius by strength of clean fine-tuning and, last, after fine-tuning with noise: mixed and clean
+    pre-training, a panel for each data set (`level_tables.strengths`)."""
+    datasets = unique(frame["dataset"])
     _check(datasets)
-    steps = {d: unique(mine.loc[~noisy, "finetuning"]) for d, mine in frame.groupby("dataset", sort=False)}
-    clean = frame[~noisy]
-    marks = [clean.assign(x=[steps[m.dataset].index(m.finetuning) for m in clean.itertuples()], text=_daggers(clean["constant"])),
-             frame[noisy].dropna(subset="acr").assign(pretraining=lambda marks: "noise " + marks["pretraining"], kind="across"),
-             pd.DataFrame({"dataset": d, "acr": chance, "pretraining": "chance", "kind": "across"}
-                          for d, chance in frame.groupby("dataset", sort=False)["chance"].max().items() if chance > 0)]
+    steps = {d: unique(mine["finetuning"]) for d, mine in frame.groupby("dataset", sort=False)}
+    steps = {d: sorted(mine, key=lambda f: f == "noise*") for d, mine in steps.items()}
+    beside = {"mixed": -0.06, "clean": 0.06}  # so that bars do not hide each other
+    marks = frame.assign(x=[steps[m.dataset].index(m.finetuning) + beside[m.pretraining] for m in frame.itertuples()],
+                         kind=frame["finetuning"].map(lambda f: "points hollow" if f == "noise*" else ""),
+                         text=_daggers(frame["constant"]))
+    chance = [{"dataset": d, "acr": chance, "pretraining": "chance", "kind": "across"}
+              for d, chance in frame.groupby("dataset", sort=False)["chance"].max().items() if chance > 0]
     gone = frame[frame.get("absent", pd.Series("", frame.index)).str.startswith(DIVERGED)]
     gone = {("", d): [f"{name(m.pretraining)} → {name(m.finetuning)}" for m in mine.itertuples()] for d,
             mine in gone.groupby("dataset")}
-    noise = {"linestyle": (0, (6, 3)), "linewidth": 0.9}
-    shown = {"mixed": MIXED, "clean": CLEAN} | {f"noise {p}": noise | {"color": look["color"]} for p, look in
-                                               (("mixed", MIXED), ("clean", CLEAN))} | RULES
-    fig = figure(pd.concat(marks).assign(row=""), shown, columns=datasets, column="dataset", line="pretraining", y="acr",
-                 gone=gone,
-                 rows={"": "average certified radius,\nmean over σ"}, bottom=0, width=7 if len(datasets) > 1 else 5.5,
-                 sharex=False, width_ratios=[len(steps[d]) + 1 for d in datasets], per_line=3 if len(datasets) > 1 else 2,
+    fig = figure(pd.concat([marks, pd.DataFrame(chance)]), {"mixed": MIXED, "clean": CLEAN} | RULES, columns=datasets,
+                 column="dataset", line="pretraining", y="acr", gone=gone, row="", bottom=0, sharex=False,
+                 rows={"": "average certified radius,\nmean over σ"}, width=7 if len(datasets) > 1 else 5.5,
+                 per_line=3 if len(datasets) > 1 else 2,
+                 width_ratios=[len(steps[d]) for d in datasets], note=_note(frame),
                  entries=[("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
-                          ("fine-tuned with noise of each σ", noise | {"color": PLAIN}), (CONSTANT, CHANCE),
+                          ("fine-tuned with noise of each σ", HOLLOW), (CONSTANT, CHANCE),
                           ("† close to a constant answer at some σ", {"linestyle": "none"})])
     for ax, d in zip(fig.axes, datasets, strict=True):
         optim = frame[frame["dataset"] == d].drop_duplicates("finetuning").set_index("finetuning").loc[steps[d]]
-        ax.set_xticks(range(len(optim)), [f"{name(m.Index)}\nlr {m.lr:g}, {m.epochs:.0f} ep." for m in optim.itertuples()])
-        ax.set_xlim(-0.4, len(optim) - 0.6)
+        texts = [f"{name(m.Index)}\nlr {m.lr:g}, {m.epochs:.0f} ep.".replace("clean, ", "clean,\n") for m in optim.itertuples()]
+        ax.set_xticks(range(len(optim)), texts[:-1] + ["noise of\neach σ"])
+        ax.set_xlim(-0.5, len(optim) - 0.5)
     return fig
 
 
@@ -214,7 +211,7 @@ def crossed_curves(frame: pd.DataFrame, dataset: str) -> Figure:
     gone = _gone({("", s, method_label(c.finetuning)): said(family(frame, dataset, c, [s])) for s in sigmas for c in cells})
     return _radii(figure(pd.concat(marks), {"one": ONE_LOOK} | methods | RULES, columns={s: f"σ {s:g}" for s in sigmas},
                          scale=100, gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
-                         entries=[*((method_label(m), look) for m, look in methods.items()),
+                         note=_note(crossed), entries=[*((method_label(m), look) for m, look in methods.items()),
                                   ("mixed → clean (no attack)", ONE_LOOK), *CONSTANTS]))
 
 
@@ -248,9 +245,11 @@ def _daggers(constant: pd.Series) -> pd.Series:
     return constant.map(lambda marked: dagger(bool(marked)).strip())
 
 
-def _most_draws(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of `estimates`, for each cell and noise level the lines with most draws."""
-    return frame[frame["n"] == frame.groupby(KEY, sort=False)["n"].transform("max")] if len(frame) else frame
+def _note(lines: pd.DataFrame) -> str:
+    """On how many images, seeds and draws lines of `estimates` stand."""
+    done = lines.dropna(subset="value" if "value" in lines else "acr")
+    draws = [f"{n:,}" for n in sorted(done["n"].unique())] if "n" in done else []
+    return ", ".join(filter(None, (stands_on(done["images"], done["seeds"]), f"n = {' or '.join(draws)}" * bool(draws))))
 
 
 def _radii(fig: Figure) -> Figure:

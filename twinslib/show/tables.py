@@ -93,13 +93,15 @@ def by_attack(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[s
     return pivot(pd.concat(parts) if parts else found.assign(column=""), lines, names, form)
 
 
-def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per data set, method and seed of `rows`, finished or not, then the mean over seeds."""
+def accuracy_table(rows: pd.DataFrame, *, seeds: bool = True) -> pd.DataFrame:
+    """One line per data set, method and seed of `rows`, finished or not, then the mean over seeds; without `seeds` only the mean
+    where there is one."""
     found = estimates(rows)
     found = found.assign(line=list(zip(found["dataset"], found["method"], found["seed"], strict=True)))
-    there, seeds, lines = set(found["line"]), unique(found["seed"]), {}
+    there, every, lines = set(found["line"]), unique(found["seed"]), {}
     for d, m in itertools.product(unique(rows["dataset"]), unique(rows["method"])):
-        mine = [s for s in seeds if (d, m, s) in there] or seeds[:1]
+        mine = [s for s in every if (d, m, s) in there] or every[:1]
+        mine = mine if seeds else [s for s in mine if s.startswith("mean")] or mine
         lines |= {(d, m, s): (dataset_label(d), method_label(m), s) for s in mine}
     return by_attack(found, lines, ("data set", "method", "seed"))
 

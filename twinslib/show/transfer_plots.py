@@ -5,18 +5,19 @@ Filled markers are PGD, hollow ones AutoAttack or a part of it; in the forest wh
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.markers import CARETLEFT
+from matplotlib.ticker import MaxNLocator
 
 from ..claims.effects import pair_label
 from ..evidence import accuracy
 from ..evidence.pairs import MEANS, PAIRS
 from ..specs.labels import DIVERGED, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, unique
 from ..specs.strength import strength
-from .figures import DOT, HOLLOW, figure, looks, nothing
+from .figures import DOT, HOLLOW, SMALL, figure, looks, nothing, stands_on, styled
 from .forest import fences, forest, row_label
-from .scatter import scatter
 
 DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
     {"color": "#332288", "marker": "o"}, {"color": "#44AA99", "marker": "s"}, {"color": "#882255", "marker": "^"},
@@ -25,6 +26,7 @@ DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
 )
 MEAN = {"color": "#000000", "marker": "D", "markersize": 4.6, "elinewidth": 1.9}
 SMALLER = {"markersize": 3.2, "elinewidth": 0.9, "markeredgewidth": 0.8}
+OTHER = {"color": "#8A8A8A", "linestyle": "none", "marker": "o", "markersize": 2.6}  # methods that only give the context
 LEVEL = 0.05  # of the tests that fill a marker
 
 
@@ -56,7 +58,8 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
     fig = figure(marks, shown, columns=datasets, column="dataset", line="method", y="value", scale=100, wrap=3, sharey=False,
                  gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets}, ylabel="accuracy (%)",
-                 xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries)
+                 xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries,
+                 note=_note(rows, chosen))
     for ax in fig.axes:
         ax.set_xticks(list(place.values()), ["0" if eps == 0 else eps_label(eps, rows["threat"].iloc[0]) for eps in place])
         ax.set_ylim(0, min(ax.get_ylim()[1], 102))
@@ -64,11 +67,13 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     return fig
 
 
+@styled
 def clean_robust(rows: pd.DataFrame) -> Figure:
     """Robust against clean accuracy, a panel per data set; an arrow leads from each baseline to its variant (`pairs.PAIRS`).
 
-    Robust is the strongest PGD at the largest radius of `rows`. Other methods are small grey dots without bars, numbered as the
-    legend below says. The legends say which method diverged.
+    Robust is the strongest PGD at the largest radius of `rows`. Other methods are small grey dots without bars. All panels span
+    the same number of points, so that lengths can be compared between them, and say how many dots lie outside. The legend says
+    which method diverged.
     """
     _check(rows)
     found, lost = accuracy.one_line(accuracy.estimates(rows)), accuracy.lost(rows, ["dataset", "method"])
@@ -79,18 +84,40 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
     both = both.dropna(subset=["value_clean", "value_robust"])
     if both.empty:
         return nothing(DIVERGED if gone else NOT_RUN)
+    shown = looks(m for m in unique(rows["method"]) if m in {name for pair in PAIRS for name in pair})
     names = {"value_clean": "x", "low_clean": "xlow", "high_clean": "xhigh", "value_robust": "y", "low_robust": "low",
-             "high_robust": "high", "dataset": "column", "method": "line"}
-    marks = both.rename(columns=names).assign(row="", kind="points")
+             "high_robust": "high", "dataset": "column"}
+    marks = both.rename(columns=names).assign(kind="points", line=both["method"].where(both["method"].isin(list(shown)), "other"))
     marks[["x", "xlow", "xhigh", "y", "low", "high"]] *= 100
-    paired, methods = {name for pair in PAIRS for name in pair}, unique(rows["method"])
-    texts = {m: method_label(m) + (f" ({DIVERGED})" if m in gone else "") for m in methods}
-    shown, numbers = looks(m for m in methods if m in paired), {}
-    for method in (m for m in methods if m not in paired):
-        numbers[method] = str(len(numbers) + 1)
-    return scatter(marks, shown, unique(rows["dataset"]), [(baseline, method) for method, baseline in PAIRS], numbers, texts,
-                   words={("", d): DIVERGED for d, _ in lost if d not in set(both["dataset"])}, xlabel="clean accuracy (%)",
-                   ylabel=f"{header(*robust.iloc[0][['attack', 'threat', 'eps']])} (%)")
+    quiet = marks["line"] == "other"
+    boxes = {d: (near[["xlow", "low"]].min().to_numpy(), near[["xhigh", "high"]].max().to_numpy())
+             for d, near in marks[~quiet | quiet.all()].groupby("column")}
+    span = 1.2 * max(1.0, *((high - low).max() for low, high in boxes.values()))
+    marks.loc[quiet, ["xlow", "xhigh", "low", "high"]] = float("nan")
+    entries = [(method_label(m) + (f" ({DIVERGED})" if m in gone else ""), look | {"linestyle": "none"})
+               for m, look in shown.items()] + [("others, compared below", OTHER)] * bool(quiet.any())
+    fig = figure(marks, shown | {"other": OTHER}, columns=unique(rows["dataset"]), wrap=3, height=2.25, sharex=False,
+                 sharey=False,
+                 words={("", d): DIVERGED for d, _ in lost if d not in set(both["dataset"])}, xlabel="clean accuracy (%)",
+                 ylabel=f"{header(*robust.iloc[0][['attack', 'threat', 'eps']])} (%)", entries=entries, per_line=5,
+                 note=_note(rows, both.assign(n=both["n_clean"])))
+    for ax, d in zip(fig.axes, unique(rows["dataset"]), strict=True):
+        here = marks[marks["column"] == d].set_index("method")
+        ax.set_box_aspect(1)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(5, integer=True))
+        if d in boxes:
+            low, high = boxes[d]
+            start = np.maximum((low + high - span) / 2, 0)
+            ax.set(xlim=(start[0], start[0] + span), ylim=(start[1], start[1] + span))
+        outside = ~(here["x"].between(*ax.get_xlim()) & here["y"].between(*ax.get_ylim()))
+        if outside.any():
+            ax.text(0.97, 0.03, f"{outside.sum()} further out", transform=ax.transAxes, ha="right", fontsize=SMALL,
+                    color="#555555")
+        for end, start in ((a, b) for a, b in PAIRS if a in here.index and b in here.index):
+            ax.annotate("", here.loc[end, ["x", "y"]], here.loc[start, ["x", "y"]], zorder=1.9, arrowprops={
+                "arrowstyle": "-|>", "color": shown[end]["color"], "linewidth": 1.3, "shrinkA": 0, "shrinkB": 3})
+    return fig
 
 
 def forest_plot(differences: pd.DataFrame) -> Figure:
@@ -118,7 +145,14 @@ def forest_plot(differences: pd.DataFrame) -> Figure:
         entries.append(("beyond the axis", DOT | {"marker": CARETLEFT, "markersize": 5}))
     return forest(marks, rows, shown, {"clean": "clean accuracy", "robust": header(attack, threat, eps)}, entries=entries,
                   limits=dict.fromkeys(("clean", "robust"), limits),
-                  xlabel="difference in points with its 95 % interval (right of 0 the first method is higher)")
+                  xlabel="difference in points with its 95 % interval (right of 0 the first method is higher)",
+                  note=stands_on(drawn.get("n", ()), drawn["seeds"]))
+
+
+def _note(rows: pd.DataFrame, shown: pd.DataFrame) -> str:
+    """On how many images the marks stand, and on how many seeds a method of a data set."""
+    done = rows.dropna(subset="value")
+    return stands_on(shown["n"], done.groupby(["dataset", "method"])["seed"].nunique())
 
 
 def strongest(found: pd.DataFrame, first: Sequence[str] = ()) -> pd.DataFrame:

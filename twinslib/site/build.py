@@ -1,10 +1,11 @@
-"""Build the site of a preset: python -m twinslib page [--preset small] [--out DIR]
+"""Build the site of a preset: python -m twinslib page [--preset small] [--out DIR]; and the page of one notebook by itself.
 
 Every page is made of the files of results/<preset> and of templates, without a request to any network and without a script. What
 was built before from other results is replaced, files of others in the folder are left alone, equal results give equal bytes.
 """
 
 import argparse
+import base64
 import functools
 import json
 import re
@@ -13,7 +14,9 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+import nbformat
 import yaml
+from markupsafe import Markup
 
 from ..base import paths
 from ..base.errors import choose
@@ -22,12 +25,13 @@ from ..claims.ledger import WAITING
 from ..store.store import Store
 from ..studies import presets
 from . import bars, entries, history, key, notebook, tables
-from .entries import MEANING, SAID, Entry, Paper
-from .notebook import Body
+from .entries import MEANING, SAID, WORDS, Entry, Paper
+from .notebook import Body, Reader
 from .tables import Table
 
-CLASSES = dict(zip(SAID, ("good", "partly", "unclear", "bad", "untested"), strict=True))
+CLASSES = dict(zip(WORDS, ("good", "partly", "unclear", "bad", "untested", "untested"), strict=True))
 MOST = 4  # effects of a claim on the first page
+FEW = 2  # on the first screen
 FRONT = 3  # claims of a paper on the first screen
 FIGURES = {  # what a rule measures -> the figure that shows it
     **dict.fromkeys(("gain", "spread", "margin", "shown"), "01_forest"), "rate": "02_ratios", "escape": "02_escape",
@@ -46,18 +50,15 @@ class Site:
     def __init__(self, store: Store) -> None:
         self.store, self.papers = store, entries.read(store)
         self.runs, self.versions = history.read(store)
-        self.bodies = {path.stem: notebook.Reader(store, path).read() for path in sorted(store.root.glob("[0-9][0-9]_*.ipynb"))}
+        self.bodies = {path.stem: Reader(store, path.name[:2], nbformat.read(path, 4).cells).read()
+                       for path in sorted(store.root.glob("[0-9][0-9]_*.ipynb"))}
         self.scale = {paper.name: bars.extents(s for e in paper.entries for s in e.main[:MOST]) for paper in self.papers}
         menu = [("index.html", "Findings", ""), ("claims.html", "Claims", "")]
         menu += [(f"{stem}.html", stem[:2], body.title) for stem, body in self.bodies.items()]
         menu += [("provenance.html", "Provenance", ""), ("deviations.html", "Deviations", ""), ("glossary.html", "Glossary", "")]
-        self.templates = jinja2.Environment(
-            loader=jinja2.FunctionLoader(lambda name: (resources.files(__package__) / name).read_text(encoding="utf-8")),
-            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        self.templates.globals.update(
-            about=self.about(), classes=CLASSES, figure_of=self.figure_of, interval=bars.interval, meaning=MEANING,
-            menu=menu, notebook_of=self.notebook_of, papers=self.papers, preset=store.preset, said=SAID, scale=self.scale,
-            strip=functools.partial(bars.strip, classes=CLASSES), table=tables.to_html)
+        self.templates = templates(
+            store, self.papers, self.about(), "page", menu=menu, figure_of=self.figure_of, notebook_of=self.notebook_of,
+            scale=self.scale, strip=functools.partial(bars.strip, classes=CLASSES))
 
     def about(self) -> str:
         """What the results are, and of when."""
@@ -104,7 +105,7 @@ class Site:
         lead = (f"{_counted(len(self.papers), 'paper')} say how to keep, or to gain, robustness when a pre-trained network is "
                 f"fine-tuned. Of {_counted(len(every), 'claim')}{ours} {judged} can be judged so far at preset "
                 f"{self.store.preset}: {_told(totals)}. {totals[entries.NOT_TESTED]} are not tested at this scale.")
-        scale = {paper.name: bars.extents(s for e in front(paper) for s in e.main[:2]) for paper in self.papers}
+        scale = {paper.name: bars.extents(s for e in front(paper) for s in e.main[:FEW]) for paper in self.papers}
         return self.page("index", "index.html", lead=lead, totals=totals, keys=list(self.keys()), most=MOST, front=front,
                          front_scale=scale, paper_lead=paper_lead, scales=self.scales, commands=self.commands(), left=self.left())
 
@@ -181,6 +182,41 @@ class Site:
         taken: set[str] = {"content"}
         return self.page("glossary", "glossary.html", terms=[(tables.unique_id(t.partition(" (")[0], taken), t, text)
                                                              for t, text in terms.items()])
+
+
+def templates(store: Store, papers: Sequence[Paper], about: str, command: str, **more: object) -> jinja2.Environment:
+    """The templates with what all pages know: about what results they are, which command builds them, the papers."""
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (resources.files(__package__) / name).read_text(encoding="utf-8")),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals.update(
+        about=about, command=command, classes=CLASSES, few=FEW, found=functools.partial(found, papers), interval=bars.interval,
+        meaning=MEANING, papers=papers, preset=store.preset, said=WORDS, table=tables.to_html, style="", **more)
+    return made
+
+
+def alone(store: Store, name: str, cells: Sequence[nbformat.NotebookNode]) -> str:
+    """The page of one rendered notebook as one file, with style and pictures in it; the notebook's own pictures get their
+    alternative texts."""
+    body = Reader(store, name[:2], cells).read()
+    papers = entries.read(store) if (store.root / "claims.json").exists() else ()
+    style = (resources.files(__package__) / "style.css").read_text(encoding="utf-8")
+    made = templates(store, papers, f"Results of preset {store.preset}.", "render", menu=()).get_template("notebook.html.j2")
+    data = {file: f"data:image/png;base64,{base64.b64encode(content).decode()}" for file, content in body.images.items()}
+    return re.sub('src="figures/([^"]+)"', lambda m: f'src="{data[m[1]]}"', made.render(here="", body=body, style=Markup(style)))
+
+
+def found(papers: Sequence[Paper], number: str) -> tuple[str, list[Entry], dict[str, tuple[float, float]]]:
+    """What came out of the claims of a notebook: in a sentence, claim by claim with those that are judged first, and the ends of
+    the axes of their first effects."""
+    mine = [entry for paper in papers for entry in paper.entries if entry.notebook == number]
+    mine.sort(key=lambda entry: (not entry.judged, not entry.main))
+    judged, own = [entry for entry in mine if entry.judged], any(entry.verdict not in SAID for entry in mine)
+    claims = _counted(len(mine), "claim")
+    told = "A study of your own judges no paper; these are its effects." if own else (
+        f"Of {claims} {_told(entries.counts(judged), every=False)}; {len(mine) - len(judged)} not tested at this scale."
+        if judged else f"None of {claims} can be judged here.")
+    return told, mine, bars.extents(s for entry in mine for s in entry.main[:FEW])
 
 
 def front(paper: Paper) -> Sequence[Entry]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from ..base.files import read_json
 from ..claims.effects import Effect, pair_label
-from ..claims.verdict import INCONCLUSIVE, NOT, NOT_TESTED, PARTLY, REPRODUCED, asked_of
+from ..claims.verdict import INCONCLUSIVE, NOT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, asked_of
 from ..specs.labels import method_label, unique
 from ..store.store import Store
 from ..studies import rules
 
 SAID = {REPRODUCED: "reproduced", PARTLY: "partly reproduced", INCONCLUSIVE: "inconclusive", NOT: "not reproduced",
         NOT_TESTED: "not tested at this scale"}  # the ledger's words, with what they leave out
+WORDS = SAID | {NOT_JUDGED: "not judged"}  # of a study of one's own
 MEANING = {REPRODUCED: "intervals lie above all that the rule asks for", PARTLY: "an interval of its own lies above no effect",
            INCONCLUSIVE: "the intervals hold both what is claimed and no effect", NOT: "an interval excludes what is claimed",
            NOT_TESTED: "too few runs, or networks near chance"}
@@ -65,7 +66,7 @@ class Entry:
 
     @property
     def judged(self) -> bool:
-        return self.verdict != NOT_TESTED
+        return self.verdict not in (NOT_TESTED, NOT_JUDGED)
 
     @property
     def main(self) -> tuple[Shown, ...]:
@@ -107,7 +108,7 @@ def read(store: Store) -> tuple[Paper, ...]:
     stored = read_json(path)
     for name in sorted(stored, key=lambda n: (list(known).index(n) if n in known else len(known), n)):
         claim, record = known.get(name), stored[name]
-        if record["verdict"] not in SAID:
+        if record["verdict"] not in WORDS:
             raise ValueError(f"expected one of {', '.join(SAID)} as the verdict on {name}, got {record['verdict']!r}")
         rule = claim.rule if claim and claim.rule.stamp == record["stamp"] else None
         lines = {key: tuple(_shown(values, rule) for values in record[key]) for key in ("effects", "flagged", "detail")}

@@ -108,7 +108,8 @@ KEYS = (
     Key("2303.11135", "01", "01_clean_robust", "transfer", "Two wings against their baselines",
         "Robust against clean accuracy, a panel for each data set, arrows from each baseline to its TWINS variant", by_method),
     Key("2012.13628", "06", "06_cost", "aft_networks", "Fine-tuning against training from random weights",
-        "Accuracy against passes over the training set, a marker for each method", by_cost),
+        "Passes over the training set and accuracies, a row for each method", by_cost),
     Key("2312.09020", "05", "05_curves", "certified_05", "One network against one for each noise level",
-        "Certified accuracy against the radius, one network for all noise levels and one network for each", by_level),
+        "Certified accuracy against the radius, a panel for each noise level, one network for all levels and one for each",
+        by_level),
 )

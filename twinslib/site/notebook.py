@@ -1,14 +1,14 @@
-"""A rendered notebook as the body of a page: its text, formulas, tables, figures as files beside it, and its code on request."""
+"""A rendered notebook as the body of a page: the finding first, then text, formulas, tables, figures; code on request."""
 
 import base64
 import functools
 import re
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
-from pathlib import Path
 
 import bs4
 import nbformat
@@ -21,6 +21,9 @@ from ..store.store import Store
 from . import tables
 from .mathml import to_mathml
 from .tables import Table
+
+FINDING = "finding"  # tag of the cell whose figure and verdicts a page opens with
+LONGEST = 30  # lines of a table that is shown at once
 
 
 class Renderer(IPythonRenderer):
@@ -52,9 +55,14 @@ def to_html(text: str) -> Markup:
 @dataclass
 class Body:
     """What a notebook became. title: its first heading. sections: (anchor, heading). images: file name -> content.
-    figures: name of a figure -> (anchor, alternative text)."""
+    figures: name of a figure -> (anchor, alternative text). Where a cell is tagged as what shows the finding, the pages put the
+    verdicts of `number` there: lead is what stands before it, figure what it shows, code all code up to it, and html the rest."""
 
     title: str = ""
+    number: str = ""
+    lead: Markup = Markup("")
+    figure: Markup = Markup("")
+    code: Markup = Markup("")
     html: Markup = Markup("")
     sections: list[tuple[str, str]] = field(default_factory=list)
     images: dict[str, bytes] = field(default_factory=dict)
@@ -63,15 +71,16 @@ class Body:
 
 
 class Reader:
-    """Reads one notebook, cell by cell."""
+    """Reads the cells of one notebook, in order."""
 
-    def __init__(self, store: Store, path: Path) -> None:
-        self.store, self.path, self.body = store, path, Body()
-        self.taken = {"content", "sections"}  # anchors of the template
+    def __init__(self, store: Store, number: str, cells: Sequence[nbformat.NotebookNode]) -> None:
+        self.store, self.number, self.cells, self.body = store, number, cells, Body(number=number)
+        self.taken = {"content", "sections", "finding"}  # anchors of the template
         self.markdown = MarkdownWithMath(renderer=Renderer(self.taken, self.body.sections))
-        self.known = {p.read_bytes(): p.stem for p in sorted((store.root / "figures").glob(f"{path.name[:2]}_*.png"))}
+        self.known = {p.read_bytes(): p.stem for p in sorted((store.root / "figures").glob(f"{number}_*.png"))}
         # figures: mark in the text, name, heading, tables under that heading, how many of these stand before
         self.waiting: list[tuple[str, str, str, list[Table], int]] = []
+        self.shown: dict[str, nbformat.NotebookNode] = {}  # mark -> where the notebook has the figure
         self.heading, self.nearby = "", []  # type: str, list[Table]
         self.named: Counter[str] = Counter()  # heading -> tables under it
 
@@ -81,16 +90,23 @@ class Reader:
         Raises:
             ValueError: a formula that is not known.
         """
-        parts = []
-        for cell in nbformat.read(self.path, 4).cells:
+        finding = next((i for i, cell in enumerate(self.cells) if FINDING in cell.metadata.get("tags", ())), -1)
+        parts: dict[str, list[str]] = {"lead": [], "code": [], "figure": [], "html": []}
+        for i, cell in enumerate(self.cells):
             if cell.cell_type == "markdown":
-                parts.append(self._text(cell.source))
-            elif cell.cell_type == "code":
-                parts.append(self._code(cell))
-        html = "\n".join(parts)
+                parts["lead" if i < finding else "html"].append(self._text(cell.source))
+            elif cell.cell_type == "code" and cell.source.strip():
+                parts["code" if i <= finding else "html"].append(self._source(cell))
+                outputs = [output for output in cell.outputs if i != finding or "image/png" in output.get("data", {})]
+                parts["figure" if i == finding else "html"] += filter(None, map(self._output, outputs))
+        html = {name: "\n".join(some) for name, some in parts.items()}
         for mark, name, heading, nearby, before in self.waiting:  # the table beside a figure may come after it
-            html = html.replace(mark, self._figure(name, heading, nearby[before:] or nearby))
-        self.body.html = Markup(html)
+            figure = self._figure(name, heading, nearby[before:] or nearby, lazy=mark not in html["figure"])
+            html = {part: text.replace(mark, figure) for part, text in html.items()}
+            alt = self.body.figures[name][1]  # for those who read the notebook itself
+            self.shown[mark].setdefault("metadata", {}).setdefault("image/png", {})["alt"] = alt
+        for name, text in html.items():
+            setattr(self.body, name, Markup(text))
         return self.body
 
     def _text(self, source: str) -> str:
@@ -110,21 +126,24 @@ class Reader:
         """A table, named after the heading that it stands under."""
         self.named[self.heading] += 1
         count = self.named[self.heading]
-        return tables.to_html(table, f"{self.heading}, table {count}" if count > 1 else self.heading)
+        shown = tables.to_html(table, f"{self.heading}, table {count}" if count > 1 else self.heading)
+        if len(table.rows) <= LONGEST:
+            return shown
+        return f"<details><summary>All {len(table.rows)} lines: {escape(self.heading)}</summary>{shown}</details>"
 
-    def _code(self, cell: nbformat.NotebookNode) -> str:
-        title = f"Parameters of preset {self.store.preset}" if "injected-parameters" in cell.metadata.get("tags", ()) else "Code"
+    def _source(self, cell: nbformat.NotebookNode) -> str:
+        names = {"parameters": "Parameters as they are by default", "injected-parameters": f"Parameters of {self.store.preset}"}
+        title = next((names[tag] for tag in cell.metadata.get("tags", ()) if tag in names), "Code")
         code = Highlight2HTML()(cell.source).strip()
         code = code.replace("<pre>", f'<pre tabindex="0" aria-label="{title}, {len(cell.source.splitlines())} lines">')
-        shown = "\n".join(filter(None, (self._output(output) for output in cell.outputs)))
-        return f"<details><summary>{title}</summary>{code}</details>\n{shown}" if cell.source.strip() else ""
+        return f"<details><summary>{title}</summary>{code}</details>"
 
     def _output(self, output: nbformat.NotebookNode) -> str:
         if output.output_type == "stream":
             return f'<pre class="output" tabindex="0">{escape(output.text.strip())}</pre>' if output.name == "stdout" else ""
         data = output.get("data", {})
         if "image/png" in data:
-            return self._image(base64.b64decode(data["image/png"]))
+            return self._image(output)
         if "text/html" in data:
             return self._table(data["text/html"])
         if "text/markdown" in data:
@@ -137,23 +156,25 @@ class Reader:
             return ""
         table = tables.from_html(found)
         if table.shortened:  # the whole of it stands in tables/NN.md
-            whole = (t for section in pages(self.store, self.path.name[:2]).values() for t in section)
+            whole = (t for section in pages(self.store, self.number).values() for t in section)
             table = next((t for t in whole if (t.columns, t.rows[:3]) == (table.columns, table.rows[:3])), table)
         self.nearby.append(table)
         return self._shown(table)
 
-    def _image(self, content: bytes) -> str:
-        name = self.known.get(content) or f"{self.path.name[:2]}_picture_{len(self.body.images) + 1}"
+    def _image(self, output: nbformat.NotebookNode) -> str:
+        content = base64.b64decode(output.data["image/png"])
+        name = self.known.get(content) or f"{self.number}_picture_{len(self.body.images) + 1}"
         self.body.images[f"{name}.png"] = content
         mark = f"<!-- figure {name} {len(self.waiting)} -->"
         self.waiting.append((mark, name, self.heading, self.nearby, len(self.nearby)))
+        self.shown[mark] = output
         return mark
 
-    def _figure(self, name: str, heading: str, nearby: list[Table]) -> str:
+    def _figure(self, name: str, heading: str, nearby: list[Table], *, lazy: bool) -> str:
         anchor = tables.unique_id(f"figure-{name}", self.taken)
         alt = described(self.store, name, heading, nearby)
         self.body.figures[name] = anchor, alt
-        return picture(self.body.images[f"{name}.png"], name, alt, anchor)
+        return picture(self.body.images[f"{name}.png"], name, alt, anchor, lazy=lazy)
 
 
 def picture(content: bytes, name: str, alt: str, anchor: str, *, lazy: bool = True) -> Markup:

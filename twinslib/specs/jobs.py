@@ -7,7 +7,7 @@ from .measure import CertifySpec, EvalSpec
 from .run import RunSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Job:
     """A training run and what is measured on it; its sources are runs of their own."""
 
@@ -19,6 +19,11 @@ class Job:
     certs: tuple[CertifySpec, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()  # what tells it from others of its study, where method and data set do not
     candidates: tuple[RunSpec, ...] = ()  # the runs that choose, where it is not settled
+
+    def __repr__(self) -> str:
+        s, labels = self.spec, "".join(f", {name} {value}" for name, value in self.labels)
+        return (f"Job({self.study}{labels}: {s.method.name}, seed {s.seed}, {s.data.name} [{s.hash}], "
+                f"{len(self.measurements)} measurements{'' if self.settled else ', waits for its candidates'})")
 
     @property
     def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:

@@ -45,6 +45,11 @@ class Store:
         self.given, self.preset = preset, Path(preset).name  # of a study of one's own the folder is given
         self.root = Path(root) if root is not None else paths.results_dir() / self.preset
 
+    def __repr__(self) -> str:
+        counts = (f"{sum(1 for _ in (self.root / folder).glob('*'))} {what}" for folder, what in (
+            ("runs", "runs"), ("masks", "evaluations"), ("votes", "certifications"), ("diverged", "diverged")))
+        return f"Store({self.preset}, {self.root}: {', '.join(counts)})"
+
     def run(self, spec: RunSpec) -> dict | None:
         """The finished run's record, or None. ValueError: it is damaged, of another run, or holds numbers that cannot be."""
         return self._record(self.path(Task(spec)), spec)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from twinslib.show import render
+from twinslib.site import render
 
 
 def test_two_renders_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

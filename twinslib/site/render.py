@@ -2,6 +2,7 @@
 
 Each notebook runs under a temporary name beside its final one. Only when every code cell has run without an error does
 it become results/<preset>/NN_name.ipynb, with NN_name.html beside it: what lies there is always a finished rendering.
+The HTML is the notebook's page of the site (`build`) as one file.
 """
 
 import argparse
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from nbconvert import HTMLExporter
 
 from ..base.files import atomic_write
 from ..store.leases import Leases
 from ..store.store import Store
 from ..studies import own, plan, presets
+from . import build
+
+KEPT = ("tags", "jupyter")  # of a cell's metadata: what is checked, what is folded
 
 
 def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
@@ -40,7 +43,10 @@ def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
     if never_run:  # what papermill leaves after an interrupt, without saying so
         raise RuntimeError(f"expected every code cell of {notebook.name} to have run, got none in cells {never_run}")
     rendered.metadata.papermill.update(input_path=f"notebooks/{notebook.name}", output_path=final.name)
-    html, _ = HTMLExporter().from_notebook_node(rendered, resources={"metadata": {"name": notebook.stem}})
+    for cell in rendered.cells:
+        if "injected-parameters" in cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"] = {"source_hidden": True}  # folded, as the defaults above it are
+    html = build.alone(Store(folder.name, root=folder), notebook.stem, rendered.cells)
     atomic_write(final, lambda tmp: nbformat.write(rendered, tmp))
     atomic_write(final.with_suffix(".html"), lambda tmp: Path(tmp).write_text(html, encoding="utf-8"))
     partial.unlink()
@@ -52,10 +58,11 @@ def update(notebook: Path, rendered: Path) -> None:
     clean, done = nbformat.read(notebook, 4), nbformat.read(rendered, 4)
     done.cells = [c for c in done.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for cell, source in zip(done.cells, clean.cells, strict=True):
-        cell.metadata = {"tags": source.metadata["tags"]} if source.metadata.get("tags") else {}
+        cell.metadata = {key: source.metadata[key] for key in KEPT if source.metadata.get(key)}
         cell.id = source.id
         for output in cell.get("outputs", ()):
-            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+            if output.output_type != "stream":
+                output.metadata = {key: words for key, words in output.metadata.items() if key == "image/png"}
     clean.cells = done.cells
     clean.metadata = {"kernelspec": clean.metadata.kernelspec, "language_info": {"name": "python"}}
     for count, cell in enumerate((c for c in clean.cells if c.cell_type == "code"), start=1):
@@ -73,7 +80,8 @@ def _literal(path: Path) -> str:
 
 def fingerprint(notebook: Path, parameters: Mapping, folder: Path) -> str:
     """Hash of all that a rendering depends on: notebook, parameters, the package, rows and what diverged in `folder`."""
-    files = [notebook, *(f for kind in ("py", "csv", "yaml") for f in sorted(Path(__file__).parents[1].rglob(f"*.{kind}"))),
+    package = Path(__file__).parents[1]
+    files = [notebook, *(f for kind in ("py", "csv", "yaml", "j2", "css") for f in sorted(package.rglob(f"*.{kind}"))),
              *sorted(folder.glob("**/*.csv")), *sorted(folder.glob("diverged/*.json"))]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for file in files:

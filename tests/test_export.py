@@ -55,7 +55,7 @@ def test_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     size, method = CHAIN[name]
     images, network = pair(size), shake(made(name))
     constants = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)} if "/" in name else {}
-    tuned = twinslib.fine_tune(network, images, method, epochs=1, batch_size=3, steps=1, device="cpu", **constants)
+    tuned = twinslib.fine_tune(network, images, method, epochs=1, batch_size=3, steps=1, lr=1e-5, device="cpu", **constants)
     robust = twinslib.robust_accuracy(tuned, images, steps=1, n=3, device="cpu")
     certified = twinslib.certify(tuned, images, sigma=0.25, n=64, n0=16, max_images=1, device="cpu")
     twinslib.export(tuned, "net.safetensors", images=images, measured={"PGD": robust, "sigma 0.25": certified})

@@ -18,11 +18,12 @@ from twinslib.nets.models import make_model
 
 CHAIN = {  # network: side in pixels, method
     **{f"torchvision/{name}": (16, "at") for name in (
-        "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf", "efficientnet_b0")},
-    **{f"torchvision/{name}": (32, "at") for name in ("squeezenet1_1", "vgg11_bn")},
-    **{f"timm/{name}": (32, "at") for name in ("test_convnext", "test_byobnet", "test_nfnet", "test_mambaout")},
+        "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x0_5", "efficientnet_b0")},
+    "torchvision/vgg11_bn": (32, "at"), "torchvision/resnet18": (32, "twins_at"), "torchvision/resnet34": (32, "twins_at"),
+    **{f"timm/{name}": (32, "at") for name in ("test_convnext", "test_byobnet", "test_nfnet", "test_mambaout", "test_vit",
+                                              "test_efficientnet_gn")},
     **{f"timm/{name}": (16, "at") for name in ("lcnet_050", "ghostnet_050")},
-    "torchvision/resnet18": (32, "twins_at"), "torchvision/densenet121": (32, "twins_at"), "timm/test_resnet": (32, "twins_at"),
+    "timm/test_resnet": (32, "twins_at"),
     "tiny_resnet": (16, "twins_at"), "resnet20": (16, "at"),
 }
 

@@ -38,7 +38,7 @@ def show(number: str, store: Store, monkeypatch: pytest.MonkeyPatch, changed: di
         patch.setattr("IPython.display.Image", lambda *a, **k: "")
         patch.setattr(embedding, "course_projections", lambda course, seed: [])
         notebook = presets.notebook(number)
-        names = presets.parameters(notebook) | (changed or {}) | {"preset": store.preset, "compute": False, "display": display}
+        names = presets.parameters(notebook) | (changed or {}) | {"preset": store.given, "compute": False, "display": display}
         for cell in json.loads(notebook.read_text())["cells"]:
             if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
                 continue

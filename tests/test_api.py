@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import twinslib
 from twinslib import __main__ as cli
-from twinslib import api, finished
+from twinslib import api, cards, finished
 from twinslib.attack import masks
 from twinslib.base.files import write_json, write_npz
 from twinslib.base.sequential import certify_plan
@@ -57,8 +57,8 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_lazy() -> None:
-    """The four functions are offered for completion, and stay what they are once rooms are imported."""
-    assert {"fine_tune", "robust_accuracy", "certify", "load"} == set(twinslib.__all__) <= set(dir(twinslib))
+    """The functions are offered for completion, and stay what they are once rooms are imported."""
+    assert {"fine_tune", "robust_accuracy", "certify", "export", "load"} == set(twinslib.__all__) <= set(dir(twinslib))
     from twinslib.certify import smoothing
 
     assert twinslib.certify is api.certify and smoothing.collect_votes is collect_votes
@@ -364,10 +364,13 @@ def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     store = Store("own")
     spec = RunSpec(data=DataSpec(name="toy_target", image_size=16), model=ModelSpec(arch="tiny_resnet"), method=method("at"),
                    optim=OptimSpec(epochs=1))
-    finish(store, spec)
+    trained, x = finish(store, spec), torch.rand(3, 3, 16, 16)
     with monkeypatch.context() as patch:
-        patch.setattr(finished.importlib.util, "find_spec", lambda package: None)
+        patch.setattr(cards.importlib.util, "find_spec", lambda package: None)
         assert cli.main(["export", spec.hash, str(tmp_path / "net.safetensors"), "--preset", "own", "--onnx"]) == 2
     assert "pip install onnx onnxscript" in capsys.readouterr().err and not list(tmp_path.glob("net.*"))
     pytest.importorskip("onnxscript")
-    assert finished.export(spec.hash, tmp_path / "net.safetensors", "own", onnx=True)[3].exists()
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = finished.export(spec.hash, tmp_path / "net.safetensors", "own", onnx=True)[3]
+    (logits,) = onnxruntime.InferenceSession(path).run(["logits"], {"image": x.numpy()})
+    assert np.allclose(logits, trained(x).detach(), rtol=1e-3, atol=1e-4)

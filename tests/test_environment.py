@@ -179,30 +179,3 @@ def test_own_environment_is_checked(checkout, python, message):
     done = source(TWINS_PYTHON=python, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert message in done.stderr
-
-
-def test_readme_layout_is_true():
-    """Everything in the README's picture exists, and every room of the package is in it."""
-    picture = re.search(r"## Layout\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    folder, listed = "", set()
-    for line in picture.splitlines():
-        names = re.split(r"  +", line.strip())[0].split(", ")
-        folder = folder if line.startswith(" ") else names[0] if names[0].endswith("/") else ""
-        listed |= {folder + name if line.startswith(" ") else name for name in names}
-    assert [name for name in listed if not (ROOT / name).exists()] == []
-    rooms = {f"twinslib/{p.name}/" for p in (ROOT / "twinslib").iterdir() if p.is_dir() and p.name != "__pycache__"}
-    assert rooms == {name for name in listed if name.startswith("twinslib/") and name != "twinslib/"}
-
-
-def test_readme_commands():
-    """The first commands a reader meets are the two that need nothing else; the Python examples run as printed and do what their
-    comments say."""
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
-    assert [line.split("#")[0].split() for line in block.splitlines()] == [["./run_all.sh", "toy"], ["./run_tests.sh"]]
-    ten_lines, wings = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = {}
-    exec(ten_lines, names)
-    assert len(ten_lines.splitlines()) <= 12 and len(names["certified"].index) == 20
-    exec(wings, names)
-    assert names["logits"].shape == (8, 10) and names["plain"](names["x"]).shape == (8, 10)

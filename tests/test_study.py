@@ -22,7 +22,7 @@ from twinslib.claims.verdict import NOT_JUDGED
 from twinslib.compute import cost
 from twinslib.studies import own, plan, presets
 
-README = (ROOT / "README.md").read_text().split("## Your own images, your own network, your own study")[1].split("\n## ")[0]
+README = (ROOT / "README.md").read_text().split("## Your own images, your own study")[1].split("\n## ")[0]
 
 
 def from_small(folder: Path, text: str, number: str = "01") -> Path:
@@ -169,3 +169,23 @@ def test_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert claim["verdict"] == NOT_JUDGED and claim["detail"] and len(claim["runs"]) == 2
     assert (results / "01_robustness_transfer.html").is_file()
     assert sorted(p.name for p in (tmp_path / "twins_results").iterdir()) == ["mine"]
+
+
+def test_start_networks_that_ship(micro: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """What ships with a preset is not trained again by a study: record, weights, split and masks are there before the first run,
+    and are the same files; where nothing ships it is trained."""
+    root = micro / "repository"
+    monkeypatch.setattr(paths, "shipped_dir", lambda: root / "results")
+    folder = from_small(micro / "mine", "from: toy\nseeds: [5]\nmethods: [at]")
+    assert call("sweep", "--params", str(folder), "--results", str(root / "results")) == 0
+    (root / "results" / "mine").rename(root / "results" / "toy")
+    assert call("sweep", "--params", str(folder), "--results", str(micro / "new")) == 0
+    ours, theirs = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                    for f in (micro / "new" / "mine", root / "results" / "toy"))
+    (weights,) = (p for p in ours if p.suffix == ".safetensors" and p.parts[0] == "weights")
+    copied = [p for p in theirs if p.name.startswith(weights.stem)]
+    assert len(copied) == 4 and all(ours[p] == theirs[p] for p in copied)
+    assert call("store", "check", "--params", str(folder)) == 0
+    (tuned,) = (p for p in ours if p.parts[0] == "runs" and p.stem != weights.stem)
+    assert call("export", tuned.stem, str(micro / "net.safetensors"), "--params", str(folder)) == 0
+    assert (micro / "net.md").exists()

@@ -3,6 +3,7 @@
     tuned = twinslib.fine_tune(network, images, "twins_at")        # any torch classifier, any images
     twinslib.robust_accuracy(tuned, test_images, attack="pgd20")
     twinslib.certify(tuned, test_images, sigma=0.25)
+    twinslib.export(tuned, "net.safetensors", images=test_images)  # for whoever has torchvision or timm only
     twinslib.load("03c9501ee176", preset="small")                  # the network of a finished run
 
 They are imported when they are first used, so that `import twinslib` is quick and needs no torch.
@@ -13,13 +14,13 @@ import sys
 import types
 
 __version__ = "0.1.0"
-__all__ = ["certify", "fine_tune", "load", "robust_accuracy"]
+__all__ = ["certify", "export", "fine_tune", "load", "robust_accuracy"]
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".finished" if name == "load" else ".api", __name__), name)
+    return getattr(importlib.import_module(".finished" if name in ("export", "load") else ".api", __name__), name)
 
 
 def __dir__() -> list[str]:

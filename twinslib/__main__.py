@@ -37,7 +37,7 @@ from .base.files import atomic_write
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
-from .store import earlier
+from .store import earlier, shipped
 from .store.store import Store
 from .studies import own, plan, presets, rules
 
@@ -132,6 +132,8 @@ def run_sweep(args: argparse.Namespace) -> int:
         return sorted(jobs, key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
 
     worker = Worker(store := Store(args.preset), args.device)
+    if presets.is_own(args.preset):
+        shipped.take(store, planned(best=store.best))
     if args.dry_run:
         jobs = planned(best=store.best)
         if args.claims:
@@ -311,11 +313,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="so many at once: one per GPU, or the cores shared out")
-    p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as "
-                   "partition=gpu time=600 gpus_per_node=1")
+    p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as time=600")
     p.set_defaults(func=run_sweep)
-    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; move aside what is "
-                            "damaged; write anew what an earlier version wrote")
+    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; repair, upgrade them")
     p.add_argument("action", choices=("check", "repair", "upgrade"))
     own.add_options(p)
     p.set_defaults(func=run_store)
@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     p = commands.add_parser("export", allow_abbrev=False, help="write the network of a finished run, with its card")
     p.add_argument("run", help="its hash, or the beginning of it")
     p.add_argument("file", type=Path, help="NAME.safetensors; beside it .json and .md")
-    p.add_argument("--preset", required=True, help=", ".join(presets.PRESETS))
+    own.add_options(p)
     p.add_argument("--train", action="store_true", help="train it again where its weights are not there")
     p.add_argument("--onnx", action="store_true", help="also NAME.onnx, with the normalisation inside")
     p.set_defaults(func=run_export)

@@ -147,15 +147,28 @@ def test_file_is_complete(store):
         ledger.write(store, [])
 
 
-def test_summary_is_put_between_the_marks(store):
-    """The text around stays, what was between the marks goes; doing it twice changes nothing. Each mark once, in order."""
+def test_headlines_are_few_and_short():
+    """At most eight claims, each in a line of a narrow screen or two, for the first one of a reader."""
+    short = [claim.short for claim in LEDGER.values() if claim.short]
+    assert 0 < len(short) <= 8 and max(map(len, short)) < 75
+    assert max(len(word) for text in short for word in text.split()) < 14
+
+
+def test_headlines_are_put_between_the_marks(store):
+    """The text around stays, what was between the marks goes; doing it twice changes nothing. Each mark once, in order. All
+    claims stand in a file beside claims.json."""
     text = "# A\n<!-- claims -->\nold\n<!-- /claims -->\nend | of text\n"
     assert "old" not in ledger.put_into(text, store)
     ledger.write(store, ledger.judge_all(store, stamped(store, {"twins_at": 20, "at": 0}), "01"))
     once = ledger.put_into(text, store)
     assert once.startswith("# A\n<!-- claims -->\n| claim ") and once.endswith("<!-- /claims -->\nend | of text\n")
-    assert re.search(r"\| C2 +\| TWINS-AT has higher clean and robust accuracy than AT. +\| reproduced +\|", once)
-    assert all(f"| {name} " in once for name in FIRST) and ledger.put_into(once, store) == once
+    line = re.search(r"\| (.*) \(C2\) +\| \*\*reproduced\*\*: clean \+2\.0 \[.*\], robust \+2\.0 \[.*\] points \|", once)
+    assert line[1] == LEDGER["C2"].short and re.search(r"\(C3\) +\| not tested +\|", once)
+    assert "\nAll 6 claims: 2 reproduced, 4 not tested at this scale.\n" in once
+    assert ledger.put_into(once, store) == once
+    whole = (store.root / "claims.md").read_text()
+    assert re.search(r"\| C2 +\| TWINS-AT has higher clean and robust accuracy than AT. +\| reproduced +\|", whole)
+    assert all(f"| {name} " in whole for name in FIRST)
     start, end = "<!-- claims -->", "<!-- /claims -->"
     for wrong in ("", start, end, start + start + end, end + start):
         with pytest.raises(ValueError, match=f"expected the marks {start} and {end}, each once"):

@@ -40,6 +40,11 @@ def results_dir() -> Path:
     return _from_environment("TWINS_RESULTS") or _root() / "results"
 
 
+def shipped_dir() -> Path:
+    """Folder of the results that ship with the repository, wherever new ones go."""
+    return _root() / "results"
+
+
 def notebooks_dir() -> Path:
     """Folder of the notebooks and their parameter files."""
     return _root() / "notebooks"

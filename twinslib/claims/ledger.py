@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from ..base.files import read_json, write_json
+from ..base.files import atomic_write, read_json, write_json
 from ..base.markdown import to_markdown
 from ..evidence import pairs, public
 from ..specs.jobs import Job, Task
@@ -26,7 +27,7 @@ from . import characteristics, transfer
 from .effects import Effect
 from .kinds import KINDS, concerns, evidence
 from .regime import fewest_rates, regime, span
-from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, Evidence, against, chance_margin, lesser
+from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, SAID, Evidence, against, chance_margin, lesser
 from .verdict import judge as judged
 
 log = logging.getLogger(__name__)
@@ -204,20 +205,47 @@ def summary(store: Store, paper: str = "") -> str:
     return to_markdown(pd.DataFrame(lines, columns=["claim", "sentence", "verdict", "why"]))
 
 
+def headlines(store: Store) -> str:
+    """The few claims that have a short form, with verdict and, where one pair of networks decides, effects, as a Markdown table
+    for narrow screens; and how many claims have which verdict."""
+    path = store.root / "claims.json"
+    stored = read_json(path) if path.exists() else {}
+    lines = [{"claim": f"{c.short} ({c.id})", f"verdict at {store.preset}": _briefly(c, stored[c.id], store)}
+             for c in rules.claims() if c.short and c.id in stored]
+    counts = Counter(record["verdict"] for record in stored.values())
+    told = ", ".join(f"{counts[verdict]} {said}" for verdict, said in SAID.items() if counts[verdict])
+    return f"{to_markdown(pd.DataFrame(lines))}\nAll {counts.total()} claims: {told}.\n" if lines else "No claim is judged.\n"
+
+
+def _briefly(claim: Claim, record: dict, store: Store) -> str:
+    """A verdict in a few words, with what decides, or what it waits for."""
+    effects = [Effect(**{k: math.nan if v is None else v for k, v in e.items()}) for e in record["effects"]]
+    if record["verdict"] == NOT_TESTED:
+        waits = re.search(r"about (\S+ h)", left(store, claim))
+        return f"not tested ({waits[1]} left)" if waits else "not tested"
+    said = f"**{SAID.get(record['verdict'], record['verdict'])}**"
+    if len({e.pair for e in effects}) > 1 or {e.unit for e in effects} != {"points"}:
+        return said
+    return f"{said}: {', '.join(f'{e.metric} {e.number()}' for e in effects)} points"
+
+
 def put_into(text: str, store: Store) -> str:
-    """`text` with the summary between its two marks, `<!-- claims -->` and `<!-- /claims -->`. ValueError: not each mark once, in
+    """`text` with the headlines between its two marks, `<!-- claims -->` and `<!-- /claims -->`. ValueError: not each mark once, in
     this order."""
     start, end = "<!-- claims -->", "<!-- /claims -->"
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(f"expected the marks {start} and {end}, each once; put them where the verdicts belong")
-    return text.split(start)[0] + f"{start}\n{summary(store)}{end}" + text.split(end)[1]
+    return text.split(start)[0] + f"{start}\n{headlines(store)}{end}" + text.split(end)[1]
 
 
 def write(store: Store, verdicts: Sequence[Verdict]) -> None:
-    """Write claims.json of the store, whole or not at all; claims of other notebooks that are there stay."""
+    """Write claims.json of the store, whole or not at all, and claims.md, its summary; claims of other notebooks that are there
+    stay."""
     path, new = store.root / "claims.json", {v.claim.id: _record(v) for v in verdicts}
     with store.leases.hold("claims", log.info):  # another notebook may be writing its own
         write_json(path, (read_json(path) if path.exists() else {}) | new, digest=False)
+        text = f"# The claims at preset {store.preset}\n\n{summary(store)}"
+        atomic_write(path.with_suffix(".md"), lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def _record(v: Verdict) -> dict:

@@ -10,6 +10,8 @@ from .effects import Effect, pair_label
 
 REPRODUCED, PARTLY, INCONCLUSIVE, NOT = "reproduced", "partly", "inconclusive", "not"
 NOT_TESTED = "not tested at this scale"
+SAID = {REPRODUCED: "reproduced", PARTLY: "partly reproduced", INCONCLUSIVE: "inconclusive", NOT: "not reproduced",
+        NOT_TESTED: NOT_TESTED}  # the ledger's words, with what they leave out
 NOT_JUDGED = "not judged"  # what a study of one's own says of a claim, with its effects; no verdict
 VERDICTS = (REPRODUCED, PARTLY, INCONCLUSIVE, NOT, NOT_TESTED)
 CREDIT = {REPRODUCED: 2, PARTLY: 1}  # how much a verdict grants the claim; the other three grant nothing

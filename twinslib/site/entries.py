@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 from ..base.files import read_json
 from ..claims.effects import Effect, pair_label
-from ..claims.verdict import INCONCLUSIVE, NOT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, asked_of
+from ..claims.verdict import INCONCLUSIVE, NOT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, SAID, asked_of
 from ..specs.labels import method_label, unique
 from ..store.store import Store
 from ..studies import rules
 
-SAID = {REPRODUCED: "reproduced", PARTLY: "partly reproduced", INCONCLUSIVE: "inconclusive", NOT: "not reproduced",
-        NOT_TESTED: "not tested at this scale"}  # the ledger's words, with what they leave out
 WORDS = SAID | {NOT_JUDGED: "not judged"}  # of a study of one's own
 MEANING = {REPRODUCED: "intervals lie above all that the rule asks for", PARTLY: "an interval of its own lies above no effect",
            INCONCLUSIVE: "the intervals hold both what is claimed and no effect", NOT: "an interval excludes what is claimed",

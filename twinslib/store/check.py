@@ -150,7 +150,8 @@ def _beside(path: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], object]] = {
-    r"(claims|waiting)\.json": read_json, rf"runs/{RUN}\.json": _record, rf"diverged/({RUN}|{MEASURED})\.json": _record,
+    r"(claims|waiting)\.json": read_json, r"claims\.md": Path.read_bytes,
+    rf"runs/{RUN}\.json": _record, rf"diverged/({RUN}|{MEASURED})\.json": _record,
     rf"masks/{MEASURED}\.npz": _masks,
     rf"masks/{RUN}\.npz": _earlier_masks, rf"votes/{MEASURED}\.npz": _votes,
     rf"courses/{RUN}\.npz": lambda path: read_npz(path, {"run": path.stem}), r"splits/[\w-]+\.npz": _split,

@@ -192,6 +192,7 @@ class Claim:
     source: str
     certainty: str
     rule: Rule
+    short: str = ""  # the sentence for the first screen, where the claim is one of the few that stand there
     over: str = ""  # what the seeds are over, and so what an interval does not hold
     otherwise: str = ""  # what public evidence says on it
     reported: tuple[str, ...] = field(default=())  # (method, baseline) in reference/reported.csv

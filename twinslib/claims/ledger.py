@@ -230,8 +230,8 @@ def _briefly(claim: Claim, record: dict, store: Store) -> str:
 
 
 def put_into(text: str, store: Store) -> str:
-    """`text` with the headlines between its two marks, `<!-- claims -->` and `<!-- /claims -->`. ValueError: not each mark once, in
-    this order."""
+    """`text` with the headlines between its two marks, `<!-- claims -->` and `<!-- /claims -->`. ValueError: not each mark once,
+    in this order."""
     start, end = "<!-- claims -->", "<!-- /claims -->"
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(f"expected the marks {start} and {end}, each once; put them where the verdicts belong")

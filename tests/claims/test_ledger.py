@@ -219,7 +219,7 @@ def test_command_prints_all_claims(capsys, tmp_path):
         assert [line.split(":")[0].strip() for line in lines] == [
             "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show", "robust at", "n", "rule",
             "stated by", "reproduce"]
-    assert set(json.loads(stored.read_text())) == set(LEDGER) and [p.name for p in stored.parent.glob("*.*")] == ["claims.json"]
+    assert set(json.loads(stored.read_text())) == set(LEDGER) and {p.name for p in stored.parent.glob("*.*")} == {"claims.json", "claims.md"}
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and all(f"| {name} " in text for name in LEDGER)
 

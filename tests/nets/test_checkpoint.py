@@ -52,7 +52,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, error):
         raise error
 
     full = getattr(error, "errno", None)
-    with pytest.raises(type(error), match="free space for rows.csv.*make room" if full else "") as caught:
+    with pytest.raises(type(error), match="free space for rows.csv.*make room" if full else None) as caught:
         atomic_write(path, fail)
     assert getattr(caught.value, "errno", None) == full
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["rows.csv"]

@@ -80,7 +80,7 @@ GOLDEN_DEFAULTS = {
                      feature_epochs=()),
     RunSpec: dict(attack=AttackSpec(), source=None, weights=None, follow=None, noise=None, keep_head=False, seed=0),
     CertifySpec: dict(n=100_000, n0=100, alpha=0.001, radii=(), stop_if_wrong=False, restat_images=0, precision="float32",
-                      seed=0),
+                      seed=0, spending=None, sound=False),
     EvalSpec: dict(threat="linf", eps=0.0, step_size=None, steps=20, restarts=1,
                    attacks=("apgd-ce", "apgd-t", "fab-t", "square"), batch_size=250, seed=0, at="last"),
 }

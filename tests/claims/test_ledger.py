@@ -219,9 +219,12 @@ def test_command_prints_all_claims(capsys, tmp_path):
         assert [line.split(":")[0].strip() for line in lines] == [
             "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show", "robust at", "n", "rule",
             "stated by", "reproduce"]
-    assert set(json.loads(stored.read_text())) == set(LEDGER) and {p.name for p in stored.parent.glob("*.*")} == {"claims.json", "claims.md"}
+    assert set(json.loads(stored.read_text())) == set(LEDGER)
+    assert {p.name for p in stored.parent.glob("*.*")} == {"claims.json", "claims.md"}
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and all(f"| {name} " in text for name in LEDGER)
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert all(f"({name})" in text for name, claim in LEDGER.items() if claim.short)
+    assert all(f"| {name} " in stored.with_suffix(".md").read_text() for name in LEDGER)
 
 
 def test_command_says_why(capsys, monkeypatch, store):

@@ -154,7 +154,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     *(("01", f"attack: {{eps: {text}}}", "attack.eps") for text in ("8/0", "8 of 255", "'-8/255'", "1e-3", "'8/255/2'")),
     ("01", "attack: {eps: 300/255}", "eps in [0, 1] (pixel units)"),
     ("01", "attack: {eps: 8}", "write 8/255 (in attack); in params"),
-    ("06", "lrs: [0.1, 0.1]", "lrs and lrs_kept above 0, without repeats"), ("06", "lrs: [0]", "lrs and lrs_kept above 0"),
+    ("06", "lrs: [0.1, 0.1]", "lrs above 0, without repeats"), ("06", "lrs: [0]", "lrs above 0"),
     ("01", "optim: {epochs: 10000000}", "epochs of at most"), ("04", "arch: torchvison/resnet18", "arch to be one of"),
     ("01", "optim: {val_every: 0}", "val_every above 0 where the best of several runs is chosen"),
     ("06", "widths: {widths: [1000000], runs: [aft]}", "width of at least 1 and at most"),

@@ -102,7 +102,6 @@ def main_runs(number: str, jobs: Sequence[Job]) -> tuple[set, list[Job]]:
     }[number]
     wanted = set(wanted)
     return wanted, [j for j in jobs if not j.study.endswith("tuning") and not j.ship and j.study != "learning_rates"
-                    and dict(j.labels).get("part") != "kept"
                     and (key(j) in wanted or (number >= "04" and j.spec.seed == 0))]
 
 

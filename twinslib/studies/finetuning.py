@@ -68,8 +68,7 @@ class Widths(TypedDict):
 @strict
 def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[dict[str, Target]], main: Some[dict[str, Run]],
                schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: Fractions, widths: Widths,
-               seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Some[Sequence[dict]], best: Best,
-               lrs_kept: Sequence[float] = ()) -> list[Job]:
+               seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Some[Sequence[dict]], best: Best) -> list[Job]:
     """Adversarial fine-tuning and what it is compared with.
 
     Args:
@@ -79,11 +78,9 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         main: method -> changes of its run: start (none: random weights), model, optim, attack, switches of the method, follow
             (for the first seed), targets, seeds.
         schedules: the same for AFT with another schedule.
-        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these on the
-            validation images of each target, with the first seed. Other runs whose optim names no rate take that of "aft" where
-            they start from a network, that of "aft_random" where from random weights.
-        lrs_kept: rates that will join `lrs` once all runs at them are made; finished candidates at them are kept, but neither
-            computed, chosen from, shown nor judged until then.
+        lrs: of each run of `schedules`, of "aft" and of "aft_random" `best` chooses the learning rate from these by robust
+            accuracy on the validation images of each target, as that is judged, with the first seed. Other runs whose
+            optim names no rate take that of "aft" where they start from a network, else that of "aft_random".
         fractions: {images, runs, targets}: numbers of training images, which runs of `main` are repeated with so many (first
             seed, the rate of `main`), and on which targets (all where not named).
         widths: {widths, runs, targets}: the same for channels of the first stage; each width has a start of its own.
@@ -94,7 +91,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         candidates for its learning rate; starts, which are trained when first needed, last.
     """
     check_seeds(seeds)
-    check_rates([*lrs, *lrs_kept], "lrs and lrs_kept")
+    check_rates(lrs, "lrs")
     for name, s in starts.items():
         check_keys(s, (*(("weights", "model", "targets") if "weights" in s else ("optim",)), "mean", "std"), f"starts.{name}")
         check_limits(s, {"targets": targets}, f"starts.{name}")
@@ -117,7 +114,6 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
     for e in evaluations:
         check_limits(e, {"runs": [*main, *schedules], "parts": PARTS, "seeds": seeds, "at": NETWORKS}, "an evaluation")
     jobs: list[Job] = []
-    kept: list[Job] = []
 
     def data(target: str, images: int | None = None) -> DataSpec:
         values = {"name": target, **targets[target].get("data", {})} | ({"train_images": images} if images is not None else {})
@@ -152,12 +148,10 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         """Learning rate of a run of `schedules`, of "aft" or "aft_random", and the candidates that it waits for, if any."""
         base = spec(name, schedules.get(name, main.get(name)), target, seeds[0])
         candidates = [_with_lr(base, lr) for lr in lrs]
-        kept.extend(Job(STUDY, _with_lr(base, lr), (), settled=False, labels=(("part", "kept"), ("start", "random")))
-                    for lr in lrs_kept)
         if len(candidates) == 1:
             return candidates[0].optim.lr, ()
         jobs.extend(Job(TUNING, c, ()) for c in candidates)
-        chosen = best(candidates)
+        chosen = best(candidates, by="robust")
         return (chosen or candidates[0]).optim.lr, () if chosen else tuple(candidates)
 
     def add(part: str, name: str, run: dict, target: str, seed: int, **changes) -> None:
@@ -190,7 +184,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
                     if here(main[name]):
                         add(part, name, main[name], target, seed, **{"images" if part == "fraction" else "width": value})
     sources = dict.fromkeys(job.spec.source for job in jobs if job.spec.source)
-    return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources), *kept]
+    return [*jobs, *(Job(STUDY, s, (), ship=True, labels=(("part", "start"), ("start", "random"))) for s in sources)]
 
 
 def _with_lr(spec: RunSpec, lr: float) -> RunSpec:

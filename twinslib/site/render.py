@@ -46,6 +46,9 @@ def render_notebook(notebook: Path, parameters: Mapping, folder: Path) -> Path:
     for cell in rendered.cells:
         if "injected-parameters" in cell.metadata.get("tags", ()):
             cell.metadata["jupyter"] = {"source_hidden": True}  # folded, as the defaults above it are
+    study = str(parameters.get("preset", ""))
+    if presets.is_own(study):  # by its name: where it lies on this machine is nobody's matter
+        rendered = nbformat.reads(nbformat.writes(rendered).replace(study, Path(study).name), 4)
     html = build.alone(Store(folder.name, root=folder), notebook.stem, rendered.cells)
     atomic_write(final, lambda tmp: nbformat.write(rendered, tmp))
     atomic_write(final.with_suffix(".html"), lambda tmp: Path(tmp).write_text(html, encoding="utf-8"))

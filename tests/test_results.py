@@ -15,9 +15,11 @@ import pytest
 
 from tests.page_made import show
 from twinslib.base.files import read_json
+from twinslib.claims.verdict import NOT_TESTED
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets.checkpoint import load_weights, tensor_hash
 from twinslib.specs.jobs import Job
+from twinslib.specs.labels import MEAN, dataset_label, method_label
 from twinslib.store.check import check
 from twinslib.store.store import Store
 from twinslib.studies import plan, presets
@@ -168,3 +170,17 @@ def test_every_number_names_its_attack_and_images(preset: str) -> None:
     robust = rows[rows["metric"] == "robust_acc"]
     assert len(robust) and (robust["attack"] != "none").all() and (robust["eps"] > 0).all()
     assert (rows["images"].str.extract(r"\[:(\d+)\]")[0].astype(int) == rows["n"]).all()
+
+
+def test_pages_stand_on_the_runs_of_their_verdicts() -> None:
+    """The accuracies behind each verdict stand in the tables of its page, beside the same data set and method."""
+    seen = 0
+    for claim, record in read_json(RESULTS / "small" / "claims.json").items():
+        lines = (RESULTS / "small" / "tables" / f"{record['notebook']}.md").read_text().splitlines()
+        for e in record["effects"] if record["verdict"] != NOT_TESTED and record["notebook"] != "02" else ():
+            for method, value in ((e["method"], e["ours"]), (e["baseline"], e["theirs"])):
+                if e["dataset"] != MEAN:
+                    seen += 1
+                    assert any(line.startswith(f"| {dataset_label(e['dataset'])} ") and f"| {method_label(method)} " in line
+                               and f"| {100 * value:.1f} [" in line for line in lines), (claim, e["dataset"], method, value)
+    assert seen > 12

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -123,6 +123,19 @@ def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str
                 out[pair] = pairs.Standing([job for job in kept if job.spec.method.name in pair], attack, claim.rule.robust.eps,
                                              frozenset(near))
     return out
+
+
+def counted(standing: Mapping[tuple[str, str], pairs.Standing], rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of `rows` (`rows.rows`) that verdicts stand on, and all of a data set and method that none does, so that tables and
+    figures show what is judged: runs of seeds that both methods of a pair have, where there are several."""
+    runs: set[str] = set()
+    for (method, baseline), stands in standing.items():
+        at = {(job.spec.data.name, job.spec.seed, job.spec.method.name): job.spec.hash for job in stands.jobs}
+        both = [(dataset, seed) for dataset, seed, name in at if name == method and (dataset, seed, baseline) in at]
+        several = {dataset for dataset, n in Counter(dataset for dataset, _ in both).items() if n > 1}
+        runs |= {at[dataset, seed, name] for dataset, seed in both if dataset in several for name in (method, baseline)}
+    judged, places = rows["run"].isin(runs), pd.MultiIndex.from_frame(rows[["dataset", "method"]])
+    return rows[judged | ~places.isin(places[judged])]
 
 
 def judge_all(store: Store, jobs: Sequence[Job], notebook: str) -> list[Verdict]:

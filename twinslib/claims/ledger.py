@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..base.files import atomic_write, read_json, write_json
 from ..base.markdown import to_markdown
-from ..evidence import pairs, public
+from ..evidence import accuracy, pairs, public
 from ..specs.jobs import Job, Task
 from ..specs.labels import NOT_RUN, dataset_label, eps_label, method_label, unique
 from ..store.store import Store
@@ -134,8 +134,7 @@ def counted(standing: Mapping[tuple[str, str], pairs.Standing], rows: pd.DataFra
         both = [(dataset, seed) for dataset, seed, name in at if name == method and (dataset, seed, baseline) in at]
         several = {dataset for dataset, n in Counter(dataset for dataset, _ in both).items() if n > 1}
         runs |= {at[dataset, seed, name] for dataset, seed in both if dataset in several for name in (method, baseline)}
-    judged, places = rows["run"].isin(runs), pd.MultiIndex.from_frame(rows[["dataset", "method"]])
-    return rows[judged | ~places.isin(places[judged])]
+    return accuracy.of_runs(rows, runs)
 
 
 def judge_all(store: Store, jobs: Sequence[Job], notebook: str) -> list[Verdict]:

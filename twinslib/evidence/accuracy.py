@@ -1,6 +1,7 @@
 """Accuracies with their intervals, from stored rows."""
 
 import math
+from collections.abc import Collection
 
 import pandas as pd
 
@@ -22,6 +23,17 @@ def final(rows: pd.DataFrame) -> pd.DataFrame:
     kept = rows.loc[[stage not in inner for stage in stages]]
     key = ["run", "threat", "eps", "attack"]
     return kept[kept["n"] == kept.groupby(key)["n"].transform("max")].drop_duplicates(key)
+
+
+def of_runs(rows: pd.DataFrame, runs: Collection[str]) -> pd.DataFrame:
+    """Those of `rows` that are of these runs, and all of a data set and method that has none of them.
+
+    >>> rows = pd.DataFrame({"dataset": ["a", "a", "b"], "method": "at", "run": ["1", "2", "3"]})
+    >>> of_runs(rows, {"2"})["run"].tolist()
+    ['2', '3']
+    """
+    mine, places = rows["run"].isin(list(runs)), pd.MultiIndex.from_frame(rows[["dataset", "method"]])
+    return rows[mine | ~places.isin(places[mine])]
 
 
 def estimates(rows: pd.DataFrame) -> pd.DataFrame:

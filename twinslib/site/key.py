@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..base.files import read_json
 from ..base.stats import clopper_pearson, student_interval
+from ..claims.verdict import NOT_TESTED
+from ..evidence import accuracy
 from ..specs.labels import NOT_RUN, dataset_label, header, method_label, percent
 from ..store.store import Store
 from .tables import Table
@@ -27,9 +30,12 @@ class Key:
 
 
 def table(key: Key, store: Store) -> Table | None:
-    """The numbers of a key figure; None where the rows are not there."""
-    path = store.root / "rows" / f"{key.rows}.csv"
-    return key.numbers(pd.read_csv(path)) if path.exists() else None
+    """The numbers of a key figure, of what is judged only the runs that verdicts stand on; None where the rows are not there."""
+    path, claims = store.root / "rows" / f"{key.rows}.csv", store.root / "claims.json"
+    judged = [record for record in (read_json(claims) if claims.exists() else {}).values()
+              if record["notebook"] == key.notebook and record["verdict"] != NOT_TESTED]
+    return key.numbers(accuracy.of_runs(pd.read_csv(path), {run for record in judged for run in record["runs"]})
+                       ) if path.exists() else None
 
 
 def words(key: Key, numbers: Table) -> str:

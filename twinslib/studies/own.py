@@ -52,7 +52,7 @@ class _Dumper(yaml.SafeDumper):
 def text(name: str, preset: str, number: str) -> str:
     """A parameter file for notebook `number` that asks for what `preset` does, with the parameters of `ABOUT` to edit.
 
-    >>> "# learning rates to choose from by validation accuracy\\nlrs: [0.05, 0.15]\\n" in text("mine", "small", "06")
+    >>> "# learning rates to choose from by validation accuracy\\nlrs: [0.05, 0.15, 0.45]\\n" in text("mine", "small", "06")
     True
     """
     known = presets.parameters(presets.notebook(number))

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from twinslib import __main__ as cli
+from twinslib import sweep
 from twinslib.base import paths
 from twinslib.compute import cost, queue, worker
 
@@ -100,7 +101,7 @@ def test_stopped_and_resumed(micro: Path, capsys: pytest.CaptureFixture, monkeyp
 
 def test_dry_run(micro: Path, capsys: pytest.CaptureFixture) -> None:
     """--dry-run prints runs in order of seeds with hours and memory, computes nothing; a number counts once. Budgets are read."""
-    assert [cli.seconds(text) for text in ("90s", "9m", "1.5h", "0.1s", "0s")] == pytest.approx([90, 540, 5400, 0.1, 0])
+    assert [sweep.seconds(text) for text in ("90s", "9m", "1.5h", "0.1s", "0s")] == pytest.approx([90, 540, 5400, 0.1, 0])
     assert call("sweep", "--preset", "toy", "--only", "01", "01", "--dry-run", "--tflops", "0.02") == 0
     header, *runs, total = capsys.readouterr().out.splitlines()
     assert [line.split()[4] for line in runs] == ["0", "0", "0", "1", "1"]
@@ -191,7 +192,7 @@ def test_failures_give_status_1(micro: Path, capsys: pytest.CaptureFixture, monk
 def test_signal_handlers_are_given_back(micro: Path) -> None:
     """Inside, a signal is noted; afterwards Ctrl-C does again what it did before, also after an error."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyError), cli.stop_signals() as received:
+    with pytest.raises(KeyError), sweep.stop_signals() as received:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGTERM, signal.SIGINT]

@@ -10,9 +10,8 @@ from twinslib import need
 from twinslib.claims import ledger as claims_ledger
 from twinslib.claims.verdict import NOT_TESTED
 from twinslib.compute import cost, queue
-from twinslib.compute.queue import Report
 from twinslib.compute.worker import Worker
-from twinslib.specs.jobs import Job
+from twinslib.specs.jobs import Job, Report
 from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
 from twinslib.studies import presets, rules

@@ -17,162 +17,22 @@
     python -m twinslib convert robust.pt robust.safetensors        weights of others without the objects pickled beside them
 """
 
-from __future__ import annotations  # types of what is imported late
-
 import argparse
-import contextlib
 import logging
-import math
 import os
-import re
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from . import sweep
 from .base.errors import choose
 from .base.files import atomic_write
-from .specs.jobs import Best, Job, Task
-from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
-from .store import earlier, shipped
+from .store import earlier
 from .store.store import Store
 from .studies import own, plan, presets, rules
 
 # what takes seconds to import, torch above all, is imported by the commands, once their arguments and parameters are right
-if TYPE_CHECKING:
-    import torch
-
-    from . import workers
-    from .compute.queue import Report
-    from .compute.worker import Worker
-
-
-def seconds(text: str) -> float:
-    """Duration such as 90s, 9m, 1.5h."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 9m or 1.5h, got {text!r}")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def device(text: str) -> torch.device:
-    """cpu, or a CUDA device that is there."""
-    import torch
-
-    try:
-        found = torch.device(text)
-        there = found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count())
-    except RuntimeError:
-        there = False
-    if not there:
-        raise argparse.ArgumentTypeError(f"expected cpu or a CUDA device that is there, got {text!r}")
-    return found
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Inside, SIGTERM and SIGINT are collected in the list instead of ending the process."""
-    received: list[int] = []
-    before = {name: signal.signal(name, lambda number, _: received.append(number))
-              for name in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-class Progress:
-    """A bar with the estimated time for the task in hand at a terminal; nothing otherwise (log lines tell)."""
-
-    def __init__(self) -> None:
-        self.task, self.bar = None, None
-
-    def __call__(self, task: Task, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if task != self.task:
-            from tqdm import tqdm
-
-            self.close()
-            self.task, self.bar = task, tqdm(total=total, initial=done - 1, desc=str(task)[:70], dynamic_ncols=True)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def run_sweep(args: argparse.Namespace) -> int:
-    for option, value in (("--threads", args.threads), ("--tflops", args.tflops), ("--workers", args.workers)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"expected {option} above 0, got {value}")
-    presets.check_threads(args.threads or 0, "--threads")
-    presets.check_threads(args.workers if args.slurm is None else 1, "--workers")
-    plans = {}
-    for number in presets.numbers(args.preset, args.only or ()):
-        plans[number], settings = plan.plan(args.preset, number)
-        threads = args.threads or settings.get("threads")
-    import torch
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from . import workers
-    from .compute import cost
-    from .compute.queue import precision_in_words, sweep
-    from .compute.worker import Worker
-
-    if args.claims:
-        from . import need
-
-    def planned(best: Best) -> list[Job]:
-        jobs = [job for one in plans.values() for job in one(best=best)]
-        return sorted(jobs, key=lambda job: job.spec.seed)  # stable: seed 0 of everything first
-
-    worker = Worker(store := Store(args.preset), args.device)
-    if presets.is_own(args.preset):
-        shipped.take(store, planned(best=store.best))
-    if args.dry_run:
-        jobs = planned(best=store.best)
-        if args.claims:
-            print(need.describe(need.needs(store, plans), *cost.rate(worker, cost.tasks_of(jobs))))
-            return 0
-        if words := precision_in_words(jobs, worker.device):
-            print(words)
-        print(cost.describe(worker, jobs, flops=args.tflops * 1e12 if args.tflops else None, workers=args.workers))
-        return 0
-    if threads and worker.device.type == "cpu":
-        torch.set_num_threads(threads)
-    clock, status = time.monotonic(), 0
-    above_bar = logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
-    with above_bar, stop_signals() as stopped, contextlib.closing(Progress()) as progress:
-        if args.workers > 1 or args.slurm is not None:
-            report, status = workers.sweep(lambda folder: start_workers(args, folder), store, planned, stop=lambda: bool(stopped))
-        else:
-            how, what = (need.sweep, plans) if args.claims else (sweep, planned)
-            report = how(worker, what, budget=args.budget, stop=lambda: bool(stopped), on_step=progress)
-    from .evidence import rows
-
-    jobs = planned(best=store.best)
-    for name in sorted({job.study for job in jobs}):
-        rows.write(store, jobs, name)
-    print(summary(report, worker, jobs, time.monotonic() - clock))
-    return 1 if report.failed else (workers.STOPPED if stopped else status)
-
-
-def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Local | workers.Job]:
-    """Workers that sweep what `args` ask for, on this machine or in Slurm."""
-    from . import workers
-
-    command = [sys.executable, "-m", "twinslib", "sweep", *presets.options(args.preset)]
-    command += (["--only", *args.only] if args.only else []) + (["--claims"] if args.claims else [])
-    command += ["--budget", f"{args.budget}s"] if args.budget is not None else []
-    if args.slurm is not None:
-        own = [["--threads", str(args.threads)] if args.threads else []] * args.workers
-        return workers.start_slurm([command + options for options in own], folder, args.slurm)
-    return workers.start_local([command + options for options in workers.share(args.workers, args.threads, args.device)], folder)
 
 
 def run_store(args: argparse.Namespace) -> int:
@@ -239,43 +99,6 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def summary(report: Report, worker: Worker, jobs: Sequence[Job], took: float) -> str:
-    """What a sweep did and what it leaves, for the terminal."""
-    from .compute import cost
-
-    gone, stuck = diverged(worker.store, jobs)
-    lines = [f"done: {len(report.done)} tasks in {took / 60:.1f} min; failed: {len(report.failed)}; left: {len(report.left)}"
-             + (f"; diverged: {len(gone)}" if gone else "")]
-    lines += [f"failed: {task}: {why}" for task, why in report.failed]
-    lines += gone + stuck
-    if report.left:
-        hours = cost.remaining_hours(worker, report.left, jobs)
-        lines += [f"left: {task}" for task in report.left[:5]]
-        lines += [f"left: … and {len(report.left) - 5} more"] if len(report.left) > 5 else []
-        lines.append(f"left in all: about {hours:.1f} h on this device; call again to go on")
-    if report.waiting:
-        lines.append(f"not counted: {report.waiting} runs whose hyper-parameters are still to be chosen")
-    return "\n".join(lines)
-
-
-def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
-    """What of `jobs` diverged, now or earlier, with why and what to delete to try it again; and what cannot be done for that."""
-    gone, stuck = {}, {}
-    used = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
-    tried = {job.spec for job in jobs if job.study.endswith("tuning")} | {spec for job in jobs for spec in job.candidates}
-    for job in (job for job in jobs if job.settled or job.candidates):  # the others are neither computed nor shown
-        for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
-            why = store.diverged(task.spec, task.evaluation)
-            if why and (job.settled or task.evaluation is None):
-                word = "diverged, so not chosen" if task.evaluation is None and task.spec in tried - used else "diverged"
-                gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {store.kept_in(task)})"
-        word = NOT_RUN if store.run(job.spec) else store.absent(job)
-        if word != NOT_RUN and (not job.settled or word == SOURCE_DIVERGED):
-            which = "its source" if job.settled else "every candidate for it"
-            stuck[job.spec] = f"not done, as {which} diverged: {Task(job.spec)}"
-    return list(gone.values()), list(stuck.values())
-
-
 class Parser(argparse.ArgumentParser):
     """One that says in one line what is wrong."""
 
@@ -303,18 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in (build, convert, render, site):
             part.add_parser(commands)
     own.add_parser(commands)
-    p = commands.add_parser("sweep", allow_abbrev=False, help="compute the missing runs of a preset")
-    own.add_options(p)
-    p.add_argument("--only", nargs="+", metavar="NN", help="notebook numbers; default: all")
-    p.add_argument("--claims", action="store_true", help="first what verdicts wait for; with --dry-run the hours until each")
-    p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
-    p.add_argument("--dry-run", action="store_true", help="print runs, hours and memory; compute nothing")
-    p.add_argument("--device", type=device, help="cpu or cuda; default: cuda where there is one")
-    p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
-    p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
-    p.add_argument("--workers", type=int, default=1, metavar="N", help="so many at once: one per GPU, or the cores shared out")
-    p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as time=600")
-    p.set_defaults(func=run_sweep)
+    sweep.add_parser(commands)
     p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; repair, upgrade them")
     p.add_argument("action", choices=("check", "repair", "upgrade"))
     own.add_options(p)

@@ -14,9 +14,8 @@ from .claims.kinds import concerns
 from .claims.transfer import least_datasets
 from .claims.verdict import NOT_TESTED
 from .compute import cost, provenance, queue
-from .compute.queue import Report
 from .compute.worker import Worker
-from .specs.jobs import Job, Plan, Task
+from .specs.jobs import Job, Plan, Report, Task
 from .specs.labels import NOT_RUN, dataset_label, method_label, unique
 from .store.store import Store
 from .studies import rules

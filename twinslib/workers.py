@@ -4,6 +4,8 @@ Each is a sweep of its own (`compute.queue`), and the store is all that they sha
 job that is preempted, or whose time is up, ends cleanly and is put into Slurm's queue again.
 """
 
+from __future__ import annotations  # torch, which takes seconds to import, only where GPUs are to be counted
+
 import contextlib
 import logging
 import os
@@ -15,15 +17,17 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import submitit
-import torch
 import yaml
 from tqdm import tqdm
 
-from .compute.queue import Report
-from .specs.jobs import Plan
+from .specs.jobs import Plan, Report, tasks_of
 from .store.store import Store
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 ENDS = 120  # seconds before its end at which a job is told to stop
@@ -111,9 +115,12 @@ class Job:
 def share(workers: int, threads: int | None, device: torch.device | None) -> list[list[str]]:
     """Options of each worker of this machine: its GPU where there are any, else its share of the cores.
 
+    >>> import torch
     >>> share(2, 1, torch.device("cpu"))
     [['--device', 'cpu', '--threads', '1'], ['--device', 'cpu', '--threads', '1']]
     """
+    import torch
+
     gpus = torch.cuda.device_count() if device is None or device.type == "cuda" else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     each = str(threads or max(1, cores // workers))
@@ -158,19 +165,23 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
         stop: when true, they are asked to end cleanly.
     """
     folder = store.work_path("workers") / uuid.uuid4().hex[:8]
-    everything, report, stopped = set(store.missing(plan(best=store.best))), Report(), False
+    planned, report, stopped, changed = plan(best=store.best), Report(), False, False
+    everything = set(store.missing(planned))
+    before = {task for task in tasks_of([job for job in planned if job.settled]) if task not in everything}
     workers = start(folder)
     log.info("%d workers; what they say is in %s", len(workers), folder)
     with tqdm(total=len(everything), disable=not sys.stderr.isatty(), dynamic_ncols=True, unit="task") as bar:
         while True:
             ended, clock = all(worker.done() for worker in workers), time.monotonic()
+            if ended or changed:  # what was chosen meanwhile may be done already, and is then not missing
+                planned = plan(best=store.best)
+                everything |= {*store.missing(planned), *tasks_of([job for job in planned if job.settled])} - before
             new = [task for task in everything - set(report.done) if store.finished(task)]
             for task in sorted(new, key=str):
                 report.done.append(task)
                 if bar.disable:
                     log.info("done: %s", task)
-            if ended or any(task.evaluation is None for task in new):  # more may be chosen now
-                everything |= set(store.missing(plan(best=store.best)))
+            changed = store.changes(planned, new)
             bar.total = len(everything)
             bar.update(len(report.done) - bar.n)
             if ended:
@@ -180,7 +191,6 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
                 for worker in workers:
                     worker.cancel()
             time.sleep(min(max(0.2, CALM * (time.monotonic() - clock)), LATEST))
-    planned = plan(best=store.best)
     report.left, statuses = store.missing(planned), [worker.status() for worker in workers]
     report.waiting = sum(not job.settled for job in planned)
     said = dict.fromkeys(line for worker in workers for line in worker.said().splitlines() if line.startswith("failed: "))

@@ -71,13 +71,14 @@ def test_alternatives_and_conditions() -> None:
 
 
 def test_credit_is_the_lesser_of_two() -> None:
-    """What is granted without the data sets near chance must be granted with them; nothing else changes."""
+    """What is granted, or denied, without the data sets near chance must be with them; nothing else changes."""
     for a, b in itertools.product(VERDICTS, VERDICTS):
         found = verdict.lesser(a, b)
         assert CREDIT.get(found, 0) == min(CREDIT.get(a, 0), CREDIT.get(b, 0)) and (found == a or a in CREDIT)
     good, bad = [(effect(*x), effect(*x, "robust")) for x in ((0.03, 0.05), (-0.05, -0.03))]
     assert judge(RULE, Evidence(good)) == REPRODUCED and judge(RULE, Evidence(good, everywhere=bad)) == INCONCLUSIVE
-    assert judge(RULE, Evidence(bad, everywhere=good)) == NOT and judge(RULE, Evidence(good, lack="no runs")) == NOT_TESTED
+    assert judge(RULE, Evidence(bad, everywhere=good)) == INCONCLUSIVE and judge(RULE, Evidence(bad, everywhere=bad)) == NOT
+    assert judge(RULE, Evidence(good, lack="no runs")) == NOT_TESTED
 
 
 def test_near_chance() -> None:

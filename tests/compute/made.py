@@ -7,10 +7,10 @@ from pathlib import Path
 
 from twinslib.base.files import read_about, read_json, read_npz, write_json
 from twinslib.compute.networks import Networks
-from twinslib.compute.queue import Report, sweep
+from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
 from twinslib.evidence import rows
-from twinslib.specs.jobs import Job, Plan, Task
+from twinslib.specs.jobs import Job, Plan, Report, Task
 from twinslib.specs.measure import EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.reading import canonical_json

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.compute.made import BARE, CLEAN, compute, contents, diverge, record, tiny_jobs
+from twinslib import workers
 from twinslib.base.files import write_json
 from twinslib.evidence import rows as evidence_rows
 from twinslib.specs.jobs import Job, Task
@@ -89,7 +91,22 @@ def test_plan_is_asked_again(store: Store) -> None:
     other = replace(chosen, seed=1)
     assert report.done == [*map(Task, plan.candidates), Task(chosen, CLEAN), Task(other), Task(other, CLEAN)]
     assert (report.failed, report.left, report.waiting) == ([], [], 0)
-    assert plan.asked == 3  # at the start and after each candidate, not after runs that nothing waits for
+    assert plan.asked == 2  # at the start and after the last candidate, not after runs that nothing waits for
+
+
+def test_what_is_chosen_and_done_between_two_looks_counts(store: Store) -> None:
+    """Whoever follows workers that are quicker than it looks reports each task that they did, and none that was done before."""
+    plan = TinyPlan(0.01, 0.05)
+    compute(store, plan, budget=0.0)
+    did = []
+
+    class Quick(SimpleNamespace):
+        done = staticmethod(lambda: True)
+        status = staticmethod(lambda: 0)
+        said = staticmethod(str)
+
+    report, status = workers.sweep(lambda folder: did.extend(compute(store, plan).done) or [Quick()], store, plan, stop=bool)
+    assert status == 0 and len(did) >= 4 and sorted(map(str, report.done)) == sorted(map(str, did))
 
 
 def test_waiting_runs_are_counted(store: Store, tmp_path) -> None:

@@ -72,11 +72,15 @@ def rates(rule: Rule, repeats: int, seed: int = 0) -> dict[str, float]:
 
 
 def write(repeats: int) -> pd.DataFrame:
-    """Simulate every rule and keep the rates in the reference data."""
-    lines = [{"claim": c.id, "stamp": c.rule.stamp, "datasets": c.rule.min_datasets, "seeds": c.rule.min_seeds,
-              "images": _images(c.rule), "repeats": repeats, **rates(c.rule, repeats)} for c in rules.claims()
-             if c.rule.measure != "shown"]
-    frame = pd.DataFrame(lines, columns=COLUMNS)
+    """Simulate every rule that is not stored so already and keep the rates in the reference data."""
+    def line(claim: Claim) -> dict:
+        rule, there = claim.rule, stored().get(claim.id, {})
+        if (there.get("stamp"), there.get("repeats")) == (rule.stamp, repeats):
+            return there
+        return {"claim": claim.id, "stamp": rule.stamp, "datasets": rule.min_datasets, "seeds": rule.min_seeds,
+                "images": _images(rule), "repeats": repeats, **rates(rule, repeats)}
+
+    frame = pd.DataFrame([line(c) for c in rules.claims() if c.rule.measure != "shown"], columns=COLUMNS)
     atomic_write(Path(str(resources.files("twinslib") / "reference" / PATH)),
                  lambda tmp: tmp.write_text(frame.to_csv(index=False, float_format="%.4g")))
     stored.cache_clear()

@@ -55,6 +55,9 @@ def regime(claim: Claim, store: Store, counted: Sequence[Job], jobs: Sequence[Jo
     networks = unique(m.arch + (f", width {m.width}" if m.width else "") for m in (job.spec.model for job in counted))
     records = [r for job in counted if (r := store.run(job.spec))]
     parts = [", ".join(networks), f"{span(r.get('train_images') or 0 for r in records)} training images"]
+    parts[-1] += f", {span(job.spec.optim.epochs for job in counted)} epochs"
+    precisions = sorted({r["provenance"].get("precision", "") for r in records if "provenance" in r} - {""})
+    parts += [f"precisions differ: {' and '.join(precisions)}"] if len(precisions) > 1 else []
     if any(e.images for e in shown):
         parts.append(f"{span(e.images for e in shown if e.images)} test images")
     if shown:

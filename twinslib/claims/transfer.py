@@ -10,7 +10,7 @@ from ..evidence.pairs import LEAST_DATASETS
 from ..specs.labels import unique
 from ..studies.rules import Rule
 from .effects import Effect, by_dataset, of_means, pair_label
-from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, Evidence, against_controls, lesser, level, said, sifted
+from .verdict import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, Evidence, against_controls, agreed, level, said, sifted
 
 MEASURES = ("gain", "spread", "margin", "shown")
 
@@ -52,7 +52,7 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule) -> Eviden
         return out
     if rule.measure == "spread":
         verdict, words = spread(out.effects, rule)
-        return replace(out, everywhere=(), verdict=lesser(verdict, spread(decisive, rule)[0]), said=words)
+        return replace(out, everywhere=(), verdict=agreed(verdict, spread(decisive, rule)[0]), said=words)
     beside = f"; with the data sets near chance: {', '.join(e.number() for e in out.everywhere)}" if out.everywhere else ""
     near = {e.dataset for e in out.flagged}
     away = means([e for e in found if e.dataset not in near])

@@ -95,13 +95,18 @@ def lesser(verdict: str, other: str) -> str:
     return PARTLY if other == PARTLY else INCONCLUSIVE
 
 
+def agreed(verdict: str, everywhere: str) -> str:
+    """What remains of a verdict on what is not near chance beside that on everything: leaving out can only withhold, so nothing
+    is granted, and nothing denied, that would not be with everything."""
+    return INCONCLUSIVE if verdict == NOT != everywhere else lesser(verdict, everywhere)
+
+
 def judge(rule: Rule, found: Evidence) -> str:
-    """The verdict on evidence, by `decide`. Leaving out data sets near chance can only withhold: where something is left out,
-    the claim must be granted as much with them."""
+    """The verdict on evidence, by `decide`; where data sets near chance are left out, what is `agreed` with them."""
     if found.lack:
         return NOT_TESTED
     verdict = found.verdict or decide(rule, found.effects, found.holds)
-    return lesser(verdict, decide(rule, found.everywhere, found.holds)) if found.everywhere else verdict
+    return agreed(verdict, decide(rule, found.everywhere, found.holds)) if found.everywhere else verdict
 
 
 def chance_margin(rule: Rule) -> float:

@@ -3,13 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from ..base.errors import Diverged
 from ..nets import arithmetic
-from ..specs.jobs import Job, Plan, Task, tasks_of
+from ..specs.jobs import Job, Plan, Report, Task, tasks_of
 from ..specs.labels import NOT_RUN
 from ..specs.run import RunSpec
 from ..store.leases import Lease, Leases, Lost
@@ -20,30 +19,6 @@ from .worker import Worker
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between two looks at what other workers hold
-
-
-@dataclass
-class Report:
-    """What a sweep did.
-
-    Args:
-        failed: with what went wrong; what needs a run that failed has failed too.
-        diverged: with why. Results, not failures: kept, and done.
-        waiting: runs whose hyper-parameters are not chosen yet; those of which every candidate diverged never will be, and do
-            not count.
-    """
-
-    done: list[Task] = field(default_factory=list)
-    failed: list[tuple[Task, str]] = field(default_factory=list)
-    left: list[Task] = field(default_factory=list)
-    diverged: list[tuple[Task, str]] = field(default_factory=list)
-    waiting: int = 0
-
-    def add(self, later: "Report") -> None:
-        """Go on with what a later sweep of the same store did; what is left is what that one left."""
-        for name in ("done", "failed", "diverged"):
-            getattr(self, name).extend(getattr(later, name))
-        self.left, self.waiting = later.left, later.waiting
 
 
 def _shipped(planned: Sequence[Job]) -> set[str]:
@@ -75,7 +50,7 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
     ends the sweep. `stop` ends it cleanly (a checkpoint is written).
 
     Args:
-        jobs: jobs, or a function that makes them; it is asked again when a run that others wait for is finished.
+        jobs: jobs, or a function that makes them; it is asked again when what jobs wait for can be chosen.
     """
     store, plan = worker.store, jobs if callable(jobs) else lambda best: jobs
     report, leases = Report(), store.leases
@@ -130,8 +105,7 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
             if not held:  # as where weights were deleted
                 tasks = [t for t in store.missing(planned) if t not in {t for t, _ in report.failed}]
         tasks = [task for task in tasks if task not in ended]
-        trained = [task.spec for task in ended if task.evaluation is None]
-        if any(map(store.diverged, trained)) or (trained and not all(job.settled for job in planned)):
+        if store.changes(planned, ended):
             planned = plan(best=store.best)
             failed = {t for t, _ in report.failed}
             tasks = [t for t in store.missing(planned) if t not in failed]

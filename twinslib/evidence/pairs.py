@@ -56,15 +56,15 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
     interval of `frame.mean_interval`. Not done: NaN with 0 seeds, and absent says why.
 
     Args:
-        standing: comparisons that a verdict is given on (`ledger.standing`). They are made of its runs; clean accuracy and the
-            judged attack are corrected together; data sets near chance are left out of the mean and of the correction, and a line
-            with dataset "mean of all" has them in.
+        standing: comparisons that a verdict is given on (`ledger.standing`), either way round. They are made of its runs; clean
+            accuracy and the judged attack are corrected together; data sets near chance are left out of the mean and of the
+            correction, and a line with dataset "mean of all" has them in.
     Raises:
         ValueError: see `frame.paired`.
     """
     rows, out = where(read(store, jobs), at="last"), []
     for pair in pairs:
-        stands = (standing or {}).get(pair)
+        stands = (standing or {}).get(pair) or (standing or {}).get(pair[::-1])
         mine, near = (where(read(store, stands.jobs), at="last"), stands.near) if stands else (rows, frozenset())
         groups: dict[tuple, dict[str, list]] = {}
         for a, b in paired(*(where(mine, method=name) for name in pair)):

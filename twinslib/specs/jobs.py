@@ -1,7 +1,7 @@
-"""What there is to do: training runs, what is measured on them, and the tasks that both make."""
+"""What there is to do: training runs, what is measured on them, the tasks that both make, and what became of these."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .measure import CertifySpec, EvalSpec
 from .run import RunSpec
@@ -66,3 +66,27 @@ class Task:
 def tasks_of(jobs: Sequence[Job]) -> list[Task]:
     """Every task of the jobs, done or not."""
     return list(dict.fromkeys(Task(job.spec, e) for job in jobs for e in (None, *job.measurements)))
+
+
+@dataclass
+class Report:
+    """What a sweep did.
+
+    Args:
+        failed: with what went wrong; what needs a run that failed has failed too.
+        diverged: with why. Results, not failures: kept, and done.
+        waiting: runs whose hyper-parameters are not chosen yet; those of which every candidate diverged never will be, and do
+            not count.
+    """
+
+    done: list[Task] = field(default_factory=list)
+    failed: list[tuple[Task, str]] = field(default_factory=list)
+    left: list[Task] = field(default_factory=list)
+    diverged: list[tuple[Task, str]] = field(default_factory=list)
+    waiting: int = 0
+
+    def add(self, later: "Report") -> None:
+        """Go on with what a later sweep of the same store did; what is left is what that one left."""
+        for name in ("done", "failed", "diverged"):
+            getattr(self, name).extend(getattr(later, name))
+        self.left, self.waiting = later.left, later.waiting

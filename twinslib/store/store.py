@@ -22,7 +22,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +186,16 @@ class Store:
         lost = self.lost_to(spec)
         return NOT_RUN if lost is None else DIVERGED if lost == spec else SOURCE_DIVERGED
 
+    def _open(self, spec: RunSpec) -> bool:
+        """Not run, and not lost."""
+        return not self.path(Task(spec)).exists() and self._absent(spec) == NOT_RUN
+
+    def changes(self, jobs: Sequence[Job], ended: Iterable[Task]) -> bool:
+        """Whether tasks that just ended change which jobs there are: one diverged, or was the last that a choice waits for."""
+        trained = {task.spec for task in ended if task.evaluation is None}
+        waits = {job.candidates for job in jobs if not job.settled and not trained.isdisjoint(job.candidates)}
+        return any(map(self.diverged, trained)) or any(not any(map(self._open, specs)) for specs in waits)
+
     def best(self, candidates: Sequence[RunSpec], by: str = "mean", over: Sequence[RunSpec] = ()) -> RunSpec | None:
         """Of runs that differ in hyper-parameters the one with the best last validation measurement: the mean of clean and
         robust accuracy (the first of equals). None while one of them is missing; one that diverged is never chosen, so None
@@ -200,7 +210,7 @@ class Store:
         scores = {}
         for spec, *rival in zip(candidates, over, strict=True) if over else ((spec,) for spec in candidates):
             records = [(s, self.run(s)) for s in (spec, *rival)]
-            if any(record is None and self._absent(s) == NOT_RUN for s, record in records):
+            if any(map(self._open, (spec, *rival))):
                 return None
             if all(record is not None for _, record in records):
                 own, *other = (validation_score(record["epochs"], s, by) for s, record in records)

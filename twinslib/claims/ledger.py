@@ -218,7 +218,7 @@ def summary(store: Store, paper: str = "") -> str:
 
 
 def headlines(store: Store) -> str:
-    """The few claims that have a short form, with verdict and, where one pair of networks decides, effects, as a Markdown table
+    """The few claims that have a short form, with verdict and, where no more than two decide, effects, as a Markdown table
     for narrow screens; and how many claims have which verdict."""
     path = store.root / "claims.json"
     stored = read_json(path) if path.exists() else {}
@@ -236,9 +236,11 @@ def _briefly(claim: Claim, record: dict, store: Store) -> str:
         waits = re.search(r"about (\S+ h)", left(store, claim))
         return f"not tested ({waits[1]} left)" if waits else "not tested"
     said = f"**{SAID.get(record['verdict'], record['verdict'])}**"
-    if len({e.pair for e in effects}) > 1 or {e.unit for e in effects} != {"points"}:
+    if len(effects) > 2 or {e.unit for e in effects} != {"points"}:
         return said
-    return f"{said}: {', '.join(f'{e.metric} {e.number()}' for e in effects)} points"
+    several = len({e.pair for e in effects}) > 1
+    told = (f"{e.metric} {e.number()}" + (f" against {method_label(e.baseline)}" if several else "") for e in effects)
+    return f"{said}, in points: {'; '.join(told)}"
 
 
 def put_into(text: str, store: Store) -> str:

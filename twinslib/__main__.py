@@ -37,7 +37,7 @@ from .base.files import atomic_write
 from .specs.jobs import Best, Job, Task
 from .specs.labels import NOT_RUN, SOURCE_DIVERGED
 from .store import check as store_check
-from .store import earlier, shipped
+from .store import shipped
 from .store.store import Store
 from .studies import own, plan, presets, rules
 
@@ -180,10 +180,6 @@ def run_store(args: argparse.Namespace) -> int:
     if args.action == "repair":
         for problem, path in store_check.repair(store):
             print(f"moved aside: {problem.path} ({problem.kind}) is now {path}")
-    if args.action == "upgrade":
-        jobs = [job for number in presets.numbers(args.preset) for job in plan.plan(args.preset, number)[0](best=store.best)]
-        count = earlier.upgrade(store, {job.spec.hash: job.spec for job in jobs}, {c.hash: c for job in jobs for c in job.certs})
-        print(f"{count} files written anew")
     problems, count = store_check.check(store)
     for problem in problems:
         print(f"{problem.kind}: {problem.path}: {problem.what}")
@@ -265,10 +261,10 @@ def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     tried = {job.spec for job in jobs if job.study.endswith("tuning")} | {spec for job in jobs for spec in job.candidates}
     for job in (job for job in jobs if job.settled or job.candidates):  # the others are neither computed nor shown
         for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
-            why = store.diverged(task.spec, task.evaluation)
+            why, kept = store.diverged(task.spec, task.evaluation), store.diverged_path(task.spec, task.evaluation)
             if why and (job.settled or task.evaluation is None):
                 word = "diverged, so not chosen" if task.evaluation is None and task.spec in tried - used else "diverged"
-                gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {store.kept_in(task)})"
+                gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {kept})"
         word = NOT_RUN if store.run(job.spec) else store.absent(job)
         if word != NOT_RUN and (not job.settled or word == SOURCE_DIVERGED):
             which = "its source" if job.settled else "every candidate for it"
@@ -315,8 +311,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--workers", type=int, default=1, metavar="N", help="so many at once: one per GPU, or the cores shared out")
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as time=600")
     p.set_defaults(func=run_sweep)
-    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; repair, upgrade them")
-    p.add_argument("action", choices=("check", "repair", "upgrade"))
+    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; move aside what is wrong")
+    p.add_argument("action", choices=("check", "repair"))
     own.add_options(p)
     p.set_defaults(func=run_store)
     p = commands.add_parser("claims", allow_abbrev=False, help="judge the papers' claims on the finished runs of a preset")

@@ -19,8 +19,8 @@ class Certified(NamedTuple):
     """One row per image, arrays of shape (N,).
 
     index, label: int64, number in the data set and class. prediction: class, or `ABSTAIN`. radius: float64, 0 where it
-    abstains, NaN from PREDICT, which gives none. seconds: float64, its share of the time. label_used: draws depended on
-    the label, so some abstentions are not real.
+    abstains. seconds: float64, its share of the time. label_used: draws depended on the label, so some abstentions are not
+    real.
     """
 
     index: np.ndarray
@@ -40,8 +40,8 @@ class Certified(NamedTuple):
         return certified_accuracy(self, [radius])[0]
 
     def __repr__(self) -> str:
-        if len(self.index) == 0 or np.isnan(self.radius).any() or (self.label < 0).any():
-            return f"predictions for {len(self.index)} images, without radii or labels"
+        if len(self.index) == 0 or (self.label < 0).any():
+            return f"radii of {len(self.index)} images, without labels"
         at = ", ".join(f"{self.accuracy(r).accuracy:.1%} {'certified at radius' if not r else 'at'} {r:g}" for r in (0, 0.5, 1))
         return (f"{at}, of {len(self.index)} images (mean radius {average_radius(self).estimate:.3f}, abstained "
                 f"{(self.prediction == ABSTAIN).sum()})")
@@ -74,7 +74,7 @@ def certified_accuracy(certified: Certified, radii: Sequence[float], level: floa
     that. At radius 0: predicted correctly, not abstained. After `sequential_plan` only the requested radii count in full.
 
     Raises:
-        ValueError: no images, unknown labels, or a log of PREDICT, which holds no radii.
+        ValueError: no images, or unknown labels.
     """
     radius, correct, n = *_with_radii(certified), len(certified.index)
     points = []
@@ -120,8 +120,6 @@ def average_radius(certified: Certified) -> Mean:
 def _with_radii(certified: Certified) -> tuple[np.ndarray, np.ndarray]:
     if len(certified.index) == 0:
         raise ValueError("expected at least one image, got none")
-    if np.isnan(certified.radius).any():
-        raise ValueError("expected radii, got predictions only; PREDICT gives none, use CERTIFY")
     if (certified.label < 0).any():
         raise ValueError("expected a label for each image, got none; pass labels when votes are collected")
     return certified.radius, certified.correct

@@ -1,7 +1,7 @@
 """Randomized smoothing: votes of noisy copies, for any torch module, and what they certify.
 
 The smoothed classifier answers with the class that `forward(x + e)`, e ~ N(0, sigma^2 I), gives most often (Cohen et al.
-2019). A plan (`sequential.certify_plan`, `exact_plan`, `predict_plan`) says how many votes each image gets and what they
+2019). A plan (`sequential.certify_plan`, `exact_plan`) says how many votes each image gets and what they
 prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
 
     plan = exact_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
@@ -178,8 +178,7 @@ def _record(votes: Votes, work: list[_Work], counts: np.ndarray, seconds: float)
         votes.votes[row] += count
         votes.draws[row] = item.last
         if item.last in plan.looks:
-            k = votes.votes[row].max() if plan.method == "predict" else votes.votes[row, votes.chosen[row]]
-            votes.history[row, plan.looks.index(item.last)] = k
+            votes.history[row, plan.looks.index(item.last)] = votes.votes[row, votes.chosen[row]]
             votes.finished[row] = plan.settled(votes.history[row])
 
 

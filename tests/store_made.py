@@ -81,9 +81,9 @@ def prove(store: Store, spec: RunSpec, **entry: object) -> None:
     write_json(store.path(Task(spec)), record | {"provenance": record.get("provenance", {}) | entry})
 
 
-def diverge(store: Store, spec: RunSpec, why: str = "NaN", **entry: object) -> None:
+def diverge(store: Store, spec: RunSpec, why: str = "NaN", **record: object) -> None:
     """Leave what a training leaves that ended without a result."""
-    write_json(store.diverged_path(spec), {"spec": json.loads(canonical_json(spec)), "diverged": why, "provenance": entry})
+    write_json(store.diverged_path(spec), {"spec": json.loads(canonical_json(spec)), "diverged": why} | record)
 
 
 def random(spec: RunSpec, *words: object) -> np.random.Generator:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from twinslib.base import errors
 from twinslib.base.boundaries import look_times, spend
-from twinslib.base.bounds import bound_radius, ceiling, certified_radius, least_n, lower_bound
+from twinslib.base.bounds import bound_radius, certified_radius, least_n, lower_bound
 from twinslib.base.sequential import Plan, certify_plan, exact_plan, sequential_plan
 
 PLANS = {"shares": sequential_plan, "exact": exact_plan}
@@ -33,9 +33,8 @@ def paths(plan, p, absorb):
 def test_published_ceilings_and_abstentions(n, units, share):
     """Where all votes agree at alpha .001: 1.50, 2.46, 3.20, 3.81 sigma; and the fewest votes that certify anything, as a
     share of n."""
-    assert round(ceiling(n, 0.001, 0.25) / 0.25, 2) == units
-    assert ceiling(n, 0.001) == pytest.approx(stats.norm.ppf(0.001 ** (1 / n)), rel=1e-9)
-    assert certify_plan(sigma=0.25, n=n).ceiling == ceiling(n, 0.001, 0.25)
+    assert round(certify_plan(sigma=0.25, n=n).ceiling / 0.25, 2) == units
+    assert certify_plan(sigma=1.0, n=n).ceiling == pytest.approx(stats.norm.ppf(0.001 ** (1 / n)), rel=1e-9)
     k = np.arange(n // 2, n + 1)
     assert k[certified_radius(k, n, 1.0, 0.001) > 0][0] / n == pytest.approx(share, abs=max(0.005 / n ** 0.5, 0.6 / n))
 
@@ -45,7 +44,7 @@ def test_ceiling_of_a_plan(n, looks, last):
     """Where all votes agree at every look: what the last look spends decides, all of alpha where there is only one."""
     plan = sequential_plan(sigma=0.5, radii=(0,), n=n)
     everywhere = certified_radius(plan.looks, plan.looks, 0.5, plan.alphas)
-    assert len(plan.looks) == looks and plan.ceiling == everywhere.max() == ceiling(n, last, 0.5)
+    assert len(plan.looks) == looks and plan.ceiling == everywhere.max() == certified_radius(n, n, 0.5, last)
 
 
 @pytest.mark.parametrize("n", [1, 7, 100, 1000, 100_000])

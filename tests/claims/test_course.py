@@ -72,7 +72,7 @@ def judged(store, name, levels, *rest, **options):
 
 def diverge(store, *keys):
     """Leave what a training leaves that ended without a result."""
-    store_made.diverge(store, spec(*keys), "loss is nan", rules=rules.stamps())
+    store_made.diverge(store, spec(*keys), "loss is nan", provenance={"rules": rules.stamps()})
     return Job("followed", spec(*keys), ())
 
 

@@ -229,22 +229,6 @@ def test_clean_robust():
     assert "1,000 test images, 1 seed" in fig.get_supxlabel()
 
 
-def test_forest_plot():
-    """Markers and bars are the lines in points, filled by the adjusted p; rows name their seeds where these differ."""
-    lines = differences()
-    lines.loc[lines["method"] == "mine", "seeds"] = 3
-    fig = transfer_plots.forest_plot(lines)
-    assert [ax.get_title() for ax in fig.axes] == ["clean accuracy", "PGD-20 at 8/255"]
-    for ax, eps in zip(fig.axes, (0, 8 / 255), strict=True):
-        mine = lines[lines["eps"] == eps]
-        assert sorted(x for line in drawn(ax) for x, _ in line) == pytest.approx(sorted(100 * mine["value"]))
-        assert np.allclose(sorted(intervals(ax)), sorted(zip(100 * mine["low"], 100 * mine["high"], strict=True)))
-        full = sum(len(c.lines[0].get_xdata()) for c in ax.containers if c.lines[0].get_markerfacecolor() != "white")
-        assert full == sum((mine["p_holm"] <= 0.05) | (mine["dataset"] == "mean"))
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["TWINS-AT - AT (1 seed)", "TWINS-TRADES - TRADES (1 seed)",
-                                                                     "mine - AT (3 seeds)"]
-
-
 @pytest.mark.parametrize("draw", [lambda: transfer_plots.robust_curves(made_up().iloc[:0]),
                                   lambda: transfer_plots.clean_robust(pd.concat([made_up(), made_up().assign(threat="l2")])),
                                   lambda: transfer_plots.forest_plot(differences().query("attack == 'none'")),

@@ -1,11 +1,10 @@
 """Figures, tables and sentences on robust overfitting from made-up courses: numbers of whole images, checked by hand."""
 
-import math
 
 import numpy as np
 import pytest
 
-from tests.figures_read import drawn, intervals
+from tests.figures_read import drawn
 from twinslib.evidence.course import Course
 from twinslib.show import figures
 from twinslib.show.overfit_plots import gap_plot, method_curves, plateau_curves, schedule_curves, scratch_curves
@@ -78,17 +77,6 @@ def test_method_curves():
     assert [t.get_text() for t in titled(fig)["TRADES"].texts] == ["not run"]
 
 
-def test_schedule_curves():
-    """Above each course its learning rate, at the epochs where it holds; shaded where it is below a fifth of the peak."""
-    fig = schedule_curves(study(losses={"at_cyclic": 4}))
-    at = {ax.get_title(): dict(drawn(ax)[0]) for ax in fig.axes[:4]}
-    assert [at["piecewise"][e] for e in (0, 9.98, 10, 18)] == pytest.approx([0.1, 0.1, 0.01, 0.001])
-    assert [at["cyclic"][e] for e in (0, 4, 8, 14)] == pytest.approx([0, 0.05, 0.1, 0.05])
-    assert [at["slow start, fast decay"][e] for e in (0, 2, 8, 10)] == pytest.approx([0.02, 0.04, 0.1, 0.05])
-    assert sorted({line[-1][1] for line in drawn(fig.axes[6]) if len(line) > 1}) == [40, 72, 75]
-    assert [any(p.get_x() <= 15 <= p.get_x() + p.get_width() for p in ax.patches) for ax in fig.axes[:4]] == [1, 1, 0, 1]
-
-
 def test_scratch_and_plateau_curves():
     """Ours by share of training, public points on the images that they stand for only; plateaus count from the first drop."""
     fig = scratch_curves(study(["at_random"], losses={"at_random": 20}))
@@ -101,14 +89,3 @@ def test_scratch_and_plateau_curves():
     assert len(drawn(elsewhere.axes[0])) == 3 and "Public" not in elsewhere.get_supxlabel()
     fig = plateau_curves(study(list(PLATEAUS)))
     assert [(line[0][0], line[-1][0]) for line in drawn(fig.axes[0]) if len(line) > 1] == [(-6, 12)] * 2 + [(-22, 12)] * 2
-
-
-def test_gap_plot():
-    """Left own gaps, right differences, in points on one scale; a row says on how many seeds it rests."""
-    courses = study(losses={"at": 20, "twins_at": 0}, done=["at", "twins_at"], seeds=(0, 1))
-    left, right = gap_plot([c for c in courses if c.spec.seed == 0 or c.spec.method.name == "at"]).axes
-    half = round(196 * math.sqrt(0.1 * 0.9 / (N - 1)), 3)
-    assert sorted(x for line in drawn(left) for x, _ in line) == [0, 10] and [x for (x, _), in drawn(right)] == [-10]
-    assert intervals(right)[0] == pytest.approx((-10 - half, -10 + half), abs=1e-3) and left.get_xlim() == right.get_xlim()
-    assert [t.get_text() for t in left.get_yticklabels()][:2] == ["AT (2 seeds)", "TWINS-AT (1 seed)"]
-    assert [t.get_text() for t in left.texts] == ["not run"] * (len(ALL) - 2)

@@ -1,14 +1,11 @@
 """Notebook 02: figures from made-up courses, against calculations by hand."""
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
-import pytest
-from matplotlib.markers import CARETRIGHT
 
-from tests.figures_read import drawn, intervals
+from tests.figures_read import drawn
 from twinslib.evidence.course import Course
 from twinslib.show import figures, rate_plots
 from twinslib.specs.method import method
@@ -64,43 +61,11 @@ LAW = pd.DataFrame([["batch", 1.0, 2.0, 3.0, 6.0, 1e-15], ["batch", 2.0, 4.0, 1.
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
-def means(fig, method):
-    """Heights of the first line in a method's look, by panel."""
-    return [[y for _, y in (drawn(ax, figures.LOOKS[method]) or [[]])[0]] for ax in fig.axes]
-
-
-def test_ratio_figure():
-    """Geometric means over seeds in the baseline's look, with the least and the greatest."""
-    courses = study(["at", "at_lr", "twins_at"], ("cifar10", "cub64"))
-    courses[2].arrays["angle"] *= 8
-    fig = rate_plots.layer_ratios(courses)
-    assert means(fig, "at")[2] == pytest.approx([6] * 4, abs=1e-3) and means(fig, "at")[5] == pytest.approx([3] * 4, abs=1e-3)
-    assert means(fig, "at_lr")[0] == pytest.approx([1.725 / 3.6] * 4, abs=1e-3)
-    assert intervals(fig.axes[2])[0] == pytest.approx((3, 24))
-
-
-def test_course_figure():
-    """Columns are convolutions of the main path; means over the recorded steps of an epoch in a band over the seeds."""
+def test_layer_courses():
+    """Columns are convolutions of the main path; means over the recorded steps of an epoch, the weights over their start."""
     fig = rate_plots.layer_courses(study(["at", "twins_at"]), "cifar10", ["at", "twins_at"])
     assert [ax.get_title().split()[0] for ax in fig.axes[:3]] == ["first", "middle", "last"]
     assert drawn(fig.axes[1], figures.LOOKS["twins_at"]) == [[(0.5, 1), (1.5, 1), (2.5, 1.5)]]
-    assert means(fig, "twins_at")[11] == pytest.approx([3 * 4.1] * 3) and means(fig, "at")[7] == pytest.approx([0.1, 0.1, 0.025])
     frame = pd.DataFrame({"layer": LAYERS[:3], "depth": [0, 1, 2]})
     assert rate_plots.three_layers(frame) == {"first": LAYERS[0], "middle": LAYERS[1]}
     assert rate_plots.three_layers(frame[:1]) == {"first": LAYERS[0]}
-
-
-def test_escape_and_time_figures():
-    """Losses, and differences with Student's interval and every seed; times with seeds, an arrow head for never."""
-    courses = study(["at", "at_lr", "twins_at"])
-    top, bottom = rate_plots.escape(courses, ["at", "at_lr", "twins_at"]).axes
-    assert [y for _, y in drawn(top)[2]] == pytest.approx([3, 2.867, 2.633, 2.4], abs=1e-3)
-    half = T2 * 0.1 / math.sqrt(3)
-    assert [y for _, y in drawn(bottom, figures.LOOKS["at"])[0]] == pytest.approx([0.2, 0.3, 0.4])
-    assert intervals(bottom)[0] == pytest.approx((0.2 - half, 0.2 + half), abs=1e-3)
-    assert {0.1, 0.2, 0.3} <= {y for line in drawn(bottom, {"color": "#000000"}) for _, y in line}
-    courses[5].arrays["losses"][:] = 9.0  # TWINS-AT, seed 1
-    (ax,) = rate_plots.times(courses, METHODS).axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["AT", "AT, lr × (1 + λ)", "TWINS-AT"]
-    assert drawn(ax, figures.LOOKS["at"])[0][0][0] == 1 and len(drawn(ax, {"color": "#000000"})) == 3
-    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == CARETRIGHT] == [ax.get_xlim()[1]]

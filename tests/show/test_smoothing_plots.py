@@ -5,7 +5,7 @@ import pytest
 
 from tests.show.test_smoothing_tables import LEVELS, grid, half_constant, jobs  # noqa: F401, a fixture
 from tests.smoothing_made import measured, reaching
-from twinslib.base.bounds import ceiling
+from twinslib.base.bounds import certified_radius
 from twinslib.show import level_tables, smoothing_plots, smoothing_tables
 
 
@@ -18,7 +18,8 @@ def test_curves_show_their_frame() -> None:
         (line,) = (c.lines[0] for c in ax.containers if c.lines[0].get_color() == smoothing_plots.MIXED["color"])
         assert list(line.get_xdata()) == [0, 0.25, 0.5, 0.75] and list(line.get_ydata()) == pytest.approx([50, 50, 25, 0])
         marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
-        assert marks == pytest.approx([ceiling(200, 0.0005, s)] if ceiling(200, 0.0005, s) < smoothing_plots.END else [])
+        top = certified_radius(200, 200, s, 0.0005)
+        assert marks == pytest.approx([top] if top < smoothing_plots.END else [])
 
 
 def test_curves_stand_on_equal_draws() -> None:

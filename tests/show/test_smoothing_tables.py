@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.smoothing_made import RADII, N, measured, reaching, spec
-from twinslib.base.bounds import ceiling
+from twinslib.base.bounds import certified_radius
 from twinslib.evidence import cells as evidence_cells
 from twinslib.show import level_tables, norm_tables, smoothing_tables
 from twinslib.specs.jobs import Job
@@ -92,9 +92,10 @@ def test_sanity_notices() -> None:
     """A radius above the ceiling of its draws, an answer without radius, and cells on other images."""
     good = measured("mixed/clean/group", 0.5, reaching(0.5))
     assert all(smoothing_tables.sanity([good]).values())
-    above = measured("mixed/clean/group", 0.5, np.full(N, ceiling(10_000, 0.0005, 0.5) + 1e-6))
+    above = measured("mixed/clean/group", 0.5, np.full(N, certified_radius(10_000, 10_000, 0.5, 0.0005) + 1e-6))
     assert list(smoothing_tables.sanity([above]).values()) == [False, True, True]
-    single = measured("mixed/clean/group", 0.5, np.full(N, ceiling(100, 0.001, 0.5)), n=100, radii=(0.0,))  # spends alpha at once
+    top = certified_radius(100, 100, 0.5, 0.001)  # spends alpha at once
+    single = measured("mixed/clean/group", 0.5, np.full(N, top), n=100, radii=(0.0,))
     assert all(smoothing_tables.sanity([single]).values())
     answer = dataclasses.replace(good, certified=good.certified._replace(radius=np.zeros(N)))
     assert list(smoothing_tables.sanity([answer]).values()) == [True, False, True]

@@ -62,15 +62,6 @@ def certified_radius(successes: ArrayLike, trials: ArrayLike, sigma: float, alph
     return bound_radius(lower_bound(successes, trials, alpha), sigma)
 
 
-def ceiling(n: int, alpha: float, sigma: float = 1.0) -> float:
-    """sigma * Phi^-1(alpha^(1/n)), the largest radius n draws can give: where every curve over the radius ends.
-
-    >>> [round(ceiling(n, 0.001), 2) for n in (100, 1_000, 10_000, 100_000)]  # in units of sigma
-    [1.5, 2.46, 3.2, 3.81]
-    """
-    return float(certified_radius(n, n, sigma, alpha))
-
-
 def least_n(alpha: float) -> int:
     """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree.
 

@@ -5,7 +5,7 @@ Accuracies are fractions, radii L2 in [0, 1] pixel units.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,26 +84,6 @@ def certified_accuracy(certified: Certified, radii: Sequence[float], level: floa
         p = interval.estimate
         points.append(Point(float(r), p, math.sqrt(p * (1 - p) / n), interval.low, interval.high, n))
     return points
-
-
-def envelope(curves: Mapping[str, Sequence[Point]]) -> list[tuple[str, Point]]:
-    """For each radius, the name and the point of the curve with the best accuracy (the first of equals).
-
-    A rule for reporting a family of classifiers, one per noise level or network. It is no certificate of a classifier that
-    picks its noise level image by image, and the best of several has a slightly optimistic mean and error.
-
-    Raises:
-        ValueError: no curves, or curves over different radii.
-    """
-    if not curves:
-        raise ValueError("expected at least one curve, got none")
-    grids = {name: [point.radius for point in curve] for name, curve in curves.items()}
-    first = next(iter(grids.values()))
-    other = next((name for name, grid in grids.items() if grid != first), None)
-    if other is not None:
-        raise ValueError(f"expected all curves at the radii {first}, got {grids[other]} for {other!r}; use one grid")
-    return [max(((name, curve[i]) for name, curve in curves.items()), key=lambda pair: pair[1].accuracy)
-            for i in range(len(first))]
 
 
 def average_radius(certified: Certified) -> Mean:

@@ -14,9 +14,9 @@ from tests.colours_seen import nearest
 from tests.figures_read import assert_legible, drawn, intervals, words
 from tests.show import test_aft_plots as aft
 from tests.show import test_by_rate as by_rates
-from tests.show import test_overfit_plots as overfit
-from tests.show import test_rate_plots as rates
-from tests.show import test_smoothing_tables as smooth
+from tests.show import test_overfitting as overfit
+from tests.show import test_rates as rates
+from tests.show import test_smoothing as smooth
 from twinslib.evidence import cells
 from twinslib.evidence import rows as evidence_rows
 from twinslib.show import (

@@ -222,7 +222,7 @@ def test_curves_show_their_frame() -> None:
         (line,) = (c.lines[0] for c in ax.containers if c.lines[0].get_color() == smoothing_plots.MIXED["color"])
         assert list(line.get_xdata()) == [0, 0.25, 0.5, 0.75] and list(line.get_ydata()) == pytest.approx([50, 50, 25, 0])
         marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
-        top = certified_radius(200, 200, s, 0.0005)
+        top = float(certified_radius(200, 200, s, 0.0005))
         assert marks == pytest.approx([top] if top < smoothing_plots.END else [])
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from tests import store_made
-from twinslib.base.files import write_json
 from twinslib.evidence.networks import Cost, Network
 from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
@@ -66,7 +65,6 @@ def epochs(count: int, per_epoch: int, robust: list[float] | None = None) -> lis
 def finish(store: Store, run: RunSpec, rows: list[dict], masks: dict[EvalSpec, np.ndarray] | None = None, *,
            seconds: float = 60.0, rules: dict | None = None, split: str = "s") -> None:
     """Leave in the store what a finished run and its evaluations leave."""
-    store_made.finish(store, run, masks, stamps=rules or {}, split=split, epochs=rows, train_images=run.data.train_images,
-                      val_images=run.data.val_images, classes=10)
-    times = {"seconds": seconds, "processor_seconds": seconds / 2, "rules": rules or {}}
-    write_json(store.root / "provenance" / f"{run.hash}.json", {"run": run.hash, "train": times})
+    store_made.finish(store, run, masks, split=split, epochs=rows, train_images=run.data.train_images,
+                      val_images=run.data.val_images, classes=10,
+                      provenance={"seconds": seconds, "processor_seconds": seconds / 2, "rules": rules or {}})

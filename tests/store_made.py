@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -35,11 +36,8 @@ def fill(store: Store, jobs: Sequence[Job]) -> None:
         for spec in chain:
             if store.run(spec) is None:
                 train(store, spec)
-        done = store.root / "masks" / f"{job.spec.hash}.npz"
-        new = [e for e in job.evals if store.masks(job.spec, e) is None]
-        if new:
-            before = dict(np.load(done)) if done.exists() else {}
-            write_npz(done, before | {k: v for e in new for k, v in masks(job.spec, e).items()})
+        for e in job.evals:
+            put(store.path(Task(job.spec, e)), masks(job.spec, e))
         for c in job.certs:
             path = store.root / "votes" / f"{job.spec.hash}-{c.hash}.npz"
             if not path.exists():
@@ -48,25 +46,44 @@ def fill(store: Store, jobs: Sequence[Job]) -> None:
 
 
 def finish(store: Store, spec: RunSpec, masks: Mapping[EvalSpec, object] | None = None, *, course: Mapping | None = None,
-           stamps: Mapping[str, str] | None = None, entries: Mapping[str, dict] | None = None, **record: object) -> None:
+           stamps: Mapping[str, str] | None = None, entries: Mapping[EvalSpec, dict] | None = None, **record: object) -> None:
     """Leave what one finished run leaves that began when the rules had these stamps (None: before there were rules).
 
     Args:
-        masks: by evaluation, of AutoAttack by stage. course: its arrays, where it is followed. entries: further provenance.
+        masks: by evaluation, of AutoAttack by stage. course: its arrays, where it is followed. entries: their provenance.
         record: further fields of the run's record.
     """
     train = {"seconds": 1.0} | ({} if stamps is None else {"rules": stamps})
-    described = {"spec": json.loads(canonical_json(spec)), "split": f"{spec.data.name}-0"} | record
-    for folder, value in (("runs", described), ("provenance", {"train": train, **(entries or {})})):
-        path = store.root / folder / f"{spec.hash}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-    stages = {f"{e.hash}/{name}": np.array(mask, bool) for e, found in (masks or {}).items()
-              for name, mask in (found if isinstance(found, dict) else {e.attack_name: found}).items()}
-    for folder, arrays in (("masks", stages), ("courses", course)):
-        if arrays:
-            (store.root / folder).mkdir(exist_ok=True)
-            np.savez(store.root / folder / f"{spec.hash}.npz", **arrays)  # `write_npz` would wait for the disk
+    described = {"spec": json.loads(canonical_json(spec)), "split": f"{spec.data.name}-0", "provenance": train} | record
+    path = store.path(Task(spec))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described))
+    for e, found in (masks or {}).items():
+        task, found = Task(spec, e), found if isinstance(found, dict) else {e.attack_name: found}
+        stages = {name: np.array(mask, bool) for name, mask in found.items()}
+        if entries:
+            write_npz(store.path(task), stages, store_store.about(task) | {"provenance": entries[e]})
+        else:
+            put(store.path(task), stages)
+    if course:
+        put(store.root / "courses" / f"{spec.hash}.npz", course)
+
+
+def put(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays in a file that says nothing of itself; `write_npz` would wait for the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+
+
+def prove(store: Store, spec: RunSpec, **entry: object) -> None:
+    """Leave the record of a run with this in its provenance."""
+    record = store.run(spec) or {"spec": json.loads(canonical_json(spec))}
+    write_json(store.path(Task(spec)), record | {"provenance": record.get("provenance", {}) | entry})
+
+
+def diverge(store: Store, spec: RunSpec, why: str = "NaN", **record: object) -> None:
+    """Leave what a training leaves that ended without a result."""
+    write_json(store.diverged_path(spec), {"spec": json.loads(canonical_json(spec)), "diverged": why} | record)
 
 
 def random(spec: RunSpec, *words: object) -> np.random.Generator:
@@ -86,9 +103,8 @@ def train(store: Store, spec: RunSpec) -> None:
     images = spec.data.train_images or 500
     write_json(store.root / "runs" / f"{spec.hash}.json",
                {"spec": json.loads(canonical_json(spec)), "split": store_store.split_name(spec.data), "epochs": rows,
-                "classes": 10, "train_images": images, "val_images": spec.data.val_images, "weights": "0" * 64})
-    stamps = rules.stamps()
-    write_json(store.root / "provenance" / f"{spec.hash}.json", {"run": spec.hash, "train": ENTRY | {"rules": stamps}})
+                "classes": 10, "train_images": images, "val_images": spec.data.val_images, "weights": "0" * 64,
+                "provenance": ENTRY | {"rules": rules.stamps()}})
     weights = store.root / "weights" / f"{spec.hash}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
     weights.touch()
@@ -132,7 +148,7 @@ def masks(spec: RunSpec, e: EvalSpec) -> dict[str, np.ndarray]:
     else:
         names = ["+".join(e.attacks[:i + 1]) for i in range(len(e.attacks))]
         stages = {name: value < 0.4 - e.eps - 0.02 * i for i, name in enumerate(names)}
-    return {f"{e.hash}/{name}": mask for name, mask in stages.items()} | {f"{e.hash}/spec": np.array(canonical_json(e))}
+    return stages
 
 
 def votes(spec: RunSpec, c: CertifySpec) -> Votes:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torchvision
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
@@ -271,19 +269,6 @@ def test_measurements_refused(call: Callable, message: str) -> None:
     """So do the measurements."""
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_networks_of_others() -> None:
-    """torchvision's ResNet-18 with two wings and a network of timm with group norm and one, both at 32 pixels."""
-    images, few = pair(6, size=32, classes=3), {"epochs": 1, "batch_size": 3, "steps": 1}
-    resnet = torchvision.models.resnet18(num_classes=5)
-    tuned = twinslib.fine_tune(resnet, images, "twins_at", **few)
-    assert type(tuned) is type(resnet) and tuned.fc.out_features == 3 and resnet.fc.out_features == 5
-    assert not torch.equal(tuned.bn1.running_mean, resnet.bn1.running_mean) and not list(norms.twin_norms(tuned))
-    grouped = timm.create_model("efficientnet_b0_gn", num_classes=3)
-    tuned = twinslib.fine_tune(grouped, images, "at", **few, mean=grouped.default_cfg["mean"], std=grouped.default_cfg["std"])
-    result = twinslib.robust_accuracy(tuned, images, steps=1)
-    assert len(result.mask) == 6 and tuned.network.classifier.out_features == 3
 
 
 def finish(store: Store, spec: RunSpec) -> nn.Module:

@@ -112,7 +112,6 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
 @pytest.mark.parametrize(("number", "text", "message"), [
     # no YAML, or not what it seems
     ("01", "seeds: [0", "YAML in params/small/01.yaml, got while parsing"), ("01", "- seeds", "a mapping of parameters"),
-    ("01", "0", "a mapping of parameters in params/small/01.yaml, got 0"), ("01", "[]", "a mapping of parameters"),
     ("01", "\x00", "YAML in params/small/01.yaml"), ("01", "seeds: !!python/object/apply:os.getcwd []", "YAML in"),
     ("01", "seeds: 2026-13-45", "YAML in params/small/01.yaml, got month"), ("01", "seeds: !!int ''", "YAML in"),
     ("01", "? [a]\n: 1", "YAML in params/small/01.yaml"), ("01", "1: 2", "key of params/small/01.yaml"),
@@ -127,8 +126,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     ("01", "preset: medium", "preset small in params/small/01.yaml, as its folder says, got 'medium'; leave it out"),
     ("06", "mian: {}", "did you mean 'main'?"), ("01", "best: x", "key of params/small/01.yaml"),
     # settings
-    *(("02", f"threads: {n}", "threads") for n in ("99999", "-1", "1.5", "two", "true", "null", "[1]")),
-    ("02", "compute: 1", "bool for compute"), ("02", "preset: [small]", "str for preset"),
+    *(("02", f"threads: {n}", "threads") for n in ("99999", "-1", "two", "null")), ("02", "compute: 1", "bool for compute"),
     # lists that hold nothing, or nothing sensible
     *((number, "seeds: []", "at least one entry in seeds") for number in TOY),
     *((number, "seeds: [-1]", "seeds without repeats and of at least 0") for number in TOY),
@@ -166,14 +164,10 @@ def test_files(folder: Path, capsys: pytest.CaptureFixture, number: str, text: s
     assert line.startswith("error: expected ") and message in line and f"params/small/{number}.yaml" in line
 
 
-def test_rendering_refuses_it_too(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    """What a study refuses is no matter of a failed notebook."""
+def test_file_of_bytes(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """What a study refuses is no matter of a failed notebook; a file that is no UTF-8, and a folder in its place."""
     (folder / "params" / "small" / "06.yaml").write_text("widths: {widths: [0], runs: [aft]}")
     assert "width of at least 1" in refusal(capsys, "render", "--preset", "small", "06")
-
-
-def test_file_of_bytes(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    """A file that is no UTF-8, and a folder in its place."""
     file = folder / "params" / "small" / "01.yaml"
     file.write_bytes(b"arch: \xff\xfe")
     assert "YAML in params/small/01.yaml, got 'utf-8' codec" in refusal(capsys, "sweep", "--preset", "small", "--only", "01")

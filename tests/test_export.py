@@ -17,13 +17,9 @@ from twinslib import api
 from twinslib.nets.models import make_model
 
 CHAIN = {  # network: side in pixels, method
-    **{f"torchvision/{name}": (16, "at") for name in (
-        "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x0_5", "efficientnet_b0")},
-    "torchvision/vgg11_bn": (32, "at"), "torchvision/resnet18": (32, "twins_at"), "torchvision/resnet34": (32, "twins_at"),
-    **{f"timm/{name}": (32, "at") for name in ("test_convnext", "test_byobnet", "test_nfnet", "test_mambaout", "test_vit",
-                                              "test_efficientnet_gn")},
-    **{f"timm/{name}": (16, "at") for name in ("lcnet_050", "ghostnet_050")},
-    "timm/test_resnet": (32, "twins_at"),
+    **{f"torchvision/{name}": (16, "at") for name in ("mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x0_5")},
+    **{f"timm/{name}": (32, "at") for name in ("test_convnext", "test_nfnet", "test_vit", "test_efficientnet_gn")},
+    "torchvision/resnet18": (32, "twins_at"), "timm/lcnet_050": (16, "at"), "timm/test_resnet": (32, "twins_at"),
     "tiny_resnet": (16, "twins_at"), "resnet20": (16, "at"),
 }
 
@@ -82,16 +78,3 @@ def test_networks_without_a_name(tmp_path: Path) -> None:
     assert "network = ...  # what was exported, with 3 classes" in files[2].read_text()
     with pytest.raises(ValueError, match="expected images, those that the network is for"):
         twinslib.export(network, tmp_path / "net.safetensors")
-
-
-def test_onnx_of_a_network(tmp_path: Path) -> None:
-    """The file takes any number of images in [0, 1] and gives the network's logits."""
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    images, constants = pair(32), {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
-    tuned = twinslib.fine_tune(shake(made("torchvision/mobilenet_v3_small")), images, "at", epochs=1, batch_size=3, steps=1,
-                               device="cpu", **constants)
-    files = twinslib.export(tuned, tmp_path / "net.safetensors", images=images, onnx=True)
-    x = torch.rand(5, 3, 32, 32)
-    (logits,) = onnxruntime.InferenceSession(files[3]).run(["logits"], {"image": x.numpy()})
-    np.testing.assert_allclose(logits, tuned(x).detach().numpy(), rtol=1e-3, atol=1e-4)

@@ -28,7 +28,6 @@ from . import sweep
 from .base.errors import choose
 from .base.files import atomic_write
 from .store import check as store_check
-from .store import earlier
 from .store.store import Store
 from .studies import own, plan, presets, rules
 
@@ -40,10 +39,6 @@ def run_store(args: argparse.Namespace) -> int:
     if args.action == "repair":
         for problem, path in store_check.repair(store):
             print(f"moved aside: {problem.path} ({problem.kind}) is now {path}")
-    if args.action == "upgrade":
-        jobs = [job for number in presets.numbers(args.preset) for job in plan.plan(args.preset, number)[0](best=store.best)]
-        count = earlier.upgrade(store, {job.spec.hash: job.spec for job in jobs}, {c.hash: c for job in jobs for c in job.certs})
-        print(f"{count} files written anew")
     problems, count = store_check.check(store)
     for problem in problems:
         print(f"{problem.kind}: {problem.path}: {problem.what}")
@@ -127,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
             part.add_parser(commands)
     own.add_parser(commands)
     sweep.add_parser(commands)
-    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; repair, upgrade them")
-    p.add_argument("action", choices=("check", "repair", "upgrade"))
+    p = commands.add_parser("store", allow_abbrev=False, help="read every file of a preset's results; move aside what is wrong")
+    p.add_argument("action", choices=("check", "repair"))
     own.add_options(p)
     p.set_defaults(func=run_store)
     p = commands.add_parser("claims", allow_abbrev=False, help="judge the papers' claims on the finished runs of a preset")

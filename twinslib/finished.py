@@ -3,7 +3,6 @@
     python -m twinslib export 3688e3 robust.safetensors --preset small          # beside it robust.json and robust.md
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from . import cards
 from .base.certified import certified_accuracy
-from .base.files import read_about, read_json, read_npz
+from .base.files import read_about, read_json
 from .base.stats import clopper_pearson
 from .compute import provenance
 from .compute.given import bar, classes_of, pick_device, prepared
@@ -165,9 +164,6 @@ def _card(store: Store, spec: RunSpec, trained: nn.Module) -> dict:
 def _accuracies(store: Store, spec: RunSpec) -> list[dict]:
     """Of the network of the last epoch, one row for each attack that it met, with 95 % intervals."""
     found = [read_about(path)["measurement"] for path in sorted((store.root / "masks").glob(f"{spec.hash}-*.npz"))]
-    earlier = store.root / "masks" / f"{spec.hash}.npz"
-    if earlier.exists():
-        found += [json.loads(str(value)) for name, value in read_npz(earlier).items() if name.endswith("/spec")]
     rows = []
     for e in dict.fromkeys(from_dict(EvalSpec, values) for values in found):
         for stage, mask in (store.masks(spec, e) or {}).items() if e.at == "last" else ():

@@ -205,10 +205,10 @@ def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     tried = {job.spec for job in jobs if job.study.endswith("tuning")} | {spec for job in jobs for spec in job.candidates}
     for job in (job for job in jobs if job.settled or job.candidates):  # the others are neither computed nor shown
         for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
-            why = store.diverged(task.spec, task.evaluation)
+            why, kept = store.diverged(task.spec, task.evaluation), store.diverged_path(task.spec, task.evaluation)
             if why and (job.settled or task.evaluation is None):
                 word = "diverged, so not chosen" if task.evaluation is None and task.spec in tried - used else "diverged"
-                gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {store.kept_in(task)})"
+                gone[task] = f"{word}: {task}: {why} (kept; to try it again, delete {kept})"
         word = NOT_RUN if store.run(job.spec) else store.absent(job)
         if word != NOT_RUN and (not job.settled or word == SOURCE_DIVERGED):
             which = "its source" if job.settled else "every candidate for it"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from twinslib.base.certified import ABSTAIN, Certified, average_radius, certified_accuracy, envelope
+from twinslib.base.certified import ABSTAIN, Certified, average_radius, certified_accuracy
 
 
 def rows(label, prediction, radius, **rest):
@@ -43,22 +43,10 @@ def test_standard_errors_are_those_of_new_images():
     assert np.std(got, axis=0) == pytest.approx(np.mean(said, axis=0), rel=0.1)
 
 
-def test_envelope():
-    """The best curve at each radius, by name; the first of equals."""
-    small = rows([0] * 4, [0, 0, 0, 0], [0.2, 0.2, 0.2, 0.2])
-    large = rows([0] * 4, [0, 0, 1, -1], [0.9, 0.8, 0.9, 0])
-    curves = {"0.12": certified_accuracy(small, [0, 0.1, 0.5, 2]), "0.5": certified_accuracy(large, [0, 0.1, 0.5, 2])}
-    best = [(name, point.radius, point.accuracy) for name, point in envelope(curves)]
-    assert best == [("0.12", 0, 1), ("0.12", 0.1, 1), ("0.5", 0.5, 0.5), ("0.12", 2, 0)]
-
-
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: certified_accuracy(rows([], [], []), [0]), "at least one image"),
     (lambda: average_radius(rows([], [], [])), "at least one image"),
-    (lambda: certified_accuracy(rows([0], [0], [np.nan]), [0]), "PREDICT gives none"),
     (lambda: average_radius(rows([-1], [0], [0.5])), "a label for each image"),
-    (lambda: envelope({}), "at least one curve"),
-    (lambda: envelope({"a": certified_accuracy(TEN, [0, 1]), "b": certified_accuracy(TEN, [0, 2])}), r"got \[0.0, 2.0\] for 'b'"),
 ])
 def test_refused(make, message):
     """One message with what was expected."""

@@ -11,8 +11,8 @@ from scipy import stats
 
 from twinslib.base import errors
 from twinslib.base.boundaries import look_times, spend
-from twinslib.base.bounds import bound_radius, ceiling, certified_radius, least_n, lower_bound, predict_p_value
-from twinslib.base.sequential import Plan, certify_plan, exact_plan, predict_plan, sequential_plan
+from twinslib.base.bounds import bound_radius, certified_radius, least_n, lower_bound
+from twinslib.base.sequential import Plan, certify_plan, exact_plan, sequential_plan
 
 PLANS = {"shares": sequential_plan, "exact": exact_plan}
 SMALL = dict(sigma=0.5, radii=(0, 0.25, 0.5), n=320, n0=10, alpha=0.05, first=32, ratio=1.4, power_loss=0.02)
@@ -33,9 +33,8 @@ def paths(plan, p, absorb):
 def test_published_ceilings_and_abstentions(n, units, share):
     """Where all votes agree at alpha .001: 1.50, 2.46, 3.20, 3.81 sigma; and the fewest votes that certify anything, as a
     share of n."""
-    assert round(ceiling(n, 0.001, 0.25) / 0.25, 2) == units
-    assert ceiling(n, 0.001) == pytest.approx(stats.norm.ppf(0.001 ** (1 / n)), rel=1e-9)
-    assert certify_plan(sigma=0.25, n=n).ceiling == ceiling(n, 0.001, 0.25)
+    assert round(certify_plan(sigma=0.25, n=n).ceiling / 0.25, 2) == units
+    assert certify_plan(sigma=1.0, n=n).ceiling == pytest.approx(stats.norm.ppf(0.001 ** (1 / n)), rel=1e-9)
     k = np.arange(n // 2, n + 1)
     assert k[certified_radius(k, n, 1.0, 0.001) > 0][0] / n == pytest.approx(share, abs=max(0.005 / n ** 0.5, 0.6 / n))
 
@@ -45,7 +44,7 @@ def test_ceiling_of_a_plan(n, looks, last):
     """Where all votes agree at every look: what the last look spends decides, all of alpha where there is only one."""
     plan = sequential_plan(sigma=0.5, radii=(0,), n=n)
     everywhere = certified_radius(plan.looks, plan.looks, 0.5, plan.alphas)
-    assert len(plan.looks) == looks and plan.ceiling == everywhere.max() == ceiling(n, last, 0.5)
+    assert len(plan.looks) == looks and plan.ceiling == everywhere.max() == certified_radius(n, n, 0.5, last)
 
 
 @pytest.mark.parametrize("n", [1, 7, 100, 1000, 100_000])
@@ -85,27 +84,8 @@ def test_bound_covers(n, alphas):
 
 @pytest.mark.parametrize("alpha", [0.3, 0.05, 0.01, 0.001, 2 ** -10, 1e-6])
 def test_least_n(alpha):
-    """The first n at which an image can get an answer, by trying them all; PREDICT needs 11 at alpha .001."""
-    certify = next(n for n in range(1, 50) if alpha ** (1 / n) > 0.5 + 1e-12)
-    predict = next(n for n in range(1, 50) if stats.binomtest(n, n).pvalue <= alpha)
-    assert (least_n(alpha), least_n(alpha, "predict")) == (certify, predict)
-    assert (least_n(0.001), least_n(0.001, "predict")) == (10, 11)
-
-
-def test_predict_p_value_is_the_exact_test():
-    """Equal to scipy's two-sided binomial test; 1 for equal votes, also without any."""
-    for first, second in [(0, 0), (1, 0), (3, 3), (9, 1), (60, 40), (5000, 4800), (100_000, 0)]:
-        expected = stats.binomtest(first, first + second).pvalue if first else 1.0
-        assert predict_p_value(first, second) == pytest.approx(expected, rel=1e-8, abs=1e-300)
-
-
-@pytest.mark.parametrize(("n", "alpha"), [(11, 0.001), (30, 0.05), (500, 0.001), (501, 0.05)])
-def test_predict_errs_exactly(n, alpha):
-    """Of two classes, the one of probability p <= 1/2 is answered with probability at most alpha / 2, and sometimes is."""
-    k = np.arange(n + 1)
-    answered = (predict_p_value(np.maximum(k, n - k), np.minimum(k, n - k)) <= alpha) & (2 * k > n)
-    wrong = [stats.binom.pmf(k, n, p)[answered].sum() for p in (0.3, 0.45, 0.49, 0.5)]
-    assert alpha / 5 < max(wrong) == wrong[-1] <= alpha / 2
+    """The first n at which an image can get an answer, by trying them all."""
+    assert least_n(alpha) == next(n for n in range(1, 50) if alpha ** (1 / n) > 0.5 + 1e-12)
 
 
 @pytest.mark.parametrize(("n", "p"), [(100, 0.6), (1000, 0.9), (10_000, 0.977), (100_000, 0.9987)])
@@ -246,15 +226,13 @@ def test_looks(n, first, ratio):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: certify_plan(sigma=0.25, n=9), "n of at least 10 at alpha 0.001, got 9"),
-    (lambda: predict_plan(sigma=0.25, n=10), "n of at least 11 at alpha 0.001, got 10"),
     (lambda: Plan(method="sequential", sigma=0.25, alpha=0.001, looks=(5, 10), n0=5, radii=(0,)), "n of at least 11"),
     (lambda: certify_plan(sigma=0.25, n0=0), "n0 of at least 1"),
-    (lambda: Plan(method="predict", sigma=0.25, alpha=0.1, looks=(50,), n0=5), "0 for predict"),
     (lambda: certify_plan(sigma=64), r"\[0, 1\] pixel units\), got 64; write 64/255"),
     (lambda: certify_plan(sigma=0), "sigma above 0"), (lambda: certify_plan(sigma=float("nan")), "sigma above 0"),
     (lambda: certify_plan(sigma=0.25, alpha=0), r"alpha in \(0, 1\), got 0"),
     (lambda: certify_plan(sigma=0.25, alpha=1), r"alpha in \(0, 1\), got 1"),
-    (lambda: Plan(method="cohen", sigma=0.25, alpha=0.1, looks=(50,), n0=5), "one of certify, sequential, exact, predict"),
+    (lambda: Plan(method="cohen", sigma=0.25, alpha=0.1, looks=(50,), n0=5), "one of certify, sequential, exact, got"),
     (lambda: Plan(method="certify", sigma=0.25, alpha=0.1, looks=(50, 60), n0=5), "several looks with 'sequential' or 'exact'"),
     (lambda: Plan(method="sequential", sigma=0.25, alpha=0.1, looks=(60, 50), n0=5, radii=(0,)), "increasing"),
     (lambda: sequential_plan(sigma=0.25, radii=()), "at least one, got"),
@@ -266,16 +244,12 @@ def test_looks(n, first, ratio):
     (lambda: lower_bound([3, -1], [5, 7], 0.1), "got -1 of 7"), (lambda: lower_bound(1, 2, [0.1, 1.5]), "alpha in"),
     # what is no number, by name
     (lambda: certify_plan(sigma="0.25"), "sigma to be a number, got '0.25'"),
-    (lambda: certify_plan(sigma=0.25, alpha=[0.001]), "alpha to be a number"),
     (lambda: certify_plan(sigma=True), "sigma to be a number, got True"),
     (lambda: certify_plan(sigma=0.25, n=1e5), "n to be an integer, got 100000.0"),
-    (lambda: predict_plan(sigma=0.25, n="100"), "n to be an integer, got '100'"),
     (lambda: certify_plan(sigma=0.25, n0=None), "n0 to be an integer, got None"),
     (lambda: sequential_plan(sigma=0.25, radii=0.5), "radii to be a sequence of numbers, got 0.5"),
-    (lambda: sequential_plan(sigma=0.25, radii="0.5"), "radii to be a sequence"),
     (lambda: sequential_plan(sigma=0.25, radii=[[0.5]]), "radii to be a number"),
     (lambda: sequential_plan(sigma=0.25, radii=(0,), stop_if_wrong=1), "stop_if_wrong to be True or False, got 1"),
-    (lambda: sequential_plan(sigma=0.25, radii=(0,), ratio="2"), "ratio to be a number"),
 ])
 def test_refused(make, message):
     """One message with what was expected and what came, before any draw."""

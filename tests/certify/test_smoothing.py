@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinslib.base.certified import certified_accuracy
 from twinslib.base.errors import Diverged
-from twinslib.base.sequential import certify_plan, exact_plan, predict_plan, sequential_plan
+from twinslib.base.sequential import certify_plan, exact_plan, sequential_plan
 from twinslib.certify import smoothing
 from twinslib.certify.smoothing import ESTIMATE, SELECT, collect_votes, noise_seed
 from twinslib.nets.checkpoint import tensor_hash
@@ -73,7 +73,6 @@ PLANS = {
     "certify": certify_plan(sigma=0.5, n=300, n0=70, alpha=0.05),
     "sequential": sequential_plan(sigma=0.5, n=300, n0=70, alpha=0.05, radii=(0, 0.2)),
     "exact": exact_plan(sigma=0.5, n=300, n0=70, alpha=0.05, radii=(0, 0.2)),
-    "predict": predict_plan(sigma=0.5, n=300, alpha=0.05),
     "sound": certify_plan(sigma=0.5, n=300, n0=70, alpha=0.05, sound=True),
 }
 
@@ -93,11 +92,11 @@ def undisturbed(tiny):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_batches_change_nothing(tiny, undisturbed, plan):
-    """Every integer is the same for any batch size, in either memory format, alone, in any company and at any place; another
-    index or seed gives others."""
+    """Every integer is the same for any batch size, alone, in any company and at any place; another index or seed gives
+    others."""
     for batch_size in (1, 7, 64, 100, 1000):
         rows = range(9) if batch_size > 7 else range(2)
-        votes = tiny_votes(tiny, PLANS[plan], rows, batch_size=batch_size, channels_last=batch_size != 64)
+        votes = tiny_votes(tiny, PLANS[plan], rows, batch_size=batch_size)
         assert_equal(votes, undisturbed[plan].rows(np.array(rows)))
     for rows in ([4], [8, 2, 5]):
         assert_equal(tiny_votes(tiny, PLANS[plan], rows), undisturbed[plan].rows(np.array(rows)))
@@ -245,8 +244,6 @@ def test_noise_depends_on_nothing_but_seed_index_and_draw():
     for other in (normal(certify_plan(sigma=1.0, n=200, n0=100), torch.rand(1, 3, 4, 4)),
                   normal(certify_plan(sigma=0.25, n=130, n0=100), torch.zeros(1, 3, 4, 4), batch_size=512)):
         torch.testing.assert_close(other, z[:len(other)], atol=1e-5, rtol=0)
-    estimation = normal(predict_plan(sigma=0.5, n=200), torch.zeros(1, 3, 4, 4))
-    assert torch.equal(estimation, z[100:])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -300,15 +297,6 @@ def test_sequential_votes_are_a_prefix():
     assert votes.finished.all() and votes.draws[0] > votes.draws[2] and votes.draws.max() < 20_000
     radius = votes.certified().radius
     assert ((radius > 0) & (radius <= [0.02, 0.1, 0.35, 0.3, 0.5])).all() and radius[[2, 3, 4]].min() >= 0.25
-
-
-def test_predict_answers_or_abstains():
-    """Far points get their class, points on the plane an abstention, at a rate of at least 1 - alpha; radii are NaN."""
-    net, x, labels = at_margins(np.repeat([0.3, -0.3, 0.0], 200))
-    certified = collect_votes(net, x, predict_plan(sigma=0.25, n=100, alpha=0.05), labels=labels, batch_size=4096).certified()
-    assert (certified.prediction[:400] == labels[:400].numpy()).all() and np.isnan(certified.radius).all()
-    assert stats.binomtest(int((certified.prediction[400:] >= 0).sum()), 200, 0.05, "greater").pvalue > 1e-3
-    assert (certified.prediction[400:] >= 0).any()
 
 
 def test_another_alpha_needs_no_draws(undisturbed):

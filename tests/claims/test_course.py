@@ -1,7 +1,6 @@
 """Rules on courses, from made-up runs: rates of the weights, early losses, and gaps of whole images of N."""
 
 import dataclasses
-import json
 import math
 from itertools import product
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
+from tests import store_made
 from tests.claims.made import LEDGER
 from tests.store_made import finish
 from twinslib.base import stats
@@ -72,11 +72,8 @@ def judged(store, name, levels, *rest, **options):
 
 def diverge(store, *keys):
     """Leave what a training leaves that ended without a result."""
-    s = spec(*keys)
-    (store.root / "provenance").mkdir(exist_ok=True)
-    entry = {"seconds": 1.0, "unfinished": True, "diverged": "loss is nan", "rules": rules.stamps()}
-    (store.root / "provenance" / f"{s.hash}.json").write_text(json.dumps({"train": entry}))
-    return Job("followed", s, ())
+    store_made.diverge(store, spec(*keys), "loss is nan", provenance={"rules": rules.stamps()})
+    return Job("followed", spec(*keys), ())
 
 
 def crossed(counts, level=0.95):

@@ -9,10 +9,9 @@ from itertools import product
 import pytest
 
 from tests.claims.made import CLEAN, DATASETS, LEDGER, SOURCE, N, claim_of, clear, fill, job, mask
-from tests.store_made import finish
+from tests.store_made import finish, prove
 from twinslib import __main__ as cli
 from twinslib.base import paths
-from twinslib.base.files import read_json, write_json
 from twinslib.claims import ledger
 from twinslib.claims.verdict import NOT, NOT_TESTED, PARTLY, REPRODUCED, VERDICTS
 from twinslib.evidence import public
@@ -195,8 +194,7 @@ def test_commands_name_the_threads_of_the_runs(store):
     """The number of threads that a claim's runs were made with, since numbers repeat with that one only; others are counted."""
     jobs = stamped(store, {"twins_at": 20, "at": 0})
     for i, j in enumerate(jobs):
-        path = store.root / "provenance" / f"{j.spec.hash}.json"
-        write_json(path, {"train": read_json(path)["train"] | {"threads": 2 if i == 0 else 1, "device": "cpu"}})
+        prove(store, j.spec, threads=2 if i == 0 else 1, device="cpu")
     assert ledger.commands(LEDGER["C2"], store, jobs)[0] == (
         "python -m twinslib sweep --preset small --only 01 --threads 1 (1 of 18 runs: --threads 2)")
 

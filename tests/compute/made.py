@@ -84,8 +84,3 @@ def record(store: Store, spec: RunSpec, *epochs: tuple[float | None, float | Non
     path = store.root / "runs" / f"{spec.hash}.json"
     write_json(path, {"spec": json.loads(canonical_json(spec)), "epochs": found})
     return path
-
-
-def diverge(store: Store, spec: RunSpec) -> None:
-    """Leave what the first version recorded of a run that diverged: a line of its provenance."""
-    write_json(store.root / "provenance" / f"{spec.hash}.json", {"train": {"diverged": "NaN", "unfinished": True}})

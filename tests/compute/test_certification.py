@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with one trained run, certified with its own and with re-estimated statistics."""
     store = Store("toy", root=tmp_path_factory.mktemp("store"))
     report = compute(store, [Job("x", SPEC, (), certs=(CERT, RESTAT))])
-    assert [task.kind for task in report.done] == ["train", f"certify {CERT.hash}", f"certify {RESTAT.hash}"]
+    assert [task.evaluation for task in report.done] == [None, CERT, RESTAT]
     return store
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.store_made import prove
 from twinslib.base import paths
-from twinslib.base.files import write_json, write_npz
+from twinslib.base.files import write_npz
 from twinslib.compute import cost, provenance
 from twinslib.compute.worker import Worker
 from twinslib.data.sources import SOURCES
@@ -163,8 +164,7 @@ JOBS = [Job("x", RUN, (CLEAN,)), Job("x", replace(RUN, seed=1), (CLEAN,))]
 
 def finish(store: Store, spec: RunSpec, seconds: float, **other: object) -> None:
     """Leave what a finished training run leaves for the estimate of speed."""
-    write_json(store.root / "provenance" / f"{spec.hash}.json",
-               {"train": provenance.machine("cpu") | {"seconds": seconds, **other}})
+    prove(store, spec, **provenance.machine("cpu") | {"seconds": seconds, **other})
 
 
 def test_rate(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

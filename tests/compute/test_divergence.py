@@ -1,21 +1,20 @@
 """What diverges is a result, not a failure: kept, shown and not tried again; what depends on it says so."""
 
-import json
 import os
 from dataclasses import replace
 
 import pytest
 
-from tests.compute.made import BARE, CLEAN, compute, diverge, tiny_jobs
+from tests.compute.made import BARE, CLEAN, compute, tiny_jobs
+from tests.store_made import diverge
 from twinslib.base.errors import Diverged
-from twinslib.base.files import read_json, write_json
+from twinslib.base.files import read_json
 from twinslib.certify import smoothing
 from twinslib.compute import worker
 from twinslib.evidence import rows as evidence_rows
 from twinslib.specs.jobs import Job, Task
 from twinslib.specs.labels import DIVERGED, NOT_RUN, SOURCE_DIVERGED
 from twinslib.specs.measure import CertifySpec
-from twinslib.specs.reading import canonical_json
 from twinslib.specs.run import FollowSpec, OptimSpec
 from twinslib.store.store import Store
 from twinslib.train import loop
@@ -39,7 +38,7 @@ def test_diverged_run_is_reported_and_the_others_go_on(store: Store) -> None:
         assert {store.absent(job, e) for e in (None, *job.evals)} == {DIVERGED}
     again = compute(store, planned)
     assert (again.done, again.failed, again.diverged, again.left) == ([], [], [], [])
-    store.kept_in(Task(broken[0].spec)).unlink()
+    store.diverged_path(broken[0].spec).unlink()
     assert store.missing(planned) == [Task(broken[0].spec), *(Task(broken[0].spec, e) for e in broken[0].evals)]
 
 
@@ -58,16 +57,15 @@ def test_rows_until_divergence_are_kept(store: Store, monkeypatch) -> None:
 
 
 def test_records_of_divergence(store: Store) -> None:
-    """Where only the record of it was written before a kill the run has diverged all the same, and so it has where, in the first
-    version, only its provenance says so: the file to delete is that one. A record under another run's name is refused."""
+    """Where only the record of it was written before a kill the run has diverged all the same, until that file is deleted. A
+    record under another run's name is refused."""
     jobs, path = [Job("tiny", BARE, (CLEAN,)), Job("tuning", BARE, ())], store.root / "diverged" / f"{BARE.hash}.json"
     diverge(store, BARE)
     assert store.missing(jobs) == [] and store.epochs(BARE) == []
-    store.kept_in(Task(BARE)).unlink()
+    path.unlink()
     assert store.missing(jobs) == [Task(BARE), Task(BARE, CLEAN)]
-    write_json(store.root / "provenance" / f"{BARE.hash}.json", {"train": {"seconds": 0.0, "unfinished": True, "rules": {}}})
-    write_json(path, {"spec": json.loads(canonical_json(BARE)), "diverged": "NaN"})
-    assert store.missing(jobs) == [] and store.diverged(BARE) == "NaN"
+    diverge(store, BARE)
+    assert store.diverged(BARE) == "NaN"
     other = replace(BARE, seed=7)
     os.rename(path, path.with_stem(other.hash))
     with pytest.raises(ValueError, match=f"spec of run {other.hash} .*moves it aside"):

@@ -274,7 +274,7 @@ def test_best_and_last_are_kept_apart(store: Store) -> None:
     before = store.masks(spec, evals[0])["none"]
     store.path(Task(spec, evals[0])).unlink()
     (store.root / "work" / f"{spec.hash}-best.safetensors").unlink()
-    assert [t.kind.split()[0] for t in store.missing([Job("tiny", spec, evals)])] == ["train", "evaluate", "evaluate"]
+    assert [t.evaluation for t in store.missing([Job("tiny", spec, evals)])] == [None, *evals]
     assert not compute(store, [Job("tiny", spec, evals)]).failed
     assert (store.masks(spec, evals[0])["none"] == before).all()
     states = [networks(store).trained(spec, at).state_dict() for at in ("best", "last")]

@@ -2,12 +2,9 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -72,13 +69,12 @@ def test_finished_store(whole) -> None:
     assert len(set(order)) == len(order) == len(networks(store).data(data).test_y) and rules.stamps()
 
 
-@pytest.mark.parametrize("how", ["not at all", "between any two steps", "in every block"])
+@pytest.mark.parametrize("how", ["between any two steps", "in every block"])
 def test_interrupted(whole, store: Store, how: str) -> None:
-    """Stopped never, each time a little further, or with no time at all: another store, another random state, the same bytes."""
+    """Stopped each time a little further, or with no time at all: another store, another random state, the same bytes. Kills are
+    those of `tests/faults`."""
     torch.manual_seed(123)
-    if how == "not at all":
-        assert compute(store, JOBS, budget=600.0).left == []
-    elif how == "in every block":
+    if how == "in every block":
         assert len(compute(store, JOBS, budget=0.0).left) == 10
         assert until_done(store, JOBS) > 20
     else:
@@ -88,48 +84,6 @@ def test_interrupted(whole, store: Store, how: str) -> None:
                 break
         assert 3 < turn < 199
     assert contents(store, *JOBS) == whole[1]
-
-
-CHILD = """
-import sys; sys.path.insert(0, {tests!r})
-import torch; torch.set_num_threads(1)
-from pathlib import Path
-from tests.compute.made import compute, contents, tiny_jobs
-from twinslib.store.store import Store
-store = Store("tiny", root=Path({root!r}))
-print("ready", flush=True)
-compute(store, tiny_jobs())
-contents(store, *tiny_jobs())
-"""
-
-
-def child(store: Store) -> subprocess.Popen:
-    code = CHILD.format(tests=str(Path(__file__).parents[2]), root=str(store.root))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def test_killed_at_ten_random_moments(whole, store: Store) -> None:
-    """SIGKILL at ten random moments, then one call to the end: the same bytes as the undisturbed sweep."""
-    rng = random.Random(0)
-    killed = 0
-    for _ in range(40):
-        process = child(store)
-        time.sleep(rng.uniform(0.05, 1.5))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
-        if killed == 10:
-            break
-        if process.returncode == 0:  # it got to the end: begin again in part, so that ten kills really happen
-            for path in sorted(store.root.glob("runs/*.json"))[1:] + sorted(store.root.glob("masks/*")):
-                path.unlink()
-    assert killed == 10
-    assert child(store).wait(timeout=300) == 0
-    assert contents(store) == whole[1]
 
 
 def test_forgotten_files_go(store: Store) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.show.test_smoothing_tables import TEN_EACH, answers
+from tests.show.test_smoothing import TEN_EACH, answers
 from tests.smoothing_made import N, measured
 from twinslib.compute import statistics
 from twinslib.compute.networks import Networks

@@ -1,10 +1,8 @@
 """Finished networks of the grid of adversarial fine-tuning: masks, epochs and costs, from a store that is written by hand."""
 
 
-import numpy as np
 
 from tests.aft_made import EPS, epochs, finish, spec
-from twinslib.base.files import write_npz
 from twinslib.evidence import accuracy, networks
 from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
@@ -64,9 +62,7 @@ def test_only_what_is_finished(store: Store) -> None:
 def test_stages_of_autoattack(store: Store) -> None:
     """The mask after the last attack counts."""
     run = spec("at_scratch", optim={"epochs": 2})
-    finish(store, run, epochs(2, 500))
-    stages = {f"{AUTO.hash}/apgd-ce": np.array([True, True]), f"{AUTO.hash}/apgd-ce+apgd-t": np.array([True, False])}
-    write_npz(store.root / "masks" / f"{run.hash}.npz", stages, compress=True)
+    finish(store, run, epochs(2, 500), {AUTO: {"apgd-ce": [True, True], "apgd-ce+apgd-t": [True, False]}})
     (found,) = networks.finished(store, [job(run, AUTO)])
     assert found.masks[AUTO].tolist() == [1, 0]
     assert networks.frame([found])["attack"].tolist() == ["apgd-ce+apgd-t"] and networks.images_passed([]) == 0

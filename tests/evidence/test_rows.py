@@ -25,7 +25,7 @@ MASKS = {CLEAN: {"none": [1, 1, 1, 0]}, PGD: {"pgd20": [1, 0, 0, 0]}, WEAK: {"pg
 
 def finish(store: Store, spec: RunSpec = SPEC, masks: dict = MASKS, checks: dict | None = None) -> None:
     """Leave what a finished run and its evaluations leave."""
-    store_made.finish(store, spec, masks, entries={f"evaluate {e.hash}": {"checks": checks or {}} for e in masks},
+    store_made.finish(store, spec, masks, entries={e: {"checks": checks or {}} for e in masks},
                       split="cifar10-0123", epochs=[{"epoch": 1, "train_loss": 2.0},
                                                     {"epoch": 2, "train_loss": 1.0, "val_clean_acc": 0.5}])
 

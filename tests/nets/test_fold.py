@@ -74,25 +74,6 @@ def test_each_wing(wing, options):
     assert not any(isinstance(m, TwinNorm) for m in folded.modules())
 
 
-OTHERS = {"densenet121": 59, "mobilenet_v3_small": 34, "shufflenet_v2_x0_5": 56, "squeezenet1_1": 0,
-          "timm:mobilenetv3_small_050": 0, "timm:ghostnet_050": 79}
-
-
-@pytest.mark.parametrize("name, count", OTHERS.items())
-def test_other_networks(name, count):
-    """Those of torchvision and timm, without our normalisation."""
-    if name.startswith("timm:"):
-        model = pytest.importorskip("timm").create_model(name[5:], num_classes=5)
-    else:
-        model = torchvision.models.get_model(name, weights=None, num_classes=5)
-    folded, x = FoldedCopy(shake(model).eval()), torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        want = model(x)
-        assert (folded(x) - want).abs().max() <= TOLERANCE * want.abs().max()
-    left, there = (sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (folded, model))
-    assert folded.folded == count and left + count == there
-
-
 @pytest.mark.parametrize("make", [tiny, lambda: tiny(norm="group"),
                                   lambda: torchvision.models.DenseNet(8, (2, 2), 16, num_classes=6)])
 def test_bfloat16(make):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.aft_made import network
-from tests.figures_read import drawn, intervals
+from tests.figures_read import drawn
 from twinslib.base import stats
 from twinslib.evidence import networks
 from twinslib.evidence.networks import COLUMNS
@@ -22,7 +22,6 @@ from twinslib.show.aft_plots import (
 )
 from twinslib.show.embedding import Projection
 from twinslib.specs.jobs import Job
-from twinslib.specs.labels import method_label
 from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec
 
@@ -107,52 +106,12 @@ def epochs(robust, images=1000, forward=2):
             | ({} if value is None else {"val_robust_acc": value}) for i, value in enumerate(robust, start=1)]
 
 
-def points(ax, look=None):
-    return [point for line in drawn(ax, look) for point in line]
-
-
 def projection(trust=0.95, classes=10):
     places = np.random.default_rng(0).normal(size=(2, 20, 2))
     return Projection(places[0], places[1], np.arange(20) % classes, trust, (0.6, 0.25))
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------
-def test_schedule_curves():
-    """A panel for each schedule with the factors of its own optimiser in the middle of each epoch; AFT's in grey behind."""
-    axes = {ax.get_title(): ax for ax in schedule_curves(jobs()).axes}
-    assert list(axes) == ["AFT: slow start, fast decay", *(method_label(m).removeprefix("AFT, ") for m in SCHEDULES)]
-
-    def middles(ax, color):
-        return np.interp(np.arange(10) + 0.5, *np.transpose(drawn(ax, {"color": color})[0]))
-
-    slow_fast = [0.2, 0.4, 0.6, 0.8, 1, 0.5, 0.25, 0.125, 1 / 16, 1 / 32]
-    assert middles(axes.pop("AFT: slow start, fast decay"), figures.LOOKS["aft"]["color"]) == pytest.approx(slow_fast, abs=1e-3)
-    own = {title: middles(ax, aft_plots.OTHER_SCHEDULE["color"]) for title, ax in axes.items()}
-    assert all(middles(ax, figures.GREY) == pytest.approx(slow_fast, abs=1e-3) for ax in axes.values())
-    assert own["second shape"] == pytest.approx([0.25, 0.5, 0.75, 1, *np.exp(-np.arange(1.0, 7))], abs=1e-3)
-    assert own["constant rate"] == pytest.approx(np.ones(10)) and own["no slow start"][:5] == pytest.approx(np.ones(5))
-    assert [title for title, ax in axes.items() if drawn(ax, {"color": "black"})] == ["ε warm-up"]
-
-
-def test_cost_plot():
-    """A row for each method, from the cheapest: passes of its last and of its best network, hollow with the training of the start
-    where that is ours; accuracies with the intervals of the frame."""
-    rows = frame(seeds=(0,))
-    passes, *accuracies = cost_plot(rows, "cifar10").axes
-    names = [t.get_text() for t in passes.get_yticklabels()]
-    assert names[:3] == ["AFT", "AFT, public start", "AFT, random start"] and names[-1] == "TRADES, random start"
-    last, start = drawn(passes, aft_plots.ENDS["last"]), sorted(x for x, _ in points(passes, aft_plots.ENDS["best"]))
-    assert sorted(x for line in last for x, _ in line) == [30, 30, 30, 50, 50, 60, 90, 110, 110, 120, 350, 480]
-    assert start == [56, 110, 260, 300] and passes.get_xscale() == "log"
-    for ax, attack, title in zip(accuracies, ("none", AA), ("clean (%)\n1,000 test images,\n1 seed",
-                                                           "AutoAttack at 8/255 (%)\n100 test images,\n1 seed"), strict=True):
-        mine = rows[(rows["part"] == "main") & (rows["attack"] == attack) & (rows["at"] != "start")
-                    & (rows["trained_threat"] == "linf")]
-        assert ax.get_title() == title
-        assert sorted(x for x, _ in points(ax)) == sorted(round(100 * value, 3) for value in mine["value"])
-        assert set(intervals(ax)) == {(round(100 * row.low, 3), round(100 * row.high, 3)) for row in mine.itertuples()}
-
-
 def test_shared_attack():
     """What most methods have; of several the strongest (`test_strength`)."""
     found = [line("aft", attack=a) for a in ("none", "pgd20", AA)] + [line("fast_at", attack=a) for a in ("none", "pgd20")]
@@ -163,29 +122,6 @@ def schedules(done):
     """Networks of AFT, and under these schedules with one image in a hundred more that is right, clean and attacked."""
     return networks.frame([network("aft", 0.7, 0.4, start="natural"), *(
         network(name, 0.71, 0.41, part="schedule", start="natural", optim=SCHEDULES[name]) for name in done)])
-
-
-def test_schedule_plot():
-    """A row for each schedule with its learning rate and its difference to AFT on the same images, or "not run"."""
-    left, right = schedule_plot(schedules(["aft_cosine"]), "cifar10", ["aft", *SCHEDULES]).axes
-    labels = [t.get_text() for t in left.get_yticklabels()]
-    assert labels[2].startswith("cosine, lr ") and labels[0] == "constant rate" and len(labels) == len(SCHEDULES)
-    for ax, (low, high) in ((ax, intervals(ax)[0]) for ax in (left, right)):
-        assert [x for x, _ in points(ax)] == [1.0]
-        assert 0 < low < 1 < high < 2  # ten discordant images of a thousand: far narrower than each one's own
-    assert [t.get_text() for t in left.texts] == ["not run"] * 7
-
-
-def test_data_width_plot():
-    """Lines over the sizes, the full one from the main runs of the same seed, clean above; bars as in the frame."""
-    fig = data_width_plot(frame(), "cifar10")
-    wanted = ((511, 522, 790), (616, 790, 664)), ((311, 322, 450), (366, 450, 414))
-    places = (1100, 2200, 4500), (16, 32, 64)
-    for ax, at, values in zip(fig.axes, places * 2, [v for row in wanted for v in row], strict=True):
-        assert drawn(ax, figures.LOOKS["aft"]) == [[(x, y / 10) for x, y in zip(at, values, strict=True)]]
-        assert tuple(round(100 * e, 3) for e in stats.clopper_pearson(values[0], 1000)[1:3]) in intervals(ax)
-        assert {x for x in ax.get_xticks() if at[0] <= x <= at[-1]} == set(at)
-    assert "CIFAR-10: 1,000 test images, 1 seed" in fig.get_supxlabel()
 
 
 def test_course_plot():
@@ -201,15 +137,6 @@ def test_course_plot():
     (low, high), = [(p.vertices[:, 1].min(), p.vertices[:, 1].max()) for band in aft.collections for p in band.get_paths()
                     if len(p.vertices) > 4]
     assert (low, high) == pytest.approx([100 * stats.clopper_pearson(k, 500)[i] for k, i in ((100, 1), (200, 2))])
-
-
-def test_embedding_plot():
-    """Clean and attacked places of each epoch, with a line from each image to itself attacked, none to another."""
-    one = projection()
-    ax, _ = embedding_plot([(0, one), (5, projection())]).axes
-    way, clean, attacked = (line.get_xydata() for line in (c.lines[0] for c in ax.containers))
-    assert np.array_equal(clean, one.clean) and np.array_equal(attacked, one.attacked)
-    assert np.array_equal(way[0::3], clean) and np.array_equal(way[1::3], attacked) and np.isnan(way[2::3]).all()
 
 
 FIGURES = {

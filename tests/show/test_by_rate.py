@@ -1,16 +1,14 @@
 """The experiment on learning rates as it is shown: frame, table, sentences and figure of made-up runs."""
 
 import itertools
-import json
 
 import numpy as np
 import pandas as pd
 
+from tests import store_made
 from tests.figures_read import drawn
-from twinslib.base.files import write_json, write_npz
 from twinslib.show import by_rate, figures
 from twinslib.specs.labels import NOT_RUN
-from twinslib.specs.reading import canonical_json
 from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
 
@@ -38,11 +36,8 @@ def test_frame_of_a_store(tmp_path) -> None:
     store, plan = Store("toy", root=tmp_path), studies_plan.plan("toy", "02")[0]
     jobs = [job for job in plan(best=store.best) if job.study == "learning_rates"]
     job, other = jobs[0], jobs[1]
-    write_json(tmp_path / "runs" / f"{job.spec.hash}.json", {"spec": json.loads(canonical_json(job.spec)), "epochs": []})
-    masks = {f"{e.hash}/{e.attack_name}": np.arange(e.images) < 0.25 * e.images for e in job.evals}
-    write_npz(tmp_path / "masks" / f"{job.spec.hash}.npz", masks)
-    write_json(tmp_path / "diverged" / f"{other.spec.hash}.json",
-               {"spec": json.loads(canonical_json(other.spec)), "epochs": [], "diverged": "NaN"})
+    store_made.finish(store, job.spec, {e: np.arange(e.images) < 0.25 * e.images for e in job.evals})
+    store_made.diverge(store, other.spec)
     found = by_rate.frame(store, plan(best=store.best))
     assert len(found) == 2 * len(jobs)  # clean and robust; no course among them
     lines = found.groupby(by_rate.KEYS)["absent"].first()

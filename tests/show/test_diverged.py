@@ -1,6 +1,5 @@
 """Runs that diverged in what readers see: every notebook renders, and says "diverged" where a number would be."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -9,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.page_made import show
-from tests.store_made import fill, plan
-from twinslib.base.files import write_json
+from tests.store_made import diverge, fill, plan
 from twinslib.claims import ledger
 from twinslib.specs.jobs import Job
-from twinslib.specs.reading import canonical_json
 from twinslib.store.store import Store
 
 made: dict[str, Path] = {}
@@ -40,10 +37,8 @@ def without(whole: Path, root: Path, lost: Sequence[Job], diverged: Sequence[Job
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, target)
     for job in diverged:
-        row = {"epoch": 1, "train_loss": 2.0, "val_clean_acc": 0.3, "val_robust_acc": 0.2, "forward_images": 9,
-               "backward_images": 9}
-        write_json(root / "diverged" / f"{job.spec.hash}.json",
-                   {"spec": json.loads(canonical_json(job.spec)), "diverged": "NaN", "epochs": [row]})
+        diverge(Store("small", root=root), job.spec, epochs=[dict.fromkeys(("val_clean_acc", "val_robust_acc"), 0.3) | {
+            "epoch": 1, "train_loss": 2.0, "forward_images": 9, "backward_images": 9}])
     return Store("small", root=root)
 
 

@@ -14,9 +14,9 @@ from tests.colours_seen import nearest
 from tests.figures_read import assert_legible, drawn, intervals, words
 from tests.show import test_aft_plots as aft
 from tests.show import test_by_rate as by_rates
-from tests.show import test_overfit_plots as overfit
-from tests.show import test_rate_plots as rates
-from tests.show import test_smoothing_tables as smooth
+from tests.show import test_overfitting as overfit
+from tests.show import test_rates as rates
+from tests.show import test_smoothing as smooth
 from twinslib.evidence import cells
 from twinslib.evidence import rows as evidence_rows
 from twinslib.show import (
@@ -227,22 +227,6 @@ def test_clean_robust():
     arrows = [(tuple(t.xyann), tuple(t.xy)) for t in fig.axes[0].texts if not t.get_text()]
     assert np.allclose(arrows, [((60, 30), (64, 33)), ((55, 32), (55, 33))])
     assert "1,000 test images, 1 seed" in fig.get_supxlabel()
-
-
-def test_forest_plot():
-    """Markers and bars are the lines in points, filled by the adjusted p; rows name their seeds where these differ."""
-    lines = differences()
-    lines.loc[lines["method"] == "mine", "seeds"] = 3
-    fig = transfer_plots.forest_plot(lines)
-    assert [ax.get_title() for ax in fig.axes] == ["clean accuracy", "PGD-20 at 8/255"]
-    for ax, eps in zip(fig.axes, (0, 8 / 255), strict=True):
-        mine = lines[lines["eps"] == eps]
-        assert sorted(x for line in drawn(ax) for x, _ in line) == pytest.approx(sorted(100 * mine["value"]))
-        assert np.allclose(sorted(intervals(ax)), sorted(zip(100 * mine["low"], 100 * mine["high"], strict=True)))
-        full = sum(len(c.lines[0].get_xdata()) for c in ax.containers if c.lines[0].get_markerfacecolor() != "white")
-        assert full == sum((mine["p_holm"] <= 0.05) | (mine["dataset"] == "mean"))
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["TWINS-AT - AT (1 seed)", "TWINS-TRADES - TRADES (1 seed)",
-                                                                     "mine - AT (3 seeds)"]
 
 
 @pytest.mark.parametrize("draw", [lambda: transfer_plots.robust_curves(made_up().iloc[:0]),

@@ -10,7 +10,7 @@ import pytest
 
 from tests import store_made
 from twinslib.base import markdown
-from twinslib.base.files import write_json
+from twinslib.base.files import write_json, write_npz
 from twinslib.evidence import pairs, public
 from twinslib.evidence import rows as evidence_rows
 from twinslib.show import origins, tables
@@ -215,7 +215,7 @@ def candidates(store, results, name="at", field="lr"):
         jobs.append(Job("tuning", dataclasses.replace(job(name=name).spec, **changed), ()))
         path = f"{jobs[-1].spec.hash}.json"
         if isinstance(result, str):
-            write_json(store.root / "provenance" / path, {"train": {"diverged": result}})
+            store_made.diverge(store, jobs[-1].spec, result)
         elif result:
             last = dict(zip(("val_clean_acc", "val_robust_acc"), result, strict=True))
             epochs = [{"epoch": 1, "val_clean_acc": 0.99, "val_robust_acc": 0.99}, {"epoch": 2, **last}, {"epoch": 3}]
@@ -251,8 +251,9 @@ def test_provenance_table(store):
     jobs = [Job("transfer", SOURCE, (CLEAN,)), job(), job(name="trades")]
     entry = {"seconds": 1800.0, "device": "cpu", "commit": "a" * 40, "changed": False, "versions": {"torch": "2.15.0"}}
     for j in jobs[:2]:
-        record = {Task(j.spec).kind: entry, Task(j.spec, CLEAN).kind: entry | {"seconds": 90.0, "changed": True}}
-        write_json(store.root / "provenance" / f"{j.spec.hash}.json", record)
+        store_made.prove(store, j.spec, **entry)
+        about = {"provenance": entry | {"seconds": 90.0, "changed": True}}
+        write_npz(store.path(Task(j.spec, CLEAN)), {"none": np.ones(3, bool)}, about)
     out = origins.provenance_table(store, jobs).set_index("work")
     assert out["tasks done"].to_dict() == {"training from random weights": "1 of 1", "fine-tuning": "1 of 2",
                                            "evaluation, clean": "2 of 3", "evaluation, PGD": "0 of 2", "all": "4 of 8"}
@@ -279,8 +280,7 @@ def test_both_precisions_are_named(store):
     jobs = [job(seed=seed) for seed in range(4)]
     assert origins.computed_in(store, jobs) == "not run"
     for j, precision in zip(jobs, ("bfloat16", "float32", "bfloat16"), strict=False):
-        write_json(store.root / "provenance" / f"{j.spec.hash}.json", {"train": {"precision": precision}})
+        store_made.prove(store, j.spec, precision=precision)
     assert origins.computed_in(store, jobs) == "trained in bfloat16 (2) and float32 (1)"
-    write_json(store.root / "diverged" / f"{jobs[3].spec.hash}.json", {"spec": json.loads(canonical_json(jobs[3].spec)),
-                                                                       "diverged": "NaN"})
+    store_made.diverge(store, jobs[3].spec)
     assert origins.computed_in(store, jobs) == "trained in bfloat16 (2) and float32 (1); Diverged: AT, seed 3 (CIFAR-10)"

@@ -109,16 +109,6 @@ def test_tables_in_a_sentence() -> None:
     assert tables.spans(table, ["PGD"], "TRADES") == "PGD 31.5 (A, TRADES)"
 
 
-def test_whole_tables_replace_shortened_ones(site: Path) -> None:
-    """A table that pandas cut in the notebook has all its rows on the page, from tables/NN.md."""
-    page = bs4.BeautifulSoup((site / "01_robustness_transfer.html").read_text(), "html.parser")
-    rows = {box["aria-label"]: len(box.tbody.find_all("tr")) for box in page.find_all(role="region")}
-    whole = notebook.pages(Store("small", root=RESULTS), "01")
-    assert rows["The table"] == len(whole["Accuracy"][0].rows) > 10
-    assert rows["The table, table 2"] == len(whole["Accuracy of every method and seed"][0].rows) > 60
-    assert rows["Differences, baselines and controls"] == len(whole["Differences"][0].rows)
-
-
 def test_notebooks_are_whole(site: Path) -> None:
     """Each page has all the text, code, figures and tables of its notebook."""
     for path in sorted(RESULTS.glob("0*.ipynb")):

@@ -86,25 +86,3 @@ def test_foreign_and_missing(store: Store) -> None:
     assert found == {("foreign", "masks/notes.txt"), ("missing", f"runs/{SOURCE.spec.hash}.json"),
                      ("missing", f"courses/{AT.spec.hash}.npz")}
     assert [path.name for _, path in repair(store)] == ["masks_notes.txt"]
-
-
-def test_what_an_earlier_version_kept(store: Store) -> None:
-    """All evaluations of a run in one file, provenance beside the run, nothing with a digest: read as ever, and checked."""
-    spec, entries = AT.spec, {"run": AT.spec.hash}
-    kept = {e: store.masks(spec, e) for e in AT.evals}
-    merged = {f"{e.hash}/{stage}": mask for e, found in kept.items() for stage, mask in found.items()}
-    for e in AT.evals:
-        entries[Task(spec, e).kind] = store.provenance(Task(spec, e))
-        store.path(Task(spec, e)).unlink()
-    record = read_json(store.path(Task(spec)))
-    entries["train"] = record.pop("provenance")
-    write_json(store.path(Task(spec)), record)
-    write_json(store.root / "provenance" / f"{spec.hash}.json", entries)
-    write_npz(store.root / "masks" / f"{spec.hash}.npz", merged)
-    assert store.missing(jobs()) == []
-    for e, found in kept.items():
-        assert all((store.masks(spec, e)[stage] == mask).all() for stage, mask in found.items())
-        assert store.provenance(Task(spec, e)) == entries[Task(spec, e).kind]
-    assert store.provenance(Task(spec)) == entries["train"]
-    (problem,), _ = check(store)
-    assert problem.path.parent.name == "masks" and problem.kind == "damaged"  # specs of evaluations were kept with the masks

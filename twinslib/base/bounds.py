@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from .boundaries import spend
-from .errors import choose
 
-METHODS = ("certify", "sequential", "exact", "predict")
+METHODS = ("certify", "sequential", "exact")
 SLACK = 1e-12  # off each lower bound
 LARGEST_SIGMA = 5.0
 
@@ -63,32 +62,14 @@ def certified_radius(successes: ArrayLike, trials: ArrayLike, sigma: float, alph
     return bound_radius(lower_bound(successes, trials, alpha), sigma)
 
 
-def ceiling(n: int, alpha: float, sigma: float = 1.0) -> float:
-    """sigma * Phi^-1(alpha^(1/n)), the largest radius n draws can give: where every curve over the radius ends.
+def least_n(alpha: float) -> int:
+    """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree.
 
-    >>> [round(ceiling(n, 0.001), 2) for n in (100, 1_000, 10_000, 100_000)]  # in units of sigma
-    [1.5, 2.46, 3.2, 3.81]
-    """
-    return float(certified_radius(n, n, sigma, alpha))
-
-
-def least_n(alpha: float, method: str = "certify") -> int:
-    """Fewest draws that can give an answer at all: alpha^(1/n) > 1/2, where all votes agree; for PREDICT, 2 / 2^n <= alpha.
-
-    >>> least_n(0.001), least_n(0.001, "predict")
-    (10, 11)
+    >>> least_n(0.001)
+    10
     """
     check_alpha(alpha)
-    if choose(method, METHODS, "method") == "predict":
-        return math.ceil(1 - math.log2(alpha) - 1e-12)
     return math.floor(-math.log2(alpha)) + 1
-
-
-def predict_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Exact two-sided binomial test that the two leading classes are equally likely, from their votes (first >= second)."""
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    upper = special.betainc(np.maximum(first, 1), second + 1, 0.5)  # P(Binomial(first + second, 1/2) >= first)
-    return np.where(first > second, np.minimum(2 * upper, 1.0), 1.0)
 
 
 def check_alpha(alpha: ArrayLike) -> None:
@@ -100,7 +81,7 @@ def check_alpha(alpha: ArrayLike) -> None:
 
 def check_draws(n: int, alpha: float, looks: int = 1, method: str = "certify") -> None:
     """Refuse so few draws that no image could ever get an answer."""
-    least = least_n(alpha if method == "exact" else spend(alpha, looks)[-1], method)
+    least = least_n(alpha if method == "exact" else spend(alpha, looks)[-1])
     if n < least:
         raise ValueError(f"expected n of at least {least} at alpha {alpha:g}, got {n}: even if all votes agree it would abstain; "
                          "draw more")

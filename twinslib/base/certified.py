@@ -5,7 +5,7 @@ Accuracies are fractions, radii L2 in [0, 1] pixel units.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ class Certified(NamedTuple):
     """One row per image, arrays of shape (N,).
 
     index, label: int64, number in the data set and class. prediction: class, or `ABSTAIN`. radius: float64, 0 where it
-    abstains, NaN from PREDICT, which gives none. seconds: float64, its share of the time. label_used: draws depended on
-    the label, so some abstentions are not real.
+    abstains. seconds: float64, its share of the time. label_used: draws depended on the label, so some abstentions are not
+    real.
     """
 
     index: np.ndarray
@@ -40,8 +40,8 @@ class Certified(NamedTuple):
         return certified_accuracy(self, [radius])[0]
 
     def __repr__(self) -> str:
-        if len(self.index) == 0 or np.isnan(self.radius).any() or (self.label < 0).any():
-            return f"predictions for {len(self.index)} images, without radii or labels"
+        if len(self.index) == 0 or (self.label < 0).any():
+            return f"radii of {len(self.index)} images, without labels"
         at = ", ".join(f"{self.accuracy(r).accuracy:.1%} {'certified at radius' if not r else 'at'} {r:g}" for r in (0, 0.5, 1))
         return (f"{at}, of {len(self.index)} images (mean radius {average_radius(self).estimate:.3f}, abstained "
                 f"{(self.prediction == ABSTAIN).sum()})")
@@ -74,7 +74,7 @@ def certified_accuracy(certified: Certified, radii: Sequence[float], level: floa
     that. At radius 0: predicted correctly, not abstained. After `sequential_plan` only the requested radii count in full.
 
     Raises:
-        ValueError: no images, unknown labels, or a log of PREDICT, which holds no radii.
+        ValueError: no images, or unknown labels.
     """
     radius, correct, n = *_with_radii(certified), len(certified.index)
     points = []
@@ -84,26 +84,6 @@ def certified_accuracy(certified: Certified, radii: Sequence[float], level: floa
         p = interval.estimate
         points.append(Point(float(r), p, math.sqrt(p * (1 - p) / n), interval.low, interval.high, n))
     return points
-
-
-def envelope(curves: Mapping[str, Sequence[Point]]) -> list[tuple[str, Point]]:
-    """For each radius, the name and the point of the curve with the best accuracy (the first of equals).
-
-    A rule for reporting a family of classifiers, one per noise level or network. It is no certificate of a classifier that
-    picks its noise level image by image, and the best of several has a slightly optimistic mean and error.
-
-    Raises:
-        ValueError: no curves, or curves over different radii.
-    """
-    if not curves:
-        raise ValueError("expected at least one curve, got none")
-    grids = {name: [point.radius for point in curve] for name, curve in curves.items()}
-    first = next(iter(grids.values()))
-    other = next((name for name, grid in grids.items() if grid != first), None)
-    if other is not None:
-        raise ValueError(f"expected all curves at the radii {first}, got {grids[other]} for {other!r}; use one grid")
-    return [max(((name, curve[i]) for name, curve in curves.items()), key=lambda pair: pair[1].accuracy)
-            for i in range(len(first))]
 
 
 def average_radius(certified: Certified) -> Mean:
@@ -120,8 +100,6 @@ def average_radius(certified: Certified) -> Mean:
 def _with_radii(certified: Certified) -> tuple[np.ndarray, np.ndarray]:
     if len(certified.index) == 0:
         raise ValueError("expected at least one image, got none")
-    if np.isnan(certified.radius).any():
-        raise ValueError("expected radii, got predictions only; PREDICT gives none, use CERTIFY")
     if (certified.label < 0).any():
         raise ValueError("expected a label for each image, got none; pass labels when votes are collected")
     return certified.radius, certified.correct

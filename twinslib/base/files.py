@@ -133,11 +133,6 @@ def read_about(path: Path) -> dict:
     return {key: value for key, value in found.items() if key != DIGEST}
 
 
-def names_in(path: Path) -> list[str]:
-    """Names of the arrays of an .npz file, as `read_npz`."""
-    return _in_npz(path, list)
-
-
 def _in_npz(path: Path, read: Callable) -> object:
     with open(path, "rb") as file:  # what fails from here on is the content
         try:

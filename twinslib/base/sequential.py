@@ -28,7 +28,7 @@ class Plan:
 
     Attributes:
         looks: numbers of draws after which votes are read; the last one is n.
-        n0: draws that choose the class, none for "predict"; never used again.
+        n0: draws that choose the class; never used again.
         radii: radii whose certification the user asks for ("sequential", "exact").
         power_loss: how often a radius may be given up that the last look would have reached.
         stop_if_wrong: images whose chosen class is not the label get no further draws.
@@ -44,7 +44,7 @@ class Plan:
     sigma: float
     alpha: float
     looks: tuple[int, ...]
-    n0: int = 0
+    n0: int
     radii: tuple[float, ...] = ()
     power_loss: float = 0.001
     stop_if_wrong: bool = False
@@ -62,11 +62,11 @@ class Plan:
         if not looks or any(np.diff((0, *looks)) < 1):
             raise ValueError(f"expected looks that are increasing from at least 1, got {looks}")
         check_draws(self.n, self.alpha, len(looks), self.method)
-        if (self.n0 < 1) != (self.method == "predict"):
-            raise ValueError(f"expected n0 of at least 1 to choose the class (0 for predict, which needs none), got {self.n0}")
+        if self.n0 < 1:
+            raise ValueError(f"expected n0 of at least 1 to choose the class, got {self.n0}")
         if (self.spending is not None) != (self.method == "exact"):
             raise ValueError(f"expected spending with 'exact' and with nothing else, got {self.spending!r} with {self.method!r}")
-        if self.method not in ("sequential", "exact"):
+        if self.method == "certify":
             if self.radii or self.stop_if_wrong or len(looks) > 1:
                 raise ValueError("expected radii, stop_if_wrong and several looks with 'sequential' or 'exact' only, got "
                                  f"{self.method!r}")
@@ -193,14 +193,6 @@ def certify_plan(*, sigma: float, n: int = 100_000, n0: int = 100, alpha: float 
         sound: of every plan: see `Plan`.
     """
     return Plan(method="certify", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),), n0=n0, sound=sound)
-
-
-def predict_plan(*, sigma: float, n: int = 100_000, alpha: float = 0.001, sound: bool = False) -> Plan:
-    """PREDICT of Cohen et al. 2019: with probability at least 1 - alpha it abstains or answers as the smoothed classifier.
-
-    The most voted class, unless the exact two-sided binomial test of the two leading ones at 1/2 has p > alpha.
-    """
-    return Plan(method="predict", sigma=sigma, alpha=alpha, looks=(integer(n, "n"),), sound=sound)
 
 
 def sequential_plan(*, sigma: float, radii: Sequence[float], n: int = 100_000, n0: int = 100, alpha: float = 0.001,

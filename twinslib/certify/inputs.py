@@ -38,7 +38,7 @@ def check_arguments(forward: Forward, images: Tensor, plan: Plan, labels: Tensor
     """Refuse what would spoil the guarantee or fail later; returns the indices."""
     if not callable(forward) or not isinstance(plan, Plan):
         raise TypeError(f"expected a network and a plan, got {type(forward).__name__} and {type(plan).__name__}; make a plan "
-                        "with certify_plan, sequential_plan or predict_plan")
+                        "with certify_plan, sequential_plan or exact_plan")
     dtypes = PRECISIONS[choose(precision, PRECISIONS, "precision")]
     if isinstance(forward, nn.Module):
         for name, module in forward.named_modules():

@@ -1,7 +1,7 @@
 """Randomized smoothing: votes of noisy copies, for any torch module, and what they certify.
 
 The smoothed classifier answers with the class that `forward(x + e)`, e ~ N(0, sigma^2 I), gives most often (Cohen et al.
-2019). A plan (`sequential.certify_plan`, `exact_plan`, `predict_plan`) says how many votes each image gets and what they
+2019). A plan (`sequential.certify_plan`, `exact_plan`) says how many votes each image gets and what they
 prove; `collect_votes` draws them; `Votes` keeps the integers, from which radii at any alpha follow without new draws.
 
     plan = exact_plan(sigma=0.25, radii=(0, 0.25, 0.5, 0.75))
@@ -48,7 +48,7 @@ PATIENCE = 5.0  # most seconds between two looks of the host that one has to wai
 def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
                   labels: Tensor | np.ndarray | Sequence[int] | None = None, indices: Sequence[int] | None = None,
                   seed: int = 0, precision: str = "float32", model_hash: str | None = None, batch_size: int = 512,
-                  channels_last: bool = True, file: str | Path | None = None, save_every: float = 60.0,
+                  file: str | Path | None = None, save_every: float = 60.0,
                   stop: Callable[[], bool] = lambda: False) -> Votes:
     """Draw what `plan` needs for each image; the votes are the same however the work is cut or continued.
 
@@ -67,7 +67,6 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
         precision: "float32", "float64", or "bfloat16" by autocast, which also takes a network in bfloat16.
         model_hash: names the network in the file; by default 16 hex digits of the hash of a module's state.
         batch_size: most copies in one forward pass.
-        channels_last: memory format of 4-dimensional batches; their values are the same.
         file: where votes are kept; if it exists, finished images are taken from it and unfinished ones continued.
         save_every: about so many seconds between two writes of `file`, which is what a killed process loses.
         stop: asked at least every few seconds; when true, the votes so far are saved and returned, `finished` saying what is
@@ -88,7 +87,7 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
         model_hash = tensor_hash(forward.state_dict())[:16]
     elif not isinstance(model_hash, str):
         raise TypeError(f"expected model_hash to be text, got {model_hash!r}")
-    sampler = _Sampler(forward, images, index, plan, seed, precision, batch_size, channels_last)
+    sampler = _Sampler(forward, images, index, plan, seed, precision, batch_size)
     label = np.full(len(images), -1) if labels is None else labels.cpu().numpy()
     if label.max() >= sampler.classes or (labels is not None and label.min() < 0):
         raise ValueError(f"expected labels in 0..{sampler.classes - 1}, the classes of the network, got {label.min()}.."
@@ -178,8 +177,7 @@ def _record(votes: Votes, work: list[_Work], counts: np.ndarray, seconds: float)
         votes.votes[row] += count
         votes.draws[row] = item.last
         if item.last in plan.looks:
-            k = votes.votes[row].max() if plan.method == "predict" else votes.votes[row, votes.chosen[row]]
-            votes.history[row, plan.looks.index(item.last)] = k
+            votes.history[row, plan.looks.index(item.last)] = votes.votes[row, votes.chosen[row]]
             votes.finished[row] = plan.settled(votes.history[row])
 
 
@@ -187,12 +185,12 @@ class _Sampler:
     """Runs noisy copies of images through `forward` and counts its answers."""
 
     def __init__(self, forward: Forward, images: Tensor, index: np.ndarray, plan: Plan, seed: int, precision: str,
-                 batch_size: int, channels_last: bool) -> None:
+                 batch_size: int) -> None:
         self.forward, self.images, self.index, self.sigma, self.seed = forward, images, index, plan.sigma, seed
         self.levels = Levels(plan.sigma, images[0].numel(), images.device) if plan.sound else None
         self.precision, self.batch_size, self.device = precision, batch_size, images.device
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.channels_last, self.spatial = channels_last, images.ndim == 4
+        self.spatial = images.ndim == 4
         self.blocks = max(1, batch_size // BLOCK)
         self.generator = torch.Generator(self.device)
         self.speed = 0.0  # draws in a second, at the best
@@ -281,9 +279,8 @@ class _Sampler:
         return x.permute(0, 2, 3, 1).contiguous() if self.spatial else x
 
     def _outer(self, x: Tensor) -> Tensor:
-        """The batch as the network takes it."""
-        x = x.permute(0, 3, 1, 2) if self.spatial else x
-        return x if self.channels_last else x.contiguous()
+        """The batch as the network takes it, images in channels-last memory."""
+        return x.permute(0, 3, 1, 2) if self.spatial else x
 
 
 def noise_seed(seed: int, index: int, stream: int, block: int) -> int:

@@ -168,10 +168,10 @@ def hours(spent: Mapping[Task, float], jobs: Sequence[Job], workers: int = 1) ->
     return max(sum(spent.values()) / workers, longest if workers > 1 else 0.0) / 3600
 
 
-def remaining_hours(worker: Worker, left: Sequence[Task], jobs: Sequence[Job], workers: int = 1) -> float:
-    """Estimated hours for the tasks `left` of `jobs` on so many devices as this worker's."""
+def remaining_hours(worker: Worker, left: Sequence[Task], jobs: Sequence[Job]) -> float:
+    """Estimated hours for the tasks `left` of `jobs` on a device such as this worker's."""
     speed, _ = rate(worker, tasks_of(jobs))
-    return hours({task: macs(task) / speed for task in left}, jobs, workers)
+    return hours({task: macs(task) / speed for task in left}, jobs, 1)
 
 
 def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None, workers: int = 1) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from ..nets import arithmetic
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill", "nbval", "safetensors",
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "papermill", "nbval", "safetensors",
             "pyautoattack", "POT", "scikit-learn", "mlxtend", "PyYAML")
 
 

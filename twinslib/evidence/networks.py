@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from ..base import stats
-from ..base.files import read_json
 from ..specs.jobs import Job, Task
 from ..specs.labels import NOT_RUN
 from ..specs.measure import EvalSpec
@@ -109,12 +108,6 @@ def course_of(store: Store, jobs: Sequence[Job], dataset: str, method: str) -> d
     """What was kept of the course of a method of the main part (`follow.Follower.arrays`), {} where it is not finished."""
     specs = (job.spec for job in _main(jobs, dataset) if job.spec.method.name == method)
     return next((found for spec in specs if (found := store.course(spec))), {})
-
-
-def class_names(store: Store, jobs: Sequence[Job], dataset: str) -> list[str]:
-    """As stored with the first start network of ours on that data set; [] where there is none yet."""
-    paths = (store.root / "weights" / f"{job.spec.hash}.json" for job in jobs if job.ship and job.spec.data.name == dataset)
-    return next((read_json(path)["classes"] for path in paths if path.exists()), [])
 
 
 def _main(jobs: Sequence[Job], dataset: str) -> list[Job]:

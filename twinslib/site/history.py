@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.files import names_in, read_about, read_json
-from ..specs.jobs import Task
+from ..base.files import read_about, read_json
 from ..specs.labels import DIVERGED, dataset_label, method_label
 from ..specs.reading import from_dict
 from ..specs.run import RunSpec
@@ -80,28 +79,13 @@ def read(store: Store) -> tuple[list[Run], dict[str, Mapping[str, str]]]:
 
 
 def _entries(store: Store, name: str, record: Mapping) -> Iterator[dict]:
-    """Provenance of the training and of each measurement, wherever this or an earlier version left it."""
-    earlier = store.root / "provenance" / f"{name}.json"
-    kept = read_json(earlier) if earlier.exists() else {}
-    train = store.provenance(Task(from_dict(RunSpec, record["spec"]))) or record.get("provenance")
-    if train:
+    """Provenance of the training and of each measurement."""
+    if train := record.get("provenance"):
         yield {"kind": "train"} | train
-    yield from ({"kind": kind} | entry for kind, entry in kept.items()
-                if kind not in ("run", "train") and _there(store, name, kind))
     for folder in ("masks", "votes"):
         for path in sorted((store.root / folder).glob(f"{name}-*.npz")):
             if found := read_about(path).get("provenance"):
                 yield {"kind": path.stem} | found
-
-
-def _there(store: Store, name: str, kind: str) -> bool:
-    """Whether the result of a measurement that an earlier version recorded is there, and not in a file that says so itself."""
-    what, _, measurement = kind.partition(" ")
-    masks = store.root / "masks" / f"{name}.npz"
-    own = store.root / ("votes" if what == "certify" else "masks") / f"{name}-{measurement}.npz"
-    if own.exists():
-        return "provenance" not in read_about(own)
-    return masks.exists() and any(array.startswith(f"{measurement}/") for array in names_in(masks))
 
 
 def _what(spec: RunSpec) -> str:

@@ -155,9 +155,6 @@ class Reader:
         if found is None:
             return ""
         table = tables.from_html(found)
-        if table.shortened:  # the whole of it stands in tables/NN.md
-            whole = (t for section in pages(self.store, self.number).values() for t in section)
-            table = next((t for t in whole if (t.columns, t.rows[:3]) == (table.columns, table.rows[:3])), table)
         self.nearby.append(table)
         return self._shown(table)
 

@@ -22,11 +22,6 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    @property
-    def shortened(self) -> bool:
-        """Whether pandas left rows out in the middle."""
-        return any(set(row) == {"..."} for row in self.rows)
-
 
 def from_html(table: bs4.Tag) -> Table:
     """A table of a rendered notebook, without the numbers 0, 1, … that pandas puts before its rows."""

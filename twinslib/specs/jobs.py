@@ -43,12 +43,6 @@ class Task:
     evaluation: EvalSpec | CertifySpec | None = None
 
     @property
-    def kind(self) -> str:
-        """train, or evaluate or certify with the hash of the measurement."""
-        e = self.evaluation
-        return "train" if e is None else f"{'certify' if e.kind == 'certify' else 'evaluate'} {e.hash}"
-
-    @property
     def name(self) -> str:
         """Hash of the run, and of the measurement if it is one: the name of its files."""
         return self.spec.hash if self.evaluation is None else f"{self.spec.hash}-{self.evaluation.hash}"

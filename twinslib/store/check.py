@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..base.files import check_safetensors, meta_of, read_about, read_bytes, read_json, read_npz, refused
 from ..specs.measure import CertifySpec, EvalSpec
 from ..specs.reading import from_dict, spec_hash
@@ -52,22 +50,15 @@ def check(store: Store) -> tuple[list[Problem], int]:
 
 
 def repair(store: Store) -> list[tuple[Problem, Path]]:
-    """Move what is damaged or foreign into work/aside/, where a sweep does not look: (problem, where it lies now) of each.
-
-    A record goes with the provenance that an earlier version kept beside it, and the other way round.
-    """
+    """Move what is damaged or foreign into work/aside/, where a sweep does not look: (problem, where it lies now) of each."""
     moved = []
     for problem in check(store)[0]:
         if problem.kind == "missing" or not problem.path.exists():
             continue
-        name = problem.path.relative_to(store.root)
-        beside = ("runs", "provenance") if name.parent.name in ("runs", "provenance") else ()
-        for each in dict.fromkeys((name, *(Path(folder) / name.name for folder in beside))):
-            if (source := store.root / each).exists():
-                target = store.root / "work" / "aside" / "_".join(each.parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(source, target)
-                moved.append((problem, target))
+        target = store.root / "work" / "aside" / "_".join(problem.path.relative_to(store.root).parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(problem.path, target)
+        moved.append((problem, target))
     return moved
 
 
@@ -83,8 +74,6 @@ def _missing(store: Store, records: dict[str, dict], wrong: set[Path]) -> list[P
             out += problem(store.root / "courses" / f"{run}.npz", f"the course of run {run}, which was followed")
         if spec.source:
             out += problem(store.root / "runs" / f"{spec.source.hash}.json", f"run {spec.source.hash}, from which {run} started")
-        if not record.get("provenance"):
-            out += problem(store.root / "provenance" / f"{run}.json", f"the provenance of run {run}")
     for folder in ("masks", "votes", "courses", "weights"):
         for path in sorted(store.root.glob(f"{folder}/*.*")):
             run = path.stem.split("-")[0]
@@ -115,17 +104,6 @@ def _masks(path: Path) -> None:
     check_masks(path, arrays, spec.images)
 
 
-def _earlier_masks(path: Path) -> None:
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in read_npz(path).items():
-        name, _, stage = key.partition("/")
-        parts.setdefault(name, {})[stage] = array
-    for name, arrays in parts.items():
-        spec = from_dict(EvalSpec, json.loads(str(arrays.pop("spec", "{}"))))
-        _named(path, spec, name)
-        check_masks(path, arrays, spec.images)
-
-
 def _votes(path: Path) -> None:
     run, name = path.stem.split("-")
     load_votes(path, {"run": run})
@@ -152,10 +130,9 @@ def _beside(path: Path) -> None:
 KINDS: dict[str, Callable[[Path], object]] = {
     r"(claims|waiting)\.json": read_json, r"claims\.md": Path.read_bytes,
     rf"runs/{RUN}\.json": _record, rf"diverged/({RUN}|{MEASURED})\.json": _record,
-    rf"masks/{MEASURED}\.npz": _masks,
-    rf"masks/{RUN}\.npz": _earlier_masks, rf"votes/{MEASURED}\.npz": _votes,
+    rf"masks/{MEASURED}\.npz": _masks, rf"votes/{MEASURED}\.npz": _votes,
     rf"courses/{RUN}\.npz": lambda path: read_npz(path, {"run": path.stem}), r"splits/[\w-]+\.npz": _split,
     rf"(weights/{RUN}|work/{RUN}(-best)?)\.safetensors": _weights, rf"weights/{RUN}\.json": _beside,
-    rf"provenance/{RUN}\.json": read_json, rf"work/({RUN}|{MEASURED})\.json": read_json,
+    rf"work/({RUN}|{MEASURED})\.json": read_json,
     rf"work/{RUN}\.ckpt": lambda path: read_bytes(path, {"run": path.stem}), rf"work/{MEASURED}\.npz": load_votes,
     rf"work/{MEASURED}/\d+\.npz": lambda path: read_npz(path, {"run": path.parent.name.split("-")[0], "block": int(path.stem)})}

@@ -9,7 +9,6 @@ results/<preset>/
     splits/<set>.npz        indices of training, validation and test images
     weights/<run>.safetensors, .json   source networks that other runs start from
     work/                   (not committed) checkpoints, fine-tuned weights, blocks of unfinished evaluations, leases
-    masks/<run>.npz, provenance/<run>.json   of earlier versions: all evaluations of a run, and the provenance of its tasks
 
 Finished means finished: everything appears by atomic rename, with its provenance and a digest inside, and a run's JSON is written
 last. A run that diverges is finished too: it is not trained again until its file in diverged/ is deleted, and nothing that stands
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base import paths
-from ..base.files import names_in, read_about, read_json, read_npz, refused, remove_forgotten
+from ..base.files import read_about, read_json, read_npz, refused, remove_forgotten
 from ..specs.jobs import Job, Task
 from ..specs.labels import DIVERGED, NOT_RUN, SOURCE_DIVERGED
 from ..specs.measure import CertifySpec, EvalSpec
@@ -73,27 +72,16 @@ class Store:
         """Boolean per test image for each stage of an evaluation (one stage but for AutoAttack), or None. ValueError: the file is
         damaged or belongs to another evaluation."""
         path = self.path(Task(spec, evaluation))
-        if path.exists():
-            found = read_npz(path, about(Task(spec, evaluation)))
-        else:
-            path = self._earlier(spec)
-            if not path.exists():
-                return None
-            own = ((k.split("/"), v) for k, v in read_npz(path).items())
-            found = {stage: v for (name, stage), v in own if name == evaluation.hash and stage != "spec"}
+        if not path.exists():
+            return None
+        found = read_npz(path, about(Task(spec, evaluation)))
         check_masks(path, found)
-        return found or None
-
-    def _earlier(self, spec: RunSpec) -> Path:
-        return self.root / "masks" / f"{spec.hash}.npz"
+        return found
 
     def has(self, task: Task) -> bool:
         """Whether the result of a task is there, with the course of a run that is followed."""
-        if self.path(task).exists():
-            return task.evaluation is not None or not task.spec.follow or self._course(task.spec).exists()
-        if task.evaluation is None or task.evaluation.kind == "certify" or not (path := self._earlier(task.spec)).exists():
-            return False
-        return any(name.startswith(f"{task.evaluation.hash}/") for name in names_in(path))
+        followed = task.evaluation is None and task.spec.follow
+        return self.path(task).exists() and (not followed or self._course(task.spec).exists())
 
     def votes(self, spec: RunSpec, certification: CertifySpec) -> Votes | None:
         """The counts of a finished certification, or None. ValueError: the file is damaged, or of another run or
@@ -132,28 +120,13 @@ class Store:
         """When, where and with what a task was done, or None."""
         path = self.path(task)
         found = (read_json if task.evaluation is None else read_about)(path) if path.exists() else {}
-        return found.get("provenance") or self._earlier_provenance(task)
-
-    def _earlier_provenance(self, task: Task) -> dict | None:
-        path = self.root / "provenance" / f"{task.spec.hash}.json"
-        entry = read_json(path).get(task.kind) if path.exists() else None
-        if entry is None or entry.get("outcome") or (entry.get("unfinished") and not self.has(task)):
-            return None
-        return entry
+        return found.get("provenance")
 
     def diverged(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> str | None:
         """Why the training of a run, or a measurement of it, ended without a result: something was no longer finite. None where
         it has not been tried or did not; for a finished run, why its weights could not be made again."""
         record = self._diverged(spec, measurement)
-        if record is not None:
-            return record["diverged"]
-        path = self.root / "provenance" / f"{spec.hash}.json"  # where earlier versions left it
-        return read_json(path).get("train", {}).get("diverged") if measurement is None and path.exists() else None
-
-    def kept_in(self, task: Task) -> Path:
-        """The file that says that a task diverged; without it the task is done again."""
-        path = self.diverged_path(task.spec, task.evaluation)
-        return path if path.exists() else self.root / "provenance" / f"{task.spec.hash}.json"
+        return record["diverged"] if record else None
 
     def epochs(self, spec: RunSpec) -> list[dict]:
         """The per-epoch rows of a finished run, or of one that diverged until then; none where it has not been trained."""
@@ -163,7 +136,7 @@ class Store:
         return self._record(self.diverged_path(spec, measurement), spec)
 
     def diverged_path(self, spec: RunSpec, measurement: EvalSpec | CertifySpec | None = None) -> Path:
-        """Where it is recorded that a run, or a measurement of it, diverged."""
+        """Where it is recorded that a run, or a measurement of it, diverged; without this file it is done again."""
         return self.root / "diverged" / (f"{spec.hash}-{measurement.hash}.json" if measurement else f"{spec.hash}.json")
 
     def lost_to(self, spec: RunSpec) -> RunSpec | None:
@@ -282,7 +255,7 @@ class Store:
     def _is_over(self, path: Path) -> bool:
         """Whether what a file of the work folder was kept for is finished, and nobody is at it."""
         name = path.name.split(".")[0]
-        if path.name == "lock" or (self.root / "diverged" / f"{name}.json").exists():  # the lock of an earlier version
+        if (self.root / "diverged" / f"{name}.json").exists():
             return True
         if self.leases.holder(name):
             return False

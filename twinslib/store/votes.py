@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.bounds import bound_radius, check_alpha, check_draws, predict_p_value
+from ..base.bounds import bound_radius, check_alpha, check_draws
 from ..base.certified import ABSTAIN, Certified
 from ..base.files import DAMAGED, read_npz, refused, write_npz
 from ..base.logits import IMAGES, check_same
@@ -60,14 +60,8 @@ class Votes:
         alpha = self.plan.alpha if alpha is None else alpha
         check_alpha(alpha)
         check_draws(self.plan.n, alpha, len(self.plan.looks), self.plan.method)
-        if self.plan.method == "predict":
-            top = np.sort(self.votes, axis=1)[:, ::-1].astype(np.int64)
-            second = top[:, 1] if top.shape[1] > 1 else np.zeros(len(top), np.int64)
-            sure = predict_p_value(top[:, 0], second) <= alpha
-            prediction, radius = np.where(sure, self.votes.argmax(1), ABSTAIN), np.full(len(top), np.nan)
-        else:
-            radius = bound_radius(self.shares(alpha).low, self.plan.sigma)
-            prediction = np.where(radius > 0, self.chosen, ABSTAIN)
+        radius = bound_radius(self.shares(alpha).low, self.plan.sigma)
+        prediction = np.where(radius > 0, self.chosen, ABSTAIN)
         return Certified(self.index, self.label, prediction, radius, self.seconds, self.plan.stop_if_wrong)
 
     def shares(self, alpha: float | None = None) -> "Shares":
@@ -78,9 +72,8 @@ class Votes:
         """
         low = self.plan.bound(self.history, alpha)
         rows, draws = np.arange(len(self.votes)), np.where(self.draws > 0, self.draws, np.nan)
-        chosen = self.votes.argmax(1) if self.plan.method == "predict" else self.chosen
         label = np.where(self.label >= 0, self.votes[rows, np.maximum(self.label, 0)] / draws, np.nan)
-        return Shares(np.where(chosen >= 0, self.votes[rows, chosen] / draws, np.nan), low, label)
+        return Shares(np.where(self.chosen >= 0, self.votes[rows, self.chosen] / draws, np.nan), low, label)
 
     def save(self, path: str | Path, about: Mapping | None = None) -> None:
         """Write everything to an .npz, whole or not at all; `load_votes` gives it back. `about`: what run and certification they
@@ -125,7 +118,7 @@ def _coherent(v: Votes, classes: int) -> bool:
         return False
     if v.fingerprint is not None and (v.fingerprint.shape != (IMAGES, classes) or not np.isfinite(v.fingerprint).all()):
         return False
-    own = v.votes.max(1) if v.plan.method == "predict" else v.votes[rows, v.chosen]
+    own = v.votes[rows, v.chosen]
     wrong = ((v.votes < 0) | (v.pilot < 0)).any(1) | (v.votes.sum(1) != v.draws) | (v.draws > v.plan.n)
     wrong |= (v.pilot.sum(1) > v.plan.n0) | ((v.history >= 0) != (looks <= v.draws[:, None])).any(1)
     return not (wrong | (v.history > np.minimum(own[:, None], looks)).any(1)).any()

@@ -1,4 +1,4 @@
-"""Tables of certified accuracy, from made-up certifications and an empty store."""
+"""Tables and figures of certified accuracy, from made-up certifications, from none and from an empty store."""
 
 import dataclasses
 import math
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.smoothing_made import RADII, N, measured, reaching, spec
-from twinslib.base.bounds import ceiling
+from twinslib.base.bounds import certified_radius
 from twinslib.evidence import cells as evidence_cells
-from twinslib.show import level_tables, norm_tables, smoothing_tables
+from twinslib.show import level_tables, norm_tables, smoothing_plots, smoothing_tables
 from twinslib.specs.jobs import Job
 from twinslib.specs.labels import NOT_RUN
 from twinslib.store.store import Store
@@ -92,9 +92,10 @@ def test_sanity_notices() -> None:
     """A radius above the ceiling of its draws, an answer without radius, and cells on other images."""
     good = measured("mixed/clean/group", 0.5, reaching(0.5))
     assert all(smoothing_tables.sanity([good]).values())
-    above = measured("mixed/clean/group", 0.5, np.full(N, ceiling(10_000, 0.0005, 0.5) + 1e-6))
+    above = measured("mixed/clean/group", 0.5, np.full(N, certified_radius(10_000, 10_000, 0.5, 0.0005) + 1e-6))
     assert list(smoothing_tables.sanity([above]).values()) == [False, True, True]
-    single = measured("mixed/clean/group", 0.5, np.full(N, ceiling(100, 0.001, 0.5)), n=100, radii=(0.0,))  # spends alpha at once
+    top = certified_radius(100, 100, 0.5, 0.001)  # spends alpha at once
+    single = measured("mixed/clean/group", 0.5, np.full(N, top), n=100, radii=(0.0,))
     assert all(smoothing_tables.sanity([single]).values())
     answer = dataclasses.replace(good, certified=good.certified._replace(radius=np.zeros(N)))
     assert list(smoothing_tables.sanity([answer]).values()) == [True, False, True]
@@ -210,3 +211,46 @@ def test_rows_are_tidy(store) -> None:
     row = frame[(frame["metric"] == "certified_acc") & (frame["eps"] == 0.25)].iloc[0]
     assert (row["value"], row["n"], row["threat"], row["sigma"], row["draws"], row["seed"]) == (0.5, N, "l2", 0.5, 10_000, 3)
     assert row["run"] == spec(3).hash and row["images"] == f"s[:{N}]" and len(frame) == len(RADII) + 2
+
+
+def test_curves_show_their_frame() -> None:
+    """A curve passes through its accuracies in percent up to the first radius that nothing reaches; its ceiling is marked."""
+    found = [measured("mixed/clean/group", s, reaching(0.5, 0.25), n=200, dataset="toy_target") for s in LEVELS]
+    fig = smoothing_plots.certified_curves(smoothing_tables.estimates(found), "toy_target")
+    assert [ax.get_title() for ax in fig.axes] == [f"σ {s:g}" for s in LEVELS]
+    for ax, s in zip(fig.axes, LEVELS, strict=True):
+        (line,) = (c.lines[0] for c in ax.containers if c.lines[0].get_color() == smoothing_plots.MIXED["color"])
+        assert list(line.get_xdata()) == [0, 0.25, 0.5, 0.75] and list(line.get_ydata()) == pytest.approx([50, 50, 25, 0])
+        marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
+        top = float(certified_radius(200, 200, s, 0.0005))
+        assert marks == pytest.approx([top] if top < smoothing_plots.END else [])
+
+
+def test_curves_stand_on_equal_draws() -> None:
+    """A curve with more draws is never held against others with fewer; the number is said."""
+    found = [measured(name, s, reaching(0.5, 0.25), dataset="toy_target") for s in LEVELS
+             for name in ("mixed/clean/group", f"noise{s}/noise{s}/group")]
+    found += [measured("mixed/clean/group", s, reaching(0.9, 0.8), n=100_000, dataset="toy_target") for s in LEVELS]
+    fig = smoothing_plots.certified_curves(smoothing_tables.estimates(found), "toy_target")
+    assert "n = 10,000" in fig.get_supxlabel() and "100,000" not in fig.get_supxlabel()
+    curves = [list(c.lines[0].get_ydata()) for ax in fig.axes for c in ax.containers if len(c.lines[0].get_xdata()) == 4
+              and c.lines[0].get_color() in (smoothing_plots.MIXED["color"], smoothing_plots.SINGLE["color"])]
+    assert curves == [pytest.approx([50, 50, 25, 0])] * 6
+
+
+def test_figures_mark_constant_answers_and_draw_chance(half_constant) -> None:
+    """A dagger at σ 1 only, a grey line at the share of the most frequent label, both in the legend."""
+    frame = smoothing_tables.estimates(half_constant)
+    fig = smoothing_plots.certified_curves(frame, "toy_target")
+    drawn = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert drawn == [["†"] * (s == 1.0) for s in LEVELS] and all(len(ax.collections) for ax in fig.axes)
+    for ax in fig.axes:
+        lines = [c for c in ax.collections if c.get_colors()[0][:3] == pytest.approx((0.541, 0.541, 0.541), abs=0.01)]
+        assert [c.get_segments()[0][:, 1].tolist() for c in lines] == [[10.0, 10.0]]
+    strength = smoothing_plots.strength_plot(level_tables.strengths(frame, jobs("05")))
+    assert [t.get_text() for t in strength.axes[0].texts] == ["†", "†"]  # mixed and clean pre-training
+    figures = [fig, strength, smoothing_plots.confidence_plot(half_constant, "toy_target", LEVELS),
+               smoothing_plots.crossed_curves(frame, "toy_target")]
+    for figure in figures:
+        labels = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert smoothing_tables.CONSTANT in labels and (figure is figures[2] or any("†" in label for label in labels))

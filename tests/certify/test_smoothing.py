@@ -355,7 +355,7 @@ def test_host_does_not_wait_between_batches(sound, monkeypatch):
     """A round of many batches has none of the operations that wait, and one transfer to the host."""
     net, x, _ = at_margins([0.1, 0.2, -0.1])
     x = (255 * x).byte() if sound else x
-    sampler = smoothing._Sampler(net, x, np.arange(3), certify_plan(sigma=0.5, n=1000, sound=sound), 0, "float32", 64, True)
+    sampler = smoothing._Sampler(net, x, np.arange(3), certify_plan(sigma=0.5, n=1000, sound=sound), 0, "float32", 64)
     transfers, cpu = 0, torch.Tensor.cpu
 
     def counted(tensor):

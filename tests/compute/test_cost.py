@@ -163,7 +163,8 @@ JOBS = [Job("x", RUN, (CLEAN,)), Job("x", replace(RUN, seed=1), (CLEAN,))]
 
 
 def finish(store: Store, spec: RunSpec, seconds: float, **other: object) -> None:
-    """Leave what a finished training run leaves for the estimate of speed."""
+    """Leave what a finished training run leaves for the estimate of speed, in place of what was there."""
+    store.path(Task(spec)).unlink(missing_ok=True)
     prove(store, spec, **provenance.machine("cpu") | {"seconds": seconds, **other})
 
 

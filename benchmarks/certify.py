@@ -13,20 +13,18 @@ the images and the radii; with random weights it means nothing.
 
 bfloat16 is timed where the hardware has it; "sound" is the same plan with noise on whole 8-bit levels. With --fixed K ours also
 draws all n for the first K images, in bfloat16 where that is timed, and certified accuracies are compared on these: that is
-slow. On a CPU there is a second clock, processor time of this process, which other work hardly lengthens; read it with
---threads 1 only.
+slow. On a CPU there are two clocks, see `timing`.
 """
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks import command, twins_step
+from benchmarks import command, timing, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
 from twinslib.base.certified import average_radius, certified_accuracy
 from twinslib.base.sequential import Plan, certify_plan, exact_plan
@@ -65,24 +63,6 @@ def test_images(data: str | None, side: int, count: int) -> tuple[torch.Tensor, 
     return packed.test_images[index], packed.test_labels[index], index.tolist()
 
 
-class Clocks:
-    """Seconds since the last call, by clock."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        cuda = torch.device(device).type == "cuda"
-        self.read = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
-        self()
-
-    def __call__(self) -> dict[str, float]:
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = {name: read() for name, read in self.read.items()}
-        passed = {name: value - self.last[name] for name, value in now.items()} if hasattr(self, "last") else {}
-        self.last = now
-        return passed
-
-
 def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, indices: Sequence[int], plan: Plan, *,
             device: str, groups: int, stretch: int, batch_size: int, fixed: int) -> dict:
     """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook; the first `fixed`
@@ -93,7 +73,7 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     variants = {name: (name, plan) for name in precisions} | {SOUND: ("float32", dataclasses.replace(plan, sound=True))}
     with torch.no_grad():
         classes = model(images[:1].float() / 255).shape[1]
-    textbook, clocks = TextbookCertifier(model, plan.sigma, classes), Clocks(device)
+    textbook, clocks = TextbookCertifier(model, plan.sigma, classes), timing.Clocks(device)
     model_hash = tensor_hash(model.state_dict())[:16]
     parts: dict[str, list[Votes]] = {name: [] for name in variants}
     seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *variants)}
@@ -125,8 +105,7 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
               "batch_size": batch_size, "seconds": seconds, "variants": {}}
     for name, v in votes.items():
         draws = int(v.draws.sum() + v.pilot.sum())
-        ratios = {clock: dict(zip(("estimate", "low", "high"), total_ratio(seconds["textbook"][clock], own), strict=True))
-                  for clock, own in seconds[name].items()}
+        ratios = {clock: timing.ratio(seconds["textbook"][clock], own, np.sum) for clock, own in seconds[name].items()}
         result["variants"][name] = {
             "draws": draws, "draws_ratio": len(images) * (plan.n0 + plan.n) / draws, "time_ratio": ratios,
             "draws_by_image": np.sort(v.draws).tolist(), **accuracies(v, plan)}
@@ -145,14 +124,6 @@ def accuracies(votes: Votes, plan: Plan) -> dict:
             "average_radius": average_radius(certified).estimate}
 
 
-def total_ratio(slower: Sequence[float], faster: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of total times with its 95 % bootstrap interval over groups."""
-    pairs, n = np.array([slower, faster]), len(slower)
-    a, b = pairs[:, np.random.default_rng(0).integers(n, size=(draws, n))].sum(2)
-    low, high = np.quantile(a / b, (0.025, 0.975))
-    return sum(slower) / sum(faster), float(low), float(high)
-
-
 def equal_within_errors(result: dict) -> bool:
     """Whether accuracies differ from those of fixed n by at most one standard error at each requested radius, same images."""
     pairs = zip(result["sequential_on_these"]["accuracy"], result["fixed_n"]["accuracy"], result["fixed_n"]["standard_error"],
@@ -167,8 +138,7 @@ def table(result: dict) -> str:
              f"{result['stretch']:,} draws per group and extrapolated",
              f"  {'ours':22}{'draws per image':>16}{'fewer':>8}   time ratio (95 % interval)"]
     for name, v in result["variants"].items():
-        ratios = "; ".join(f"{clock} {r['estimate']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
-                           for clock, r in v["time_ratio"].items())
+        ratios = "; ".join(f"{clock} {timing.interval(r)}" for clock, r in v["time_ratio"].items())
         lines.append(f"  {name:22}{v['draws'] / images:16,.0f}{v['draws_ratio']:8.2f}   {ratios}")
     lines.append(f"  {'certified accuracy at':22}" + "".join(f"{r:>8g}" for r in plan["radii"]) + f"{'ACR':>8}")
     rows = sorted(result["variants"].items(), key=lambda row: row[0] == SOUND)

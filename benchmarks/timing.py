@@ -32,19 +32,19 @@ class Clocks:
         return passed
 
 
-def turns(rounds: Callable[[int], Round], device: str, repeats: int) -> Seconds:
+def turns(rounds: Callable[[int], Round], device: str, repeats: int, warm: int = 2) -> Seconds:
     """Times of what takes turns; `rounds(count)` prepares a round. The order reverses from round to round, so that other work on
-    the machine and its clock hit all alike; two rounds warm up."""
+    the machine and its clock hit all alike; the first `warm` rounds are not kept."""
     clocks = Clocks(device)
     seconds: Seconds = {clock: {} for clock in clocks.read}
-    for count in range(-2, repeats):
+    for count in range(-warm, repeats):
         work = rounds(count)
         for name in reversed(work) if count % 2 else work:
             clocks()
             work[name]()
             for clock, passed in clocks().items():
                 seconds[clock].setdefault(name, []).append(round(passed, 6))
-    return {clock: {name: samples[2:] for name, samples in found.items()} for clock, found in seconds.items()}
+    return {clock: {name: samples[warm:] for name, samples in found.items()} for clock, found in seconds.items()}
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float], of: Callable = np.median, draws: int = 4000) -> dict[str, float]:

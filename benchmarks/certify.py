@@ -50,8 +50,10 @@ def network(arch: str, norm: str, weights: Path | None) -> torch.nn.Module:
     return load_into(make_model(arch, classes, norm=norm, seed=0), state).eval()
 
 
-def test_images(data: str | None, side: int, count: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(uint8 images, labels, indices), evenly spaced over the test images; without data random ones."""
+def test_images(data: str | None, side: int, count: int,
+                classes: int | None = None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """(uint8 images, labels, indices), evenly spaced over the test images; without data random ones. A set of other than so many
+    classes is refused: its labels are not those of the network."""
     if data is None:
         g = torch.Generator().manual_seed(0)
         images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=g)
@@ -59,18 +61,22 @@ def test_images(data: str | None, side: int, count: int) -> tuple[torch.Tensor, 
     packed = load_packed(data, side)
     if not 1 <= count <= len(packed.test_labels):
         raise ValueError(f"expected 1 to {len(packed.test_labels)} images of {data}, got {count}")
+    if classes not in (None, len(packed.class_names)):
+        raise ValueError(f"expected an image set of the network's {classes} classes, got {data} with {len(packed.class_names)}")
     index = torch.arange(count) * len(packed.test_labels) // count
     return packed.test_images[index], packed.test_labels[index], index.tolist()
 
 
 def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, indices: Sequence[int], plan: Plan, *,
-            device: str, groups: int, stretch: int, batch_size: int, fixed: int) -> dict:
+            device: str, groups: int, stretch: int, batch_size: int, fixed: int = 0, sound: bool = True) -> dict:
     """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook; the first `fixed`
     images also with all n draws."""
     model, images = model.to(device), images.to(device)
     precisions = list(dict.fromkeys(("float32", arithmetic.chosen("bfloat16", device))))
     copies = {name: FoldedCopy(model, dtype=arithmetic.dtype(name)) for name in precisions}
-    variants = {name: (name, plan) for name in precisions} | {SOUND: ("float32", dataclasses.replace(plan, sound=True))}
+    variants = {name: (name, plan) for name in precisions}
+    if sound:
+        variants[SOUND] = "float32", dataclasses.replace(plan, sound=True)
     with torch.no_grad():
         classes = model(images[:1].float() / 255).shape[1]
     textbook, clocks = TextbookCertifier(model, plan.sigma, classes), timing.Clocks(device)
@@ -178,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         plan = exact_plan(sigma=args.sigma, radii=args.radii, n=args.n, n0=args.n0, alpha=args.alpha)
         model = network(args.arch, args.norm, args.weights)
-        images, labels, indices = test_images(args.data, ARCHS[args.arch].image_size, args.images)
+        side = ARCHS[args.arch].image_size
+        classes = model(torch.zeros(1, 3, side, side)).shape[1] if args.weights else None
+        images, labels, indices = test_images(args.data, side, args.images, classes)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     with command.recorded(args, RESULTS) as results:

@@ -120,7 +120,7 @@ def times(axis: str, value: int, args: argparse.Namespace) -> dict[str, list[flo
         return timing.turns(lambda count: sweeps, "cpu", args.repeats, warm=0)["wall"]
     if axis == "n":
         model, images, labels, indices = certification(args)
-        seconds = certify.compare(model, images, labels, indices, exact_plan(sigma=args.sigma, radii=RADII, n=value), fixed=0,
+        seconds = certify.compare(model, images, labels, indices, exact_plan(sigma=args.sigma, radii=RADII, n=value), sound=False,
                                   device=args.device, groups=GROUPS, stretch=STRETCH, batch_size=BATCH)["seconds"]
         return {author: steady(seconds[name]) for author, name in zip(AUTHORS, ("textbook", "float32"), strict=True)}
     spec = spec_at(axis, value, args.batch)

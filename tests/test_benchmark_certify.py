@@ -75,6 +75,8 @@ def test_images_are_spread_over_the_test_set() -> None:
     everything, known, numbers = certify.test_images("toy_target", 16, 1000)
     assert index == list(range(0, 1000, 100)) and numbers == list(range(1000))
     assert torch.equal(images, everything[index]) and torch.equal(labels, known[index])
+    with pytest.raises(ValueError, match="expected an image set of the network's 9 classes, got toy_target with 10"):
+        certify.test_images("toy_target", 16, 10, classes=9)
 
 
 def test_random_weights_run(tmp_path, capsys) -> None:

@@ -220,3 +220,16 @@ def test_profile_of_autoattack(tmp_path, capsys) -> None:
     readme = (command.RESULTS.parent / "README.md").read_text().splitlines()
     lines = [line for results in stored[1:] for result in results for line in autoattack.lines(result)]
     assert lines and set(lines) <= set(readme) and "| square |" in capsys.readouterr().out
+
+
+def test_masks_of_autoattack(tmp_path, capsys, monkeypatch) -> None:
+    """Block by block those of the package, on networks of ten classes and of fewer than it has targets; the README's sentence is
+    what was measured."""
+    monkeypatch.setattr(autoattack, "BLOCK", 3)
+    monkeypatch.setattr(autoattack, "STANDARD", STANDARD[:2])
+    out = tmp_path / "masks.json"
+    autoattack.main(["--masks", "4", "--out", str(out)])
+    stored = [json.loads(file.read_text())["results"] for file in (out, *autoattack.RESULTS.glob("masks/*.json"))]
+    for results in stored:
+        assert [result["classes"] for result in results] == [10, 5]
+        assert all(result["differ"] == 0 and 0 < result["ours"] == result["package"] for result in results)

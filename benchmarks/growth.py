@@ -9,9 +9,9 @@ of the network and the side of the images; and the time of a sweep with its work
 All in float32, networks and turns as in `twins_step` and `certify`; the ratio of times has its 95 % interval, above 1: ours takes
 less. On a CPU times are those of the processor, for workers those on the wall.
 
-Memory: the peak of a process of its own, beyond what it holds once all is imported; on a GPU, what PyTorch took at most. For n
-the textbook draws a stretch there, as in `certify`: it keeps nothing from one batch to the next. For workers: that of the
-largest process, so many times.
+Memory: the peak of a process of its own, beyond what it holds once all is imported (for n: with the network and one image); on a
+GPU, what PyTorch took at most. For n the textbook draws a stretch there, as in `certify`: it keeps nothing from one batch to the
+next. For workers: that of the largest process, so many times.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import certify, command, timing, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
-from twinslib.base.sequential import exact_plan
+from twinslib.base.sequential import Plan, exact_plan
 from twinslib.certify.smoothing import collect_votes
 from twinslib.nets.fold import FoldedCopy
 from twinslib.specs.run import AttackSpec, RunSpec
@@ -64,15 +64,14 @@ def certification(args: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tens
     return certify.network(ARCH, "batch", args.weights), *certify.test_images(args.data, side, args.images)
 
 
-def certify_one(author: str, n: int, args: argparse.Namespace) -> None:
-    """The draws of one image; those of the textbook as far as its stretch."""
-    model, images, _, _ = certification(args)
-    model, images = model.to(args.device), images.to(args.device)
+def certify_one(author: str, model: torch.nn.Module, image: torch.Tensor, plan: Plan, device: str) -> None:
+    """The draws of one uint8 image (1, 3, S, S); those of the textbook as far as its stretch."""
+    model, image = model.to(device), image.to(device)
     if author == "ours":
-        collect_votes(FoldedCopy(model), images[:1], exact_plan(sigma=args.sigma, radii=RADII, n=n), batch_size=BATCH)
+        collect_votes(FoldedCopy(model), image, plan, batch_size=BATCH)
     else:
-        classes = model(images[:1].float() / 255).shape[1]
-        TextbookCertifier(model, args.sigma, classes).count(images[0].float() / 255, min(n, STRETCH))
+        x = image[0].float() / 255
+        TextbookCertifier(model, plan.sigma, model(x[None]).shape[1]).count(x, min(plan.n, STRETCH))
 
 
 def peak(work: Callable[[], None], device: str, threads: int) -> int:
@@ -108,8 +107,12 @@ def memory(axis: str, value: int, args: argparse.Namespace) -> dict[str, int]:
     if axis == "workers":
         largest = resident(resource.RUSAGE_CHILDREN)
         return {"one": largest, "all": value * largest}
-    work = partial(certify_one, n=value, args=args) if axis == "n" else partial(
-        step, spec=spec_at(axis, value, args.batch), device=args.device)
+    if axis == "n":
+        model, images, _, _ = certification(args)
+        plan = exact_plan(sigma=args.sigma, radii=RADII, n=value)
+        work = partial(certify_one, model=model, image=images[:1].clone(), plan=plan, device=args.device)
+    else:
+        work = partial(step, spec=spec_at(axis, value, args.batch), device=args.device)
     return {author: peak(partial(work, author), args.device, args.threads) for author in AUTHORS}
 
 

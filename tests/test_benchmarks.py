@@ -223,8 +223,7 @@ def test_profile_of_autoattack(tmp_path, capsys) -> None:
 
 
 def test_masks_of_autoattack(tmp_path, capsys, monkeypatch) -> None:
-    """Block by block those of the package, on networks of ten classes and of fewer than it has targets; the README's sentence is
-    what was measured."""
+    """Block by block those of the package, on networks of ten classes and of fewer than it has targets; also as committed."""
     monkeypatch.setattr(autoattack, "BLOCK", 3)
     monkeypatch.setattr(autoattack, "STANDARD", STANDARD[:2])
     out = tmp_path / "masks.json"

@@ -232,3 +232,6 @@ def test_masks_of_autoattack(tmp_path, capsys, monkeypatch) -> None:
     for results in stored:
         assert [result["classes"] for result in results] == [10, 5]
         assert all(result["differ"] == 0 and 0 < result["ours"] == result["package"] for result in results)
+    readme = (command.RESULTS.parent / "README.md").read_text()
+    for ten, five in stored[1:]:
+        assert ten["images"] == 500 and f"{ten['ours']} and {five['ours']} images stand in both, and no image differs" in readme

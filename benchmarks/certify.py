@@ -13,20 +13,18 @@ the images and the radii; with random weights it means nothing.
 
 bfloat16 is timed where the hardware has it; "sound" is the same plan with noise on whole 8-bit levels. With --fixed K ours also
 draws all n for the first K images, in bfloat16 where that is timed, and certified accuracies are compared on these: that is
-slow. On a CPU there is a second clock, processor time of this process, which other work hardly lengthens; read it with
---threads 1 only.
+slow. On a CPU there are two clocks, see `timing`.
 """
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks import command, twins_step
+from benchmarks import command, timing, twins_step
 from benchmarks.textbook_certify import TextbookCertifier
 from twinslib.base.certified import average_radius, certified_accuracy
 from twinslib.base.sequential import Plan, certify_plan, exact_plan
@@ -52,8 +50,10 @@ def network(arch: str, norm: str, weights: Path | None) -> torch.nn.Module:
     return load_into(make_model(arch, classes, norm=norm, seed=0), state).eval()
 
 
-def test_images(data: str | None, side: int, count: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(uint8 images, labels, indices), evenly spaced over the test images; without data random ones."""
+def test_images(data: str | None, side: int, count: int,
+                classes: int | None = None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """(uint8 images, labels, indices), evenly spaced over the test images; without data random ones. A set of other than so many
+    classes is refused: its labels are not those of the network."""
     if data is None:
         g = torch.Generator().manual_seed(0)
         images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=g)
@@ -61,39 +61,25 @@ def test_images(data: str | None, side: int, count: int) -> tuple[torch.Tensor, 
     packed = load_packed(data, side)
     if not 1 <= count <= len(packed.test_labels):
         raise ValueError(f"expected 1 to {len(packed.test_labels)} images of {data}, got {count}")
+    if classes not in (None, len(packed.class_names)):
+        raise ValueError(f"expected an image set of the network's {classes} classes, got {data} with {len(packed.class_names)}")
     index = torch.arange(count) * len(packed.test_labels) // count
     return packed.test_images[index], packed.test_labels[index], index.tolist()
 
 
-class Clocks:
-    """Seconds since the last call, by clock."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        cuda = torch.device(device).type == "cuda"
-        self.read = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
-        self()
-
-    def __call__(self) -> dict[str, float]:
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = {name: read() for name, read in self.read.items()}
-        passed = {name: value - self.last[name] for name, value in now.items()} if hasattr(self, "last") else {}
-        self.last = now
-        return passed
-
-
 def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, indices: Sequence[int], plan: Plan, *,
-            device: str, groups: int, stretch: int, batch_size: int, fixed: int) -> dict:
+            device: str, groups: int, stretch: int, batch_size: int, fixed: int = 0, sound: bool = True) -> dict:
     """Certify the images in `groups` groups, each by our variants and, for `stretch` draws, by the textbook; the first `fixed`
     images also with all n draws."""
     model, images = model.to(device), images.to(device)
     precisions = list(dict.fromkeys(("float32", arithmetic.chosen("bfloat16", device))))
     copies = {name: FoldedCopy(model, dtype=arithmetic.dtype(name)) for name in precisions}
-    variants = {name: (name, plan) for name in precisions} | {SOUND: ("float32", dataclasses.replace(plan, sound=True))}
+    variants = {name: (name, plan) for name in precisions}
+    if sound:
+        variants[SOUND] = "float32", dataclasses.replace(plan, sound=True)
     with torch.no_grad():
         classes = model(images[:1].float() / 255).shape[1]
-    textbook, clocks = TextbookCertifier(model, plan.sigma, classes), Clocks(device)
+    textbook, clocks = TextbookCertifier(model, plan.sigma, classes), timing.Clocks(device)
     model_hash = tensor_hash(model.state_dict())[:16]
     parts: dict[str, list[Votes]] = {name: [] for name in variants}
     seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks.read} for name in ("textbook", *variants)}
@@ -125,8 +111,7 @@ def compare(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
               "batch_size": batch_size, "seconds": seconds, "variants": {}}
     for name, v in votes.items():
         draws = int(v.draws.sum() + v.pilot.sum())
-        ratios = {clock: dict(zip(("estimate", "low", "high"), total_ratio(seconds["textbook"][clock], own), strict=True))
-                  for clock, own in seconds[name].items()}
+        ratios = {clock: timing.ratio(seconds["textbook"][clock], own, np.sum) for clock, own in seconds[name].items()}
         result["variants"][name] = {
             "draws": draws, "draws_ratio": len(images) * (plan.n0 + plan.n) / draws, "time_ratio": ratios,
             "draws_by_image": np.sort(v.draws).tolist(), **accuracies(v, plan)}
@@ -145,14 +130,6 @@ def accuracies(votes: Votes, plan: Plan) -> dict:
             "average_radius": average_radius(certified).estimate}
 
 
-def total_ratio(slower: Sequence[float], faster: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of total times with its 95 % bootstrap interval over groups."""
-    pairs, n = np.array([slower, faster]), len(slower)
-    a, b = pairs[:, np.random.default_rng(0).integers(n, size=(draws, n))].sum(2)
-    low, high = np.quantile(a / b, (0.025, 0.975))
-    return sum(slower) / sum(faster), float(low), float(high)
-
-
 def equal_within_errors(result: dict) -> bool:
     """Whether accuracies differ from those of fixed n by at most one standard error at each requested radius, same images."""
     pairs = zip(result["sequential_on_these"]["accuracy"], result["fixed_n"]["accuracy"], result["fixed_n"]["standard_error"],
@@ -167,8 +144,7 @@ def table(result: dict) -> str:
              f"{result['stretch']:,} draws per group and extrapolated",
              f"  {'ours':22}{'draws per image':>16}{'fewer':>8}   time ratio (95 % interval)"]
     for name, v in result["variants"].items():
-        ratios = "; ".join(f"{clock} {r['estimate']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
-                           for clock, r in v["time_ratio"].items())
+        ratios = "; ".join(f"{clock} {timing.interval(r)}" for clock, r in v["time_ratio"].items())
         lines.append(f"  {name:22}{v['draws'] / images:16,.0f}{v['draws_ratio']:8.2f}   {ratios}")
     lines.append(f"  {'certified accuracy at':22}" + "".join(f"{r:>8g}" for r in plan["radii"]) + f"{'ACR':>8}")
     rows = sorted(result["variants"].items(), key=lambda row: row[0] == SOUND)
@@ -208,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         plan = exact_plan(sigma=args.sigma, radii=args.radii, n=args.n, n0=args.n0, alpha=args.alpha)
         model = network(args.arch, args.norm, args.weights)
-        images, labels, indices = test_images(args.data, ARCHS[args.arch].image_size, args.images)
+        side = ARCHS[args.arch].image_size
+        classes = model(torch.zeros(1, 3, side, side)).shape[1] if args.weights else None
+        images, labels, indices = test_images(args.data, side, args.images, classes)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     with command.recorded(args, RESULTS) as results:

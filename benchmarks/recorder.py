@@ -11,18 +11,18 @@ means 30 % more time. A line costs the same wherever it falls and the steps betw
 (ratio - 1) / k. The recorder changes nothing else: the weights of both are compared bit by bit at the end. Its drift of
 statistics, once per epoch, is not in these times.
 
-On a CPU there are two clocks, see `twins_step`; read processor time with --threads 1 only.
+On a CPU there are two clocks, see `timing`.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from benchmarks import command, twins_step
+from benchmarks import command, timing, twins_step
 from twinslib.nets.arithmetic import chosen
 from twinslib.nets.models import memory_format
 from twinslib.nets.norms import twinsify
@@ -53,34 +53,22 @@ def make_step(spec: RunSpec, device: str, every: int | None) -> Step:
     return Step(model, spec, device, recorder=Recorder(every) if every else None)
 
 
-def measure(spec: RunSpec, device: str, repeats: int) -> tuple[dict[str, dict[str, list[float]]], bool]:
+def measure(spec: RunSpec, device: str, repeats: int) -> tuple[timing.Seconds, bool]:
     """(seconds of each step by clock and variant, True if both end with the same weights and statistics)."""
-    cuda = torch.device(device).type == "cuda"
-    clocks = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
     steps = {variant: make_step(spec, device, every) for variant, every in VARIANTS.items()}
-    seconds: dict[str, dict[str, list[float]]] = {clock: {variant: [] for variant in VARIANTS} for clock in clocks}
 
-    def read_clocks() -> list[float]:
-        if cuda:
-            torch.cuda.synchronize(device)
-        return [read() for read in clocks.values()]
+    def rounds(count: int) -> timing.Round:
+        x, y = twins_step.random_batch(spec, device, count)
+        return {variant: partial(step, x, y, count, spec.optim.lr) for variant, step in steps.items()}
 
-    for count in range(-2, repeats):  # two to warm up
-        x, y = twins_step.random_batch(spec.model.arch, spec.optim.batch_size, device, count)
-        for variant in VARIANTS if count % 2 else reversed(VARIANTS):
-            started = read_clocks()
-            steps[variant](x, y, count, spec.optim.lr)
-            ended = read_clocks()
-            if count >= 0:
-                for samples, begin, end in zip(seconds.values(), started, ended, strict=True):
-                    samples[variant].append(round(end - begin, 6))
+    seconds = timing.turns(rounds, device, repeats)
     one, other = (step.model.state_dict() for step in steps.values())
     return seconds, all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Time with the recorder over time without: of a step with a line, and on average with a line every so many steps."""
-    found = dict(zip(("estimate", "low", "high"), twins_step.ratio(seconds["with a line"], seconds["without"]), strict=True))
+    found = timing.ratio(seconds["with a line"], seconds["without"])
     out = {f"every {k}": {name: 1 + (value - 1) / k for name, value in found.items()} for k in EVERY}
     return out | {"a step with a line": found}
 

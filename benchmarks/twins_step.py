@@ -12,19 +12,17 @@ turns in one process, in an order that reverses from round to round, each on a n
 batch, so that other work on the machine and its clock hit all alike. Ratios are of medians over the rounds, with a 95 %
 bootstrap interval over whole rounds; above 1 means that ours is faster.
 
-On a CPU each step is timed twice: on the wall, and in processor time of this process, which other work on the machine
-hardly lengthens. Read the second with --threads 1 only: threads that wait for each other spend processor time as well.
+On a CPU each step is timed by two clocks, see `timing`.
 """
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import torch
 
-from benchmarks import command
+from benchmarks import command, timing
 from benchmarks.textbook import TextbookStep, two_wings
 from twinslib.nets.arithmetic import chosen, has_bfloat16
 from twinslib.nets.models import make_model
@@ -56,9 +54,9 @@ def run_spec(arch: str, batch_size: int, precision: str) -> RunSpec:
                    method=method("twins_at"), optim=OptimSpec(batch_size=batch_size, precision=precision))
 
 
-def start_network(arch: str) -> torch.nn.Module:
+def start_network(arch: str, width: int | None = None) -> torch.nn.Module:
     """A network whose statistics and affine parameters differ from channel to channel, as after pre-training."""
-    model = make_model(arch, CLASSES, seed=0)
+    model = make_model(arch, CLASSES, width=width, seed=0)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in model.modules():
@@ -70,22 +68,21 @@ def start_network(arch: str) -> torch.nn.Module:
     return model
 
 
-def random_batch(arch: str, batch_size: int, device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, S, S) in [0, 1] and labels (B,), other ones for each `count`."""
-    g, side = generator(device, 0, "batch", count), ARCHS[arch].image_size
+def random_batch(spec: RunSpec, device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, S, S) in [0, 1] and labels (B,) as a run has them, other ones for each `count`."""
+    g, side, batch_size = generator(device, 0, "batch", count), spec.data.image_size, spec.optim.batch_size
     x = torch.rand(batch_size, 3, side, side, generator=g, device=device)
     return x, torch.randint(CLASSES, (batch_size,), generator=g, device=device)
 
 
-def make_step(variant: str, arch: str, batch_size: int, device: str) -> tuple[torch.nn.Module, StepFunction]:
-    """(network, step) of a variant, at the same start for all variants; the step trains the network in place."""
-    author, precision = variant.split()
-    spec = run_spec(arch, batch_size, precision)
+def make_step(author: str, spec: RunSpec, device: str) -> tuple[torch.nn.Module, StepFunction]:
+    """(network, step) of the textbook or ours, at the same start for both; the step trains the network in place."""
+    start, precision = start_network(spec.model.arch, spec.model.width), spec.optim.precision
     if author == "ours":
-        model = twinsify(start_network(arch)).to(device=device, memory_format=torch.channels_last)  # as train.fit does
+        model = twinsify(start).to(device=device, memory_format=torch.channels_last)  # as train.fit does
         step = Step(model, spec, device, precision=precision)
         return model, lambda x, y, count: step(x, y, count, spec.optim.lr)[0]
-    model = two_wings(start_network(arch)).to(device)
+    model = two_wings(start).to(device)
     a, o = spec.attack, spec.optim
     textbook = TextbookStep(model, eps=a.eps, step_size=a.step_size, steps=a.steps,
                             twins_weight=spec.method.twins_weight, lr=o.lr, momentum=o.momentum,
@@ -99,10 +96,11 @@ def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, fl
     Returns by variant: `loss` (absolute difference) and `update`, the norm of the difference of the weight updates over
     the norm of the textbook's update. Rounding turns the sign of a few tiny image gradients, so neither is exactly 0.
     """
-    x, y = random_batch(arch, batch_size, device, 0)
+    x, y = random_batch(run_spec(arch, batch_size, "float32"), device, 0)
     losses, updates = {}, {}
     for variant in variants(device):
-        model, step = make_step(variant, arch, batch_size, device)
+        author, precision = variant.split()
+        model, step = make_step(author, run_spec(arch, batch_size, precision), device)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         losses[variant] = step(x, y, 0).item()
         after = dict(model.named_parameters())
@@ -112,46 +110,25 @@ def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, fl
                 "update": ((updates[v] - updates[REFERENCE]).norm() / norm).item()} for v in updates if v != REFERENCE}
 
 
-def measure(arch: str, batch_size: int, device: str, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each step by clock and variant, `repeats` rounds in which each variant has one turn."""
-    cuda = torch.device(device).type == "cuda"
-    clocks = {"wall": time.perf_counter} if cuda else {"wall": time.perf_counter, "processor": time.process_time}
-    steps = {variant: make_step(variant, arch, batch_size, device)[1] for variant in variants(device)}
-    seconds: dict[str, dict[str, list[float]]] = {clock: {variant: [] for variant in variants(device)} for clock in clocks}
+def measure(specs: Mapping[str, RunSpec], device: str, repeats: int) -> timing.Seconds:
+    """Seconds of each step by clock and variant, named author and precision, `repeats` rounds in which each has one turn."""
+    steps = {variant: make_step(variant.split()[0], spec, device)[1] for variant, spec in specs.items()}
 
-    def read_clocks() -> list[float]:
-        if cuda:
-            torch.cuda.synchronize(device)
-        return [read() for read in clocks.values()]
+    def rounds(count: int) -> timing.Round:
+        x, y = random_batch(next(iter(specs.values())), device, count)
+        return {variant: partial(step, x, y, count) for variant, step in steps.items()}
 
-    for count in range(-2, repeats):  # two rounds to warm up
-        x, y = random_batch(arch, batch_size, device, count)
-        for variant in steps if count % 2 else reversed(steps):
-            started = read_clocks()
-            steps[variant](x, y, count)
-            ended = read_clocks()
-            if count >= 0:
-                for samples, begin, end in zip(seconds.values(), started, ended, strict=True):
-                    samples[variant].append(round(end - begin, 6))
-    return seconds
-
-
-def ratio(slower: Sequence[float], faster: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of medians with its 95 % bootstrap interval; whole rounds are drawn, as both saw the same load in one."""
-    pairs, n = np.array([slower, faster]), len(slower)
-    a, b = np.median(pairs[:, np.random.default_rng(0).integers(n, size=(draws, n))], axis=2)
-    low, high = np.quantile(a / b, (0.025, 0.975))
-    return statistics.median(slower) / statistics.median(faster), float(low), float(high)
+    return timing.turns(rounds, device, repeats)
 
 
 def compare(arch: str, batch_size: int, device: str, repeats: int) -> dict:
     """All that is reported for one network: spec, samples, ratios, and that the variants take the same step."""
     check = same_step(arch, batch_size, device)
-    seconds = measure(arch, batch_size, device, repeats)
+    seconds = measure({v: run_spec(arch, batch_size, v.split()[1]) for v in variants(device)}, device, repeats)
     spec = run_spec(arch, batch_size, "float32")
     return {"arch": arch, "image_size": spec.data.image_size, "batch_size": batch_size,
             "attack_steps": spec.attack.steps, "chosen_for_bfloat16": chosen("bfloat16", device),
-            "ratios": {clock: {name: dict(zip(("estimate", "low", "high"), ratio(samples[a], samples[b]), strict=True))
+            "ratios": {clock: {name: timing.ratio(samples[a], samples[b])
                                for name, (a, b) in RATIOS.items() if {a, b} <= samples.keys()}
                        for clock, samples in seconds.items()},
             "difference_to_textbook_float32": check, "seconds": seconds}
@@ -171,10 +148,8 @@ def table(result: dict) -> str:
             low, _, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else samples * 3
             interval = f"{low:.3f} to {high:.3f}"
             lines.append(f"    {variant:42}{statistics.median(samples):10.3f}{interval:>22}")
-        lines.append(f"  {'ratio of medians':44}{'':10}{'95 % interval':>22}")
-        for name, r in result["ratios"][clock].items():
-            interval = f"{r['low']:.2f} to {r['high']:.2f}"
-            lines.append(f"    {name:42}{r['estimate']:10.2f}{interval:>22}")
+        lines.append(f"  {'ratio of medians':44}{'95 % interval':>32}")
+        lines += [f"    {name:42}{timing.interval(r):>32}" for name, r in result["ratios"][clock].items()]
     return "\n".join(lines)
 
 

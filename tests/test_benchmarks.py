@@ -5,10 +5,11 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import autoattack, command, recorder, textbook, twins_step
+from benchmarks import autoattack, command, recorder, textbook, timing, twins_step
 from twinslib.nets import arithmetic
 from twinslib.nets.norms import TwinNorm, twinsify
 from twinslib.specs.labels import method_label
@@ -39,7 +40,7 @@ def test_both_take_the_same_step(steps: int, tolerance: float) -> None:
     plain, step, twin, ours = both_steps(steps)
     before = copy.deepcopy(plain.state_dict())
     for count in range(2):
-        x, y = twins_step.random_batch(ARCH, BATCH, "cpu", count)
+        x, y = twins_step.random_batch(twins_step.run_spec(ARCH, BATCH, "float32"), "cpu", count)
         expected = step(x, y, generator("cpu", 0, "attack", count))
         torch.testing.assert_close(ours(x, y, count), expected, atol=tolerance, rtol=0)
     left, right = plain.state_dict(), twin.state_dict()
@@ -63,11 +64,12 @@ def test_variants_start_alike_and_bfloat16_stays_near() -> None:
 
 
 def test_ratio() -> None:
-    """Of medians, above 1 where the second is faster; a common load on whole rounds leaves the interval narrow."""
+    """Of medians or sums, above 1 where the second is faster; a common load on whole rounds leaves the interval narrow."""
     load = [1.0, 9.0, 2.0, 5.0, 3.0]
-    assert twins_step.ratio([3 * v for v in load], [2 * v for v in load]) == pytest.approx((1.5, 1.5, 1.5))
-    estimate, low, high = twins_step.ratio([1.0, 2.0, 30.0], [1.0, 1.0, 2.0])
-    assert estimate == 2 and low <= 2 <= high and low < high
+    for of, expected in ((np.median, 2), (np.sum, 33 / 4)):
+        assert set(timing.ratio([3 * v for v in load], [2 * v for v in load], of).values()) == {1.5}
+        estimate, low, high = timing.ratio([1.0, 2.0, 30.0], [1.0, 1.0, 2.0], of).values()
+        assert estimate == expected and low <= expected <= high and low < high
 
 
 def test_command_line(tmp_path, capsys) -> None:
@@ -107,7 +109,7 @@ def test_committed_results_are_complete() -> None:
                 assert "float32, ours against textbook" in ratios
                 for name, found in ratios.items():
                     slow, fast = (result["seconds"][clock][variant] for variant in twins_step.RATIOS[name])
-                    assert found["estimate"] == pytest.approx(twins_step.ratio(slow, fast)[0]), file.name
+                    assert found["estimate"] == pytest.approx(timing.ratio(slow, fast)["estimate"]), file.name
 
 
 def test_readme_states_what_was_measured() -> None:
@@ -148,7 +150,7 @@ def test_steps_between_lines_cost_nothing(monkeypatch) -> None:
     spec = replace(recorder.run_spec(ARCH, 2, "twins_at", "float32"), attack=AttackSpec(steps=0))
     step = recorder.make_step(spec, "cpu", 5)
     for count in range(6):
-        step(*twins_step.random_batch(ARCH, 2, "cpu", count), count, 0.01)
+        step(*twins_step.random_batch(spec, "cpu", count), count, 0.01)
     assert calls == ["before", "gradients", "after"] * 2
 
 
@@ -218,3 +220,18 @@ def test_profile_of_autoattack(tmp_path, capsys) -> None:
     readme = (command.RESULTS.parent / "README.md").read_text().splitlines()
     lines = [line for results in stored[1:] for result in results for line in autoattack.lines(result)]
     assert lines and set(lines) <= set(readme) and "| square |" in capsys.readouterr().out
+
+
+def test_masks_of_autoattack(tmp_path, capsys, monkeypatch) -> None:
+    """Block by block those of the package, on networks of ten classes and of fewer than it has targets; also as committed."""
+    monkeypatch.setattr(autoattack, "BLOCK", 3)
+    monkeypatch.setattr(autoattack, "STANDARD", STANDARD[:2])
+    out = tmp_path / "masks.json"
+    autoattack.main(["--masks", "4", "--out", str(out)])
+    stored = [json.loads(file.read_text())["results"] for file in (out, *autoattack.RESULTS.glob("masks/*.json"))]
+    for results in stored:
+        assert [result["classes"] for result in results] == [10, 5]
+        assert all(result["differ"] == 0 and 0 < result["ours"] == result["package"] for result in results)
+    readme = (command.RESULTS.parent / "README.md").read_text()
+    for ten, five in stored[1:]:
+        assert ten["images"] == 500 and f"{ten['ours']} and {five['ours']} images stand in both, and no image differs" in readme

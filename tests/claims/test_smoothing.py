@@ -104,6 +104,15 @@ def test_carried(judged, ours, theirs, reference, expected) -> None:
     assert expected != REPRODUCED or judged(rule("RS-C1"), [*apart, *found[6:]])["verdict"] == INCONCLUSIVE
 
 
+def test_constant_answers_are_named(judged) -> None:
+    """A network that answers one class for most images at a level is named beside the verdict, and no other."""
+    both = np.arange(N) % 2
+    found = [*carried((0.6, 0.5), labels=both, chosen=both)[6:], *every("mixed/clean/group", 0.6, 0.5, labels=both, sigmas=[0.25],
+             chosen=both), *every("mixed/clean/group", 0.6, 0.5, labels=both, sigmas=[0.5], chosen=np.zeros(N, int))]
+    assert judged(rule("RS-C1"), found)["why"].endswith("close to a constant answer: mixed/clean/group at σ 0.5")
+    assert "constant" not in judged(rule("RS-C1"), carried((0.6, 0.5), labels=both, chosen=both))["why"]
+
+
 def test_effects_of_carried(judged) -> None:
     """The mean over all levels and radii that count, what is kept of the reference, and each of them as measured."""
     mean, kept, *single = judged(rule("RS-C1"), carried((0.6, 0.5), reference=(0.7, 0.15)))["effects"]

@@ -51,6 +51,8 @@ def weigh(found: Sequence[Measured], clean: Sequence[Row], datasets: Sequence[st
     for d in datasets:
         v = _View(found, frame.where(clean, dataset=d), d, guess.get(d, math.nan), rule, store)
         results[d] = FINDINGS[rule.measure](v) if v.seeds or not rule.smooth.sigmas else Evidence()
+        if flat := v.constant():
+            results[d] = dataclasses.replace(results[d], said=f"{results[d].said}; close to a constant answer: {', '.join(flat)}")
         seeds[d] = min((e.seeds for e in results[d].effects), default=len(v.seeds))
     detail = tuple(e for f in results.values() for e in f.effects)
     lack = too_few(rule, seeds)
@@ -102,6 +104,11 @@ class _View:
     def mean(self, pair: tuple, metric: str, where: str, values: np.ndarray, wide: float, **more: object) -> Effect:
         """Mean of real values (seeds, N), which are no accuracies."""
         return self.effect(pair, metric, where, values, np.zeros_like(values), wide, accuracies=False, chance=math.nan, **more)
+
+    def constant(self) -> list[str]:
+        """Networks that at a noise level say little of the images in some seed (`Measured.constant`); shown, not left out."""
+        return [f"{c} at σ {s:g}" for c, levels in self.measured.items()
+                for s, by_seed in zip(self.rule.smooth.sigmas, levels, strict=True) if any(m.constant for m in by_seed.values())]
 
     def first_radius(self, c: Cell) -> np.ndarray:
         """Certified or not at the first radius, mean over the levels, (seeds, N)."""

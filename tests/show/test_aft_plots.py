@@ -144,8 +144,8 @@ def test_cost_plot():
     last, start = drawn(passes, aft_plots.ENDS["last"]), sorted(x for x, _ in points(passes, aft_plots.ENDS["best"]))
     assert sorted(x for line in last for x, _ in line) == [30, 30, 30, 50, 50, 60, 90, 110, 110, 120, 350, 480]
     assert start == [56, 110, 260, 300] and passes.get_xscale() == "log"
-    for ax, attack, title in zip(accuracies, ("none", AA), ("clean (%)\n1,000 test images,\n1 seed",
-                                                           "AutoAttack at 8/255 (%)\n100 test images,\n1 seed"), strict=True):
+    for ax, attack, title in zip(accuracies, ("none", "pgd20"), ("clean (%)\n1,000 test images,\n1 seed",
+                                                           "PGD-20 at 8/255 (%)\n1,000 test images,\n1 seed"), strict=True):
         mine = rows[(rows["part"] == "main") & (rows["attack"] == attack) & (rows["at"] != "start")
                     & (rows["trained_threat"] == "linf")]
         assert ax.get_title() == title
@@ -154,9 +154,11 @@ def test_cost_plot():
 
 
 def test_shared_attack():
-    """What most methods have; of several the strongest (`test_strength`)."""
+    """What most methods have; of several that on the most images, of these the strongest (`test_strength`)."""
     found = [line("aft", attack=a) for a in ("none", "pgd20", AA)] + [line("fast_at", attack=a) for a in ("none", "pgd20")]
     assert aft_plots.shared_attack(pd.DataFrame(found))[0] == "pgd20" and aft_plots.shared_attack(pd.DataFrame(found[:1])) is None
+    few = [line("aft", attack="pgd20"), line("aft", attack=AA) | {"n": 10}]
+    assert aft_plots.shared_attack(pd.DataFrame(few))[0] == "pgd20"
 
 
 def schedules(done):
@@ -174,6 +176,16 @@ def test_schedule_plot():
         assert [x for x, _ in points(ax)] == [1.0]
         assert 0 < low < 1 < high < 2  # ten discordant images of a thousand: far narrower than each one's own
     assert [t.get_text() for t in left.texts] == ["not run"] * 7
+
+
+def test_schedules_of_another_precision_are_marked():
+    """A star beside the row, and below what it means; none where all are of one."""
+    rows = schedules(["aft_cosine", "aft_constant"])
+    rows["precision"] = ["bfloat16" if m == "aft_cosine" else "float32" for m in rows["method"]]
+    fig = schedule_plot(rows, "cifar10", ["aft", *SCHEDULES])
+    assert [t.get_text()[:6] for t in fig.axes[0].get_yticklabels() if t.get_text().endswith(" *")] == ["cosine"]
+    assert "* trained in bfloat16, AFT in float32" in fig.get_supxlabel()
+    assert "*" not in schedule_plot(rows.assign(precision="float32"), "cifar10", ["aft", *SCHEDULES]).get_supxlabel()
 
 
 def test_data_width_plot():

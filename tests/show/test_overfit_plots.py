@@ -65,7 +65,7 @@ def titled(fig):
 # -- figures ----------------------------------------------------------------------------------------------------------
 def test_method_curves():
     """A panel for each method: training and test error in percent, means over seeds, each seed thin with its best epoch by
-    validation; AT behind the others in grey, the band under the last five measurements."""
+    validation; AT behind the others dash-dotted, the band under the last five measurements."""
     runs = [finish(run_of("twins_at", k), peak=peak, loss=loss) for k, peak, loss in ((0, 6, 10), (1, 10, 16), (2, 6, 10))]
     fig = method_curves([finish(run_of()), *runs, asked(run_of("trades"))])
     ax = titled(fig)["TWINS-AT"]

@@ -146,7 +146,7 @@ def forest_plot(differences: pd.DataFrame) -> Figure:
     near = set(drawn.loc[drawn["near"].astype(bool), "dataset"])
     there = set(drawn["dataset"])
     entries = [(dataset_label(d) + " (near chance)" * (d in near), look) for d, look in shown.items() if d in there]
-    entries += [(f"filled: Holm-adjusted p ≤ {LEVEL}, or a mean", DOT), ("hollow: p above that, or none", HOLLOW)]
+    entries += [(f"filled: Holm p ≤ {LEVEL}, or a mean", DOT), ("hollow: p above, or none", HOLLOW)]
     if (drawn["low"] < limits[0]).any() or (drawn["high"] > limits[1]).any():
         entries.append(("beyond the axis", DOT | {"marker": CARETLEFT, "markersize": 5}))
     return forest(marks, rows, shown, {"clean": "clean accuracy", "robust": header(attack, threat, eps)}, entries=entries,

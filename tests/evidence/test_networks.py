@@ -4,7 +4,7 @@
 import numpy as np
 
 from tests.aft_made import EPS, epochs, finish, spec
-from twinslib.base.files import write_npz
+from twinslib.base.files import read_json, write_json, write_npz
 from twinslib.evidence import accuracy, networks
 from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
@@ -27,10 +27,14 @@ def test_costs_by_hand(store: Store) -> None:
     rows[1]["backward_images"] = 400
     finish(store, run, rows, {CLEAN: [1, 1, 1, 0], BEST: [1, 1, 0, 0], START: [1, 0, 0, 0]}, seconds=46.0)
     finish(store, run.source, epochs(3, 100), seconds=9.0)
+    for one, precision in ((run, "float32"), (run.source, "bfloat16")):
+        path = store.root / "provenance" / f"{one.hash}.json"
+        write_json(path, {"run": one.hash, "train": read_json(path)["train"] | {"precision": precision}})
     start, best, last = networks.finished(store, [job(run, CLEAN, BEST, START)])
     assert [(n.at, n.epoch, n.given) for n in (start, best, last)] == [
         ("start", 0, (0, 0, 0)), ("best", 2, (600 + 500, 22, 11)), ("last", 4, (2300, 46, 23))]  # the first of equals
     assert {(n.before, n.train_images) for n in (start, best, last)} == {((300, 9, 4.5), 100)}
+    assert start.precision == ("bfloat16", "bfloat16") and last.precision == ("float32", "bfloat16 and float32")
     assert last.masks[CLEAN].tolist() == [1, 1, 1, 0] and list(best.masks) == [BEST] and (last.part, last.split) == ("main", "s")
 
 

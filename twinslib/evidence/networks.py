@@ -84,7 +84,7 @@ def read(store: Store, jobs: Sequence[Job]) -> list[Network]:
                 source = Cost(0, 0, 0) if job.spec.weights is None else Cost()
                 out.append(Network(job, at, epoch, record["split"], Cost(spent, whole.seconds * share, whole.processor * share),
                                    _cost(store, job.spec.source) if job.spec.source else source, masks, gone,
-                                   record["train_images"], _precision(store, job.spec)))
+                                   record["train_images"], _precision(store, job.spec, at)))
             elif evals:
                 out.append(Network(job, at, gone=gone, train_images=job.spec.data.train_images or 0))
     return out
@@ -135,10 +135,10 @@ def _cost(store: Store, spec: RunSpec) -> Cost:
                 took.get("processor_seconds", math.nan))
 
 
-def _precision(store: Store, spec: RunSpec) -> tuple[str, str]:
-    """Of a run alone, and with its start: float32, or bfloat16 and float32."""
+def _precision(store: Store, spec: RunSpec, at: str) -> tuple[str, str]:
+    """Of a run alone, and with its start: float32, or bfloat16 and float32; of a start itself twice its own, "" if not ours."""
     own, start = ((store.provenance(Task(s)) or {}).get("precision", UNSAID) if s else "" for s in (spec, spec.source))
-    return own, " and ".join(sorted({own, start} - {""}))
+    return (start, start) if at == "start" else (own, " and ".join(sorted({own, start} - {""})))
 
 
 def frame(networks: Sequence[Network]) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def accuracy_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
         costs = {title: (found[cost] / found[unit], form) for title, (cost, unit, form) in SPENT.items()}
         spent.append([word if found.empty else f"{values.mean():{form}}" if values.notna().all() else
                       UNKNOWN if "included" in title else "not recorded" for title, (values, form) in costs.items()]
-                     + [listed(found["precision"], word)])
+                     + [listed(found["precision"].replace("", UNKNOWN), word)])
     costs = pd.DataFrame(spent, columns=[*SPENT, "precision"])
     return _accuracies(main, lines, ("method", "network", "seeds", "epoch"), beside_auto(main)).join(costs)
 

@@ -13,6 +13,7 @@ from torchvision.models import resnet18
 
 from tests.test_environment import PROJECT
 from twinslib.base import paths
+from twinslib.base.files import read_json
 from twinslib.claims import ledger
 from twinslib.data.packed import load_packed
 from twinslib.store.store import Store
@@ -43,6 +44,17 @@ def test_verdicts_are_the_ledgers() -> None:
     assert ledger.put_into(README, Store("small", root=ROOT / "results" / "small")) == README
     table = README.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
     assert 2 < len(re.findall(r"^\|", table, re.MULTILINE)) <= 10
+
+
+def test_what_the_verdicts_stand_on() -> None:
+    """The words below the table are true of every effect in it: seeds, images, attack, data sets."""
+    stored = read_json(ROOT / "results" / "small" / "claims.json")
+    effects = {name: stored[name]["effects"] for name in ("C2", "C3", "C7")}
+    assert {(e["seeds"], e["images"], e["level"]) for some in effects.values() for e in some} == {(3, 1000, 0.95)}
+    assert {(e["dataset"], e["attack"]) for name in ("C2", "C3") for e in effects[name]} == {("mean", "none"), ("mean", "pgd20")}
+    assert {e["dataset"] for name in ("C2", "C3") for e in stored[name]["flagged"]} == {"cub64"}
+    assert [(e["dataset"], e["attack"]) for e in effects["C7"]] == [("cifar10", "pgd10")]
+    assert "over three seeds and 1,000 test images" in README and "PGD-20 at 8/255" in README
 
 
 def test_narrow() -> None:

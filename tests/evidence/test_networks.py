@@ -1,8 +1,7 @@
 """Finished networks of the grid of adversarial fine-tuning: masks, epochs and costs, from a store that is written by hand."""
 
-
-
 from tests.aft_made import EPS, epochs, finish, spec
+from tests.store_made import prove
 from twinslib.evidence import accuracy, networks
 from twinslib.specs.jobs import Job
 from twinslib.specs.measure import EvalSpec
@@ -25,10 +24,13 @@ def test_costs_by_hand(store: Store) -> None:
     rows[1]["backward_images"] = 400
     finish(store, run, rows, {CLEAN: [1, 1, 1, 0], BEST: [1, 1, 0, 0], START: [1, 0, 0, 0]}, seconds=46.0)
     finish(store, run.source, epochs(3, 100), seconds=9.0)
+    for one, precision in ((run, "float32"), (run.source, "bfloat16")):
+        prove(store, one, precision=precision)
     start, best, last = networks.finished(store, [job(run, CLEAN, BEST, START)])
     assert [(n.at, n.epoch, n.given) for n in (start, best, last)] == [
         ("start", 0, (0, 0, 0)), ("best", 2, (600 + 500, 22, 11)), ("last", 4, (2300, 46, 23))]  # the first of equals
     assert {(n.before, n.train_images) for n in (start, best, last)} == {((300, 9, 4.5), 100)}
+    assert start.precision == ("bfloat16", "bfloat16") and last.precision == ("float32", "bfloat16 and float32")
     assert last.masks[CLEAN].tolist() == [1, 1, 1, 0] and list(best.masks) == [BEST] and (last.part, last.split) == ("main", "s")
 
 
@@ -56,7 +58,7 @@ def test_only_what_is_finished(store: Store) -> None:
         ["aft", "none", ""], ["aft", "pgd20", "not run"], ["aft", "none", "not run"], ["fast_at", "none", "not run"]]
     assert networks.known(frame)["value"].tolist() == [0.25] and accuracy.said(frame) == "not run"
     assert accuracy.said(frame.assign(absent=["", "not run", "diverged", "not run"])) == "diverged"
-    assert networks.frame([]).columns.tolist()[:-2] == networks.COLUMNS
+    assert networks.frame([]).columns.tolist()[:len(networks.COLUMNS)] == networks.COLUMNS
 
 
 def test_stages_of_autoattack(store: Store) -> None:

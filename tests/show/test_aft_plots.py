@@ -113,15 +113,27 @@ def projection(trust=0.95, classes=10):
 
 # -- figures ------------------------------------------------------------------------------------------------------------
 def test_shared_attack():
-    """What most methods have; of several the strongest (`test_strength`)."""
+    """What most methods have; of several that on the most images, of these the strongest (`test_strength`)."""
     found = [line("aft", attack=a) for a in ("none", "pgd20", AA)] + [line("fast_at", attack=a) for a in ("none", "pgd20")]
     assert aft_plots.shared_attack(pd.DataFrame(found))[0] == "pgd20" and aft_plots.shared_attack(pd.DataFrame(found[:1])) is None
+    few = [line("aft", attack="pgd20"), line("aft", attack=AA) | {"n": 10}]
+    assert aft_plots.shared_attack(pd.DataFrame(few))[0] == "pgd20"
 
 
 def schedules(done):
     """Networks of AFT, and under these schedules with one image in a hundred more that is right, clean and attacked."""
     return networks.frame([network("aft", 0.7, 0.4, start="natural"), *(
         network(name, 0.71, 0.41, part="schedule", start="natural", optim=SCHEDULES[name]) for name in done)])
+
+
+def test_schedules_of_another_precision_are_marked():
+    """A star beside the row, and below what it means; none where all are of one."""
+    rows = schedules(["aft_cosine", "aft_constant"])
+    rows["precision"] = ["bfloat16" if m == "aft_cosine" else "float32" for m in rows["method"]]
+    fig = schedule_plot(rows, "cifar10", ["aft", *SCHEDULES])
+    assert [t.get_text()[:6] for t in fig.axes[0].get_yticklabels() if t.get_text().endswith(" *")] == ["cosine"]
+    assert "* trained in bfloat16, AFT in float32" in fig.get_supxlabel()
+    assert "*" not in schedule_plot(rows.assign(precision="float32"), "cifar10", ["aft", *SCHEDULES]).get_supxlabel()
 
 
 def test_course_plot():

@@ -70,6 +70,8 @@ def test_accuracy_by_hand() -> None:
     assert ours[["seeds", "epoch", "passes, start given", "passes, start included"]].tolist() == ["0, 1", "10", "70.0", "73.0"]
     assert ours[["hours, start given", "hours, start included"]].tolist() == ["0.0167", "0.025"]
     assert best[["network", "epoch", "passes, start included"]].tolist() == ["best epoch", "90", "540.0"]
+    same = table["PGD-20 at 8/255 (100 images)"]  # the right ones come first, so of the first 100 all
+    assert same.tolist() == [NOT_RUN, "100.0 [96.4, 100.0], seed 0", *["100.0 [96.4, 100.0]"] * 2, NOT_RUN]
 
 
 def test_planned_lines_and_unknown_costs() -> None:
@@ -99,8 +101,19 @@ def test_cost_by_hand() -> None:
     """Passes, seconds and processor time over those of AFT, same seed, with the start given and included."""
     table = aft_costs.cost_table(frame(grid()), DATA)
     assert line(table, "AT, random start", "best epoch").iloc[2:].tolist() == [
-        "0", "9.00", "8.57", "10.00", "6.67", "10.00", "7.50"]
+        "0", "not recorded", "9.00", "8.57", "10.00", "6.67", "10.00", "7.50"]
     assert set(line(table, "Free-AT").iloc[1:]) == {NOT_RUN}
+
+
+def test_times_of_two_precisions_are_not_compared() -> None:
+    """Passes are, times are not: start given by the runs' own precision, start included by the start's too."""
+    ours, low, full = ("float32", "bfloat16 and float32"), ("bfloat16", "bfloat16"), ("float32", "float32")
+    both = [(grid()[1], ours), (grid()[3], low), (network("aft_random", 0.5, 0.3), full)]
+    table = aft_costs.cost_table(frame([dataclasses.replace(n, precision=p) for n, p in both]), DATA)
+    assert line(table, "AT, random start", "best epoch").iloc[3:].tolist() == [
+        "bfloat16 / float32", "9.00", "8.57", *["other precision"] * 4]
+    assert line(table, "AFT, random start").iloc[3:].tolist() == [
+        "float32", "1.00", "0.95", "1.00", "other precision", "1.00", "other precision"]
 
 
 def test_cost_over_seeds() -> None:

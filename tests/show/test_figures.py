@@ -68,9 +68,9 @@ def differences(comparisons=COMPARISONS, datasets=DATASETS):
     for (method, baseline), (attack, k) in itertools.product(comparisons, [("none", 0), ("pgd20", 4), ("pgd20", 8)]):
         for i, dataset in enumerate([*datasets, "mean"]):
             value, p = 0.01 * (i - 2) + 0.001 * (next(count) % 10), math.nan if dataset == "mean" else 0.02 * (i + 1)
-            out.append([dataset, method, baseline, "linf", k / 255, attack, 1, value, value - 0.01, value + 0.015, p, ""])
+            out.append([dataset, method, baseline, "linf", k / 255, attack, 1, value, value - 0.01, value + 0.015, p, False, ""])
     return pd.DataFrame(out, columns=["dataset", "method", "baseline", "threat", "eps", "attack", "seeds", "value", "low", "high",
-                                      "p_holm", "absent"])
+                                      "p_holm", "near", "absent"])
 
 
 def many_differences():
@@ -118,7 +118,7 @@ FIGURES = {  # name -> figure from whatever is finished, or from nothing
     "certified": lambda made: smoothing_plots.certified_curves(estimates("05", made), "toy_target"),
     "confidence": lambda made: smoothing_plots.confidence_plot(smoothed("05", made), "toy_target", smooth.LEVELS),
     "strength": lambda made: smoothing_plots.strength_plot(level_tables.strengths(estimates("05", made), smooth.jobs("05"))),
-    "crossed": lambda made: smoothing_plots.crossed_curves(estimates("05", made), "toy_target"),
+    "crossed": lambda made: smoothing_plots.crossed_curves(smoothed("05", made), "toy_target"),
     **{f"aft_{name}": draw for name, draw in aft.FIGURES.items()},
 }
 

@@ -105,8 +105,8 @@ def test_tables_in_a_sentence() -> None:
         ("A", "TRADES", "2", "55.0", "31.5")))
     assert tables.spans(table) == ("clean from 50.0 [49, 51] (A, AT) to 60.0 [59, 61] (B, AT); PGD from 30.0 (A, AT) to 31.5 "
                                    "(A, TRADES)")
-    assert tables.spans(table, ["PGD"], "B") == "none of the 1 lines of its table holds a number yet"
-    assert tables.spans(table, ["PGD"], "TRADES") == "PGD 31.5 (A, TRADES)"
+    assert tables.spans(table, ["PGD"], [["B"]]) == "none of the 1 lines of its table holds a number yet"
+    assert tables.spans(table, ["PGD"], [["A", "B"], ["TRADES"]]) == "PGD 31.5 (A, TRADES)"
 
 
 def test_notebooks_are_whole(site: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..evidence import frame
 from ..evidence.frame import Row
-from ..specs.labels import MEAN, attack_label, dataset_label, method_label, points, unique
+from ..specs.labels import MEAN, attack_label, dataset_label, method_label, points, rounded, unique
 from ..studies.rules import Rule
 
 METRICS = {"clean": "clean", "lr_over_w2": "lr/||w||²", "angle": "angle per step", "loss": "PGD loss on training images",
@@ -52,9 +52,10 @@ class Effect:
         """+1.2 [-0.5, +2.9], or 1.20 [0.95, 1.52] for a ratio; the level where it is not 95 %."""
         level = "" if abs(self.level - 0.95) < 1e-9 else f" at {100 * self.level:.3g} %"
         if self.unit == "points":
-            return (f"{100 * self.value:+.1f}" if math.isnan(self.low) else points(self.value, self.low, self.high)) + level
+            value = f"{rounded(100 * self.value, 1):+.1f}"
+            return (value if math.isnan(self.low) else points(self.value, self.low, self.high)) + level
         sign, digits = ("", 2) if self.unit == "times" else ("+", 3 if self.unit == "radius" else 2)
-        value, low, high = (f"{round(x, digits) + 0.0:{sign}.{digits}f}" for x in (self.value, self.low, self.high))
+        value, low, high = (f"{rounded(x, digits):{sign}.{digits}f}" for x in (self.value, self.low, self.high))
         return value + ("" if math.isnan(self.low) else f" [{low}, {high}]") + (" nats" if self.unit == "nats" else "") + level
 
     def near_chance(self, distance: float) -> bool:

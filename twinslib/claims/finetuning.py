@@ -60,9 +60,10 @@ def _costs(mine: Sequence[Row], rule: Rule, metric: str) -> np.ndarray:
 
 def _beats(mine: Sequence[Row], rule: Rule, effects: list[Effect]) -> Evidence:
     (pair,), (theirs, ours) = rule.pairs, _costs(mine, rule, "whole")
-    times = float(np.min(np.nan_to_num(theirs / ours)))
-    cost = Effect(*pair[::-1], "passes", "none", effects[0].dataset, 0, min(e.seeds for e in effects), times, times, times,
-                  unit="times", where="start included, the least of all seeds")
+    times, seeds = float(np.min(np.nan_to_num(theirs / ours))), min(e.seeds for e in effects)
+    end = times if seeds > 1 else math.nan  # one seed has no interval
+    cost = Effect(*pair[::-1], "passes", "none", effects[0].dataset, 0, seeds, times, end, end, unit="times",
+                  where="start included, the least of all seeds")
     return Evidence((*effects, cost))
 
 

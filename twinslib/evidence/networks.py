@@ -22,6 +22,7 @@ from ..studies.finetuning import STUDY
 from . import accuracy, course
 from .frame import Row, of_evaluation
 
+UNSAID = "not recorded"
 COSTS = ["images_given", "images_whole", "seconds", "seconds_whole", "processor", "processor_whole"]
 COLUMNS = ["dataset", "part", "method", "start", "arch", "norm", "width", "train_images", "trained_threat", "schedule", "lr",
            "seed", "at", "epoch", "attack", "threat", "eps", "value", "low", "high", "n", *COSTS, "run"]
@@ -49,6 +50,7 @@ class Network:
     masks: Mapping[EvalSpec, np.ndarray] = field(default_factory=dict)  # boolean per test image, after all of AutoAttack
     gone: Mapping[EvalSpec, str] = field(default_factory=dict)  # what is said in their place
     train_images: int = 0  # 0 where unknown
+    precision: tuple[str, str] = (UNSAID, UNSAID)  # of training, of the run alone and with its start
 
     @property
     def spec(self) -> RunSpec:
@@ -81,7 +83,7 @@ def read(store: Store, jobs: Sequence[Job]) -> list[Network]:
                 source = Cost(0, 0, 0) if job.spec.weights is None else Cost()
                 out.append(Network(job, at, epoch, record["split"], Cost(spent, whole.seconds * share, whole.processor * share),
                                    _cost(store, job.spec.source) if job.spec.source else source, masks, gone,
-                                   record["train_images"]))
+                                   record["train_images"], _precision(store, job.spec, at)))
             elif evals:
                 out.append(Network(job, at, gone=gone, train_images=job.spec.data.train_images or 0))
     return out
@@ -126,10 +128,17 @@ def _cost(store: Store, spec: RunSpec) -> Cost:
                 took.get("processor_seconds", math.nan))
 
 
+def _precision(store: Store, spec: RunSpec, at: str) -> tuple[str, str]:
+    """Of a run alone, and with its start: float32, or bfloat16 and float32; of a start itself twice its own, "" if not ours."""
+    own, start = ((store.provenance(Task(s)) or {}).get("precision", UNSAID) if s else "" for s in (spec, spec.source))
+    return (start, start) if at == "start" else (own, " and ".join(sorted({own, start} - {""})))
+
+
 def frame(networks: Sequence[Network]) -> pd.DataFrame:
     """One line per network and measurement: `COLUMNS`, with accuracies as fractions with exact 95 % intervals over the n test
     images and costs with the start given and included; absent, which is said in place of a value that is not there; and row, the
-    measurement itself (`frame.Row`)."""
+    measurement itself (`frame.Row`); and the precision of training, the start given (precision) and included
+    (precision_whole)."""
     lines = []
     for m in networks:
         s, costs = m.spec, [x for a, b in zip(m.given, m.before, strict=True) for x in (a, a + b)]
@@ -140,8 +149,8 @@ def frame(networks: Sequence[Network]) -> pd.DataFrame:
                 s.data.name, m.part, s.method.name, dict(m.job.labels)["start"], s.model.arch, s.model.norm, s.model.width or 0,
                 m.train_images, s.attack.threat, s.optim.schedule, s.optim.lr, s.seed, m.at, m.epoch, row.attack,
                 "none" if e.kind == "clean" else e.threat, 0.0 if e.kind == "clean" else e.eps, *found,
-                e.images if mask is None else len(mask), *costs, s.hash, m.gone.get(e, ""), row])
-    return pd.DataFrame(lines, columns=[*COLUMNS, "absent", "row"])
+                e.images if mask is None else len(mask), *costs, s.hash, m.gone.get(e, ""), row, *m.precision])
+    return pd.DataFrame(lines, columns=[*COLUMNS, "absent", "row", "precision", "precision_whole"])
 
 
 def known(frame: pd.DataFrame) -> pd.DataFrame:

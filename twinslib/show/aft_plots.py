@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..base.collapse import NEVER, collapsed
 from ..base.stats import clopper_pearson
@@ -98,15 +99,18 @@ def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
 
 def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> Figure:
     """Accuracy at the end of AFT under each other schedule minus that under its own, paired on test images and seeds, clean on
-    the left, the strongest PGD on the right; a row each with the learning rate chosen for it, finished or not."""
+    the left, the strongest PGD on the right; a row each with the learning rate chosen for it, finished or not. A star marks what
+    was trained in another precision than AFT."""
     rows = _of(frame, dataset, "main", "schedule")
     rows = rows[(rows["at"] == "last") & ((rows["part"] == "schedule") | (rows["method"] == "aft"))]
     gone, rows, marks, names = lost(rows, "method"), rows.dropna(subset="value"), [], {}
     each = {m: rows[rows["method"] == m] for m in methods}
     ours, attack = each.get("aft", rows[:0]), aft_tables.strongest_pgd(rows[rows["part"] == "schedule"])
+    usual, others = set(ours["precision"]), set()
     for method in (m for m in methods if m != "aft"):
-        lr = " or ".join(f"{x:g}" for x in unique(each[method]["lr"]))
-        names[method] = method_label(method).removeprefix("AFT, ") + (f", lr {lr}" if lr else "")
+        lr, other = " or ".join(f"{x:g}" for x in unique(each[method]["lr"])), set(each[method]["precision"]) - usual
+        others |= other if usual else set()
+        names[method] = method_label(method).removeprefix("AFT, ") + (f", lr {lr}" if lr else "") + " *" * bool(usual and other)
         word = gone.get(method, gone.get("aft", NOT_RUN))
         for column, name in (("clean", "none"), ("robust", attack)):
             found = aft_tables.difference(each[method], ours, name)
@@ -115,9 +119,15 @@ def schedule_plot(frame: pd.DataFrame, dataset: str, methods: Sequence[str]) -> 
     marks = pd.DataFrame(marks, columns=["row", "column", "line", "x", "low", "high", "n", "seeds", "absent"])
     rate = " or ".join(f"{x:g}" for x in unique(ours["lr"]))
     eps = next(iter(rows.loc[rows["attack"] == attack, "eps"]), None)
-    return forest(marks, names, {"other": OTHER_SCHEDULE}, {"clean": "clean", "robust": _header((attack, eps) if eps else None)},
-                  xlabel=f"points above AFT with its own schedule{f', lr {rate}' if rate else ''}, last epoch; 95 % intervals",
-                  note=f"{dataset_label(dataset)}: the same {stands_on(marks['n'], marks['seeds'])}".removesuffix(": the same "))
+    note = f"{dataset_label(dataset)}: the same {stands_on(marks['n'], marks['seeds'])}".removesuffix(": the same ")
+    if others:
+        note += f"\n* trained in {' or '.join(sorted(others))}, AFT in {' or '.join(sorted(usual))}: differs in that too"
+    fig = forest(marks, names, {"other": OTHER_SCHEDULE}, {"clean": "clean", "robust": _header((attack, eps) if eps else None)},
+                 xlabel=f"points above AFT with its own schedule{f', lr {rate}' if rate else ''}, last epoch; 95 % intervals",
+                 note=note)
+    for ax in fig.axes:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return fig
 
 
 def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
@@ -146,7 +156,7 @@ def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     fig = figure(marks.assign(row=marks["column"], column=marks["part"], x=marks["x"] * beside), shown, y="value", line="method",
                  rows=panels, columns=dict.fromkeys(parts, ""), scale=100, log="x", ticks=marks["x"], gone=gone, height=1.5,
                  words={(r, c): word for r in panels for c in parts if (r, c) not in there}, sharex="col", sharey="row",
-                 note=f"{dataset_label(dataset)}: {_basis(marks)}",
+                 note=f"{dataset_label(dataset)}: {_basis(marks)}; bars: 95 % intervals",
                  entries=[(method_label(m), look) for m, look in shown.items()])
     for ax, label in zip(fig.axes[-2:], ("training images", "width (channels of the first stage)"), strict=True):
         ax.set_xlabel(label)
@@ -215,10 +225,11 @@ def course_plot(store_rows: Mapping[str, Sequence[dict]], train_images: int, val
 
 
 def shared_attack(rows: pd.DataFrame) -> tuple[str, float] | None:
-    """(attack, eps) that most methods and sizes of `rows` have, of several the strongest at the largest eps; None without any."""
+    """(attack, eps) that most methods and sizes of `rows` have, of several the one on the most images, of these the strongest at
+    the largest eps; None without any."""
     robust = rows[rows["attack"] != "none"].drop_duplicates(["attack", "eps", "method", "part", "train_images", "width"])
-    counts = robust.value_counts(["attack", "eps"])
-    return max(counts.keys(), key=lambda k: (counts[k], strength(k[0]), k[1]), default=None)
+    counts, images = robust.value_counts(["attack", "eps"]), robust.groupby(["attack", "eps"])["n"].min()
+    return max(counts.keys(), key=lambda k: (counts[k], images[k], strength(k[0]), k[1]), default=None)
 
 
 def _of(frame: pd.DataFrame, dataset: str, *parts: str) -> pd.DataFrame:

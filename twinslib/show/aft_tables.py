@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..base import reference
+from ..base import reference, stats
 from ..base.collapse import NEVER, collapsed
 from ..evidence.accuracy import said
 from ..evidence.course import best_epoch
@@ -36,7 +36,8 @@ SPENT = {"passes, start given": ("images_given", "train_images", ".1f"), "hours,
 
 def accuracy_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Main part: each method at its best epoch (on validation images) and its last, and each start network once, finished or
-    planned; accuracies, passes over the training set and hours of training on the clock, without and with those of the start."""
+    planned; accuracies, also under the strongest PGD on the images that AutoAttack has; passes over the training set and hours of
+    training on the clock, without and with those of the start, and its precision."""
     main = main_part(frame, dataset).assign(hour=3600, line=lambda lines: lines["method"] + " " + lines["at"])
     starts = main[main["at"] == "start"].sort_values("value", key=pd.isna, kind="stable")  # measured ones first
     starts = starts.drop_duplicates("start")
@@ -48,8 +49,24 @@ def accuracy_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
                        listed(found["seed"], word), listed(found["epoch"], word))
         costs = {title: (found[cost] / found[unit], form) for title, (cost, unit, form) in SPENT.items()}
         spent.append([word if found.empty else f"{values.mean():{form}}" if values.notna().all() else
-                      UNKNOWN if "included" in title else "not recorded" for title, (values, form) in costs.items()])
-    return _accuracies(main, lines, ("method", "network", "seeds", "epoch")).join(pd.DataFrame(spent, columns=[*SPENT]))
+                      UNKNOWN if "included" in title else "not recorded" for title, (values, form) in costs.items()]
+                     + [listed(found["precision"].replace("", UNKNOWN), word)])
+    costs = pd.DataFrame(spent, columns=[*SPENT, "precision"])
+    return _accuracies(main, lines, ("method", "network", "seeds", "epoch"), beside_auto(main)).join(costs)
+
+
+def beside_auto(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each network that AutoAttack (or a part of it) saw on fewer images than the strongest PGD, lines of that PGD on the same
+    images: the first of those that it has."""
+    out, done_ = [], frame.dropna(subset="value")
+    for _, mine in done_.groupby(["line", "seed", "threat", "eps"], sort=False):
+        kinds = mine["attack"].map(lambda attack: parse(attack).kind)
+        pgd, auto = mine[kinds == "pgd"], mine.loc[kinds == "autoattack", "n"]
+        if len(pgd) and len(auto) and auto.max() < pgd["n"].max():
+            best = pgd.loc[pgd["attack"].map(strength).idxmax()]
+            value, low, high, _ = stats.clopper_pearson(int(np.sum(best["row"].hits[:int(auto.max())])), int(auto.max()))
+            out.append({**best, "value": value, "low": low, "high": high, "n": int(auto.max())})
+    return pd.DataFrame(out, columns=frame.columns)
 
 
 def difference_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -97,8 +114,8 @@ def starts_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """AFT and each other schedule: clean / PGD accuracy on the validation images by learning rate, the rate chosen, test
-    accuracy, and its difference to AFT in points."""
+    """AFT and each other schedule: clean / PGD accuracy on the validation images by learning rate, the rate chosen, the precision
+    of training, test accuracy, and its difference to AFT in points."""
     tuned = origins.tuning_table(store, [j for j in jobs if j.spec.data.name == dataset])
     here = frame[(frame["dataset"] == dataset) & (frame["at"] == "last")
                  & ((frame["part"] == "schedule") | (frame["part"] == "main") & (frame["method"] == OURS))]
@@ -115,6 +132,7 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
     first = {j.spec.method.name: j for j in reversed(jobs) if j.study == STUDY and j.spec.data.name == dataset
              and dict(j.labels)["part"] in ("main", "schedule")}
     more["lr chosen"] = [f"{first[n].spec.optim.lr:g}" if first[n].settled else store.absent(first[n]) for n in lines]
+    more["precision"] = [listed(unique(found[n]["precision"]), words[n]) for n in lines]
     for i, (title, cells) in enumerate(more.items()):
         out.insert(2 + i, title, cells)
     none = here.iloc[:0]
@@ -223,15 +241,20 @@ def sanity(networks: Sequence[Network]) -> dict[str, bool]:
             "passes are those counted by hand: steps + 1 for PGD, 2 for Fast, replays for Free, 1 for natural training": counted}
 
 
-def _accuracies(frame: pd.DataFrame, lines: Mapping[str, tuple], names: tuple[str, ...]) -> pd.DataFrame:
-    """A text line for each of `lines` (value of the column `line` -> its first cells), a column for each attack; what stands on
-    one seed among several says which."""
-    found = averages(known(frame[frame["line"].isin(lines)]), ["line"])
+def _accuracies(frame: pd.DataFrame, lines: Mapping[str, tuple], names: tuple[str, ...], *more: pd.DataFrame) -> pd.DataFrame:
+    """A text line for each of `lines` (value of the column `line` -> its first cells), a column for each attack, then those that
+    `more` frames add; what stands on one seed among several says which."""
+    found, *others = (averages(known(f[f["line"].isin(lines)]), ["line"]) for f in (frame, *more))
     if found.empty:
         return pd.DataFrame(list(lines.values()), columns=list(names)).assign(clean=NOT_RUN)
-    mean = found["seed"].str.startswith("mean")
-    one = ~mean & found["line"].isin(found.loc[mean, "line"])
-    return tables.by_attack(found.assign(mark=(", seed " + found["seed"]).where(one, "")), lines, names)
+    several = set(found.loc[found["seed"].str.startswith("mean"), "line"])
+    for one in (found, *others):
+        here = ~one["seed"].str.startswith("mean") & one["line"].isin(several)
+        one["mark"] = (", seed " + one["seed"]).where(here, "")
+    out, *others = (tables.by_attack(one, lines, names) for one in (found, *others) if len(one))
+    for one in others:
+        out = out.join(one[[c for c in one if c not in out]])
+    return out
 
 
 def _differences(pairs: Mapping[tuple, tuple], names: tuple[str, ...]) -> pd.DataFrame:

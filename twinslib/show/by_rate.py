@@ -62,7 +62,9 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(one & ~long, "")), rings])
     step = 1.03 if (one & ~long).any() else 1.0  # side by side, so that bars do not hide each other
     x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
-    entries = methods_legend(shown, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
+    lines = averaged[~long].groupby(["method", "dataset", "metric"])["rate"].nunique().groupby("method").max()
+    looked = {m: look | ({} if lines.get(m, 0) > 1 else FLAGS["points"]) for m, look in shown.items()}
+    entries = methods_legend(looked, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
     entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
     entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
     bars = "bars: 95 % over test images" if one.all() else "bands: lowest to highest seed" + "; bars: one seed" * bool(one.any())

@@ -48,6 +48,7 @@ LOOKS |= {  # the same look only where two never meet in a figure
 FLAGS = {  # what the words in a mark's `kind` change in the look of its line
     "points": {"linestyle": "none"}, "plain": {"marker": ""}, "solid": {"linestyle": "-", "marker": ""},
     "dashed": {"linestyle": (0, (4, 1.6)), "linewidth": 1.1, "marker": ""}, "hollow": {"markerfacecolor": "white"},
+    "large": {"markersize": 5.5},
     "thin": {"linewidth": 0.5, "alpha": 0.55}, "band": {},
     "best": {"linestyle": "none", "markersize": 5.5, "markeredgecolor": "black", "markeredgewidth": 0.8, "zorder": 4},
     "seeds": {"linestyle": "none", "color": "#000000", "marker": ".", "markersize": 2.5, "zorder": 5},
@@ -58,6 +59,7 @@ FLAGS = {  # what the words in a mark's `kind` change in the look of its line
 RULE = {"color": "#555555", "linestyle": "-", "linewidth": 0.8, "zorder": 1}
 DOT = {"linestyle": "none", "marker": "o", "color": "#555555"}  # of legend entries that stand for every colour
 HOLLOW = DOT | {"markerfacecolor": "white"}
+SINGLE_SEEDS = ("single seeds", FLAGS["seeds"] | {"markersize": 4})
 DROP = {"color": GREY, "linestyle": ":", "linewidth": 0.9, "zorder": 1}
 SAID = {"color": "#555555", "zorder": 6, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 2}}
 WORDS = ("row", "column", "line", "kind", "strand", "text")  # columns of marks, empty where they are not given
@@ -92,7 +94,7 @@ def sign(fig: Figure, preset: str) -> None:
     """Say at the bottom, after what the figure stands on, which preset it is of."""
     label = fig.get_supxlabel()
     text = next((t for t in fig.texts if label and t.get_text() == label), None) or fig.supxlabel("", fontsize=9)
-    text.set_text(("; " if "\n" in label else "\n").join(filter(None, (label, f"preset {preset}"))))
+    text.set_text(("; " if "\n" in label else "\n").join(filter(None, (label.removesuffix("."), f"preset {preset}"))))
 
 
 def stands_on(images: Iterable[float] = (), seeds: Iterable[float] = (), what: str = "test images") -> str:

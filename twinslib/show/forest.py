@@ -41,8 +41,8 @@ def forest(marks: pd.DataFrame, labels: Mapping[str, str], looks: Mapping[str, d
         rows = {row: label for row, label in labels.items() if not own_rows or row in set(mine["row"])}
         for i, (row, label) in enumerate(rows.items()):
             lanes = unique(there.loc[there["column"].isin(group) & (there["row"] == row), "lane"])
-            rooms = {lane: 8.5 if (row, lane) in numbered else 4.8 for lane in lanes}
-            height = max(sum(rooms.values()), 9.5 * (1 + label.count("\n"))) + 5  # points of the page
+            rooms = {lane: 8.5 if (row, lane) in numbered else 4.4 for lane in lanes}
+            height = max(sum(rooms.values()), 9.5 * (1 + label.count("\n"))) + 4  # points of the page
             places |= {(c, row, lane): top + (height - sum(rooms.values())) / 2 + room / 2 + sum(list(rooms.values())[:k])
                        for c in group for k, (lane, room) in enumerate(rooms.items())}
             middles[top + height / 2] = label

@@ -22,7 +22,8 @@ from .forest import fences, forest, row_label
 from .overfit_tables import PLATEAUS, SCHEDULES, SCRATCH, SLOW, Plan, absent, attack_text, first_drop, rates, schedule_label
 
 PARTS = {"train_robust": "dashed", "test_robust": "solid", "test_clean": "solid"}
-RULES = {"behind": {"color": PLAIN, "linewidth": 0.8}, "drop": DROP, "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
+RULES = {"behind": {"color": PLAIN, "linewidth": 0.9, "linestyle": (0, (5, 1.5, 1, 1.5))}, "drop": DROP,
+         "shade": {"color": SHADE, "linewidth": 0, "zorder": 0}}
 SHADED = {"color": SHADE, "linewidth": 7}
 PUBLIC = {"color": "#555555", "linewidth": 0.8, "markersize": 4.2, "markerfacecolor": "white"}
 THEIRS = {"public test": PUBLIC | {"marker": "o"}, "public training": PUBLIC | {"marker": "s", "linestyle": (0, (4, 1.6))}}
@@ -77,7 +78,7 @@ def gap_plot(courses: Sequence[Course]) -> Figure:
 
 def schedule_curves(courses: Sequence[Course]) -> Figure:
     """A column for each schedule of AT: above its learning rate, below robust error by epoch, with the test error under the
-    piecewise schedule in grey; shaded where the rate is below a fifth of its peak."""
+    piecewise schedule dash-dotted; shaded where the rate is below a fifth of its peak."""
     plan, found, marks = _plan(courses, SCHEDULES.__contains__), by_key(courses), []
     for (d, m), spec in plan.items():
         steps, turns = rates(spec), overfit_tables.slow(spec).astype(int).diff().fillna(overfit_tables.slow(spec).astype(int))
@@ -132,7 +133,7 @@ def plateau_curves(courses: Sequence[Course]) -> Figure:
     the rate, from which on both have the same schedule."""
     plan, found = _plan(courses, PLATEAUS.__contains__), by_key(courses)
     if not set(plan) & set(found):
-        return nothing(absent(courses, next(iter(plan))[0], *PLATEAUS))
+        return nothing(f"{' and '.join(method_label(m) for _, m in plan)}:\n{absent(courses, next(iter(plan))[0], *PLATEAUS)}")
     marks = [_marks(found.get(key, []), x=lambda c: c.arrays["epoch"] - (first_drop(c.spec) or 0.0)).assign(line=key[1])
              for key in plan]
     marks.append(pd.DataFrame({"x": [0.0], "line": "drop", "kind": "upright"}))

@@ -15,7 +15,7 @@ from ..evidence import course
 from ..evidence.course import KEYS, Course
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from . import rate_tables
-from .figures import HOLLOW, LOOKS, RULE, figure, looks, methods_legend, nothing, over_seeds, stands_on
+from .figures import HOLLOW, LOOKS, RULE, SINGLE_SEEDS, figure, looks, methods_legend, nothing, over_seeds, stands_on
 from .forest import forest
 from .rate_tables import EPOCHS, PAIRS, RATES
 from .tables import student
@@ -23,6 +23,7 @@ from .tables import student
 COURSES = {"w_norm": "‖w‖ / start", "g_norm": "‖g‖", "lr_over_w2": "lr/‖w‖²", "angle": "angle (mrad)"}
 STATISTICS = {"batch": LOOKS["twins_at"] | {"marker": "o"}, "frozen": {"color": "#000000", "linestyle": "--", "marker": "s"}}
 CONVOLUTION = "convolution, from the first to the last"
+RANGE = "{}: lowest to highest seed"
 
 
 def scale_law(found: pd.DataFrame) -> Figure:
@@ -75,22 +76,22 @@ def layer_ratios(courses: Sequence[Course]) -> Figure:
     entries = [(pair_label(pair, "times"), LOOKS[pair[1]]) for pair in PAIRS if pair[1] in there]
     return figure(marks, _small(b for _, b in PAIRS), rows=unique(ratios["dataset"]), columns=RATES, row="dataset", column="rate",
                   line="baseline", x="place", rule=1, log="y", ticks=6, xlabel=CONVOLUTION, sharex="row", height=2.1,
-                  note=_note(ratios, "baseline"),
+                  ylabel="ratio (logarithmic axis)", note=f"{_note(ratios, 'baseline')}; {RANGE.format('bars')}",
                   entries=entries + methods_legend({}, there, lost))
 
 
 def wings(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     """Gradients of both halves at equal weight, of methods that have halves (left), and |cos(w, g)| (right), by convolution; a
-    row per data set."""
+    row per data set. Markers of the first half are larger too, since a small cross has no inside."""
     lost, layers = _lost(courses, methods), course.by_layer([c for c in courses if c.spec.method.name in methods])
     if layers.empty:
         return _nothing(lost)
     parts = [over_seeds(layers.dropna(subset=name), ["dataset", "method", "place"], name).assign(column=column, kind=kind)
-             for name, column, kind in (("g_first", "g", "hollow"), ("g_second", "g", ""), ("cos_wg", "cos", ""))]
+             for name, column, kind in (("g_first", "g", "hollow large"), ("g_second", "g", ""), ("cos_wg", "cos", ""))]
     entries = methods_legend(looks(methods), layers["method"], lost)
     return figure(pd.concat(parts), _small(methods), rows=unique(layers["dataset"]), row="dataset", line="method", x="place",
                   columns={"g": "‖g‖ of a half's loss, at weight 1", "cos": "|cos(w, g)|"}, log="y", ticks=8, xlabel=CONVOLUTION,
-                  sharex="row", sharey=False, height=2.2, note=_note(layers),
+                  sharex="row", sharey=False, height=2.2, note=f"{_note(layers)}; {RANGE.format('bars')}",
                   entries=entries + [("hollow: first half, filled: second", HOLLOW)] * bool(layers["g_first"].notna().any()))
 
 
@@ -104,8 +105,9 @@ def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     marks = pd.concat([over_seeds(part.assign(x=x), ["dataset", "method", "x"], "mean_drift").assign(column=column)
                        for part, x, column in ((frame, frame["epoch"], "epochs"), (last, last["depth"] + 1, "layers"))])
     fig = figure(marks.assign(kind="plain band"), looks(methods), rows=unique(frame["dataset"]), row="dataset", line="method",
-                 columns={"epochs": "mean of layers (sd)", "layers": "after the last epoch (sd)"}, bottom=0, ticks=5,
-                 sharex="col", sharey=False, height=1.9, per_line=4, note=_note(frame),
+                 columns={"epochs": "mean over layers", "layers": "by layer, after the last epoch"}, bottom=0, ticks=5,
+                 ylabel="drift of running means (sd of the start)", sharex="col", sharey=False, height=1.9, per_line=4,
+                 note=f"{_note(frame)}; {RANGE.format('bands')}",
                  entries=methods_legend(looks(methods), frame["method"], lost, "plain"))
     fig.axes[-2].set_xlabel("epochs")
     fig.axes[-1].set_xlabel("layer, from the first to the last")
@@ -126,15 +128,15 @@ def escape(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     keys = ["dataset", "method", "x"]
     means = [[*key, *student(mine)] for key, mine in differences.groupby(keys, sort=False)["value"]]
     means = pd.DataFrame(means, columns=[*keys, "y", "low", "high"])
+    single = differences[differences.duplicated(keys, keep=False)]
     marks = pd.concat([over_seeds(losses.assign(x=losses["epoch"]), keys, "loss").assign(row="loss", kind="band"),
-                       means.assign(row="minus", kind="points"),
-                       differences[differences.duplicated(keys, keep=False)].assign(row="minus", kind="seeds")])
+                       means.assign(row="minus", kind="points"), single.assign(row="minus", kind="seeds")])
     several, followed = losses["dataset"].nunique() > 1, [c.spec.follow.train_images for c in mine if c.spec.follow]
     fig = figure(marks, looks([*methods, *beside]), columns=unique(losses["dataset"]), column="dataset", line="method", ticks=6,
                  rows={"loss": "PGD loss (nats)", "minus": f"{method_label(PAIRS[0][0])}\nminus each (nats)"}, height=1.7,
                  xlabel="epochs", sharey=False, width=7 if several else 4.6, per_line=4 if several else 2,
-                 note=f"{_note(losses, images=followed)}; bars: 95 % over seeds",
-                 entries=methods_legend(looks(methods), losses["method"], lost))
+                 note=f"{_note(losses, images=followed)}; bars: 95 % over seeds, {RANGE.format('bands')}",
+                 entries=methods_legend(looks(methods), losses["method"], lost) + [SINGLE_SEEDS] * bool(len(single)))
     below = fig.axes[len(fig.axes) // 2:]
     ends = [end(ax.get_ylim()[i] for ax in below) for i, end in enumerate((min, max))]
     for ax in below:
@@ -145,7 +147,7 @@ def escape(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
 
 def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     """Epochs until the training loss falls below the threshold (`course.escape_times`): a row per method, a panel per data set;
-    small dots are seeds. A method of which a seed never gets there is an arrow head at the right edge."""
+    of several seeds each is a small dot. A method of which a seed never gets there is an arrow head at the right edge."""
     lost, found = _lost(courses, methods), course.escape_times(courses)
     found = found[found["method"].isin(methods)]
     if found.empty:
@@ -154,14 +156,15 @@ def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     limits = {d: (0.0, 1.15 * top if (top := finite.loc[finite["dataset"] == d, "epochs"].max()) > 0 else 1.0) for d in datasets}
     groups = finite.groupby(["dataset", "method"])
     count, place = groups["epochs"].transform("size"), groups.cumcount()
+    several = count > 1
     marks = pd.concat([found.groupby(["dataset", "method"], sort=False)["epochs"].mean().reset_index(),
-                       finite.assign(kind="seeds", shift=10 * (place / (count - 1).clip(lower=1) - 0.5) * (count > 1)),
+                       finite.assign(kind="seeds", shift=10 * (place / (count - 1).clip(lower=1) - 0.5))[several],
                        pd.DataFrame({"dataset": d, "method": m, "absent": DIVERGED} for d in datasets for m in lost)])
     marks = marks.rename(columns={"dataset": "column", "epochs": "x"}).assign(row=marks["method"], line=marks["method"])
     rows = {m: method_label(m) for m in methods if m in set(marks["line"])}
     return forest(marks, rows, looks(methods), {d: dataset_label(d) for d in datasets}, limits=limits, zero=False, sharex=False,
                   width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold",
-                  note=_note(found))
+                  note=_note(found), entries=[SINGLE_SEEDS] * bool(several.any()))
 
 
 def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:

@@ -6,6 +6,7 @@ A pre-training, a noise level and a kind of fine-tuning each have one colour, li
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 
 import numpy as np
@@ -23,7 +24,7 @@ from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, PLAIN, Panel, figure, looks
 from .forest import forest
 from .level_tables import MANY, ONE, label_shares, levels
 from .norm_tables import LABELS, LONG, mismatch_name
-from .smoothing_tables import CONSTANT, NORMS, dagger, family, main_lines, name
+from .smoothing_tables import CONSTANT, NORMS, dagger, estimates, family, main_lines, name, on_images
 
 MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
 SINGLE = {"color": "#D55E00", "linestyle": (0, (1, 1)), "marker": "s"}
@@ -38,7 +39,7 @@ CELLS = {"one": ONE, "several": MANY["one σ → same σ"]}  # one network for a
 END = 1.75  # the largest radius that is drawn
 CHANCE = {"color": GREY, "linestyle": "-", "linewidth": 1.0, "zorder": 1}
 RULES = {"chance": CHANCE, "half": DROP}
-CONSTANTS = [(CONSTANT, CHANCE), ("† close to a constant answer", {"linestyle": "none"})]
+CLOSE = "† close to a constant answer"
 ONE_LOOK = {"color": "#000000", "linestyle": (0, (1, 1)), "marker": "*"}
 RADIUS = "L2 radius, pixels in [0, 1]"
 
@@ -57,12 +58,12 @@ def transfer_curves(frame: pd.DataFrame, dataset: str, sigma: float) -> Figure:
               for fine in fines for norm in NORMS if norm in {c.norm for c in cells} for start in shown}
     marks = [_line(lines, 0.012 * ([*shown].index(line) - 1)).assign(row=row, column=column, line=line)
              for (row, column, line), lines in wanted.items()]
-    marks += [_chance(here).assign(row=row, column=column) for row, column in unique(key[:2] for key in wanted)]
+    marks = pd.concat([*marks, *(_chance(here).assign(row=row, column=column) for row, column in unique(k[:2] for k in wanted))])
     gone = _gone({(row, column, name(line)): said(lines) for (row, column, line), lines in wanted.items()})
     return _radii(figure(
-        pd.concat(marks), shown | RULES, rows=fines, columns={n: NORMS[n] for _, n, _ in wanted}, scale=100, gone=gone, bottom=0,
+        marks, shown | RULES, rows=fines, columns={n: NORMS[n] for _, n, _ in wanted}, scale=100, gone=gone, bottom=0,
         height=1.6, xlabel=f"{RADIUS} (certified at σ {sigma:g})", ylabel="certified accuracy (%)", note=_note(here),
-        entries=[*((f"pre-training: {name(p)}", look) for p, look in shown.items()), *CONSTANTS]))
+        entries=[*((f"pre-training: {name(p)}", look) for p, look in shown.items()), *_constants(marks)]))
 
 
 def loss_plot(frame: pd.DataFrame) -> Figure:
@@ -73,19 +74,20 @@ def loss_plot(frame: pd.DataFrame) -> Figure:
     frame[["noisy", "clean", "lost", "low", "high"]] *= 100
     ends = frame["noisy"].to_numpy()[:, None] - frame[["high", "low"]].to_numpy()  # of the loss, seen from the noisy end
     both = frame[["clean", "noisy"]]
-    marks = [frame.assign(x=frame["clean"], kind="thick", low=both.min(axis=1), high=both.max(axis=1)),
+    marks = pd.concat([
+             frame.assign(x=frame["clean"], kind="thick", low=both.min(axis=1), high=both.max(axis=1)),
              frame.assign(x=frame["clean"], text=_daggers(frame["constant"]), low=ends[:, 0].clip(0, 100),
                           high=ends[:, 1].clip(0, 100)),
              frame.assign(x=frame["noisy"], kind="ring", low=np.nan, high=np.nan),
              pd.DataFrame({"column": s, "line": "chance", "kind": "upright", "x": 100 * chance}
-                          for s, chance in frame.groupby("sigma")["chance"].max().items() if chance > 0)]
+                          for s, chance in frame.groupby("sigma")["chance"].max().items() if chance > 0)])
     looks = {norm: look | {"marker": "o"} for norm, look in (("batch", SINGLE), ("group", MIXED), ("layer", THIRD))}
-    return forest(pd.concat(marks), {label: label for label in LABELS.values()}, looks | RULES,
+    return forest(marks, {label: label for label in LABELS.values()}, looks | RULES,
                   {s: f"σ {s:g}" for s in sorted(frame["sigma"].unique())}, per_line=2,
                   xlabel=f"certified accuracy at L2 radius {frame['radius'].iloc[0]:g} (%)",
                   note=stands_on(frame["images"], frame["seeds"]),
                   entries=[("fine-tuned with noise of the level", HOLLOW),
-                           ("fine-tuned on clean images (bar: 95 % interval of the loss)", DOT), *CONSTANTS])
+                           ("fine-tuned on clean images (bar: 95 % interval of the loss)", DOT), *_constants(marks)])
 
 
 def mismatch_plot(frame: pd.DataFrame, measure: str = "divergence") -> Figure:
@@ -124,17 +126,17 @@ def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
         marks += [_line(mine).assign(column=sigma, line=which),
                   pd.DataFrame({"x": tops, "y": 0.0, "column": sigma, "line": "top", "kind": "end"})]
     drawn = pd.concat(drawn)
-    marks += [_chance(drawn[drawn["sigma"] == s]).assign(column=s) for s in sigmas]
+    marks = pd.concat([*marks, *(_chance(drawn[drawn["sigma"] == s]).assign(column=s) for s in sigmas)])
     names = {"one": "one network for all σ (mixed → clean)", "several": "one network for each σ"}
     shown = ENDS | {"public": HOLLOW | {"color": PLAIN}, "top": {"color": PLAIN}} | RULES
     gone = _gone({("", s, names[which]): said(family(frame, dataset, cell, [s]))
                   for s in sigmas for which, cell in CELLS.items()})
     empty = set(sigmas) - set(drawn["sigma"])
-    fig = figure(pd.concat(marks), shown, columns={s: f"σ {s:g}" for s in sigmas}, scale=100, gone=gone, bottom=0, height=2.2,
+    fig = figure(marks, shown, columns={s: f"σ {s:g}" for s in sigmas}, scale=100, gone=gone, bottom=0, height=2.2,
                  words={("", s): DIVERGED if gone.get(("", s)) else NOT_RUN for s in empty}, xlabel=RADIUS, per_line=2,
                  ylabel="certified accuracy (%)", note=_note(drawn),
                  entries=[*((names[which], look) for which, look in ENDS.items()), (f"{COHEN}, one for each σ", shown["public"]),
-                          ("largest radius possible", FLAGS["end"] | {"color": PLAIN}), *CONSTANTS])
+                          ("largest radius possible", FLAGS["end"] | {"color": PLAIN}), *_constants(marks)])
     fig.axes[0].set_xlim(-0.05, END + 0.05)
     return _radii(fig)
 
@@ -152,14 +154,16 @@ def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[fl
                                                       if which == "one" and c]
         marks += [pd.DataFrame({"x": shares, "y": y}).assign(column=sigma, line=which, kind="plain"),
                   pd.DataFrame(rules, columns=["line", "kind", "x", "y"]).assign(column=sigma)]
+    there = [m for m in found if not m.absent and m.dataset == dataset and m.sigma in sigmas
+             and m.cell in {cell.at(m.sigma) for cell in CELLS.values()}]
+    seeds = {(m.cell, m.sigma, m.seed): m for m in there}.values()
     names = {"one": "one network", "several": "one for each σ"}
     shown = {which: look | {"drawstyle": "steps-pre"} for which, look in ENDS.items()} | RULES
     fig = figure(pd.concat(marks), shown, columns={s: f"σ {s:g}" for s in sigmas}, height=1.7, ylabel="test images (%)",
                  gone=_gone({("", s, names[which]): absent(found, dataset, [(cell.at(s), s)])
                              for s in sigmas for which, cell in CELLS.items()}),
                  xlabel="at least this share of the votes for the label", per_line=4,
-                 note=stands_on(len(m.certified.radius) for m in found if not m.absent and (m.dataset, m.cell) in {
-                     (dataset, cell.at(m.sigma)) for cell in CELLS.values()}),
+                 note=stands_on([len(m.certified.radius) for m in there], Counter((m.cell, m.sigma) for m in seeds).values()),
                  entries=[("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
                           ("one half", DROP), (CONSTANT, CHANCE)])
     fig.axes[0].set(xlim=(0, 1), ylim=(0, 100))
@@ -188,8 +192,7 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
                  per_line=3 if len(datasets) > 1 else 2,
                  width_ratios=[len(steps[d]) for d in datasets], note=_note(frame),
                  entries=[("mixed pre-training", MIXED), ("clean pre-training", CLEAN),
-                          ("fine-tuned with noise of each σ", HOLLOW), (CONSTANT, CHANCE),
-                          ("† close to a constant answer at some σ", {"linestyle": "none"})])
+                          ("fine-tuned with noise of each σ", HOLLOW), *_constants(marks, f"{CLOSE} at some σ")])
     for ax, d in zip(fig.axes, datasets, strict=True):
         optim = frame[frame["dataset"] == d].drop_duplicates("finetuning").set_index("finetuning").loc[steps[d]]
         texts = [f"{name(m.Index)}\nlr {m.lr:g}, {m.epochs:.0f} ep.".replace("clean, ", "clean,\n") for m in optim.itertuples()]
@@ -198,21 +201,25 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def crossed_curves(frame: pd.DataFrame, dataset: str) -> Figure:
+def crossed_curves(found: Sequence[Measured], dataset: str) -> Figure:
     """Networks of notebook 01, certified as they are: a panel for each noise level, a line for each method, and the one network
-    of this notebook where it is certified at that level."""
+    of this notebook where it is certified at that level, on the same images."""
+    theirs = [m for m in found if (m.dataset, m.cell.pretraining) == (dataset, CROSSED)]
+    images = np.unique(np.concatenate([np.empty(0), *(m.certified.index for m in theirs if not m.absent)]))
+    ours = [m for m in found if (m.dataset, m.cell) == (dataset, ONE)]
+    frame = estimates([*theirs, *(on_images(m, images) if len(images) and not m.absent else m for m in ours)])
     crossed = frame[(frame["dataset"] == dataset) & frame["cell"].map(lambda c: c.pretraining == CROSSED).astype(bool)]
     cells, sigmas, main = unique(crossed["cell"]), sorted(crossed["sigma"].unique()), main_lines(frame)
     _check(cells)
     methods, mine = looks(c.finetuning for c in cells), main.loc[main.index.intersection(crossed.index)]
     marks = [_line(family(main, dataset, cell, [s]), 0.01 * i).assign(column=s, line=line) for s in sigmas
              for i, (line, cell) in enumerate([("one", ONE), *((c.finetuning, c) for c in cells)])]
-    marks += [_chance(mine[mine["sigma"] == s]).assign(column=s) for s in sigmas]
+    marks = pd.concat([*marks, *(_chance(mine[mine["sigma"] == s]).assign(column=s) for s in sigmas)])
     gone = _gone({("", s, method_label(c.finetuning)): said(family(frame, dataset, c, [s])) for s in sigmas for c in cells})
-    return _radii(figure(pd.concat(marks), {"one": ONE_LOOK} | methods | RULES, columns={s: f"σ {s:g}" for s in sigmas},
+    return _radii(figure(marks, {"one": ONE_LOOK} | methods | RULES, columns={s: f"σ {s:g}" for s in sigmas},
                          scale=100, gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
                          note=_note(crossed), entries=[*((method_label(m), look) for m, look in methods.items()),
-                                  ("mixed → clean (no attack)", ONE_LOOK), *CONSTANTS]))
+                                  ("mixed → clean (no attack)", ONE_LOOK), *_constants(marks)]))
 
 
 def _line(lines: pd.DataFrame, shift: float = 0.0) -> pd.DataFrame:
@@ -239,6 +246,11 @@ def _chance(lines: pd.DataFrame) -> pd.DataFrame:
     lines = lines[(lines["measure"] == "certified_acc") & (lines["chance"] > 0)]
     return pd.DataFrame({"y": lines["chance"].max(), "xlow": 0.0, "xhigh": lines["radius"].max(), "line": "chance",
                          "kind": "stretch"}, index=[0] * (len(lines) > 0))
+
+
+def _constants(marks: pd.DataFrame, close: str = CLOSE) -> list[tuple[str, dict]]:
+    """Entries for the best constant answer, and for the dagger where a mark bears one."""
+    return [(CONSTANT, CHANCE)] + [(close, {"linestyle": "none"})] * bool((marks["text"].fillna("") != "").any())
 
 
 def _daggers(constant: pd.Series) -> pd.Series:

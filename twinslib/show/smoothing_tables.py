@@ -5,6 +5,7 @@ Frames hold fractions and radii (L2, [0, 1] pixels), tables are text: accuracy i
 cell is missing.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -89,6 +90,15 @@ def estimates(found: Sequence[Measured]) -> pd.DataFrame:
             out.append([*head, "abstain_rate", *about, math.nan, 0.0, *_numbers(abstains), ""])
     return pd.DataFrame(out, columns=[*KEY, "n", "alpha", "ceiling", "images", "measure", "seeds", "one_class", "constant",
                                       "radius", "chance", "value", "se", "low", "high", "absent"])
+
+
+def on_images(m: Measured, index: np.ndarray) -> Measured:
+    """The same of some of its images alone, by their numbers in the data set."""
+    kept = np.isin(m.certified.index, index)
+    some = m.certified._replace(**{name: values[kept] for name, values in m.certified._asdict().items() if name != "label_used"})
+    asked = dataclasses.replace(m.certification, images=int(kept.sum()))
+    return dataclasses.replace(m, certification=asked, certified=some, shares=m.shares._make(v[kept] for v in m.shares),
+                               chosen=None if m.chosen is None else m.chosen[kept])
 
 
 def _numbers(values: np.ndarray) -> tuple[float, float, float, float]:

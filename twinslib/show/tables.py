@@ -135,8 +135,9 @@ def caption(rows: pd.DataFrame) -> str:
         return "No measurement is finished yet."
     by_n = {n: unique(map(attack_label, attacks)) for n, attacks in kept.groupby("n")["attack"]}
     counts = "; ".join(f"{n:,} for {', '.join(by_n[n])}" for n in sorted(by_n, reverse=True))
-    exact, seeds = f"exact 95 % (Clopper-Pearson) over the test images ({counts}).", sorted(kept["seed"].unique())
-    if len(seeds) == 1:
-        return f"Seed {seeds[0]} only. Intervals: {exact}"
-    return (f"Means over the seeds {', '.join(map(str, seeds))}. Intervals: 95 % (Student) over the seeds; of a single seed, "
-            f"{exact}")
+    exact = f"exact 95 % (Clopper-Pearson) over the test images ({counts})."
+    seeds = unique(tuple(sorted(group)) for group in kept.groupby(["dataset", "method"])["seed"].unique())
+    single, several = ([", ".join(map(str, s)) for s in seeds if (len(s) > 1) == many] for many in (False, True))
+    if not several:
+        return f"Seed {' or '.join(single)} only. Intervals: {exact}"
+    return f"Means over the seeds {' or '.join(several)}. Intervals: 95 % (Student) over the seeds; of a single seed, {exact}"

@@ -3,7 +3,7 @@
 Filled markers are PGD, hollow ones AutoAttack or a part of it; in the forest what is filled differs from 0 by a test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from ..claims.effects import pair_label
 from ..evidence import accuracy
 from ..evidence.pairs import MEANS, PAIRS
-from ..specs.labels import DIVERGED, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, unique
+from ..specs.labels import DIVERGED, MEAN_OF_ALL, NOT_RUN, attack_label, dataset_label, eps_label, header, method_label, unique
 from ..specs.strength import strength
-from .figures import DOT, HOLLOW, SMALL, figure, looks, nothing, stands_on, styled
+from .figures import DOT, HOLLOW, SINGLE_SEEDS, SMALL, figure, looks, nothing, stands_on, styled
 from .forest import fences, forest, row_label
 
 DATASETS = (  # by order; colours of Tol's "muted", none of them a method's
@@ -30,14 +30,14 @@ OTHER = {"color": "#8A8A8A", "linestyle": "none", "marker": "o", "markersize": 2
 LEVEL = 0.05  # of the tests that fill a marker
 
 
-def robust_curves(rows: pd.DataFrame) -> Figure:
+def robust_curves(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
     """Accuracy against the radius of the attack, a panel per data set, a line per method, clean at radius 0.
 
     Lines are the strongest PGD at each radius; AutoAttack (or the part of it that saw the most images) stands hollow to the right
     of its radius. Radii stand at equal distances. With several seeds lines are means and each seed is a dot.
 
     Args:
-        rows: as `rows.rows` makes them, of one threat model.
+        rows: as `rows.rows` makes them, of one threat model. near: data sets that verdicts leave out.
     Raises:
         ValueError: no rows or several threat models.
     """
@@ -56,10 +56,12 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
     marks.loc[marks["kind"] == "points hollow", "x"] += (len(shown) + 1) * step
     pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[lines["eps"] > 0, "attack"], hollow["attack"]))
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
-    fig = figure(marks, shown, columns=datasets, column="dataset", line="method", y="value", scale=100, wrap=3, sharey=False,
-                 gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets}, ylabel="accuracy (%)",
+    entries += [SINGLE_SEEDS] * bool(len(seeds))
+    fig = figure(marks, shown, columns=_titles(datasets, near), column="dataset", line="method", y="value", scale=100, wrap=3,
+                 sharey=False, gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets},
+                 ylabel="accuracy (%)",
                  xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries,
-                 note=_note(rows, chosen))
+                 note=f"{_note(rows, chosen)}; bars: 95 % intervals")
     for ax in fig.axes:
         ax.set_xticks(list(place.values()), ["0" if eps == 0 else eps_label(eps, rows["threat"].iloc[0]) for eps in place])
         ax.set_ylim(0, min(ax.get_ylim()[1], 102))
@@ -68,12 +70,12 @@ def robust_curves(rows: pd.DataFrame) -> Figure:
 
 
 @styled
-def clean_robust(rows: pd.DataFrame) -> Figure:
+def clean_robust(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
     """Robust against clean accuracy, a panel per data set; an arrow leads from each baseline to its variant (`pairs.PAIRS`).
 
     Robust is the strongest PGD at the largest radius of `rows`. Other methods are small grey dots without bars. All panels span
     the same number of points, so that lengths can be compared between them, and say how many dots lie outside. The legend says
-    which method diverged.
+    which method diverged, the title of a panel that its data set is `near` chance, so that verdicts leave it out.
     """
     _check(rows)
     found, lost = accuracy.one_line(accuracy.estimates(rows)), accuracy.lost(rows, ["dataset", "method"])
@@ -96,7 +98,7 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
     marks.loc[quiet, ["xlow", "xhigh", "low", "high"]] = float("nan")
     entries = [(method_label(m) + (f" ({DIVERGED})" if m in gone else ""), look | {"linestyle": "none"})
                for m, look in shown.items()] + [("others, compared below", OTHER)] * bool(quiet.any())
-    fig = figure(marks, shown | {"other": OTHER}, columns=unique(rows["dataset"]), wrap=3, height=2.25, sharex=False,
+    fig = figure(marks, shown | {"other": OTHER}, columns=_titles(rows["dataset"], near), wrap=3, height=2.25, sharex=False,
                  sharey=False,
                  words={("", d): DIVERGED for d, _ in lost if d not in set(both["dataset"])}, xlabel="clean accuracy (%)",
                  ylabel=f"{header(*robust.iloc[0][['attack', 'threat', 'eps']])} (%)", entries=entries, per_line=5,
@@ -122,10 +124,12 @@ def clean_robust(rows: pd.DataFrame) -> Figure:
 
 def forest_plot(differences: pd.DataFrame) -> Figure:
     """Paired differences in points with their 95 % intervals (`pairs.differences`): clean accuracy on the left, the strongest PGD
-    at the largest radius on the right; a row for each comparison, in it a marker per data set, then their mean as a diamond.
+    at the largest radius on the right; a row for each comparison, in it a marker per data set, then their mean as a diamond; the
+    mean that has data sets near chance in it is in the table alone.
 
     A marker is filled where the Holm-adjusted p is at most 0.05; means are not tested and always filled.
     """
+    differences = differences[differences["dataset"] != MEAN_OF_ALL]
     attack, threat, eps = strongest_pgd(differences)
     robust = (differences["attack"] == attack) & (differences["threat"] == threat) & (differences["eps"] == eps)
     filled = (differences["p_holm"] <= LEVEL) | differences["dataset"].isin(MEANS)
@@ -139,14 +143,20 @@ def forest_plot(differences: pd.DataFrame) -> Figure:
     shown[MEANS[0]] = MEAN
     rows = {name: row_label(name, drawn.loc[drawn["row"] == name, "seeds"], drawn["seeds"]) for name in names}
     marks, limits = marks.sort_values("lane", key=lambda lanes: lanes.map([*shown].index), kind="stable"), fences(drawn)
-    entries = [(dataset_label(d), look) for d, look in shown.items() if d in set(drawn["dataset"])]
-    entries += [(f"filled: Holm-adjusted p ≤ {LEVEL}", DOT), ("hollow: p above that, or none", HOLLOW)]
+    near = set(drawn.loc[drawn["near"].astype(bool), "dataset"])
+    there = set(drawn["dataset"])
+    entries = [(dataset_label(d) + " (near chance)" * (d in near), look) for d, look in shown.items() if d in there]
+    entries += [(f"filled: Holm p ≤ {LEVEL}, or a mean", DOT), ("hollow: p above, or none", HOLLOW)]
     if (drawn["low"] < limits[0]).any() or (drawn["high"] > limits[1]).any():
         entries.append(("beyond the axis", DOT | {"marker": CARETLEFT, "markersize": 5}))
     return forest(marks, rows, shown, {"clean": "clean accuracy", "robust": header(attack, threat, eps)}, entries=entries,
                   limits=dict.fromkeys(("clean", "robust"), limits),
                   xlabel="difference in points with its 95 % interval (right of 0 the first method is higher)",
                   note=stands_on(drawn.get("n", ()), drawn["seeds"]))
+
+
+def _titles(datasets: Iterable[str], near: Collection[str]) -> dict[str, str]:
+    return {d: dataset_label(d) + "\nnear chance, not judged" * (d in near) for d in unique(datasets)}
 
 
 def _note(rows: pd.DataFrame, shown: pd.DataFrame) -> str:

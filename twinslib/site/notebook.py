@@ -186,7 +186,7 @@ def described(store: Store, name: str, heading: str, nearby: list[Table]) -> str
     about = shows().get(name, {})
     number, _, title = about.get("table", "").rpartition("/")
     found = pages(store, number or name[:2]).get(title) or [t for t in nearby if t.rows]
-    said = tables.spans(found[0], about.get("columns", ()), about.get("rows", "")) if found else "its numbers stand in no table"
+    said = tables.spans(found[0], about.get("columns", ()), about.get("rows", ())) if found else "its numbers stand in no table"
     return f"{about.get('shows', heading)}: {said}."
 
 

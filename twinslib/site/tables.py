@@ -62,17 +62,17 @@ def to_html(table: Table, label: str) -> Markup:
                   f"</thead>\n<tbody>{body}</tbody></table></div>")
 
 
-def spans(table: Table, columns: Sequence[str] = (), rows: str = "", most: int = 3) -> str:
+def spans(table: Table, columns: Sequence[str] = (), rows: Sequence[Sequence[str]] = (), most: int = 3) -> str:
     """Of some columns the lowest and the highest value, and in which rows: a table in a sentence.
 
     Args:
         columns: how their headers begin; by default the first that hold measurements, which have a decimal point or an interval.
-        rows: a word that a row must hold to be looked at.
+        rows: of each of these a row must hold one as a cell to be looked at.
 
     >>> spans(Table(("method", "clean"), (("AT", "54.0 [53.0, 55.0]"), ("TRADES", "not run"), ("TWINS-AT", "52.6 [51.8, 53.4]"))))
     'clean from 52.6 [51.8, 53.4] (TWINS-AT) to 54.0 [53.0, 55.0] (AT)'
     """
-    kept, words, said = [row for row in table.rows if rows in row or not rows], _words(table), []
+    kept, words, said = [row for row in table.rows if all({*some} & {*row} for some in rows)], _words(table), []
     for i, column in enumerate(table.columns):
         found = sorted(((value, row) for row in kept if (value := number(row[i])) is not None), key=lambda f: f[0])
         wanted = (column.startswith(tuple(columns)) if columns else

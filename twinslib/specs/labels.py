@@ -66,9 +66,18 @@ def percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def rounded(x: float, digits: int) -> float:
+    """Rounded from the six digits that files keep (claims.json), so that pages and notebooks show the same; no negative zero.
+
+    >>> rounded(100 * 0.0045, 1), rounded(0.45000000001, 1), rounded(-0.01, 1)
+    (0.5, 0.5, 0.0)
+    """
+    return round(float(f"{x:.6g}"), digits) + 0.0
+
+
 def points(value: float, low: float, high: float) -> str:
     """+1.2 [-0.5, +2.9] from differences of fractions."""
-    value, low, high = (round(100 * x, 1) + 0.0 for x in (value, low, high))  # + 0.0: no negative zero
+    value, low, high = (rounded(100 * x, 1) for x in (value, low, high))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 

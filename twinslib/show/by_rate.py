@@ -48,8 +48,8 @@ def best(found: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
     """Accuracy in percent against the base learning rate: a row per metric, a column per data set. Lines are means over seeds in
-    a band from the lowest to the highest; a single seed has the 95 % interval over its test images as a bar. A ring is a method's
-    best rate once all are finished, hollow markers are runs of more epochs."""
+    a band from the lowest to the highest, a bar where there is one rate; a single seed has the 95 % interval over its test images
+    as a bar. A ring is a method's best rate once all are finished, hollow markers are runs of more epochs."""
     found = found[found["metric"].isin(metrics)]
     averaged, lost = means(found).sort_values("rate", kind="stable"), found[found["absent"] == DIVERGED]
     if averaged.empty:
@@ -59,20 +59,22 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     exact = [clopper_pearson(round(value * images), images)[1:3] for value in averaged["mean"]]
     averaged[["min", "max"]] = averaged[["min", "max"]].where(~one, pd.DataFrame(exact, averaged.index, ["min", "max"]))
     rings = best(found).assign(kind="ring", min=math.nan, max=math.nan)
-    marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(one & ~long, "")), rings])
-    step = 1.03 if (one & ~long).any() else 1.0  # side by side, so that bars do not hide each other
-    x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
     lines = averaged[~long].groupby(["method", "dataset", "metric"])["rate"].nunique().groupby("method").max()
+    bar = one | (averaged["method"].map(lines) == 1)  # where a band would have no width
+    marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(bar & ~long, "")), rings])
+    step = 1.03 if (bar & ~long).any() else 1.0  # side by side, so that bars do not hide each other
+    x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
     looked = {m: look | ({} if lines.get(m, 0) > 1 else FLAGS["points"]) for m, look in shown.items()}
     entries = methods_legend(looked, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
     entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
     entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
-    bars = "bars: 95 % over test images" if one.all() else "bands: lowest to highest seed" + "; bars: one seed" * bool(one.any())
+    spans = "bars: 95 % over test images" if one.all() else (
+        f"{'bars' if bar.all() else 'bands'}: lowest to highest seed" + "; bars: one seed" * bool(one.any()))
     fig = figure(marks.assign(x=x), shown, columns=unique(averaged["dataset"]),
                  rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
                  row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",
                  ticks=found["rate"], sharey=False, entries=entries, xlabel="base learning rate",
-                 note=f"{stands_on(found['n'], averaged['count'])}; {bars}",
+                 note=f"{stands_on(found['n'], averaged['count'])}; {spans}",
                  width=7 if several else 4.6, per_line=3 if several else 2)
     for ax in fig.axes:
         low, high = ax.get_ylim()

@@ -3,7 +3,7 @@ of the network and the side of the images; and the time of a sweep with its work
 
     python -m benchmarks.growth steps                        or width, or side
     python -m benchmarks.growth n --weights results/small/weights/c0de6f6ec9d7.safetensors --data tinyimagenet32
-    python -m benchmarks.growth workers --repeats 3          the toy runs of notebook 06; on a machine that does nothing else
+    python -m benchmarks.growth workers --repeats 1          the toy preset from nothing; on a machine that does nothing else
     python -m benchmarks.growth side --values 32 224 --batch 8 --device cuda
 
 All in float32, networks and turns as in `twins_step` and `certify`; the ratio of times has its 95 % interval, above 1: ours takes
@@ -96,9 +96,9 @@ def resident(whose: int) -> int:
 
 
 def sweep(workers: int, threads: int) -> None:
-    """The toy runs of notebook 06 from nothing."""
+    """The toy preset from nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--preset", "toy", "--only", "06", "--threads", str(threads), "--workers", str(workers), "--results", folder]
+        options = ["--preset", "toy", "--threads", str(threads), "--workers", str(workers), "--results", folder]
         subprocess.run([sys.executable, "-m", "twinslib", "sweep", *options], check=True, capture_output=True)
 
 

@@ -153,7 +153,8 @@ def test_committed_verdicts_follow_from_their_effects() -> None:
             assert record["notebook"] == "01" or record["runs_before_the_rule"] == 0
             both = (e["ours"],) if "/" in e["method"] else (e["ours"], e["theirs"])  # that a rival certifies nothing is a result
             known = [x for x in both if x is not None]
-            assert not known or min(known) > e["chance"] + 0.02, (name, e)
+            before = e["where"] == "after minus before"  # a start that is not robust is what is asked for
+            assert not known or before or min(known) > e["chance"] + 0.02, (name, e)
 
 
 def test_ledger_and_tables_stand_on_the_same_runs() -> None:

@@ -161,7 +161,7 @@ def test_headlines_are_put_between_the_marks(store):
     ledger.write(store, ledger.judge_all(store, stamped(store, {"twins_at": 20, "at": 0}), "01"))
     once = ledger.put_into(text, store)
     assert once.startswith("# A\n<!-- claims -->\n| claim ") and once.endswith("<!-- /claims -->\nend | of text\n")
-    line = re.search(r"\| (.*) \(C2\) +\| \*\*reproduced\*\*: clean \+2\.0 \[.*\], robust \+2\.0 \[.*\] points \|", once)
+    line = re.search(r"\| (.*) \(C2\) +\| \*\*reproduced\*\*, in points: clean \+2\.0 \[.*\]; robust \+2\.0 \[.*\] +\|", once)
     assert line[1] == LEDGER["C2"].short and re.search(r"\(C3\) +\| not tested +\|", once)
     assert "\nAll 6 claims: 2 reproduced, 4 not tested at this scale.\n" in once
     assert ledger.put_into(once, store) == once

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from twinslib import __main__ as cli
+from twinslib import sweep
 from twinslib.base import paths
 from twinslib.base.files import write_json
 from twinslib.specs.jobs import Job
@@ -267,9 +268,9 @@ def test_what_is_not_chosen_from_is_not_called_so() -> None:
     other = dataclasses.replace(job.spec, seed=7)
     for spec in (job.spec, other):
         write_json(store.diverged_path(spec), {"spec": json.loads(canonical_json(spec)), "diverged": "nan", "epochs": []})
-    (line,), stuck = cli.diverged(store, [job, Job(job.study, other, (), settled=False)])
+    (line,), stuck = sweep.diverged(store, [job, Job(job.study, other, (), settled=False)])
     assert line.startswith("diverged: train method at, seed 0") and not stuck
-    (line,), _ = cli.diverged(store, [Job("tuning", other, ())])
+    (line,), _ = sweep.diverged(store, [Job("tuning", other, ())])
     assert line.startswith("diverged, so not chosen: train method at, seed 7")
 
 

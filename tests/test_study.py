@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.test_cli import MICRO, ROOT, call, micro  # noqa: F401 a fixture
 from twinslib import __main__ as cli
-from twinslib import workers
+from twinslib import sweep, workers
 from twinslib.base import paths
 from twinslib.claims.verdict import NOT_JUDGED
 from twinslib.compute import cost
@@ -113,7 +113,7 @@ def test_sweep_of_a_study(micro: Path, capsys: pytest.CaptureFixture, monkeypatc
     monkeypatch.setattr(workers, "start_local", lambda commands, folder: commands)
     args = cli.argparse.Namespace(preset=str(folder), only=None, claims=False, budget=None, slurm=None, workers=1, threads=1,
                                   device=None)
-    (command,) = cli.start_workers(args, micro)
+    (command,) = sweep.start_workers(args, micro)
     assert presets.origins(str(folder)) == {"small"}  # by which --dry-run knows what is meant for GPUs
     assert command[3:6] == ["sweep", "--params", str(folder)]
 

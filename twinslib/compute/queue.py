@@ -18,7 +18,7 @@ from .check import check
 from .worker import Worker
 
 log = logging.getLogger(__name__)
-POLL = 0.5  # seconds between two looks at what other workers hold
+POLL = 0.1  # seconds between two looks at what other workers hold
 
 
 def _shipped(planned: Sequence[Job]) -> set[str]:

@@ -3,6 +3,7 @@
     python -m benchmarks.twins_step                                          two thin networks, batch 128, PGD-10
     python -m benchmarks.twins_step --arch resnet18 --device cuda            on a GPU
     python -m benchmarks.twins_step --threads 1 --repeats 41                 more certain, one core
+    python -m benchmarks.twins_step --compile                                ours with a compiled attack beside it
     ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default python -m benchmarks.twins_step     as on an older processor
 
 bfloat16 is timed where the hardware has it; elsewhere a spec that asks for it is trained in float32, the only variant.
@@ -37,15 +38,17 @@ RATIOS = {  # name -> (slower, faster)
     "float32, ours against textbook": ("textbook float32", "ours float32"),
     "ours bfloat16 against textbook float32": ("textbook float32", "ours bfloat16"),
     "bfloat16, ours against textbook": ("textbook bfloat16", "ours bfloat16"),
+    "float32, attack compiled against ours": ("ours float32", "compiled float32"),
+    "bfloat16, attack compiled against ours": ("ours bfloat16", "compiled bfloat16"),
 }
 REFERENCE = "textbook float32"
 StepFunction = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # images, labels, number of the step
 
 
-def variants(device: str) -> list[str]:
-    """Textbook and ours, in each precision that the device has."""
+def variants(device: str, compiled: bool = False) -> list[str]:
+    """Textbook and ours, and ours with a compiled attack where that is asked for, in each precision that the device has."""
     precisions = ("float32", "bfloat16") if has_bfloat16(device) else ("float32",)
-    return [f"{author} {precision}" for author in ("textbook", "ours") for precision in precisions]
+    return [f"{author} {precision}" for author in ("textbook", "ours", "compiled")[:2 + compiled] for precision in precisions]
 
 
 def run_spec(arch: str, batch_size: int, precision: str) -> RunSpec:
@@ -78,9 +81,9 @@ def random_batch(spec: RunSpec, device: str, count: int) -> tuple[torch.Tensor, 
 def make_step(author: str, spec: RunSpec, device: str) -> tuple[torch.nn.Module, StepFunction]:
     """(network, step) of the textbook or ours, at the same start for both; the step trains the network in place."""
     start, precision = start_network(spec.model.arch, spec.model.width), spec.optim.precision
-    if author == "ours":
+    if author != "textbook":
         model = twinsify(start).to(device=device, memory_format=torch.channels_last)  # as train.fit does
-        step = Step(model, spec, device, precision=precision)
+        step = Step(model, spec, device, precision=precision, compiled=author == "compiled")
         return model, lambda x, y, count: step(x, y, count, spec.optim.lr)[0]
     model = two_wings(start).to(device)
     a, o = spec.attack, spec.optim
@@ -90,7 +93,7 @@ def make_step(author: str, spec: RunSpec, device: str) -> tuple[torch.nn.Module,
     return model, lambda x, y, count: textbook(x, y, generator(device, spec.seed, "attack", count))
 
 
-def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, float]]:
+def same_step(arch: str, batch_size: int, device: str, compiled: bool = False) -> dict[str, dict[str, float]]:
     """Each variant's first step against the textbook's in float32, from the same start, batch and noise.
 
     Returns by variant: `loss` (absolute difference) and `update`, the norm of the difference of the weight updates over
@@ -98,7 +101,7 @@ def same_step(arch: str, batch_size: int, device: str) -> dict[str, dict[str, fl
     """
     x, y = random_batch(run_spec(arch, batch_size, "float32"), device, 0)
     losses, updates = {}, {}
-    for variant in variants(device):
+    for variant in variants(device, compiled):
         author, precision = variant.split()
         model, step = make_step(author, run_spec(arch, batch_size, precision), device)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -121,10 +124,10 @@ def measure(specs: Mapping[str, RunSpec], device: str, repeats: int) -> timing.S
     return timing.turns(rounds, device, repeats)
 
 
-def compare(arch: str, batch_size: int, device: str, repeats: int) -> dict:
+def compare(arch: str, batch_size: int, device: str, repeats: int, compiled: bool = False) -> dict:
     """All that is reported for one network: spec, samples, ratios, and that the variants take the same step."""
-    check = same_step(arch, batch_size, device)
-    seconds = measure({v: run_spec(arch, batch_size, v.split()[1]) for v in variants(device)}, device, repeats)
+    check = same_step(arch, batch_size, device, compiled)
+    seconds = measure({v: run_spec(arch, batch_size, v.split()[1]) for v in variants(device, compiled)}, device, repeats)
     spec = run_spec(arch, batch_size, "float32")
     return {"arch": arch, "image_size": spec.data.image_size, "batch_size": batch_size,
             "attack_steps": spec.attack.steps, "chosen_for_bfloat16": chosen("bfloat16", device),
@@ -158,10 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arch", nargs="+", choices=sorted(ARCHS), default=["thin_resnet10", "thin_resnet18"])
     parser.add_argument("--batch", type=int, default=128, help="images of one step, half of them for each wing")
     parser.add_argument("--repeats", type=int, default=21, help="rounds; each variant has one turn in a round")
+    parser.add_argument("--compile", action="store_true", help="time ours with a compiled attack, too")
     args = command.parse(parser, arguments, {"batch": 2, "repeats": 1})
     with command.recorded(args) as results:
         for arch in args.arch:
-            results.append(compare(arch, args.batch, args.device, args.repeats))
+            results.append(compare(arch, args.batch, args.device, args.repeats, args.compile))
             print(table(results[-1]), flush=True)
 
 

@@ -112,10 +112,10 @@ def test_sweep_of_a_study(micro: Path, capsys: pytest.CaptureFixture, monkeypatc
     assert call("store", "check", "--params", "mine") == 0 and "all whole" in capsys.readouterr().out
     monkeypatch.setattr(workers, "start_local", lambda commands, folder: commands)
     args = cli.argparse.Namespace(preset=str(folder), only=None, claims=False, budget=None, slurm=None, workers=1, threads=1,
-                                  device=None)
+                                  device=None, compile=True)
     (command,) = sweep.start_workers(args, micro)
     assert presets.origins(str(folder)) == {"small"}  # by which --dry-run knows what is meant for GPUs
-    assert command[3:6] == ["sweep", "--params", str(folder)]
+    assert command[3:6] == ["sweep", "--params", str(folder)] and "--compile" in command
 
 
 def test_crossed_with_its_own_networks(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def add_parser(commands) -> None:
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="so many at once: one per GPU, or the cores shared out")
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as time=600")
+    p.add_argument("--compile", action="store_true", help="compile the attacks of training where that is measured to be faster")
     p.set_defaults(func=run_sweep)
 
 
@@ -160,7 +161,7 @@ def sweep_here(args: argparse.Namespace, store: Store, plans: dict[str, Plan], p
     from .compute import queue
     from .compute.worker import Worker
 
-    worker = Worker(store, args.device)
+    worker = Worker(store, args.device, compiled=args.compile)
     if threads and worker.device.type == "cpu":
         torch.set_num_threads(threads)
     do, what = (need.sweep, plans) if args.claims else (queue.sweep, planned)
@@ -171,6 +172,7 @@ def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Lo
     """Workers that sweep what `args` ask for, on this machine or in Slurm."""
     command = [sys.executable, "-m", "twinslib", "sweep", *presets.options(args.preset)]
     command += (["--only", *args.only] if args.only else []) + (["--claims"] if args.claims else [])
+    command += ["--compile"] if args.compile else []
     command += ["--budget", f"{args.budget}s"] if args.budget is not None else []
     if args.slurm is not None:
         own = [["--threads", str(args.threads)] if args.threads else []] * args.workers

@@ -36,10 +36,10 @@ CHECKED = 50  # images on which an evaluation's checks are tried before it start
 
 
 class Worker:
-    """Does the tasks of a store on one device, CUDA where there is one and none is named."""
+    """Does the tasks of a store on one device, CUDA where there is one and none is named; compiled: `loop.fit`'s."""
 
-    def __init__(self, store: Store, device: str | torch.device | None = None) -> None:
-        self.store, self.networks = store, Networks(store, device)
+    def __init__(self, store: Store, device: str | torch.device | None = None, *, compiled: bool = False) -> None:
+        self.store, self.networks, self.compiled = store, Networks(store, device), compiled
 
     @property
     def device(self) -> torch.device:
@@ -98,13 +98,13 @@ class Worker:
         start = self.networks.origin(spec) if spec.method.needs_origin else None
         source = self.networks.source_images(spec, start) if spec.method.source_weight else None
         checkpoint, again = self.store.work_path(f"{spec.hash}.ckpt"), self.store.run(spec) is not None
-        history = fit(spec, model, data, device=self.device, start=start, source=source, checkpoint=checkpoint, stop=stop,
-                      on_step=on_step)
+        history = fit(spec, model, data, device=self.device, start=start, source=source, checkpoint=checkpoint,
+                      compiled=self.compiled, stop=stop, on_step=on_step)
         folder = self.store.root / "weights" if ship else self.store.root / "work"
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"{spec.hash}.safetensors"
         known = self.store.run(spec)  # a finished run stays as it is: numbers and choices stand on it
-        more = {"batch_size": spec.optim.batch_size, "precision": history.precision}
+        more = {"batch_size": spec.optim.batch_size, "precision": history.precision, "compiled": history.compiled}
         made = {"spec": canonical_json(spec), "precision": history.precision} | ({"again": origin(**more)} if again else {})
         if history.best:
             last = {name: value.clone() for name, value in model.state_dict().items()}

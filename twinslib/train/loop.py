@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 @dataclass
 class History:
     """What a run leaves behind besides its weights: one row per epoch, the arrays of its `follow.Follower`, and with keep_best
-    the state of the network after the epoch that was best on the validation images. `precision` is the arithmetic it was made in.
+    the state of the network after the epoch that was best on the validation images. `precision` is the arithmetic it was made in,
+    `compiled` whether its attacks were compiled.
     """
 
     precision: str = "float32"
+    compiled: bool = False
     epochs: list[dict] = field(default_factory=list)
     course: dict[str, np.ndarray] = field(default_factory=dict)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -39,7 +41,7 @@ class History:
 
 def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
         start: torch.nn.Module | None = None, source: DeviceSet | None = None,
-        checkpoint: Path | None = None, stop: Callable[[], bool] = lambda: False,
+        checkpoint: Path | None = None, compiled: bool = False, stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int, int], None] = lambda done, total: None) -> History:
     """Train `model` (already with its head and wings, on `device`) as `spec` says; returns the per-epoch rows.
 
@@ -47,6 +49,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
         start: on `device`, the network that training starts from with its own head, for methods that stay near it.
         source: training images of the source task, for joint training.
         checkpoint: file for the state at each epoch's end; where it exists, training continues from it, in its precision.
+        compiled: compile the attack where that is measured to be faster at the start; a resumed run goes on as it began.
         stop: asked after every step; when true, the state is saved and OutOfTime raised.
     Raises:
         Diverged: loss or a weight is not finite, with the rows until then; the last good checkpoint stays.
@@ -69,11 +72,12 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     if state:  # goes on in the precision it was made in; one that does not say was made as its spec asks
         precision = state.get("precision", optim.precision)
     step_fn = Step(model, spec, device, precision=precision, start=start, source=source,
-                   recorder=follower.recorder if follower else None)
+                   recorder=follower.recorder if follower else None,
+                   compiled=state.get("compiled", False) if state else (None if compiled else False))
     n, batch, replays = len(data.train_y), optim.batch_size, spec.method.replays
     per_epoch = -(-n // batch) * replays  # optimiser steps
     total = per_epoch * optim.epochs
-    history, first = History(precision), 0
+    history, first = History(precision, step_fn.compiled), 0
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss x images, correct, images of the running epoch
     if state:
         model.load_state_dict(state["model"])
@@ -94,7 +98,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
                                        "follower": follower.state_dict() if follower else {},
                                        "passes": [step_fn.passes.forward, step_fn.passes.backward],
                                        "epochs": history.epochs, "step": step, "sums": sums.cpu(),
-                                       "precision": precision}, run=spec.hash)
+                                       "precision": precision, "compiled": step_fn.compiled}, run=spec.hash)
 
     order = None
     for step in range(first, total):

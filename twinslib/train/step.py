@@ -18,6 +18,7 @@ from ..nets.heads import find_head
 from ..nets.models import memory_format
 from ..specs.run import AttackSpec, RunSpec
 from . import awp
+from .compiled import compile_if_faster
 from .dynamics import Recorder
 from .noise import noisy
 from .objectives import split_wings, wing_losses
@@ -95,11 +96,12 @@ class Step:
         start: the network that training starts from with its own head; needed by methods that stay near it.
         source: images of the source task on the device; needed by joint training.
         recorder: keeps how the weights move, without changing them.
+        compiled: whether attacks are compiled by torch; None: where that is measured to be faster. Afterwards whether they are.
     """
 
     def __init__(self, model: torch.nn.Module, spec: RunSpec, device: torch.device | str, *, precision: str | None = None,
                  start: torch.nn.Module | None = None, source: DeviceSet | None = None,
-                 recorder: Recorder | None = None) -> None:
+                 recorder: Recorder | None = None, compiled: bool | None = False) -> None:
         self.recorder = recorder
         self.model, self.spec, self.device = model.train(), spec, device  # measurements use copies, so the mode stays
         self.passes = Passes()
@@ -121,6 +123,11 @@ class Step:
         if spec.method.attacks and not self.free:
             wings = ("adaptive", "frozen") if spec.method.attack_wing == "alternating" else (spec.method.attack_wing,)
             self.attackers = [make_attack(model, spec.attack, wing=wing) for wing in wings]
+        self.compiled = False
+        if compiled is not False:
+            images = torch.rand((spec.optim.batch_size, 3, size, size), generator=self._generator("compile", 0), device=device)
+            for attacker in self.attackers:
+                self.compiled |= compile_if_faster(attacker.copy, images, always=bool(compiled))
         self.optimizer = torch.optim.SGD(self.retention.groups(), lr=spec.optim.lr, momentum=spec.optim.momentum,
                                          weight_decay=spec.optim.weight_decay)
 

@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=21, help="rounds; each variant has one turn in a round")
     parser.add_argument("--compile", action="store_true", help="time ours with a compiled attack, too")
     args = command.parse(parser, arguments, {"batch": 2, "repeats": 1})
-    with command.recorded(args) as results:
+    with command.recorded(args, command.RESULTS / "compiled" if args.compile else command.RESULTS) as results:
         for arch in args.arch:
             results.append(compare(arch, args.batch, args.device, args.repeats, args.compile))
             print(table(results[-1]), flush=True)

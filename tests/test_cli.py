@@ -114,8 +114,7 @@ TUNED = "grids: {at: {lr: [0.01, 0.02]}}\nbaselines: [l2sp]\nseeds: [0, 1]"  # l
 
 
 def test_waiting_runs_are_told(micro: Path, capsys: pytest.CaptureFixture) -> None:
-    """--dry-run marks the runs whose hyper-parameters are still to be chosen, and counts them as their stand-in. A sweep that
-    ends before a choice says how many runs wait; one that gets to the end has written both studies."""
+    """--dry-run marks the runs whose hyper-parameters are still to be chosen, and counts them as their stand-in."""
     (micro / "params" / "small" / "01.yaml").write_text(TUNED)
     assert call("sweep", "--preset", "small", "--dry-run", "--tflops", "0.02") == 0
     _, *lines, total = capsys.readouterr().out.splitlines()
@@ -164,8 +163,7 @@ WILD = "optim: {epochs: 1, batch_size: 10, lr: 1.0e+38}\nseeds: [0]\nmethods: [a
 ], ids=["run", "candidate", "all candidates", "source"])
 def test_divergence_is_no_failure(micro: Path, capsys: pytest.CaptureFixture, yaml: str, done: int, gone: int,
                                   said: list[str]) -> None:
-    """Status 0; what diverged is named with why and what to delete, and what cannot be done for that; the next sweep does nothing
-    and says it again."""
+    """Status 0; what diverged is named with why and what to delete, and what cannot be done for that."""
     (micro / "params" / "small" / "01.yaml").write_text(yaml)
     for tasks in (done, 0):
         assert call("sweep", "--preset", "small") == 0

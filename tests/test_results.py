@@ -68,8 +68,7 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", sorted({preset for preset, _ in COMMITTED}))
 def test_provenance_is_that_of_the_results(preset: str) -> None:
-    """Each finished training was done as its provenance says: same weights, the precision that was asked for or float32
-    where the hardware lacks it, all epochs."""
+    """Each finished training was done as its provenance says: weights, precision, all epochs."""
     store = Store(preset, root=RESULTS / preset)
     for stem in stems(store, "runs", "json"):
         record = read_json(store.root / "runs" / f"{stem}.json")
@@ -140,8 +139,7 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
 
 @committed
 def test_tables_and_verdicts_are_rebuilt(preset: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page of tables and the ledger of verdicts follow from the store: the notebook, run without computing anything on a
-    copy, leaves both as they are committed."""
+    """The page of tables and the ledger of verdicts follow from the store."""
     shutil.copytree(RESULTS.resolve() / preset, tmp_path / preset, copy_function=os.symlink)  # what is written replaces a link
     known = presets.parameters(presets.notebook(number))
     given = EXAMPLES.get(preset, preset)

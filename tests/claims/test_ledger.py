@@ -80,8 +80,7 @@ def test_runs_of_an_earlier_rule_count_where_it_withholds(store):
 @pytest.mark.parametrize("change", [{"text": "words, otherwise"}, {"min_seeds": 2},
                                     {"asked": ((Bound(above=0.0, claimed=0.01),),)}], ids=lambda change: next(iter(change)))
 def test_a_rule_edited_after_the_runs_is_refused(store, change):
-    """Any word or number changed under the same version: an error with claim, run, both stamps and what to do. In a new version,
-    which needs a reason, the runs no longer count."""
+    """Any word or number changed under the same version: an error with claim, run, both stamps and what to do."""
     old, new = claim_of(), claim_of(**change)
     jobs = fill(store, old, {"twins_at": 100, "at": 0}, ["cifar10"], [0])
     assert ledger.judge(old, store, jobs).not_counted == 0
@@ -102,8 +101,7 @@ def stamped(store, levels):
 
 
 def test_table(store):
-    """One line per claim with verdict, reason, effects in points, numbers, source and what to type; where nothing decides, the
-    single data sets that there are."""
+    """One line per claim with verdict, reason, effects in points, numbers, source and what to type."""
     jobs = stamped(store, {"twins_at": 20, "at": 0})
     table = ledger.to_table(ledger.judge_all(store, jobs, "01")).set_index("claim")
     assert table.index.tolist() == FIRST and not table.isna().any(axis=None) and ledger.judge_all(store, jobs, "09") == []
@@ -146,16 +144,8 @@ def test_file_is_complete(store):
         ledger.write(store, [])
 
 
-def test_headlines_are_few_and_short():
-    """At most eight claims, each in a line of a narrow screen or two, for the first one of a reader."""
-    short = [claim.short for claim in LEDGER.values() if claim.short]
-    assert 0 < len(short) <= 8 and max(map(len, short)) < 75
-    assert max(len(word) for text in short for word in text.split()) < 14
-
-
 def test_headlines_are_put_between_the_marks(store):
-    """The text around stays, what was between the marks goes; doing it twice changes nothing. Each mark once, in order. All
-    claims stand in a file beside claims.json."""
+    """The text around stays, what was between the marks goes; doing it twice changes nothing. Each mark once, in order."""
     text = "# A\n<!-- claims -->\nold\n<!-- /claims -->\nend | of text\n"
     assert "old" not in ledger.put_into(text, store)
     ledger.write(store, ledger.judge_all(store, stamped(store, {"twins_at": 20, "at": 0}), "01"))
@@ -200,8 +190,7 @@ def test_commands_name_the_threads_of_the_runs(store):
 
 
 def test_command_prints_all_claims(capsys, tmp_path):
-    """Every claim, notebook by notebook, with its verdict and the columns of the table, stored as well, and put between the marks
-    of a file; nothing is trained. Some claims alone come in the ledger's order, beside those that are stored."""
+    """Every claim, notebook by notebook, with its verdict and the columns of the table, stored as well."""
     page, stored = tmp_path / "page.md", paths.results_dir() / "toy" / "claims.json"
     page.write_text("before\n<!-- claims -->\n<!-- /claims -->\nafter\n")
     assert cli.main(["claims", "--preset", "toy", "C8"]) == cli.main(["claims", "--preset", "toy", "C4", "C2"]) == 0

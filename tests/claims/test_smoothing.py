@@ -95,8 +95,7 @@ def carried(ours, theirs=(0.2, 0.1), reference=(0.7, 0.6), seeds=SEEDS, **option
     ((0.1, 0.1), (0.0, 0.0), (0.2, 0.1), NOT_TESTED),  # the reference never exceeds 20 %
 ])
 def test_carried(judged, ours, theirs, reference, expected) -> None:
-    """Ten points above clean pre-training and 80 % of the reference, on average clearly, wherever that exceeds 20 %; seeds from 5
-    to 50 points leave it open."""
+    """Ten points above clean pre-training and 80 % of the reference, on average clearly, wherever that exceeds 20 %."""
     found = carried(ours, theirs, reference)
     assert judged(rule("RS-C1"), found)["verdict"] == expected
     apart = [measured("mixed/clean/group", s, reaching(x, x - 0.1), seed=seed) for s in (0.25, 0.5)

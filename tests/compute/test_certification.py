@@ -28,8 +28,7 @@ RESTAT = replace(CERT, restat_images=40)
 
 # -- the spec -----------------------------------------------------------------------------------------------------------
 def test_plan_of_a_spec() -> None:
-    """Without radii every image gets n draws, with radii the test is sequential, with spending its boundaries are exact; sigma,
-    n, n0 and alpha reach the plan. Defaults are those of Cohen et al.; one is left out of the hash, so it must stay as it is."""
+    """Without radii every image gets n draws, with radii the test is sequential, with spending its boundaries are exact."""
     assert (CERT.plan.method, CERT.plan.looks, CERT.plan.n0, CERT.plan.alpha) == ("certify", (64,), 16, 0.01)
     spec = replace(CERT, radii=(0.0, 0.1), n=640, stop_if_wrong=True)
     assert spec.plan.method == "sequential" and spec.plan.n == 640 and spec.plan.stop_if_wrong and spec.plan.radii == (0.0, 0.1)
@@ -73,8 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_votes_are_those_of_the_network(trained: Store) -> None:
-    """The store's votes are those of the trained network on the first images; with statistics estimated anew where asked, which
-    is another network, and its votes say so. What was never asked for has none, and is the one task left."""
+    """The store's votes are those of the trained network on the first images."""
     data = networks(trained).data(SPEC.data)
     for spec in (CERT, RESTAT):
         model = networks(trained).trained(SPEC).eval()

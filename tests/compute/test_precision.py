@@ -29,8 +29,7 @@ def hardware(monkeypatch, has_bfloat16: bool) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["begun in bfloat16", "begun in float32"])
 def test_begun_and_finished_elsewhere(first: bool, tmp_path, monkeypatch) -> None:
-    """A run and a certification that move to other hardware half-way end as they would have where they began; provenance, votes
-    and weights name the precision."""
+    """A run and a certification that move to other hardware half-way end as they would have where they began."""
     used = "bfloat16" if first else "float32"
     kept = {}
     for name, second in (("moved", not first), ("stayed", first)):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,19 +28,3 @@ def test_peak_is_that_of_the_task(device: str, initialized: bool, resets: int, m
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", seen.append)
     assert provenance.begin(device) <= provenance.now() and seen == [device] * resets
-
-
-def test_version_of_a_package_that_is_not_there() -> None:
-    """A package that is not installed is 'absent', not an error."""
-    assert provenance.version("no-such-package-of-ours") == "absent"
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")])
-def test_commit_outside_a_repository(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Without git or outside a repository the commit is 'unknown'; inside it is forty hex digits."""
-    def run(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(subprocess, "run", run)
-    asked = provenance.commit.__wrapped__  # it is asked once in a process
-    assert asked() == {"commit": "unknown", "changed": False}

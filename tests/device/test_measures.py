@@ -16,13 +16,25 @@ from twinslib.base.sequential import certify_plan
 from twinslib.certify.smoothing import collect_votes
 from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
+from twinslib.data.augment import augment
 from twinslib.nets.checkpoint import load_into, load_weights, save_weights
 from twinslib.nets.fold import FoldedCopy
 from twinslib.nets.norms import twinsify, wings
-from twinslib.specs.choices import LOSSES
+from twinslib.specs.choices import AUGMENTATIONS, LOSSES
 from twinslib.specs.measure import CertifySpec
 from twinslib.store.store import Store
 from twinslib.train import noise
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_augmentation_never_waits(kind: str, monkeypatch) -> None:
+    """Of any kind; the images are those of the CPU."""
+    x = (255 * batch(3)[0]).to(torch.uint8)
+    with absent(monkeypatch) as waits:
+        want, there = augment(x, kind, torch.Generator().manual_seed(0)), x.to(META)
+        before = waits.counted.copy()
+        got = augment(there, kind, torch.Generator(META).manual_seed(0))
+        assert waits.counted == before and torch.equal(got.cpu(), want)
 
 
 @pytest.mark.parametrize("threat", THREATS)
@@ -61,8 +73,7 @@ def shorter(monkeypatch) -> None:
 
 @pytest.mark.parametrize("threat", THREATS)
 def test_masks_and_losses(threat: str, monkeypatch) -> None:
-    """Clean, under PGD with restarts, its losses, and under all of AutoAttack; PGD waits once a step, and once more where half of
-    the images have left."""
+    """Clean, under PGD with restarts, its losses, and under all of AutoAttack."""
     shorter(monkeypatch)
     options = {"eps": 0.02, "threat": threat, "batch_size": 6}
     steps = {"steps": 3, "step_size": 0.01}
@@ -83,15 +94,16 @@ def test_masks_and_losses(threat: str, monkeypatch) -> None:
     assert want.pop() == got.pop() and all(torch.equal(*pair) for pair in zip(want, got, strict=True))
 
 
-def test_votes(monkeypatch, tmp_path: Path) -> None:
-    """The host reads the counts once a round and sends what a round is made of, and nothing else; votes are those of the CPU,
-    also where a file is continued."""
-    plan = certify_plan(sigma=0.5, n=192, n0=64)
+@pytest.mark.parametrize("sound", [False, True])
+def test_votes(sound: bool, monkeypatch, tmp_path: Path) -> None:
+    """The host reads the counts once a round and sends what a round is made of, and nothing else."""
+    plan = certify_plan(sigma=0.5, n=192, n0=64, sound=sound)
 
     def collected(device: torch.device | str, **options):
         net = FoldedCopy(network().eval().to(device))
         x, y = batch(3)
-        return collect_votes(net, x.to(device), plan, labels=y.to(device), batch_size=64, **options)
+        x = ((255 * x).byte() if sound else x).to(device)
+        return collect_votes(net, x, plan, labels=y.to(device), batch_size=64, **options)
 
     with absent(monkeypatch) as waits:
         want = collected("cpu")

@@ -66,8 +66,7 @@ def test_training_losses_by_hand(name, switches, half, weight):
 
 
 def test_escape_times_by_hand():
-    """The first recorded loss below the middle of the baseline's first and lowest, the same for all methods of a data set and
-    seed."""
+    """The first recorded loss below the middle of the baseline's first and lowest."""
     courses = [
         made(losses([4, 2, 0]), "at"),  # down to the threshold of 2, then below it
         made(losses([0] * 3, [5, 0, 9]), "twins_at"),  # the first half does not count, nor that it rises again
@@ -100,8 +99,7 @@ SEVEN = [[0, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0
 
 
 def test_gap_by_hand():
-    """Robust at the best epoch minus the share of the last five measured epochs, or fewer but never the start, at which the image
-    is robust."""
+    """Robust at the best epoch minus the share of the last five measured epochs, or fewer but never the start."""
     run = made(robust(SEVEN), epochs=validated([0.4, 0.5, 0.3, 0.3, 0.3, 0.3, 0.3]))
     assert course.LAST == 5 and run.best == 2
     assert run.end().tolist() == pytest.approx([0.6, 0.0, 0.4])  # epochs 3 to 7

@@ -23,8 +23,7 @@ def row(method="at", seed=0, images=10, attack="pgd20", hits=True, metric="robus
 @settings(deadline=None, max_examples=40)
 @given(SHAPES)
 def test_contrast(shape) -> None:
-    """Of masks as `stats` says, of numbers per image as their mean; turned round it is the same with the other sign, and images
-    that only some have do not count."""
+    """Of masks as `stats` says, of numbers per image as their mean."""
     seeds, images, number = shape
     rng = np.random.default_rng(number)
     a, b = rng.random((2, seeds, images)) < 0.5

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.claims.made import CLEAN, DATASETS, N, by_dataset, fill, job, mask
+from tests.claims.made import CLEAN, DATASETS, by_dataset, fill, job, mask
 from twinslib.base.stats import paired_difference
 from twinslib.evidence import pairs
 from twinslib.evidence.frame import mean_interval
@@ -38,15 +38,6 @@ def test_only_finished_seeds_count(store):
         assert (line.seeds, line.value) == (2, 0.0)
     by_seed = pairs.paired_rows(store, jobs)
     assert by_seed["seed"].tolist() == ["0", "0", "1", "1", "2", "2"] and set(by_seed["absent"]) == {"", "not run"}
-
-
-def test_mean_over_data_sets(store):
-    """The line "mean": Student's interval by hand, 30 images +- 4.303 * 20 / sqrt(3); no p-values."""
-    *_, mean = pairs.differences(store, made(store, (10, 30, 50)), PAIR).itertuples()
-    half = 4.302653 * 0.02 / math.sqrt(3)
-    assert (mean.dataset, mean.n, mean.seeds) == ("mean", N, 1)
-    assert (mean.value, mean.low, mean.high) == pytest.approx((0.03, 0.03 - half, 0.03 + half), abs=1e-7)
-    assert math.isnan(mean.p_value) and math.isnan(mean.p_holm)
 
 
 def test_mean_keeps_the_noise_of_its_parts():

@@ -38,11 +38,23 @@ def test_sizes(arch, millions, layers):
     model = make_model(arch, 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert layers in (None, sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()))
+    if arch == "resnet20":  # shortcuts without parameters: every second pixel, zero channels on both sides
+        shortcut, x = model.network.layer2[0].downsample, torch.rand(2, 16, 4, 4)
+        out = shortcut(x)
+        assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2]) and not out[:, :8].any() and not out[:, 24:].any()
+        assert {"conv1.weight", "layer3.2.bn2.weight", "linear.bias"} <= model.network.state_dict().keys()
+        assert not list(shortcut.parameters()) and out.shape == (2, 32, 2, 2)
+
+
+@pytest.mark.parametrize(("width", "channels"), [(None, 32), (16, 16), (48, 48)])
+def test_width(width, channels):
+    """Channels of the first stage; each later stage doubles them."""
+    network = make_model("thin_resnet10", 10, width=width, seed=0).network
+    assert (network.conv1.out_channels, network.fc.in_features) == (channels, 8 * channels)
 
 
 def test_seed_decides_the_weights_and_nothing_else_moves():
-    """Equal seeds give equal weights, of networks and new heads, others other weights, and the global generator is where it
-    was; a new head has PyTorch's default initialisation."""
+    """Equal seeds give equal weights, of networks and new heads, others other weights."""
     state = torch.get_rng_state()
     for make in (tiny, lambda seed: replace_head(tiny(0), 3, image_size=16, seed=seed)):
         one, two, other = make(1), make(1), make(2)

@@ -42,8 +42,7 @@ def test_the_order_is_total(attacks, random):
 
 @given(PGD, st.integers(1, 100), st.integers(1, 5), SUITE, st.sampled_from(PARTS))
 def test_more_is_stronger(attack, steps, restarts, suite, part):
-    """More steps or restarts with no less of the other; a part more, also where it completes the standard suite, while the
-    order of the parts makes no difference; and the ladder, whatever the names look like."""
+    """More steps or restarts with no less of the other."""
     more = [Attack("pgd", attack.steps + steps, attack.restarts), Attack("pgd", attack.steps, attack.restarts + restarts)]
     assert all(strength(str(m)) > strength(str(attack)) for m in more)
     if part in suite.parts:

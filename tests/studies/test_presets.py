@@ -44,9 +44,7 @@ def test_overrides(folder: Path, text: str, found: dict) -> None:
 @pytest.mark.parametrize("best", [last, unknown])
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_every_run_is_shown(preset: str, number: str, best) -> None:
-    """None is planned twice, and each is measured, followed, starts others or is a candidate. The settings for display hold
-    every data set, method and seed of the jobs, beside the network and the schedule that they have, and call only sources
-    start networks."""
+    """None is planned twice, and each is measured, followed, starts others or is a candidate."""
     jobs = plan.plan(preset, number)[0](best=best)
     lines, own = plan.settings(jobs), [job.spec for job in jobs if not job.study.endswith("tuning")]
     assert len(own) == len(set(own))

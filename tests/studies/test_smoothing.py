@@ -105,8 +105,7 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
 
 # -- networks of another notebook -----------------------------------------------------------------------------------------
 def test_crossed_networks_are_those_of_the_other_notebook() -> None:
-    """The chosen runs themselves, certified in place of their evaluations, with their start network and candidates; they wait for
-    their choice."""
+    """The chosen runs themselves, certified in place of their evaluations, with their start network and candidates."""
     jobs = smoothing.smoothing(**arguments(crossed=CROSSED, best=last))
     theirs = plan.plan("toy", "01")[0](best=last)
     tuned = [job.spec for job in theirs if job.study == "transfer" and not job.ship]
@@ -127,8 +126,7 @@ def test_crossed_networks_are_those_of_the_other_notebook() -> None:
 @pytest.mark.parametrize("preset", rules.SCALES)
 @pytest.mark.parametrize("claim", [c for c in rules.claims() if c.rule.measure in rules.CERTIFIED], ids=lambda c: c.id)
 def test_rules_can_be_applied(preset: str, claim: rules.Claim) -> None:
-    """Every cell of a rule is planned at each scale that judges, at its levels, with the draws, radii, images and seeds that it
-    asks for (RS-C8 has one seed of its second data set at small)."""
+    """Every cell of a rule is planned at each scale that judges, with the draws, radii, images and seeds it asks for."""
     jobs = plan.plan(preset, claim.notebook)[0](best=first)
     rule = claim.rule
     names = [*(name for pair in rule.pairs for name in pair), *([rule.reference] if rule.reference else [])]

@@ -16,7 +16,6 @@ from twinslib.attack.pgd import pgd
 from twinslib.base.collapse import NEVER, collapsed
 from twinslib.evidence import course
 from twinslib.nets.fold import FoldedCopy
-from twinslib.specs.method import method
 from twinslib.specs.run import AttackSpec, FollowSpec, RunSpec
 from twinslib.specs.schedules import climb
 from twinslib.train import loop
@@ -97,8 +96,7 @@ def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, b
 
 # -- best weights, collapse ---------------------------------------------------------------------------------------------
 def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
-    """Of four epochs whose robust validation accuracies are 0.2, 0.4, 0.4, 0.3 the second's weights are kept, the first of
-    equals, as `course.best_epoch` says; the network itself ends at the last."""
+    """Of four epochs whose robust validation accuracies are 0.2, 0.4, 0.4, 0.3 the second's weights are kept."""
     values, states = iter([0.2, 0.4, 0.4, 0.3]), []
     row = loop._epoch_row
 
@@ -146,8 +144,7 @@ def test_collapse_is_logged(values: list[float], said: str | None, monkeypatch, 
     ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.25), ("at", AttackSpec(eps=0.0), 2 / 255),
 ])
 def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: float, monkeypatch) -> None:
-    """On validation images and where a run is followed: threat and eps of training, steps of eps / 2, whatever training's own
-    step, loss and number of steps are."""
+    """On validation images and where a run is followed: threat and eps of training, steps of eps / 2."""
     seen = []
 
     def watched(kind: str):
@@ -197,17 +194,3 @@ def test_features_are_what_goes_into_the_head() -> None:
             assert features.shape == (6, 32)
             torch.testing.assert_close(net.network.fc(features), net.eval()(images), rtol=1e-2, atol=1e-2)
     assert not np.array_equal(arrays["features_clean"], arrays["features_attacked"])
-
-
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: FollowSpec(features=5), "expected features and feature_epochs, both or neither"),
-    (lambda: AttackSpec(eps_warmup=1.5), "expected eps_warmup in \\[0, 1\\], a share of the run, got 1.5"),
-    (lambda: method("trades", replays=2), "expected replays 1 but for plain adversarial training, got 2"),
-    (lambda: keeping_best(spec("natural")), "expected an objective with adversarial images, val_images and val_every"),
-    (lambda: replace(spec("natural"), keep_head=True), "expected a source run or weights with keep_head, got 'neither'"),
-    (lambda: replace(spec("distill"), keep_head=True), "expected a source on the same classes"),
-])
-def test_refused(make, message: str) -> None:
-    """What makes no sense is refused with the reason."""
-    with pytest.raises(ValueError, match=message):
-        make()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.notebooks_made import write_notebook
 from twinslib import __main__ as cli
 from twinslib import sweep
 from twinslib.base import paths
@@ -28,18 +29,13 @@ ROOT = Path(__file__).parent.parent
 TOY = {number: presets.parameters(path) for number, path in presets.notebooks().items()}
 
 
-def write_notebook(path: Path, *sources: str) -> None:
-    path.write_text(json.dumps({"cells": [
-        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source} for source in sources]}))
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A notebooks folder with the parameters of ours, and room for those of preset small."""
     home = tmp_path / "notebooks"
     (home / "params" / "small").mkdir(parents=True)
     for number, values in TOY.items():
-        write_notebook(home / f"{number}_x.ipynb", "\n".join(f"{k}: {type(v).__name__} = {v!r}" for k, v in values.items()))
+        write_notebook(home / f"{number}_x.ipynb", values)
     monkeypatch.setattr(paths, "notebooks_dir", lambda: home)
     return home
 
@@ -186,7 +182,8 @@ SWEEP, CLAIMS = ("sweep", "--preset", "toy"), ("claims", "--preset", "small")
     ((*CLAIMS, "--into", "/no/such.md"), "Markdown file in --into"), ((*CLAIMS, "--into", "/"), "Markdown file in --into"),
     (("render",), "--preset --params is required"), (("render", "--preset", "smal"), "did you mean 'small'?"),
     (("render", "--preset", "small"), "got no such file"), (("data",), "required: verb"),
-    (("render", "--preset", "small", "--update"), "preset toy with --update"), (("data", "explain", "cifar11"), "did you mean 'cifar10'?"),
+    (("render", "--preset", "small", "--update"), "preset toy with --update"),
+    (("data", "explain", "cifar11"), "did you mean 'cifar10'?"),
     (("data", "check", "../x"), "the bare name of an image set"), (("data", "build", "toy_source"), "it is embedded"),
     (("data", "build", "cifar10", "--size", "0"), "size in 8..1024"), (("data", "build", "x", "--size", "big"), "--size"),
 ])

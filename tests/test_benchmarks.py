@@ -31,7 +31,6 @@ from twinslib.train.step import Step, generator
 ARCH, BATCH, WEIGHT = "tiny_resnet", 8, 0.4
 
 
-# -- training steps -----------------------------------------------------------------------------------------------------
 def both_steps(steps: int):
     """(textbook's network and step, ours) in float32 from one start, with a PGD attack of `steps` steps."""
     spec = replace(twins_step.run_spec(ARCH, BATCH, "float32"), attack=AttackSpec(steps=steps),
@@ -108,7 +107,6 @@ def test_a_recorder_that_moves_a_weight_is_noticed(name: str, monkeypatch) -> No
     assert calls == [0, 5]
 
 
-# -- certification and draws --------------------------------------------------------------------------------------------
 def test_textbook_and_ours_estimate_the_same() -> None:
     """An image 0.1 from the plane between two classes: votes of both fit Phi(.1 / .25), both abstain on the plane."""
     net, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval(), torch.full((3, 2, 2), 0.5)
@@ -164,7 +162,6 @@ def test_simulation_by_hand() -> None:
     assert draws.simulate((looks, reach, drop + 20), np.ones(1), np.array([30]), 1)["lost"] == 100
 
 
-# -- growth -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("axis", "value"), [("steps", 3), ("width", 8), ("side", 48)])
 def test_one_number_changes(axis, value) -> None:
     """The spec differs in the axis alone, and network and images follow it."""
@@ -197,7 +194,6 @@ def test_workers(monkeypatch, tmp_path) -> None:
     assert calls[0][:3] == [sys.executable, "-m", "twinslib"] and twins.main([*calls[1][3:], "--dry-run"]) == 0
 
 
-# -- commands and what they left ------------------------------------------------------------------------------------------
 SMALL = "--arch tiny_resnet --images 3 --groups 2 --n 320 --n0 16 --alpha 0.05 --radii 0 0.1 --stretch 400 --batch 64 --threads 1"
 
 

@@ -209,7 +209,6 @@ def test_networks_that_do_not_return_logits(change, error, message):
             attack(lambda z: change(conv_net()(z)), x, y, eps=0.1, step_size=0.1, steps=1, generator=seeded())
 
 
-# -- what is not finite -----------------------------------------------------------------------------------------------
 def spoiled(net, x, which, value, *, pixels=slice(None), later=False):
     """`net` with gradient `value` for images that lie near x[which], there or only away from the clean image; its logits are
     finite whatever it is given."""

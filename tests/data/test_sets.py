@@ -20,7 +20,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-# -- paths ---------------------------------------------------------------------------------------------------------
 def test_folders_follow_the_environment(monkeypatch, tmp_path):
     """TWINS_DATA and TWINS_RESULTS win; without them the cache folder and the root of the repository are used."""
     monkeypatch.setenv("TWINS_DATA", str(tmp_path / "d"))
@@ -36,7 +35,6 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
     assert paths.results_dir() == tmp_path / "results"
 
 
-# -- packed sets ---------------------------------------------------------------------------------------------------
 def test_own_set_loads_by_name(folder):
     """A user's file works by its name, channels first, and its fingerprint depends on every array but not the name."""
     content = arrays()
@@ -139,7 +137,6 @@ def test_toy_sets_are_real_and_apart():
     assert set.isdisjoint(*both)
 
 
-# -- splits --------------------------------------------------------------------------------------------------------
 @settings(max_examples=40, deadline=None)
 @given(labels=st.lists(st.integers(0, 4), min_size=30, max_size=80), val=st.integers(0, 10),
        train=st.one_of(st.none(), st.integers(1, 10)), seed=st.integers(0, 5))
@@ -220,7 +217,6 @@ def test_stored_split(tmp_path):
             sets.stored_split(mine, path, **arguments)
 
 
-# -- augmentation --------------------------------------------------------------------------------------------------
 def batch(n=64, side=12):
     return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 

@@ -75,7 +75,8 @@ def test_no_wait_within_an_epoch(name: str, monkeypatch) -> None:
 @pytest.mark.parametrize(("kind", "fault"), [
     ("read", lambda x: x.sum().item()), ("read", lambda x: x[x > 0.5]), ("read", lambda x: x.nonzero()),
     ("read", lambda x: x.cpu()), ("read", lambda x: torch.equal(x, x)), ("read", lambda x: x.sum().tolist()),
-    ("sent", lambda x: x[torch.tensor([0])]), ("sent", lambda x: torch.zeros(2).to(x.device)), ("sent", lambda x: x.sum().copy_(torch.zeros(())))])
+    ("sent", lambda x: x[torch.tensor([0])]), ("sent", lambda x: torch.zeros(2).to(x.device)),
+    ("sent", lambda x: x.sum().copy_(torch.zeros(())))])
 def test_a_wait_is_seen(kind: str, fault: Callable, monkeypatch) -> None:
     """One in each of two steps is counted, where it is."""
     with absent(monkeypatch) as waits:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.attack.made import THREATS
+from tests.attack.made import THREATS, shorten
 from tests.compute.made import contents, tiny_jobs
 from tests.device.made import META, absent
 from tests.train.made import batch, network
@@ -57,24 +57,10 @@ def test_pgd_never_waits(loss: str, threat: str, monkeypatch) -> None:
         assert torch.equal(attacked("cpu"), attacked(META)) and waits.counted
 
 
-def shorter(monkeypatch) -> None:
-    """AutoAttack of few iterations."""
-    made = autoattack._adversary
-
-    def few(*args, **kwargs):
-        adversary = made(*args, **kwargs)
-        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
-            part.n_iter = 3
-        adversary.square.n_queries = 9
-        return adversary
-
-    monkeypatch.setattr(autoattack, "_adversary", few)
-
-
 @pytest.mark.parametrize("threat", THREATS)
 def test_masks_and_losses(threat: str, monkeypatch) -> None:
     """Clean, under PGD with restarts, its losses, and under all of AutoAttack."""
-    shorter(monkeypatch)
+    shorten(monkeypatch, 3, 9)
     options = {"eps": 0.02, "threat": threat, "batch_size": 6}
     steps = {"steps": 3, "step_size": 0.01}
 
@@ -141,7 +127,7 @@ def test_statistics_and_files(monkeypatch, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 def test_whole_tasks(monkeypatch, tmp_path: Path) -> None:
     """A source, a fine-tune that starts from it, masks and votes: the files of a sweep are those of the CPU."""
-    shorter(monkeypatch)
+    shorten(monkeypatch, 3, 9)
     jobs = tiny_jobs(("twins_at",), epochs=1)
     certify = CertifySpec(images=2, sigma=0.25, n=128, restat_images=20)
     jobs[1] = replace(jobs[1], certs=(certify,))

@@ -39,7 +39,6 @@ def test_close_to_a_constant_answer(labels, chosen, chance, constant) -> None:
     assert (c.one_class, c.constant) == (m.one_class, constant)
 
 
-# -- the store ----------------------------------------------------------------------------------------------------------
 SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), method=method("natural"),
                model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
 LABELS = (("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch"))

@@ -17,7 +17,6 @@ from twinslib.nets.models import make_model
 from twinslib.nets.norms import twinsify
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
 def test_atomic_write_replaces_and_cleans_up(tmp_path):
     """New folders are made, content is replaced, who reads meanwhile sees the whole old file, permissions are ordinary."""
     path = tmp_path / "new" / "rows.csv"
@@ -47,7 +46,6 @@ def test_failed_write_keeps_the_old_file(tmp_path, error):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["rows.csv"]
 
 
-# -- weights there and back --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("make", [tiny, lambda: twinsify(tiny()), lambda: twinsify(tiny(), share_affine=True)])
 def test_weights_round_trip(tmp_path, make):
     """Every tensor comes back bit for bit, shared ones too, with the metadata; equal weights give equal bytes."""
@@ -90,7 +88,6 @@ def test_tensor_hash():
     assert len({tensor_hash(other) for other in others}) == len(others)
 
 
-# -- training states ---------------------------------------------------------------------------------------------------
 def test_training_round_trip(tmp_path):
     """Model, optimiser, generator and plain types come back as they were, for their own config only."""
     model = tiny()

@@ -47,7 +47,6 @@ def call(module: str, name: str, *args: object) -> bytes:
     return f"c{module}\n{name}\n".encode() + b"(" + b"".join(op(arg) for arg in args) + b"tR"
 
 
-# -- code ------------------------------------------------------------------------------------------------------------------
 def code(canary: str) -> dict[str, bytes]:
     """Pickles that make the folder `canary` as soon as an ordinary unpickler reads them, by the way they do it."""
     command, source, name = f"mkdir {canary}", f"__import__('os').mkdir({canary!r})", op(canary)
@@ -166,7 +165,6 @@ def test_what_would_run_is_named(tmp_path: Path, caplog) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-# -- memory and time -------------------------------------------------------------------------------------------------------
 def doubled(leaf: bytes, join: bytes, times: int = 60) -> bytes:
     """Opcodes of an object that holds the one before twice, and so on."""
     return leaf + b"".join(b"q\x00h\x00" + join for _ in range(times))

@@ -16,7 +16,6 @@ from twinslib.nets.norms import twinsify
 from twinslib.specs.choices import IMAGENET_MEAN, IMAGENET_STD, NORMS
 
 
-# -- networks by name --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("arch", ["tiny_resnet", "thin_resnet10", "resnet50"])
 def test_networks(arch, norm):
@@ -94,7 +93,6 @@ def test_memory_format(norm, width, avx, device, expected, monkeypatch):
     assert models.memory_format(make_model("thin_resnet10", 10, norm=norm, width=width, seed=0), device) == expected
 
 
-# -- heads -------------------------------------------------------------------------------------------------------------
 HEADS = {"resnet18": "fc", "mobilenet_v3_small": "classifier.3", "timm:resnet10t": "fc", "timm:deit_tiny_patch16_224": "head",
          "twinned": "network.fc"}
 

@@ -54,7 +54,6 @@ def test_factor_is_a_share_and_depends_on_its_arguments_only(name: str, total: i
     assert factor(name, step, total, (0.5, 5 / 6), warmup) == value
 
 
-# -- ways out of robust overfitting ----------------------------------------------------------------------------------
 STAGES = [0.2, 0.4, 0.6, 0.8, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 
 
@@ -89,7 +88,6 @@ def test_the_cyclic_schedule_of_rice(per_epoch: int) -> None:
             assert factor("cyclic", epoch * per_epoch + i, 200 * per_epoch, milestones) == pytest.approx(expected, abs=1e-12)
 
 
-# -- fine-tuning in few epochs ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("up", [20, 30])
 def test_one_cycle_is_that_of_pytorch(up: int) -> None:
     """Step by step the rates of OneCycleLR with its default divisors, whose first step is our start and whose last our end."""

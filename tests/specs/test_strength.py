@@ -60,7 +60,6 @@ def test_unknown_names_are_refused(name):
         parse(name)
 
 
-# -- everything that asks for the strongest gives the same answer -----------------------------------------------------
 def line(attack, **changes):
     return {"dataset": "cifar10", "method": "at", "baseline": "trades", "seed": "0", "threat": "linf", "eps": 8 / 255,
             "attack": attack, "value": 0.5, "low": 0.4, "high": 0.6, "n": 1000, "seeds": 1, "part": "main", "at": "last",

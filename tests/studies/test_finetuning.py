@@ -167,7 +167,6 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         finetuning.finetuning(**arguments(**changes))
 
 
-# -- presets --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("claim", [c for c in rules.claims() if c.rule.measure in rules.FINETUNED], ids=lambda c: c.id)
 def test_rules_can_be_applied(claim: rules.Claim) -> None:
     """At small every method of a rule is planned with its seeds, and measured on as many images as the rule asks for."""

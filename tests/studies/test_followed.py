@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.studies import made
-from tests.studies.made import CONSTANTS, FILE, HALVES, IMAGENET, by_cell, label, last, of_followed, of_transfer, sources, unknown
+from tests.studies.made import CONSTANTS, FILE, HALVES, IMAGENET, by_cell, label, of_followed, of_transfer, sources, unknown
 from twinslib.specs.method import METHODS
 from twinslib.specs.run import FollowSpec, OptimSpec, RunSpec
 from twinslib.studies import plan, presets, transfer
@@ -86,28 +86,6 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         followed(**of_followed(**changes))
 
 
-# -- presets ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("preset", "number"), [p for p in made.PRESETS if p[1] in ("02", "03")], ids=str)
-def test_presets(preset: str, number: str) -> None:
-    """The parameters make jobs: every run on each of its targets with each of its seeds, each followed."""
-    asked, settings = plan.plan(preset, number)
-    jobs, known = [job for job in asked(best=unknown) if job.study != "learning_rates"], asked.keywords
-    assert settings["preset"] == preset and set(settings) == set(presets.SETTINGS)
-    found = {cell: job.spec for cell, job in by_cell(jobs).items()}
-    assert set(found) == {(data, name, seed) for name, run in known["runs"].items()
-                          for data in run.get("targets", known["targets"]) for seed in run.get("seeds", known["seeds"])}
-    assert len({j.spec.hash for j in jobs}) == len(jobs) == len(found) + sum(j.ship or not j.settled for j in jobs)
-    first = plan.plan(preset, "01")[0](best=last)
-    starts = {j.spec.source or j.spec.weights for j in first if j.spec.method.name == "at" and not j.ship}
-    assert {s.source or s.weights for s in found.values()} - {None} == starts
-    for (_, name, _), spec in found.items():
-        assert spec.follow and (spec.source is None and spec.weights is None) == (name in transfer.START)
-        if spec.follow.test_images:
-            assert spec.data.val_images and spec.optim.val_every % spec.follow.every == 0
-    at, twins = ([replace(s, method=METHODS["at"]) for (_, n, _), s in found.items() if n == name] for name in ("at", "twins_at"))
-    assert at == twins  # the method is the one difference
-
-
 @pytest.mark.parametrize("preset", [p for p, number in made.PRESETS if number == "03"])
 def test_schedules(preset: str) -> None:
     """Methods named after a schedule have it and share all else with AT."""
@@ -128,7 +106,6 @@ def test_schedules(preset: str) -> None:
     assert replace(long, method=short.method, optim=same) == short
 
 
-# -- the experiment on learning rates --------------------------------------------------------------------------------
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_experiment_on_learning_rates(preset: str) -> None:
     """Every method at every rate with every seed on each data set, all else equal but for what the methods are."""

@@ -28,7 +28,6 @@ def ledger(**changes: object) -> str:
     return yaml.safe_dump({"claims": {"C2": claim}})
 
 
-# -- stamps ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("changes", [
     {"version": 2, "changes": "a reason"}, {"measure": "spread"}, {"text": "Higher!"}, {"pairs": (("at", "twins_at"),)},
     {"metrics": ("robust", "clean")}, {"robust": replace(RULE.robust, eps=4 / 255)}, {"min_datasets": 2}, {"min_seeds": 2},
@@ -57,7 +56,6 @@ def test_what_is_stamped() -> None:
     assert rules.stamps() == {c.id: c.rule.stamp for c in rules.claims()} and len(rules.stamps()) == len(rules.claims())
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
 def test_a_ledger_is_read() -> None:
     """Claims come in the file's order under their ids, with lists as tuples and everything else at its default."""
     (claim,) = rules.read(ledger())
@@ -112,7 +110,6 @@ def test_defaults_of_rules_are_never_changed() -> None:
     assert defaults == {"of": (), "reach": None, "claimed": None, "withholds": False, "at_most": "reproduced"}
 
 
-# -- the committed ledger --------------------------------------------------------------------------------------------
 def test_committed_claims() -> None:
     """The ledger is read, ids are unique in the text too, and the claims on TWINS are there with all that a reader needs."""
     claims = rules.claims()

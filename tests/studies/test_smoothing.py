@@ -103,7 +103,6 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         smoothing.smoothing(**arguments(**changes))
 
 
-# -- networks of another notebook -----------------------------------------------------------------------------------------
 def test_crossed_networks_are_those_of_the_other_notebook() -> None:
     """The chosen runs themselves, certified in place of their evaluations, with their start network and candidates."""
     jobs = smoothing.smoothing(**arguments(crossed=CROSSED, best=last))
@@ -122,7 +121,6 @@ def test_crossed_networks_are_those_of_the_other_notebook() -> None:
     assert {cell_of(job).pretraining for job in waiting} == {"crossed"}
 
 
-# -- presets --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("preset", rules.SCALES)
 @pytest.mark.parametrize("claim", [c for c in rules.claims() if c.rule.measure in rules.CERTIFIED], ids=lambda c: c.id)
 def test_rules_can_be_applied(preset: str, claim: rules.Claim) -> None:
@@ -151,14 +149,6 @@ def test_rules_can_be_applied(preset: str, claim: rules.Claim) -> None:
     assert len(datasets) >= rule.min_datasets
     enough = [d for d in datasets if sum(d == name for name, _ in runs) >= rule.min_seeds]
     assert len(enough) >= (1 if (claim.id, preset) == ("RS-C8", "small") else rule.min_datasets)
-
-
-@pytest.mark.parametrize("preset", ["toy", *rules.SCALES])
-@pytest.mark.parametrize("number", ["04", "05"])
-def test_every_cell_is_certified(preset: str, number: str) -> None:
-    """On the first data set of each preset."""
-    jobs, on = plan.plan(preset, number)[0](best=first), ("cifar10", "toy_target")
-    assert {p.spec for p in planned(jobs) if p.dataset in on} == {j.spec for j in jobs if cell_of(j) and j.spec.data.name in on}
 
 
 def test_normalisation_of_the_source() -> None:

@@ -26,7 +26,6 @@ def grid(**changes: object) -> list[Job]:
         grids={name: {"lr": [lr]} for name, lr in RATES.items()}) | changes)
 
 
-# -- order -----------------------------------------------------------------------------------------------------------
 def test_order() -> None:
     """The start network first, then all of seed 0 before any of seed 1."""
     jobs = grid()
@@ -52,7 +51,6 @@ def test_candidates_come_before_what_waits_for_them() -> None:
     assert all(j.evals == () and j.settled and not j.ship for j in jobs if j.study == "tuning")
 
 
-# -- what reaches which run ------------------------------------------------------------------------------------------
 def test_settings_of_a_target_are_its_own() -> None:
     """Its data and optimiser settings go over the shared ones and to that target only."""
     cells = by_cell(grid(compared_on=["a", "b"], grids={}))
@@ -125,7 +123,6 @@ def test_limits_of_evaluations(limits: dict, expected) -> None:
     assert all([e.images for e in j.evals] == [9] for j in jobs if j.ship)
 
 
-# -- hyper-parameters ------------------------------------------------------------------------------------------------
 def test_candidates_are_the_product_of_a_grid() -> None:
     """Every combination of a method's values is trained, with the first seed only; all else is the run's own."""
     jobs = grid(grids={"l2sp": {"l2sp_weight": [0.01, 0.1, 1], "lr": [0.2, 0.3]}}, seeds=[3, 1, 2], best=last)
@@ -175,7 +172,6 @@ def test_own_candidates_wait_for_the_rate() -> None:
         assert by_cell(jobs)["a", "l2sp", 1].settled is settled
 
 
-# -- refused ---------------------------------------------------------------------------------------------------------
 ROBUST = {"data": {"name": "toy_source", "image_size": 16}, "optim": {}}
 
 
@@ -213,7 +209,6 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         grid(**changes)
 
 
-# -- presets ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("preset", [p for p, number in made.PRESETS if number == "01"])
 def test_presets(preset: str) -> None:
     """Every preset's parameters make jobs: no two alike, all sources among them, each of its methods on the same targets."""

@@ -34,7 +34,6 @@ def batches(n: int, *sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.rand(size, 3, 16, 16, generator=g), torch.randint(0, 10, (size,), generator=g)) for size in sizes]
 
 
-# -- against the textbook ----------------------------------------------------------------------------------------------
 def test_free_equals_the_textbook() -> None:
     """Weights and perturbation after every step are those of Free-m written out (Shafahi et al. 2019, Algorithm 1): m updates
     per batch in training mode, one backward pass for weights and images, a perturbation that outlives its batch; the last
@@ -78,7 +77,6 @@ def test_free_replays_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(torch.cat([g[0][1] for g in epoch]).sort().values, data.train_y.sort().values)
 
 
-# -- passes ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "switches", "forward", "backward"), [
     ("natural", {}, 1, 1), ("at", {}, 3, 3), ("trades", {"loss": "kl"}, 5, 4),  # attacks of two steps; kl: the clean answer too
     ("twins_trades", {}, 4, 4), ("at_split", {}, 3, 3), ("at_awp", {}, 4, 4), ("free_at", {"replays": 3}, 3, 3),
@@ -94,7 +92,6 @@ def test_passes_equal_a_count_by_hand(name: str, switches: dict, forward: int, b
     assert [(r["forward_images"], r["backward_images"]) for r in history.epochs] == [(20 * forward, 20 * backward)] * 2
 
 
-# -- best weights, collapse ---------------------------------------------------------------------------------------------
 def test_the_best_weights_are_those_of_the_best_epoch(monkeypatch) -> None:
     """Of four epochs whose robust validation accuracies are 0.2, 0.4, 0.4, 0.3 the second's weights are kept."""
     values, states = iter([0.2, 0.4, 0.4, 0.3]), []
@@ -162,7 +159,6 @@ def test_one_attack_measures_all_methods(name: str, attack: AttackSpec, step: fl
         assert call["step_size"] == pytest.approx(step, rel=1e-12) and call.get("loss", "ce") == "ce"
 
 
-# -- eps warm-up and features ----------------------------------------------------------------------------------------------
 def test_eps_climbs(monkeypatch) -> None:
     """Both eps and step size are the climb's share of the spec's at each step, in the step's own attack."""
     seen = []

@@ -40,7 +40,6 @@ def trained(s: RunSpec, data: DeviceSet | None = None, **options) -> tuple[Histo
     return trained_on(s, data or image_set(), **options)
 
 
-# -- what is measured ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["twins_trades", "at_awp"])
 def test_measurements_are_those_of_the_network_of_that_epoch(name: str) -> None:
     """Each line equals what the adaptive wing of a copy that was trained to that epoch gives on the first images."""
@@ -108,7 +107,6 @@ def test_names_of_what_is_followed(name: str, follow: FollowSpec, names: set[str
             assert found[key].dtype == (np.float32 if key == "train_loss" else bool) and found[key].shape == (3, 4)
 
 
-# -- the choice of an epoch ------------------------------------------------------------------------------------------
 def test_test_images_decide_nothing() -> None:
     """With other test images and labels weights, rows and the chosen epochs stay as they are, while the test curves change."""
     s = followed("at", FollowSpec(train_images=9, test_images=15, steps=2), epochs=3, lr=0.1)

@@ -15,7 +15,6 @@ from twinslib.train.loop import fit
 from twinslib.train.step import Step, generator
 
 
-# -- two wings ---------------------------------------------------------------------------------------------------------
 def textbook(model: nn.Module, inputs: dict, y: torch.Tensor, objective: str, second_trains: bool):
     """Two separate networks, one per wing, written out; returns loss, gradients by name of the two-wing network, networks."""
     nets = frozen, adaptive = copy.deepcopy(model).train(second_trains), copy.deepcopy(model).train()
@@ -88,9 +87,6 @@ def test_which_wing_is_attacked(name: str, attacked: list[str], monkeypatch) -> 
     assert len({generator("cpu", *purpose).initial_seed() for purpose in purposes}) == 4
 
 
-# -- controls: split batches, frozen statistics ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("n", "weight", "normalize"), [(9, 1.0, False), (9, 0.4, False), (9, 0.4, True), (1, 1.0, False)])
 def test_halves_pass_one_after_the_other(n: int, weight: float, normalize: bool) -> None:
     """Loss, gradients and statistics of the control of split batches are those of two ordinary passes in that order, weighed."""
@@ -117,7 +113,6 @@ def test_frozen_stays_frozen_in_training(name: str) -> None:
     assert still == {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
 
 
-# -- every method ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "precision"), [
     *((name, "float32") for name in KINDS), *((name, "bfloat16") for name in ("trades", "twins_at", "distill", "joint"))])
 def test_every_method_learns_a_batch(name: str, precision: str) -> None:

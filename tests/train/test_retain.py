@@ -59,7 +59,6 @@ def backbone(model: nn.Module) -> nn.Module:
     return model
 
 
-# -- distillation ------------------------------------------------------------------------------------------------------
 def test_distances_by_hand() -> None:
     """KL(start || network) averaged over the images, in this direction, with gradient (q - p) / n."""
     g = torch.Generator().manual_seed(0)
@@ -107,7 +106,6 @@ def test_distillation_term_of_a_step(name: str, field: str, objective: str, wing
     close(found[0.3][1], {k: g if extra[k] is None else g + 0.3 * extra[k] for k, g in found[0.0][1].items()})
 
 
-# -- L2-SP -------------------------------------------------------------------------------------------------------------
 def test_l2sp_equals_its_penalty_by_autograd() -> None:
     """Three steps with momentum equal those on loss + alpha/2 ||w - start||^2 + decay/2 ||head||^2, written out."""
     alpha, decay, lr = 0.3, 0.1, 0.05
@@ -130,7 +128,6 @@ def test_l2sp_equals_its_penalty_by_autograd() -> None:
     close(model, hand, rtol=1e-9, atol=1e-12)
 
 
-# -- joint training ----------------------------------------------------------------------------------------------------
 def joint_by_hand(model: nn.Module, start: nn.Module, x: torch.Tensor, y: torch.Tensor, source_x: torch.Tensor,
                   source_y: torch.Tensor, weight: float) -> tuple[torch.Tensor, nn.Module, nn.Module]:
     """(loss, network, source head) of one pass of both kinds of images through one backbone, each kind to its own head."""
@@ -224,7 +221,6 @@ def test_source_attack_goes_through_the_source_head() -> None:
     assert isinstance(step.retention.attack, train_step.Attacker) and step.model.training
 
 
-# -- the images of joint training --------------------------------------------------------------------------------------
 COLOURS = torch.tensor([[250, 30, 30], [30, 250, 30], [30, 30, 250], [240, 240, 20], [20, 240, 240], [240, 20, 240]],
                        dtype=torch.uint8)
 

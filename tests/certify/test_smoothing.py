@@ -429,21 +429,6 @@ def test_parts_are_joined(tiny, undisturbed):
         join_votes([parts[0], dataclasses.replace(parts[1], model_hash="b")])
 
 
-@pytest.mark.parametrize(("real", "whole"), [(np.float32, np.int64), (np.float64, np.uint8), (np.array, np.array),
-                                             (torch.tensor, torch.tensor)])
-def test_numbers_and_arrays_of_others_are_taken(real, whole, tmp_path):
-    """Scalars of NumPy and torch in plans and arguments, arrays and lists as images and labels."""
-    net, x, labels = at_margins([0.1, -0.2, 0.3])
-    plan = sequential_plan(sigma=real(0.25), n=whole(128), alpha=real(0.05), n0=whole(16), radii=[real(0.0), real(0.5)])
-    plain, file = sequential_plan(sigma=0.25, n=128, alpha=0.05, n0=16, radii=(0.0, 0.5)), tmp_path / "votes.npz"
-    votes = collect_votes(net, x.numpy(), plan, labels=labels.tolist(), seed=whole(3), batch_size=whole(64), file=file,
-                          save_every=real(0.0), indices=np.array([4, 5, 6], np.uint16))
-    again = collect_votes(net, x, plain, labels=labels.numpy().astype(np.int32), seed=3, file=file, indices=[4, 5, 6])
-    assert_equal(votes, again, ARRAYS)
-    assert_equal(load_votes(file), votes, ARRAYS)
-    assert plan == plain and np.array_equal(votes.label, labels.numpy())
-
-
 class Outputs(nn.Module):
     """A network that gives more than its logits."""
 

@@ -254,16 +254,12 @@ CLEAR = {
     "AFT-C3": {"at": AS_MUCH, "at_cosine": AS_MUCH, "at_cyclic": AS_MUCH, "at_slow_fast": LESS},
     "AFT-C5": {"at_random": {"gap": 80}}, "AFT-C6": {"at_long_plateau": AS_MUCH, "at_short_plateau": LESS},
 }
-TURNED = {
-    "C5": {"twins_at": {"rate": 0.5, "angle": 0.5}}, "C6": {"twins_at": {"losses": [2.0] * 5}}, "C7": {"twins_at": {"gap": 80}},
-    "AFT-C3": {"at_slow_fast": {"gap": 80}}, "AFT-C5": {"at_random": {"gap": -80}}, "AFT-C6": {"at_short_plateau": {"gap": 80}},
-}
 MEASURED = {"C5": "w_norm", "C6": "train_loss"}  # of the others robust accuracies
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_clear_runs(store, name):
-    """Each claim is reproduced by runs made for it, which all are its runs, and refuted by runs made against it."""
+    """Each claim is reproduced by runs made for it, which all are its runs; too few or other ones are no verdict."""
     claim = LEDGER[name]
     jobs = fill(store, claim, CLEAR[name])
     found = ledger.judge(claim, store, jobs)
@@ -276,7 +272,6 @@ def test_clear_runs(store, name):
         found = ledger.judge(one, store, some)
         assert (found.verdict, found.effects, found.remark) == (NOT_TESTED, (), "")
         assert found.why == f"3 seeds of all that is compared are needed on 1 data set, finished of all of it: {there}"
-    assert judged(store, name, CLEAR[name] | TURNED[name]).verdict == NOT
     found = judged(store, name, CLEAR[name], gone=MEASURED.get(name, "test_robust"))
     assert (found.verdict, found.detail) == (NOT_TESTED, ()) and "none" in found.why
     if claim.rule.robust:

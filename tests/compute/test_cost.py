@@ -163,7 +163,7 @@ def finish(store: Store, spec: RunSpec, seconds: float, **other: object) -> None
 
 def test_rate(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the work of what is done, divided by its seconds, other devices and short runs left out."""
-    here, tasks = Worker(store, "cpu"), cost.tasks_of(JOBS)
+    here, tasks = Worker(store, "cpu"), cost.tasks_of([*JOBS, Job("tuning", RUN, ())])  # a candidate that was chosen counts once
     assert 1e6 < cost.probed_rate(RUN, torch.device("cpu"), seconds=0.05) < 1e14
     monkeypatch.setattr(cost, "probed_rate", lambda spec, device: 123.0 if spec == JOBS[1].spec else 0.0)
     assert len(tasks) == 4 and cost.rate(here, tasks) == (123.0, "probed for two seconds on this cpu")
@@ -183,25 +183,6 @@ def test_rate(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(store, JOBS[1].spec, 30.0)
     assert cost.rate(here, tasks) == (pytest.approx(2 * cost.macs(Task(RUN)) / 40),
                                       "measured on runs of this store that such a machine has finished")
-
-
-def described(store: Store, jobs: list[Job], work: float = 1e10) -> list[str]:
-    """Lines of the plan on a machine that does `work` multiply-adds in an hour."""
-    return cost.describe(Worker(store, "cpu"), jobs, flops=2 * work / 3600).splitlines()
-
-
-def test_description_of_runs_that_wait_or_are_shared(store: Store) -> None:
-    """Runs whose hyper-parameters are not chosen yet count as their stand-in and say so."""
-    candidate, waiting = Job("tuning", RUN, ()), Job("x", replace(RUN, seed=1), (CLEAN,), settled=False)
-    lines = described(store, [candidate, waiting])
-    assert [line.endswith("to be tuned") for line in lines[1:-1]] == [False, True]
-    assert lines[-1].startswith("2 runs, 3 of 3 tasks left, ")
-    settled = described(store, [candidate, replace(waiting, settled=True)])
-    assert settled == [line.removesuffix("  to be tuned") for line in lines]
-    jobs = [candidate, JOBS[0]]
-    assert cost.tasks_of(jobs) == [Task(RUN), Task(RUN, CLEAN)]
-    _, *runs, total = described(store, jobs, cost.macs(Task(RUN)))
-    assert len(runs) == 1 and runs[0].count("1.00 h") == 1 and total.startswith("1 runs, 2 of 2 tasks left, about 1.0 h")
 
 
 def test_hours_of_workers() -> None:

@@ -13,7 +13,7 @@ from twinslib.nets import models
 from twinslib.nets.heads import Features, find_head, replace_head, with_head
 from twinslib.nets.models import Classifier, Normalize, count_cost, make_model
 from twinslib.nets.norms import twinsify
-from twinslib.specs.choices import IMAGENET_MEAN, IMAGENET_STD, NORMS
+from twinslib.specs.choices import IMAGENET_MEAN, IMAGENET_STD, NORMS, own_width
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -50,6 +50,7 @@ def test_width(width, channels):
     """Channels of the first stage; each later stage doubles them."""
     network = make_model("thin_resnet10", 10, width=width, seed=0).network
     assert (network.conv1.out_channels, network.fc.in_features) == (channels, 8 * channels)
+    assert own_width("thin_resnet10") == 32 and own_width("resnet20") is own_width("resnet50") is None
 
 
 def test_seed_decides_the_weights_and_nothing_else_moves():

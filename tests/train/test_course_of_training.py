@@ -122,20 +122,6 @@ def test_collapse(robust: list, images: int, classes: int, kind: str | None, epo
     assert (found and found.kind, found and found.epoch) == (kind, epoch)
 
 
-@pytest.mark.parametrize(("values", "said"), [
-    ([0.4, 0.1, 0.1], "lost its robustness in epoch 2, as in catastrophic overfitting: on validation images it fell from 40.0"),
-    ([0.6, 0.4, 0.25], "lost its robustness slowly, by epoch 3: on validation images it fell from 60.0 to 25.0 %"),
-    ([0.0, 0.1, 0.05], "was never robust: at most 10.0 % on validation images"), ([0.0, 0.5, 0.45], None)])
-def test_collapse_is_logged(values: list[float], said: str | None, monkeypatch, caplog) -> None:
-    """The epoch in which it happens says so once, the last that there never was anything."""
-    given, row, data = iter(values), loop._epoch_row, device_set(val=100)
-    monkeypatch.setattr(loop, "_epoch_row", lambda *a: row(*a) | {"val_robust_acc": next(given)})
-    with caplog.at_level("INFO"):
-        fit(spec("at", optim={"epochs": 3, "val_every": 3}), network(), data, device="cpu")
-    found = [m for m in (r.getMessage() for r in caplog.records) if "validation images" in m]
-    assert len(found) == (said is not None) and all(f"method at, seed 0, toy_target: {said}" in m for m in found)
-
-
 @pytest.mark.parametrize(("name", "attack", "step"), [
     ("trades", AttackSpec(steps=1, loss="kl", step_size=0.5 / 255), 4 / 255), ("free_at", AttackSpec(eps=EPS), 8 / 255),
     ("at", AttackSpec(threat="l2", eps=0.5, step_size=0.4, steps=1), 0.25), ("at", AttackSpec(eps=0.0), 2 / 255),

@@ -142,6 +142,15 @@ def test_losses_after_pgd_by_hand(threat, eps):
     assert len({block_seed(seed, name, block) for seed in (0, 1) for name in ("pgd", "autoattack") for block in (0, 1)}) == 8
 
 
+def test_starts_depend_on_seed_and_block(monkeypatch):
+    """Those of PGD's masks, and on nothing else."""
+    net, seeds = conv_net(), []
+    monkeypatch.setattr("twinslib.attack.masks.pgd_robust_mask",
+                        lambda forward, x, y, generator, **_: seeds.append(generator.initial_seed()) or y == y)
+    pgd_mask(net, *pictures(net, 4), eps=0.1, step_size=0.1, steps=1, batch_size=2, seed=5, block=2)
+    assert seeds == [block_seed(5, "pgd", 2), block_seed(5, "pgd", 3)]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_global_state_is_given_back(fails):
     """Global random state, trace function, gradient flags, parameter gradients and statistics are as before."""

@@ -86,6 +86,15 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         followed(**of_followed(**changes))
 
 
+@pytest.mark.parametrize(("preset", "number"), [p for p in made.PRESETS if p[1] in ("02", "03")], ids=str)
+def test_the_method_is_the_one_difference(preset: str, number: str) -> None:
+    """Between the courses of AT and TWINS-AT, in every preset."""
+    jobs = [job for job in plan.plan(preset, number)[0](best=unknown) if job.study != "learning_rates"]
+    at, twins = ([replace(job.spec, method=METHODS["at"]) for (_, n, _), job in by_cell(jobs).items() if n == name]
+                 for name in ("at", "twins_at"))
+    assert at and at == twins
+
+
 @pytest.mark.parametrize("preset", [p for p, number in made.PRESETS if number == "03"])
 def test_schedules(preset: str) -> None:
     """Methods named after a schedule have it and share all else with AT."""

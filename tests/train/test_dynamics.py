@@ -43,6 +43,21 @@ def test_angle_is_accurate(radians: float) -> None:
     assert found == pytest.approx(radians, rel=1e-6, abs=1e-15)
 
 
+def test_angles_of_real_steps() -> None:
+    """Each angle is the arccos of the inner product of the normalised weights before and after its step, in float64."""
+    s = spec("at", optim={"weight_decay": 0.2, "momentum": 0.9})
+    model = network().double()
+    recorder, snapshots = Recorder(every=1), []
+    step = Step(model, s, "cpu", recorder=recorder)
+    for count, lr in enumerate((0.05, 0.1, 0.02, None)):
+        snapshots.append([w.detach().clone() for w in followed_layers(model).values()])
+        if lr:
+            step(*batch(8, torch.float64), count, lr)
+    for found, old, new in zip(recorder.arrays()["angle"], snapshots, snapshots[1:], strict=False):
+        want = [math.acos((a * b).sum() / (a.norm() * b.norm())) for a, b in zip(old, new, strict=True)]
+        assert found == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["twins_at", "twins_trades", "at_split", "frozen_at"])
 def test_quantities_by_hand(name: str) -> None:
     """One step: losses and gradients of the halves, norms, cosine and angle of every layer against an independent calculation

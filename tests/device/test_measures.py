@@ -13,6 +13,7 @@ from tests.train.made import batch, network
 from twinslib.attack import autoattack, pgd
 from twinslib.attack.masks import clean_mask, pgd_losses, pgd_mask
 from twinslib.base.sequential import certify_plan
+from twinslib.certify.levels import Levels
 from twinslib.certify.smoothing import collect_votes
 from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
@@ -80,16 +81,28 @@ def test_masks_and_losses(threat: str, monkeypatch) -> None:
     assert want.pop() == got.pop() and all(torch.equal(*pair) for pair in zip(want, got, strict=True))
 
 
-@pytest.mark.parametrize("sound", [False, True])
-def test_votes(sound: bool, monkeypatch, tmp_path: Path) -> None:
+def test_sound_noise_never_waits(monkeypatch) -> None:
+    """It is that of the CPU."""
+    noises = []
+    for device in ("cpu", META):
+        levels = Levels(0.5, 1, torch.device("cpu"))
+        with absent(monkeypatch) as waits:
+            levels.threshold, levels.outcome = levels.threshold.to(device), levels.outcome.to(device)
+            before, out = waits.counted.copy(), torch.empty(100, device=device)
+            levels.fill(out, torch.Generator(device).manual_seed(0))
+            assert waits.counted == before
+            noises.append(out.cpu())
+    assert torch.equal(*noises) and noises[0].std() > 50
+
+
+def test_votes(monkeypatch, tmp_path: Path) -> None:
     """The host reads the counts once a round and sends what a round is made of, and nothing else."""
-    plan = certify_plan(sigma=0.5, n=192, n0=64, sound=sound)
+    plan = certify_plan(sigma=0.5, n=192, n0=64)
 
     def collected(device: torch.device | str, **options):
         net = FoldedCopy(network().eval().to(device))
         x, y = batch(3)
-        x = ((255 * x).byte() if sound else x).to(device)
-        return collect_votes(net, x, plan, labels=y.to(device), batch_size=64, **options)
+        return collect_votes(net, x.to(device), plan, labels=y.to(device), batch_size=64, **options)
 
     with absent(monkeypatch) as waits:
         want = collected("cpu")

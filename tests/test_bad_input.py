@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.notebooks_made import write_notebook
 from twinslib import __main__ as cli
 from twinslib import sweep
 from twinslib.base import paths
@@ -28,18 +29,13 @@ ROOT = Path(__file__).parent.parent
 TOY = {number: presets.parameters(path) for number, path in presets.notebooks().items()}
 
 
-def write_notebook(path: Path, *sources: str) -> None:
-    path.write_text(json.dumps({"cells": [
-        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source} for source in sources]}))
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A notebooks folder with the parameters of ours, and room for those of preset small."""
     home = tmp_path / "notebooks"
     (home / "params" / "small").mkdir(parents=True)
     for number, values in TOY.items():
-        write_notebook(home / f"{number}_x.ipynb", "\n".join(f"{k}: {type(v).__name__} = {v!r}" for k, v in values.items()))
+        write_notebook(home / f"{number}_x.ipynb", values)
     monkeypatch.setattr(paths, "notebooks_dir", lambda: home)
     return home
 
@@ -84,8 +80,7 @@ FREE = ("name", "train_images", "start", "source_classes")  # where text or noth
 
 @pytest.mark.parametrize("number", TOY)
 def test_every_place(folder: Path, capsys: pytest.CaptureFixture, number: str) -> None:
-    """Each place in the parameters of a notebook gets some of the wrong values in turn: each is refused in one line that names
-    the parameter or what holds it, and the file."""
+    """Each place in the parameters of a notebook gets some of the wrong values in turn."""
     values = {key: value for key, value in TOY[number].items() if key not in presets.SETTINGS}
     tried = 0
     for i, path in enumerate(places(values)):
@@ -129,31 +124,24 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     # settings
     *(("02", f"threads: {n}", "threads") for n in ("99999", "-1", "two", "null")), ("02", "compute: 1", "bool for compute"),
     # lists that hold nothing, or nothing sensible
-    *((number, "seeds: []", "at least one entry in seeds") for number in TOY),
-    *((number, "seeds: [-1]", "seeds without repeats and of at least 0") for number in TOY),
-    *((number, "seeds: [0, 0]", "seeds without repeats") for number in TOY),
-    *((number, "targets: {}", "at least one entry in targets") for number in TOY),
+    *((number, *bad) for number in TOY for bad in (
+        ("seeds: []", "at least one entry in seeds"), ("seeds: [-1]", "seeds without repeats and of at least 0"),
+        ("seeds: [0, 0]", "seeds without repeats"), ("targets: {}", "at least one entry in targets"))),
     ("05", "certifications: [{images: 9, n: 128, sigmas: []}]", "at least one entry in certifications.sigmas"),
     ("05", "certifications: [{images: 9, n: 128}]", "sigmas, a list of noise levels, in certifications"),
     ("05", "crossed: {preset: toy}", "notebook, methods, targets, seeds, certifications in crossed"),
     ("06", "evaluations: [{kind: clean, images: 9, at: []}]", "at least one entry in at of an evaluation"),
-    ("06", "widths: {widths: [0], runs: [aft]}", "width of at least 1"),
-    ("06", "fractions: {images: [0], runs: [aft]}", "train_images > 0 or null, got 0"),
     ("06", "fractions: {images: [60], runs: []}", "images and runs of fractions, both or neither empty"),
     ("02", "steps: {methods: [at, twins_at], rates: [], epochs: {toy_target: 1}, longer: 2, seeds: [0], evaluations: []}",
      "at least one entry in steps.rates"),
     # what is needed
     ("01", "evaluations: [{kind: clean}]", "images in evaluations, got only kind"),
-    ("01", "sources: {robust: {data: {name: a}}}", "optim in sources.robust, got only data"),
     ("02", "steps: {}", "methods, rates, epochs, longer, seeds, evaluations in steps, got only nothing"),
     ("06", "main: {aft_twins: {}}", "run whose learning rate is chosen to be one of aft_twins, got 'aft'"),
     ("04", "pretraining: {clean: {}, mixed: {sigmas: [9]}, noise0.5: {sigmas: [0.5]}}", "sigmas in 0 to 5"),
     ("03", "start: natural", "start to be one of robust"),
     # numbers
-    *(("01", f"attack: {{eps: {text}}}", "attack.eps") for text in ("8/0", "8 of 255", "'-8/255'", "1e-3", "'8/255/2'")),
-    ("01", "attack: {eps: 300/255}", "eps in [0, 1] (pixel units)"),
-    ("01", "attack: {eps: 8}", "write 8/255 (in attack); in params"),
-    ("06", "lrs: [0.1, 0.1]", "lrs above 0, without repeats"), ("06", "lrs: [0]", "lrs above 0"),
+    ("01", "attack: {eps: 8}", "write 8/255 (in attack); in params"), ("06", "lrs: [0.1, 0.1]", "lrs above 0, without repeats"),
     ("01", "optim: {epochs: 10000000}", "epochs of at most"), ("04", "arch: torchvison/resnet18", "arch to be one of"),
     ("01", "optim: {val_every: 0}", "val_every above 0 where the best of several runs is chosen"),
     ("06", "widths: {widths: [1000000], runs: [aft]}", "width of at least 1 and at most"),
@@ -184,8 +172,7 @@ SWEEP, CLAIMS = ("sweep", "--preset", "toy"), ("claims", "--preset", "small")
     ((), "arguments are required: command"), (("swep",), "invalid choice: 'swep'"), (("sweep",), "--preset --params is required"),
     (("sweep", "--preset"), "expected one argument"), (("sweep", "--pre", "toy"), "--preset --params is required"),
     (("sweep", "--preset", ""), "preset to be one of toy"), (("sweep", "--preset", "../toy"), "preset to be one of toy"),
-    ((*SWEEP, "01"), "unrecognized arguments: 01"), ((*SWEEP, "--only"), "expected at least one argument"),
-    ((*SWEEP, "--only", "1"), "notebook to be one of 01"), ((*SWEEP, "--only", "x\ny"), "notebook to be one of 01"),
+    ((*SWEEP, "01"), "unrecognized arguments: 01"), ((*SWEEP, "--only", "x\ny"), "notebook to be one of 01"),
     *(((*SWEEP, "--threads", n), "--threads") for n in ("0", "-1", "1.5", "99999", "many", "")),
     *(((*SWEEP, "--tflops", n), "--tflops") for n in ("0", "-1", "nan", "inf", "fast")),
     *(((*SWEEP, "--budget", n), "a duration such as 90s, 9m or 1.5h") for n in ("1d", "9", "1e3s", "inf", "9 m", "m")),
@@ -194,9 +181,9 @@ SWEEP, CLAIMS = ("sweep", "--preset", "toy"), ("claims", "--preset", "small")
     ((*CLAIMS, "C99"), "claim to be one of"), ((*CLAIMS, "--repeats", "0"), "--repeats above 0"),
     ((*CLAIMS, "--into", "/no/such.md"), "Markdown file in --into"), ((*CLAIMS, "--into", "/"), "Markdown file in --into"),
     (("render",), "--preset --params is required"), (("render", "--preset", "smal"), "did you mean 'small'?"),
-    (("render", "--preset", "toy", "99"), "notebook to be one of 01"), (("render", "--preset", "small"), "got no such file"),
+    (("render", "--preset", "small"), "got no such file"), (("data",), "required: verb"),
     (("render", "--preset", "small", "--update"), "preset toy with --update"),
-    (("data",), "required: verb"), (("data", "explain", "cifar11"), "did you mean 'cifar10'?"),
+    (("data", "explain", "cifar11"), "did you mean 'cifar10'?"),
     (("data", "check", "../x"), "the bare name of an image set"), (("data", "build", "toy_source"), "it is embedded"),
     (("data", "build", "cifar10", "--size", "0"), "size in 8..1024"), (("data", "build", "x", "--size", "big"), "--size"),
 ])
@@ -294,8 +281,7 @@ def test_quickly_and_without_torch(folder: Path, tmp_path: Path) -> None:
 
 
 def test_outside_of_the_repository(tmp_path: Path) -> None:
-    """The package alone, in the site-packages of another repository: it says where notebooks and results are looked for, and
-    takes no commit of that repository for its own."""
+    """In the site-packages of another repository it says where results are looked for, and takes no commit of that one."""
     site = tmp_path / "other" / "site-packages"
     site.mkdir(parents=True)
     subprocess.run(["cp", "-r", ROOT / "twinslib", site], check=True)

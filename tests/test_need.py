@@ -36,8 +36,7 @@ def empty(tmp_path: Path) -> Store:
 
 
 def test_least_that_a_rule_asks_for(empty: Store, plans: dict) -> None:
-    """From nothing: every pair of the rule on so many data sets with so many seeds, at each rate, with the candidates that a
-    choice takes; controls are not waited for."""
+    """From nothing: every pair of the rule on so many data sets with so many seeds, at each rate."""
     found = {n.claim.id: n for n in need.needs(empty, plans)}
     assert list(found) == [c.id for c in rules.claims() if c.id in found]  # the ledger's order
     assert {"C2", "C3", "C4", "C8", "C9", "C5", "E1", "E2", "E3"} <= set(found) and "C1" not in found

@@ -4,15 +4,11 @@ import ast
 import json
 import re
 
-import pytest
-import yaml
-
 from twinslib.base import paths
 from twinslib.studies import plan, presets
 
 NOTEBOOKS = sorted(paths.notebooks_dir().glob("*.ipynb"))
 PARAMS = sorted((paths.notebooks_dir() / "params").glob("*/*"))
-notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
 
 
 def read(path):
@@ -47,69 +43,54 @@ def test_names():
     assert {p.stem[:2] for p in NOTEBOOKS} <= set(plan.STUDIES)
 
 
-@notebooks
-def test_parameters_cell(path):
+def test_parameters_cell():
     """Exactly one cell is tagged parameters; it holds annotated plain literals of the annotated type, at toy."""
-    (cell,) = [c for c in code_cells(path) if "parameters" in tags(c)]
-    for node in ast.parse(source(cell)).body:
-        assert isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Name), ast.unparse(node)
-        assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id, ast.unparse(node)
-    assert presets.parameters(path)["preset"] == "toy"
+    for path in NOTEBOOKS:
+        (cell,) = [c for c in code_cells(path) if "parameters" in tags(c)]
+        for node in ast.parse(source(cell)).body:
+            assert isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Name), ast.unparse(node)
+            assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id, ast.unparse(node)
+        assert presets.parameters(path)["preset"] == "toy"
 
 
-@notebooks
-def test_executed_in_order(path):
-    """Run top-down once: counts 1…n, no error; checked cells have outputs, for nbval passes those that never ran."""
-    cells = code_cells(path)
-    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1))
-    assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for c in cells for o in c["outputs"])
-    checked = [c for c in cells if "nbval-check-output" in tags(c)]
-    assert checked and all(c["outputs"] for c in checked)
+def test_executed_in_order_and_thin():
+    """Run once from the top without an error, checked cells have outputs (nbval passes those that never ran)."""
+    for path in NOTEBOOKS:
+        cells, lines = code_cells(path), 0
+        assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1)), path
+        assert not any(o["output_type"] == "error" or o.get("name") == "stderr" for c in cells for o in c["outputs"]), path
+        checked = [c for c in cells if "nbval-check-output" in tags(c)]
+        assert checked and all(c["outputs"] for c in checked), path
+        for cell in cells:
+            tree = ast.parse(source(cell))  # a magic is a syntax error
+            assert not any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in ast.walk(tree)), path
+            lines += sum(1 for line in source(cell).splitlines() if line.strip() and not line.strip().startswith("#"))
+        assert lines <= 120 and path.stat().st_size < 1_250_000, path
 
 
-@notebooks
-def test_thin(path):
-    """No function, class or magic, at most 120 lines of code, under 1.25 MB: what is more belongs in the library."""
-    lines = 0
-    for cell in code_cells(path):
-        tree = ast.parse(source(cell))  # a magic is a syntax error
-        assert not any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in ast.walk(tree))
-        lines += sum(1 for line in source(cell).splitlines() if line.strip() and not line.strip().startswith("#"))
-    assert lines <= 120
-    assert path.stat().st_size < 1_250_000
-
-
-@notebooks
-def test_clean_metadata(path):
-    """Kernel python3; nothing of the machine or the tool that ran it: no papermill record, version, time or path; what stands
-    before the finding is folded, and every picture has its words."""
-    notebook = read(path)
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
-    assert "version" not in notebook["metadata"].get("language_info", {})
-    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in notebook["cells"])
-    cells = code_cells(path)
-    first = next(i for i, cell in enumerate(cells) if "finding" in tags(cell))
-    assert all(cell["metadata"]["jupyter"] == {"source_hidden": True} for cell in cells[:first])
-    for output in (o for cell in cells for o in cell["outputs"] if "image/png" in o.get("data", {})):
-        assert output["metadata"]["image/png"]["alt"]
-    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+def test_clean_metadata():
+    """Nothing of the machine or the tool that ran it; what stands before the finding is folded, every picture has its words."""
     local = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|mnt|opt|usr)/")
-    assert not [t for cell in code_cells(path) for t in [source(cell), *texts(cell)] if local.search(t)]
+    for path in NOTEBOOKS:
+        notebook, cells = read(path), code_cells(path)
+        assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+        assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+        assert "version" not in notebook["metadata"].get("language_info", {})
+        assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in notebook["cells"]), path
+        first = next(i for i, cell in enumerate(cells) if "finding" in tags(cell))
+        assert all(cell["metadata"]["jupyter"] == {"source_hidden": True} for cell in cells[:first]), path
+        for output in (o for cell in cells for o in cell["outputs"] if "image/png" in o.get("data", {})):
+            assert output["metadata"]["image/png"]["alt"], path
+        assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+        assert not [t for cell in cells for t in [source(cell), *texts(cell)] if local.search(t)], path
 
 
-@notebooks
-@pytest.mark.parametrize("preset", [p for p in presets.PRESETS if p != "toy"])
-def test_parameter_files(path, preset):
-    """Every notebook has overrides for every larger preset: names it knows, values typed like its defaults."""
-    defaults = presets.parameters(path)
-    values = presets.overrides(preset, path.stem[:2], defaults)
-    presets.check_parameters(values, defaults, preset)
-    assert values["preset"] == preset
-
-
-def test_no_stray_parameter_files():
-    """Each parameter file belongs to a preset and a notebook, and is a mapping."""
+def test_parameter_files():
+    """Every notebook has overrides for every larger preset, of names it knows and typed like its defaults."""
     known = {(preset, f"{p.stem[:2]}.yaml") for p in NOTEBOOKS for preset in presets.PRESETS if preset != "toy"}
-    assert {(p.parent.name, p.name) for p in PARAMS} <= known
-    assert all(isinstance(yaml.safe_load(p.read_text()), dict) for p in PARAMS)
+    assert {(p.parent.name, p.name) for p in PARAMS} == known
+    for preset, name in known:
+        defaults = presets.parameters(presets.notebook(name[:2]))
+        values = presets.overrides(preset, name[:2], defaults)
+        presets.check_parameters(values, defaults, preset)
+        assert values["preset"] == preset

@@ -5,6 +5,7 @@ The queue of a preset may be unfinished; what is there belongs to the plan, and 
 
 import io
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ import pandas as pd
 import pytest
 
 from tests.page_made import show
-from twinslib.base.files import read_json
+from twinslib.base.files import read_about, read_json, read_npz
 from twinslib.claims.verdict import NOT_TESTED
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets.checkpoint import load_weights, tensor_hash
 from twinslib.specs.jobs import Job
 from twinslib.specs.labels import MEAN, dataset_label, method_label
+from twinslib.specs.measure import EvalSpec
+from twinslib.specs.reading import canonical_json, from_dict
+from twinslib.specs.run import RunSpec
 from twinslib.store.check import check
 from twinslib.store.store import Store
 from twinslib.studies import plan, presets
@@ -35,6 +39,34 @@ def load(preset: str, number: str) -> tuple[Store, Sequence[Job]]:
     """The committed store and the notebook's jobs, with what its finished candidates decide."""
     store = Store(preset, root=RESULTS / preset)
     return store, plan.plan(EXAMPLES.get(preset, preset), number)[0](best=store.best)
+
+
+def test_every_finished_run_keeps_its_hash() -> None:
+    """A spec read back from its record hashes to the name of the file, and so does the spec of its source."""
+    runs, shipped = ([p for p in RESULTS.glob(f"*/{folder}/*.json") if p.parts[-3] != "toy"] for folder in ("runs", "weights"))
+    assert len(runs) > 250
+    for path in runs + shipped:
+        stored = read_json(path)["spec"]
+        spec = from_dict(RunSpec, stored)
+        assert (spec.hash, json.loads(canonical_json(spec))) == (path.stem, stored), path
+        assert path in shipped or spec.source is None or (path.parent / f"{spec.source.hash}.json").exists(), path
+
+
+def test_every_finished_evaluation_keeps_its_hash() -> None:
+    """Specs stored beside masks hash to the names of the files, whose masks are as long as they say."""
+    paths = sorted(RESULTS.glob("small/masks/*.npz"))
+    for path in paths:
+        e, masks = from_dict(EvalSpec, read_about(path)["measurement"]), read_npz(path).values()
+        assert path.stem.split("-")[1] == e.hash and all(m.shape == (e.images,) and m.dtype == bool for m in masks)
+    assert len(paths) > 600
+
+
+@pytest.mark.parametrize("number", ["04", "05"])
+def test_finished_certifications_are_those_of_the_plan(number: str) -> None:
+    """Files of votes are named by run and certification; the plans still ask for certifications of that name."""
+    store, jobs = load("small", number)
+    planned = {(j.spec.hash, c.hash) for j in jobs for c in j.certs}
+    assert planned & {tuple(stem.split("-")) for stem in stems(store, "votes", "npz")}
 
 
 def stems(store: Store, folder: str, ending: str) -> set[str]:
@@ -68,8 +100,7 @@ def test_nothing_belongs_nowhere(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", sorted({preset for preset, _ in COMMITTED}))
 def test_provenance_is_that_of_the_results(preset: str) -> None:
-    """Each finished training was done as its provenance says: same weights, the precision that was asked for or float32
-    where the hardware lacks it, all epochs."""
+    """Each finished training was done as its provenance says: weights, precision, all epochs."""
     store = Store(preset, root=RESULTS / preset)
     for stem in stems(store, "runs", "json"):
         record = read_json(store.root / "runs" / f"{stem}.json")
@@ -140,8 +171,7 @@ def test_rows_are_rebuilt(preset: str, number: str) -> None:
 
 @committed
 def test_tables_and_verdicts_are_rebuilt(preset: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page of tables and the ledger of verdicts follow from the store: the notebook, run without computing anything on a
-    copy, leaves both as they are committed."""
+    """The page of tables and the ledger of verdicts follow from the store."""
     shutil.copytree(RESULTS.resolve() / preset, tmp_path / preset, copy_function=os.symlink)  # what is written replaces a link
     known = presets.parameters(presets.notebook(number))
     given = EXAMPLES.get(preset, preset)

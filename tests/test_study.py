@@ -133,8 +133,7 @@ def test_crossed_with_its_own_networks(tmp_path: Path) -> None:
 
 
 def test_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Every command of the section, in its order, on images and networks of toy's size: from a folder of images to a page that
-    bears the study's name, runs of nothing else, and effects that are not judged."""
+    """Every command of the section, in its order, on images and networks of toy's size."""
     monkeypatch.chdir(tmp_path)
     rng, data = np.random.default_rng(0), tmp_path / "twins_data"
     for part, name, i in np.ndindex(2, 2, 20):
@@ -173,8 +172,7 @@ def test_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_start_networks_that_ship(micro: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """What ships with a preset is not trained again by a study: record, weights, split and masks are there before the first run,
-    and are the same files; where nothing ships it is trained."""
+    """What ships with a preset is not trained again by a study."""
     root = micro / "repository"
     monkeypatch.setattr(paths, "shipped_dir", lambda: root / "results")
     folder = from_small(micro / "mine", "from: toy\nseeds: [5]\nmethods: [at]")

@@ -1,6 +1,5 @@
 """Many workers on one store leave what one leaves, here and as jobs of Slurm; stopped they end cleanly."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.compute.made import contents
+from tests.notebooks_made import write_notebook
 from tests.test_cli import MICRO, ROOT
 from twinslib import workers
 from twinslib.store.store import Store
@@ -26,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a repository with one small notebook."""
     root = tmp_path_factory.mktemp("root")
     (root / "notebooks" / "params").mkdir(parents=True)
-    source = "\n".join(f"{name}: {type(value).__name__} = {value!r}" for name, value in MANY.items())
-    (root / "notebooks" / "01_micro.ipynb").write_text(json.dumps(
-        {"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}]}))
+    write_notebook(root / "notebooks" / "01_micro.ipynb", MANY)
     return root
 
 

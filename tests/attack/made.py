@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from twinslib.attack import autoattack
+
 DEVICES = ["cpu", pytest.param("cuda", marks=[
     pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
 THREATS = ("linf", "l2")
@@ -72,3 +74,17 @@ def pictures(net, n, side=6, low=0, high=256, device="cpu", wrong=0):
     labels = logits.argmax(1)
     labels[:wrong] = (labels[:wrong] + 1) % logits.shape[1]
     return images.to(device), labels.to(device)
+
+
+def shorten(monkeypatch, steps, queries):
+    """AutoAttack of few iterations."""
+    made = autoattack._adversary
+
+    def few(*args, **kwargs):
+        adversary = made(*args, **kwargs)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter = steps
+        adversary.square.n_queries = queries
+        return adversary
+
+    monkeypatch.setattr(autoattack, "_adversary", few)

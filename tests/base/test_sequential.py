@@ -31,8 +31,7 @@ def paths(plan, p, absorb):
 @pytest.mark.parametrize(("n", "units", "share"), [
     (100, 1.50, 0.660), (1000, 2.46, 0.550), (10_000, 3.20, 0.5156), (100_000, 3.81, 0.5049)])
 def test_published_ceilings_and_abstentions(n, units, share):
-    """Where all votes agree at alpha .001: 1.50, 2.46, 3.20, 3.81 sigma; and the fewest votes that certify anything, as a
-    share of n."""
+    """Where all votes agree at alpha .001: 1.50, 2.46, 3.20, 3.81 sigma."""
     assert round(certify_plan(sigma=0.25, n=n).ceiling / 0.25, 2) == units
     assert certify_plan(sigma=1.0, n=n).ceiling == pytest.approx(stats.norm.ppf(0.001 ** (1 / n)), rel=1e-9)
     k = np.arange(n // 2, n + 1)
@@ -145,8 +144,7 @@ def test_false_certificates_exactly(make, p):
 @pytest.mark.parametrize("make", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("units", [0, 1, 2, 3])
 def test_false_certificates_at_full_size(make, units):
-    """n = 100,000, alpha .001, 60,000 simulated paths at the radii asked for, up to rounding the worst p there are: a false bound
-    in at most alpha (plus 3 standard errors)."""
+    """n = 100,000, alpha .001, 60,000 simulated paths at the radii asked for, up to rounding the worst p there are."""
     plan, reps, p = make(sigma=0.25, radii=(0, 0.25, 0.5, 0.75)), 60_000, stats.norm.cdf(units)
     draws = np.random.default_rng(int(1e4 * p)).binomial(np.diff((0, *plan.looks)), p, (reps, len(plan.looks)))
     wrong = plan.bound(np.cumsum(draws, axis=1)) > p
@@ -155,8 +153,7 @@ def test_false_certificates_at_full_size(make, units):
 
 @pytest.mark.parametrize("make", PLANS.values(), ids=PLANS)
 def test_power_lost_exactly(make):
-    """Of the paths that certify a radius at the last look, at most power_loss were given up before it was certified, for every
-    p."""
+    """Of the paths that certify a radius at the last look, at most power_loss were given up before it was certified."""
     plan = make(**SMALL)
     lost = []
     for r, reach, drop in zip(plan.radii, plan.reach, plan.drop, strict=True):
@@ -240,6 +237,11 @@ def test_looks(n, first, ratio):
     (lambda: sequential_plan(sigma=0.25, radii=(1.0,)), "radius of at most 0.9[0-9]+, the largest that n 100000"),
     (lambda: sequential_plan(sigma=0.25, radii=(0,), power_loss=0), "power_loss in"),
     (lambda: sequential_plan(sigma=0.25, radii=(0,), ratio=1), "ratio above 1"),
+    (lambda: exact_plan(sigma=0.5, radii=(0,), n=1000, spending="linaer"), "one of linear, .*; did you mean 'linear'"),
+    (lambda: exact_plan(sigma=0.5, radii=(0,), n=1000, spending=None), "spending with 'exact' and with nothing else, got"),
+    (lambda: exact_plan(sigma=0.5, radii=(0,), n=9), "n of at least 10 at alpha 0.001, got 9"),
+    (lambda: exact_plan(sigma=0.5, radii=(2.0,), n=1000), "a radius of at most 1.2[0-9]*, the largest"),
+    (lambda: exact_plan(sigma=0.5, radii=()), "at least one"),
     (lambda: lower_bound(101, 100, 0.1), "votes in 0..n and n of at least 1, got 101 of 100"),
     (lambda: lower_bound([3, -1], [5, 7], 0.1), "got -1 of 7"), (lambda: lower_bound(1, 2, [0.1, 1.5]), "alpha in"),
     # what is no number, by name
@@ -258,8 +260,7 @@ def test_refused(make, message):
 
 
 def test_numbers_of_others_are_taken() -> None:
-    """Short floats are read as written: 0.1 in single precision is 0.1, so that a plan or an attack is the same whoever gives the
-    number. Integers become an int, with a bound where there is one."""
+    """Short floats are read as written: 0.1 in single precision is 0.1."""
     for value in (np.float32(0.1), torch.tensor(0.1), torch.tensor(0.1, requires_grad=True), np.array(0.1), 0.1):
         assert errors.real(value, "x") == 0.1
     for value in (3, np.uint8(3), np.int64(3), torch.tensor(3), np.array(3)):

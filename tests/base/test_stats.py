@@ -31,8 +31,7 @@ def coverage(interval, n, p):
 
 
 def test_clopper_pearson():
-    """The interval agrees with scipy's to 1e-9, at the ends of the range too; exact coverage is at least the level for 99
-    values of p. Half-widths at 1/2 decide how many images a table needs: 10.2, 4.5, 3.1, 1.4 and 1.0 points."""
+    """The interval agrees with scipy's to 1e-9, at the ends of the range too."""
     for k, n in ((0, 20), (1, 20), (10, 20), (19, 20), (20, 20), (500, 1000)):
         reference = stats.binomtest(k, n).proportion_ci(0.95, "exact")
         assert clopper_pearson(k, n) == pytest.approx((k / n, reference.low, reference.high, n), abs=1e-9)
@@ -77,8 +76,7 @@ def test_paired_coverage_and_false_alarms():
 
 @pytest.mark.parametrize(("n", "factor"), [(2, 9.0), (3, 2.5), (5, 1.24), (10, 0.72)])
 def test_student_interval(n, factor):
-    """The t half-width in units of the standard deviation over seeds. 4,000 simulated sets of normal seeds: coverage within
-    0.012 of 95 % (3.5 standard errors)."""
+    """The t half-width in units of the standard deviation over seeds."""
     values = np.random.default_rng(n).normal(0.4, 0.02, (4000, n))
     found = [student_interval(row) for row in values]
     r = found[0]
@@ -210,8 +208,7 @@ def test_crossed_p_value_inverts_the_interval():
 
 @pytest.mark.parametrize("cells", [(0, 0), (0, 6), (30, 0), (15, 15), (0, 300), (40, 20)])
 def test_seeds_that_agree_give_the_paired_interval(cells):
-    """Repeating one network adds nothing: the limits of paired_difference, at most one image in n further out. Masks that never
-    disagree are not certain: about 4.8 images in n either way, and p = 1."""
+    """Repeating one network adds nothing: the limits of paired_difference, at most one image in n further out."""
     a, b = masks(0, *cells, 300 - sum(cells))
     r, single = crossed_difference(np.tile(a, (3, 1)), np.tile(b, (3, 1))), paired_difference(a, b)
     assert single.low - 1 / 300 <= r.low <= single.low and single.high <= r.high <= single.high + 1 / 300
@@ -235,8 +232,7 @@ def test_crossed_width_adds_seeds_and_images():
 @pytest.mark.parametrize("level", [0.5, 0.95])
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_crossed_mean_by_hand(seeds, level):
-    """Mean, and half-width from the variances of the means by image and by seed, written out; arrays with the same seeds and
-    other images: their mean, by the variance of each one's images and of the seeds' means."""
+    """Mean, and half-width from the variances of the means by image and by seed, written out."""
     rng = np.random.default_rng(seeds)
     z, t = stats.norm.ppf((1 + level) / 2), stats.t.ppf((1 + level) / 2, max(seeds - 1, 1))
     for sizes in ((7,), (50, 80)):
@@ -261,8 +257,7 @@ def simulated_mean(reps, seeds, n, seed_sd, image_sd, both_sd, rng):
     (3, 0.0, 1.0, 0.99), (3, 0.2, 1.0, 0.99), (3, 1.0, 1.0, 0.96), (3, 1.0, 0.0, 0.96),
 ])
 def test_crossed_mean_covers(seeds, seed_sd, image_sd, most):
-    """2,000 simulations of normal effects of seeds, of images and of both: covers 95 % within 3 standard errors, and not much
-    more where one of them rules."""
+    """2,000 simulations of normal effects of seeds, of images and of both."""
     reps, n, rng = 2000, 60, np.random.default_rng([seeds, int(10 * seed_sd), int(image_sd)])
     values, _ = simulated_mean(reps, seeds, n, seed_sd, image_sd, 0.3, rng)
     rows = [crossed_mean(v) for v in values]
@@ -280,8 +275,7 @@ def test_one_seed_speaks_about_images_only():
 
 @pytest.mark.parametrize("m", range(1, 7))
 def test_holm_is_closed_testing_with_bonferroni(m):
-    """Adjusted p = largest Bonferroni p of the sets of hypotheses that hold it, as in a worked example in which monotonicity
-    and the cap both act, in the given order."""
+    """Adjusted p = largest Bonferroni p of the sets of hypotheses that hold it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]).tolist() == [1.0, 1.0] and holm([0.03]).tolist() == [0.03]
     rng = np.random.default_rng(m)

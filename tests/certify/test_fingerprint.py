@@ -76,8 +76,7 @@ def twin():
 
 
 def test_another_branch_is_another_function(tmp_path):
-    """Twin norms answer by their branch; votes of the adaptive one are not continued by the frozen one. Inside `wings` the branch
-    depends on the place in the batch."""
+    """Twin norms answer by their branch; votes of the adaptive one are not continued by the frozen one."""
     model, file = twin(), tmp_path / "votes.npz"
     for _ in range(2):
         collect_votes(FoldedCopy(model, wing="adaptive"), X, PLAN, file=file, model_hash="m")

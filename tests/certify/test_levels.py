@@ -16,8 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("sigma", [0.001, 0.12, 0.5])
 def test_weights_are_the_rounded_gaussian(sigma):
-    """In 40 digits: each weight but that of 0 is within one of 2^63 times the probability of its level, all together within what
-    is said; they add up to 2^63."""
+    """In 40 digits: each weight but that of 0 is within one of 2^63 times the probability of its level."""
     values, counts = weights(sigma)
     assert sum(counts) == 2 ** 63 and min(counts) >= 0 and counts == counts[::-1] and values == sorted(values)
     with mpmath.workdps(40):
@@ -69,8 +68,7 @@ class Reader(nn.Module):
 @pytest.mark.parametrize("make", [certify_plan, lambda **rest: sequential_plan(radii=(0, 0.25), **rest),
                                   lambda **rest: exact_plan(radii=(0, 0.25), **rest)], ids=["certify", "sequential", "exact"])
 def test_low_order_bits_give_a_false_certificate_but_not_a_sound_one(make):
-    """Black and all but black, sqrt(3072) / 255 = .217 apart: in the ordinary mode certified farther than that, with different
-    answers; in the sound mode with the same."""
+    """Images .217 apart are certified farther than that: in the ordinary mode with different answers, in the sound one not."""
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     images[1] = 1
     apart = 3072 ** 0.5 / 255
@@ -81,8 +79,7 @@ def test_low_order_bits_give_a_false_certificate_but_not_a_sound_one(make):
 
 
 def test_the_network_sees_a_function_of_the_sum():
-    """Its inputs are (v + j) / 255, as division gives them: with noise of the same seed at another image, shifted by whole
-    levels."""
+    """Its inputs are (v + j) / 255, as division gives them."""
     seen = []
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -9,7 +9,6 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinslib.base.certified import certified_accuracy
 from twinslib.base.errors import Diverged
@@ -92,8 +91,7 @@ def undisturbed(tiny):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_batches_change_nothing(tiny, undisturbed, plan):
-    """Every integer is the same for any batch size, alone, in any company and at any place; another index or seed gives
-    others."""
+    """Every integer is the same for any batch size, alone, in any company and at any place."""
     for batch_size in (1, 7, 64, 100, 1000):
         rows = range(9) if batch_size > 7 else range(2)
         votes = tiny_votes(tiny, PLANS[plan], rows, batch_size=batch_size)
@@ -162,8 +160,7 @@ class SlowTiny(nn.Module):
     (1e-3, 60.0, 5.0, 256), (1e-3, 0.2, 0.2, 64),
 ])
 def test_rounds_are_as_small_as_they_must_be(tiny, undisturbed, tmp_path, monkeypatch, cost, save_every, most, least_batch):
-    """Between two questions to `stop`, and from one file to the next, pass no more seconds than asked for, down to one block;
-    votes are the same, and so are the batches of a network that is fast enough."""
+    """Between two questions to `stop`, and from one file to the next, pass no more seconds than asked for, down to one block."""
     net = SlowTiny(tiny[0], cost, monkeypatch).eval()
     asked, saved, save = [0.0], [0.0], store_votes.Votes.save
     monkeypatch.setattr(store_votes.Votes, "save", lambda votes, path: (saved.append(net.now), save(votes, path)))
@@ -177,14 +174,6 @@ def test_rounds_are_as_small_as_they_must_be(tiny, undisturbed, tmp_path, monkey
         reference = SlowTiny(tiny[0], 0.0, monkeypatch).eval()
         tiny_votes((reference, *tiny[1:]), PLANS["certify"], batch_size=256)
         assert net.sizes == reference.sizes
-
-
-def test_host_waits_once_a_round_where_batches_are_fast(tiny, monkeypatch):
-    """The cuts cost nothing: as many waits as rounds of 16 full batches."""
-    net, waits, count = SlowTiny(tiny[0], 1e-6, monkeypatch).eval(), [], smoothing._Sampler.count
-    monkeypatch.setattr(smoothing._Sampler, "count", lambda self, work: (waits.append(1), count(self, work))[1])
-    tiny_votes((net, *tiny[1:]), PLANS["certify"], batch_size=64)
-    assert len(waits) == 4  # 9 x 70 draws that choose, then 300 for 4, 4 and 1 images
 
 
 def test_more_images_join_a_file(tiny, undisturbed, tmp_path):
@@ -300,8 +289,7 @@ def test_sequential_votes_are_a_prefix():
 
 
 def test_another_alpha_needs_no_draws(undisturbed):
-    """Radii at another alpha from the stored integers, by scipy; smaller alpha, smaller radii. Point estimates are votes over
-    draws, for the chosen class and for the label."""
+    """Radii at another alpha from the stored integers, by scipy; smaller alpha, smaller radii."""
     votes = undisturbed["certify"]
     for alpha in (0.2, 0.001):
         radius = votes.certified(alpha).radius
@@ -337,45 +325,9 @@ def test_stop_if_wrong_is_flagged_and_keeps_accuracy():
         collect_votes(net, x, votes.plan)
 
 
-class Waits(TorchDispatchMode):
-    """Counts operations that make the host wait for the device."""
-
-    found = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        free = name == "repeat_interleave" and kwargs.get("output_size") is not None
-        self.found += name in ("_local_scalar_dense", "nonzero", "bincount", "repeat_interleave", "_unique2") and not free
-        return func(*args, **kwargs)
-
-
-@pytest.mark.parametrize("sound", [False, True])
-def test_host_does_not_wait_between_batches(sound, monkeypatch):
-    """A round of many batches has none of the operations that wait, and one transfer to the host."""
-    net, x, _ = at_margins([0.1, 0.2, -0.1])
-    x = (255 * x).byte() if sound else x
-    sampler = smoothing._Sampler(net, x, np.arange(3), certify_plan(sigma=0.5, n=1000, sound=sound), 0, "float32", 64)
-    transfers, cpu = 0, torch.Tensor.cpu
-
-    def counted(tensor):
-        nonlocal transfers
-        transfers += 1
-        return cpu(tensor)
-
-    monkeypatch.setattr(torch.Tensor, "cpu", counted)
-    with Waits() as waits:
-        counts = sampler.count([smoothing._Work(row, ESTIMATE, 10, 1000) for row in range(3)])
-    assert counts.sum(1).tolist() == [990] * 3 and waits.found == 0 and transfers == 1
-    with Waits() as waits:
-        x.sum().item()
-    assert waits.found == 1
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_stored_certifications_do_not_depend_on_batches(precision, dtype, tmp_path):
-    """As the store certifies: a folded copy in either precision, in other batches and interrupted, has the same votes but for
-    copies whose logits tie to rounding (below 1 %; none on the CPU this was written on)."""
+    """As the store certifies: a folded copy in either precision, in other batches and interrupted."""
     g = torch.Generator().manual_seed(0)
     model, images = make_model("tiny_resnet", 3, norm="group", seed=0).eval(), torch.randint(
         0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=g)
@@ -424,8 +376,7 @@ def test_contradicting_counts_are_refused(undisturbed, tmp_path, change):
 
 
 def test_files(undisturbed, tmp_path):
-    """Loaded votes equal the saved ones, settings included; a truncated or foreign file says what to do, a missing one is not
-    found."""
+    """Loaded votes equal the saved ones, settings included."""
     file = tmp_path / "votes.npz"
     with pytest.raises(FileNotFoundError):
         load_votes(file)
@@ -478,22 +429,6 @@ def test_parts_are_joined(tiny, undisturbed):
         join_votes([parts[0], dataclasses.replace(parts[1], model_hash="b")])
 
 
-@pytest.mark.parametrize(("real", "whole"), [(np.float32, np.int64), (np.float64, np.uint8), (np.array, np.array),
-                                             (torch.tensor, torch.tensor)])
-def test_numbers_and_arrays_of_others_are_taken(real, whole, tmp_path):
-    """Scalars of NumPy and torch in plans and arguments, arrays and lists as images and labels: the same votes, and a file that
-    calls with plain numbers continue."""
-    net, x, labels = at_margins([0.1, -0.2, 0.3])
-    plan = sequential_plan(sigma=real(0.25), n=whole(128), alpha=real(0.05), n0=whole(16), radii=[real(0.0), real(0.5)])
-    plain, file = sequential_plan(sigma=0.25, n=128, alpha=0.05, n0=16, radii=(0.0, 0.5)), tmp_path / "votes.npz"
-    votes = collect_votes(net, x.numpy(), plan, labels=labels.tolist(), seed=whole(3), batch_size=whole(64), file=file,
-                          save_every=real(0.0), indices=np.array([4, 5, 6], np.uint16))
-    again = collect_votes(net, x, plain, labels=labels.numpy().astype(np.int32), seed=3, file=file, indices=[4, 5, 6])
-    assert_equal(votes, again, ARRAYS)
-    assert_equal(load_votes(file), votes, ARRAYS)
-    assert plan == plain and np.array_equal(votes.label, labels.numpy())
-
-
 class Outputs(nn.Module):
     """A network that gives more than its logits."""
 
@@ -534,8 +469,7 @@ def infinite(net):
     (infinite, "finite logits on a clean image"),
 ])
 def test_refused(change, message, tmp_path):
-    """What is expected, what came and what to do, before any draw: the network sees one clean image at most, and no file
-    appears."""
+    """What is expected, what came and what to do, before any draw."""
     net, seen = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).eval(), []
     if callable(change):
         change(net)

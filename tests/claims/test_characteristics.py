@@ -18,8 +18,7 @@ REPEATS = 12
 
 @pytest.mark.parametrize("claim", JUDGED, ids=lambda c: c.id)
 def test_errors_are_rare(claim) -> None:
-    """Without effect hardly ever reproduced or partly, with the claimed effect hardly ever not; each gives one of four verdicts.
-    More than three of twelve are unlikely at a rate of 5 % (0.2 %); in the stored file far more runs are looked at."""
+    """Without effect hardly ever reproduced or partly, with the claimed effect hardly ever not."""
     found = rates(claim.rule, REPEATS)
     assert found[f"{NONE} {REPRODUCED}"] + found[f"{NONE} {PARTLY}"] <= 3 / REPEATS and found[f"{CLAIMED} {NOT}"] <= 3 / REPEATS
     assert all(sum(found[f"{truth} {word}"] for word in WORDS) == pytest.approx(1) for truth in (NONE, CLAIMED))

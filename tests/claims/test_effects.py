@@ -96,7 +96,6 @@ def test_levels_of_intervals_that_decide_together() -> None:
     assert all(k * (1 - verdict.level(k)) / 2 <= 0.05 + 1e-12 for k in range(1, 30))
 
 
-# -- every rule -----------------------------------------------------------------------------------------------------------
 def named(rule: Rule) -> list[Effect]:
     """One effect for all that the bounds of a rule name, each by itself."""
     out = []
@@ -110,8 +109,7 @@ def named(rule: Rule) -> list[Effect]:
 
 @pytest.mark.parametrize("name", [n for n, r in LEDGER.items() if r.measure != "spread"])
 def test_every_verdict_can_be_reached(name) -> None:
-    """Intervals that meet every bound, only those of "partly", none, or exclude the claim lead to four verdicts, in the direction
-    of the rule; a lack of runs leads to the fifth."""
+    """Intervals that meet every bound, only those of "partly", none, or exclude the claim lead to four verdicts."""
     rule, made = LEDGER[name], named(LEDGER[name])
     assert made
 
@@ -142,10 +140,8 @@ def test_rules_name_what_would_refute_them() -> None:
         assert ("Partly" in words) == bool(rule.partly) or name in ("C3", "C4")
 
 
-# -- the committed ledger ---------------------------------------------------------------------------------------------------
 def test_committed_verdicts_follow_from_their_effects() -> None:
-    """Each verdict of `small` is one of the five, by the present rule; nothing that decides comes from a network within two
-    points of guessing; other pages than 01 show no finished run that a verdict leaves out."""
+    """Each verdict of `small` is one of the five, by the present rule."""
     stamps = rules.stamps()
     for name, record in json.loads(SMALL.read_text()).items():
         assert record["verdict"] in VERDICTS and record["stamp"] == stamps[name]
@@ -158,8 +154,7 @@ def test_committed_verdicts_follow_from_their_effects() -> None:
 
 
 def test_ledger_and_tables_stand_on_the_same_runs() -> None:
-    """Table and figure of differences of `small` show the numbers of the ledger, with one correction, on each data set and in
-    the mean without those near chance."""
+    """Table and figure of differences of `small` show the numbers of the ledger, with one correction."""
     stored, by_number = json.loads(SMALL.read_text()), {}
     store = Store("small", root=SMALL.parent)
     jobs = plan.plan("small", "01")[0](best=store.best)

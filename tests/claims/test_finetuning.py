@@ -14,7 +14,6 @@ from twinslib.studies import rules
 
 SEEDS = (0, 1, 2)
 LEDGER = {c.id: c for c in rules.claims() if c.rule.measure in rules.FINETUNED}
-LINF = LEDGER["AFT-C1"].rule.robust
 
 
 def judged(claim: str, found: list[Network]) -> dict:
@@ -37,7 +36,6 @@ def aft(clean: float, robust: float, spent: float = 6000.0, before: float | None
     return every("aft", clean, robust, start="natural", spent=spent, before=before, **options)
 
 
-# -- AFT-C1 ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ours", "last", "before", "expected"), [
     ((0.80, 0.50), (0.72, 0.30), 4000.0, REPRODUCED),
     ((0.75, 0.402), (0.72, 0.402), 3900.0, PARTLY),  # cheaper, clean higher, robust within a point
@@ -61,7 +59,6 @@ def test_beats(ours, last, before, expected) -> None:
     assert all((e.seeds, e.images) == (3, N) for e in result["effects"][:4])
 
 
-# -- AFT-C2 ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ours", "spent", "aft_spent", "before", "expected"), [
     ((0.75, 0.402), (81, 81, 81), 10, 60, REPRODUCED),
     ((0.75, 0.402), (80, 80, 80), 10, 60, PARTLY),  # 8 is not above 8
@@ -85,7 +82,6 @@ def test_cheaper(ours, spent, aft_spent, before, expected) -> None:
     assert judged("AFT-C2", unknown)["verdict"] == NOT_TESTED
 
 
-# -- AFT-C3b --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("others", "expected"), [
     ((0.45, 0.45, 0.45, 0.46), REPRODUCED),
     ((0.45, 0.45, 0.45, 0.499), PARTLY),  # above one-cycle, but unclear
@@ -105,7 +101,6 @@ def test_best_schedule(others, expected) -> None:
     assert judged("AFT-C3b", [*aft(0.7, 0.5), *found[:-1]])["verdict"] == NOT_TESTED  # two seeds of the last
 
 
-# -- AFT-C4 ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("public", "own", "random", "start", "expected"), [
     (0.40, 0.40, 0.30, 0.02, REPRODUCED), (0.39, 0.40, 0.30, 0.049, REPRODUCED),
     (0.37, 0.40, 0.30, 0.02, PARTLY),  # three points behind, more or less
@@ -128,7 +123,6 @@ def test_any_start(public, own, random, start, expected) -> None:
     assert judged("AFT-C4", two)["verdict"] == NOT_TESTED
 
 
-# -- what counts ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("claim", LEDGER)
 def test_too_few_seeds(claim: str) -> None:
     """No runs, or two seeds, are no verdict; what two seeds show is kept as detail."""

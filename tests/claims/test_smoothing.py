@@ -53,7 +53,6 @@ def every(name: str, *shares: float, sigmas=(0.25, 0.5), seeds=SEEDS, **options:
     return [measured(str(cell(name).at(s)), s, reaching(*shares), seed=seed, **options) for s in sigmas for seed in seeds]
 
 
-# -- which cells are compared -------------------------------------------------------------------------------------------
 def test_cells_share_their_setting() -> None:
     """Of several numbers of draws the one that all cells have with most seeds, then the largest; other images are refused."""
     a, b = cell("mixed/clean/group"), cell("clean/clean/group")
@@ -79,7 +78,6 @@ def test_grid_radius() -> None:
                                               [False, False]]]
 
 
-# -- RS-C1, RS-C8 ---------------------------------------------------------------------------------------------------------
 def carried(ours, theirs=(0.2, 0.1), reference=(0.7, 0.6), seeds=SEEDS, **options: object) -> list:
     """Shares at radii .25 and .5; `seeds` of the first."""
     return [*every("mixed/clean/group", *ours, seeds=seeds, **options), *every("clean/clean/group", *theirs, **options),
@@ -95,8 +93,7 @@ def carried(ours, theirs=(0.2, 0.1), reference=(0.7, 0.6), seeds=SEEDS, **option
     ((0.1, 0.1), (0.0, 0.0), (0.2, 0.1), NOT_TESTED),  # the reference never exceeds 20 %
 ])
 def test_carried(judged, ours, theirs, reference, expected) -> None:
-    """Ten points above clean pre-training and 80 % of the reference, on average clearly, wherever that exceeds 20 %; seeds from 5
-    to 50 points leave it open."""
+    """Ten points above clean pre-training and 80 % of the reference, on average clearly, wherever that exceeds 20 %."""
     found = carried(ours, theirs, reference)
     assert judged(rule("RS-C1"), found)["verdict"] == expected
     apart = [measured("mixed/clean/group", s, reaching(x, x - 0.1), seed=seed) for s in (0.25, 0.5)
@@ -142,7 +139,6 @@ def test_carried_widely(judged, first, second, expected) -> None:
     assert judged(rule("RS-C8"), [m for m in found if m.dataset == "cifar10"])["verdict"] == NOT_TESTED
 
 
-# -- RS-C2, RS-C3 ---------------------------------------------------------------------------------------------------------
 def family(one: dict, three: dict, **options: object) -> list:
     """Shares at radii .25 and .5 by noise level."""
     found = [m for s, shares in one.items() for m in every("mixed/clean/group", *shares, sigmas=[s], **options)]
@@ -186,7 +182,6 @@ def test_cost(judged, one, three, share, expected) -> None:
     assert result["verdict"] == expected and "of training alone 0.50" in result["why"]
 
 
-# -- RS-C4, RS-C5 ---------------------------------------------------------------------------------------------------------
 OTHERS = ("clean", "noise0.25", "noise0.5", "noise1.0")
 
 
@@ -214,7 +209,6 @@ def test_clean_kept(judged, right, expected) -> None:
     assert judged(LEDGER["RS-C5"], found, {k: m[:999] for k, m in masks.items()})["verdict"] == NOT_TESTED
 
 
-# -- RS-C6, RS-C7 ---------------------------------------------------------------------------------------------------------
 def norms(batch: float, group: float, layer: float) -> list:
     """Clean fine-tuning of each norm; with noise all reach .7 at the first radius."""
     found = [m for n in ("batch", "group", "layer") for m in every(f"mixed/noise*/{n}", 0.7)]
@@ -265,7 +259,6 @@ def test_nothing_lost_is_nothing_to_explain(judged) -> None:
     assert result["verdict"] == NOT_TESTED and "nothing to explain" in result["why"]
 
 
-# -- the ledger -----------------------------------------------------------------------------------------------------------
 def test_only_networks_of_the_rule_concern_it() -> None:
     """A rule looks at its cells and references at every level, whatever their statistics, and at nothing that starts others."""
     def job(name: str, ship: bool = False) -> Job:

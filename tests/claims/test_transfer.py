@@ -60,8 +60,7 @@ def minus(pair):
     ([SURE, SURE, (0, 50)], [SURE, SURE, SURE], PARTLY),  # 0 is not above 0
 ])
 def test_spread(store, clean, robust, verdict):
-    """Both means above 0 everywhere and a significant gain on more than half of the data sets; on more than half, one gain and no
-    loss; the least effect excluded on half or more. Holm, 5 %."""
+    """Both means above 0 everywhere and a significant gain on more than half of the data sets."""
     claim, datasets = claim_of("spread"), FOUR[:len(clean)]
     levels = {"twins_at": by_dataset(clean, robust, datasets), "at": 0}
     found = ledger.judge(claim, store, fill(store, claim, levels, datasets))
@@ -102,8 +101,7 @@ def test_margin(store, natural, random, verdict):
     ({"distill": 30, "joint": -40, "l2sp": 30}, "of 3 stand-ins of ours 2 have both intervals above 0"),
 ])
 def test_shown(store, levels, why):
-    """Where the paper's rivals are not public there is no verdict, however clear the numbers; one seed, begun before there were
-    rules, is enough to show them."""
+    """Where the paper's rivals are not public there is no verdict, however clear the numbers."""
     claim = LEDGER["C1"]
     found = ledger.judge(claim, store, fill(store, claim, levels | {"at": 0}, seeds=[0], stamps=None))
     assert (found.verdict, found.not_counted) == (NOT_TESTED, 0) and why in found.why
@@ -112,8 +110,7 @@ def test_shown(store, levels, why):
 
 @pytest.mark.parametrize("claim", JUDGED, ids=lambda claim: claim.id)
 def test_exchanged_methods_turn_the_verdict(store, claim):
-    """Every claim is reproduced by masks made for it, and refuted where method and baseline are exchanged; too little is neither:
-    seeds, also of one method alone, data sets, images, attacks or finished runs."""
+    """Every claim is reproduced by masks made for it, and refuted where method and baseline are exchanged."""
     datasets = claim.rule.datasets or DATASETS
     jobs = fill(store, claim, clear(claim), datasets)
     assert ledger.judge(claim, store, jobs).verdict == REPRODUCED
@@ -142,8 +139,7 @@ def test_gain_over_two_data_sets_is_no_gain(store):
 
 
 def test_data_sets_near_chance_are_shown_and_left_out(store):
-    """A data set on which one network is near guessing decides nothing, and leaving it out grants nothing: with it no less may
-    hold; the last two data sets must be away from chance."""
+    """A data set on which one network is near guessing decides nothing, and leaving it out grants nothing."""
     claim = claim_of(chance=0.05)
     jobs = fill(store, claim, {m: by_dataset(gains, gains) for m, gains in (("twins_at", [40, 40, -445]), ("at", [0, 0, -450]))})
 

@@ -37,7 +37,6 @@ GUESS = dict(zip(DATASETS, (0.1, 0.01, 0.005, 0.01), strict=True))
 Found = tuple[float, float, float]  # value, low, high
 
 
-# -- random networks ----------------------------------------------------------------------------------------------------
 def masks(rng: np.random.Generator, accuracy: float, easy: np.ndarray, luck: float) -> np.ndarray:
     """Right or wrong, for images that are easy in the same way for all networks."""
     share = np.clip(accuracy + rng.normal(0, luck), 0.0, 1.0)
@@ -49,7 +48,6 @@ def level(rng: np.random.Generator) -> float:
     return float(rng.choice([0.0, 0.02, 0.05, 0.1, 0.2, -0.05, -0.15]))
 
 
-# -- the rules of before --------------------------------------------------------------------------------------------------
 def gain(found: list[Found]) -> str:
     above, below = [f for f in found if f[1] > 0], [f for f in found if f[2] < 0]
     if len(above) == len(found):
@@ -84,7 +82,6 @@ def mean_of(values: np.ndarray, level: float = 0.95) -> Found:
     return tuple(stats.crossed_mean(values, level)[:3])
 
 
-# -- notebook 01 ----------------------------------------------------------------------------------------------------------
 def transfer(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     """(verdict of before, verdict now) on random runs of three or four data sets, some near chance."""
     rule = dataclasses.replace(LEDGER[name], controls=())
@@ -110,7 +107,6 @@ def transfer(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> 
                  for pair, m in itertools.product(rule.pairs, rule.metrics)]), now
 
 
-# -- notebooks 02 and 03 --------------------------------------------------------------------------------------------------
 def of_course(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     rule, runs = dataclasses.replace(LEDGER[name], controls=()), {}
     datasets = rule.datasets or DATASETS[:rng.integers(1, 3)]
@@ -157,7 +153,6 @@ def on(dataset: str, run: RunSpec) -> RunSpec:
     return dataclasses.replace(run, data=dataclasses.replace(run.data, name=dataset))
 
 
-# -- notebooks 04 and 05 --------------------------------------------------------------------------------------------------
 def smoothed(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     rule = LEDGER[name]
     smooth = dataclasses.replace(rule.smooth, sigmas=rule.smooth.sigmas[:2], n=1000, min_images=50,
@@ -230,7 +225,6 @@ def smoothed(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> 
     return PARTLY if larger and any(f[0] > 0 for f in half) else NOT, now
 
 
-# -- notebook 06 ----------------------------------------------------------------------------------------------------------
 def finetuned(name: str, rng: np.random.Generator, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     rule, found, right = LEDGER[name], [], {}
     easy, spent = rng.normal(size=1000), float(rng.choice([10_000.0, 60_000.0, 90_000.0]))

@@ -26,10 +26,8 @@ CERT = CertifySpec(sigma=0.25, images=6, n=64, n0=16, alpha=0.01)
 RESTAT = replace(CERT, restat_images=40)
 
 
-# -- the spec -----------------------------------------------------------------------------------------------------------
 def test_plan_of_a_spec() -> None:
-    """Without radii every image gets n draws, with radii the test is sequential, with spending its boundaries are exact; sigma,
-    n, n0 and alpha reach the plan. Defaults are those of Cohen et al.; one is left out of the hash, so it must stay as it is."""
+    """Without radii every image gets n draws, with radii the test is sequential, with spending its boundaries are exact."""
     assert (CERT.plan.method, CERT.plan.looks, CERT.plan.n0, CERT.plan.alpha) == ("certify", (64,), 16, 0.01)
     spec = replace(CERT, radii=(0.0, 0.1), n=640, stop_if_wrong=True)
     assert spec.plan.method == "sequential" and spec.plan.n == 640 and spec.plan.stop_if_wrong and spec.plan.radii == (0.0, 0.1)
@@ -38,14 +36,6 @@ def test_plan_of_a_spec() -> None:
     spec = CertifySpec(sigma=0.5, images=7)
     assert to_dict(spec) == {"sigma": 0.5, "images": 7} and CERT.kind == "certify"
     assert (spec.n, spec.n0, spec.alpha, spec.precision, spec.restat_images, spec.seed) == (100_000, 100, 0.001, "float32", 0, 0)
-
-
-@pytest.mark.parametrize("changes", [{"sigma": 0.5}, {"images": 5}, {"n": 65}, {"n0": 17}, {"alpha": 0.02}, {"radii": [0.1]},
-                                     {"radii": [0.1], "spending": "linear"}, {"sound": True},
-                                     {"restat_images": 1}, {"precision": "bfloat16"}, {"seed": 1}], ids=str)
-def test_hash_changes_with_every_field(changes: dict) -> None:
-    """Another value of any field names another result."""
-    assert from_dict(CertifySpec, to_dict(CERT) | changes).hash != CERT.hash
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -62,7 +52,6 @@ def test_illegal_specs(changes: dict, message: str) -> None:
         from_dict(CertifySpec, to_dict(CERT) | changes)
 
 
-# -- in the store -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with one trained run, certified with its own and with re-estimated statistics."""
@@ -73,8 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_votes_are_those_of_the_network(trained: Store) -> None:
-    """The store's votes are those of the trained network on the first images; with statistics estimated anew where asked, which
-    is another network, and its votes say so. What was never asked for has none, and is the one task left."""
+    """The store's votes are those of the trained network on the first images."""
     data = networks(trained).data(SPEC.data)
     for spec in (CERT, RESTAT):
         model = networks(trained).trained(SPEC).eval()

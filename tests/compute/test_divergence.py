@@ -21,8 +21,7 @@ from twinslib.train import loop
 
 
 def test_diverged_run_is_reported_and_the_others_go_on(store: Store) -> None:
-    """An absurd learning rate is a result of its own run, in the first epoch, followed and with keep_best too: no failure, kept,
-    not tried again; the source and the other method are finished."""
+    """An absurd learning rate is a result of its own run, in the first epoch, followed and with keep_best too."""
     jobs = tiny_jobs(("at",))
     optim, follow = OptimSpec(epochs=1, batch_size=20, lr=1e30), FollowSpec(train_images=10, test_images=10, record_every=1)
     broken = [replace(jobs[1], spec=replace(jobs[1].spec, optim=optim)),
@@ -57,8 +56,7 @@ def test_rows_until_divergence_are_kept(store: Store, monkeypatch) -> None:
 
 
 def test_records_of_divergence(store: Store) -> None:
-    """Where only the record of it was written before a kill the run has diverged all the same, until that file is deleted. A
-    record under another run's name is refused."""
+    """Where only the record of it was written before a kill the run has diverged all the same, until that file is deleted."""
     jobs, path = [Job("tiny", BARE, (CLEAN,)), Job("tuning", BARE, ())], store.root / "diverged" / f"{BARE.hash}.json"
     diverge(store, BARE)
     assert store.missing(jobs) == [] and store.epochs(BARE) == []
@@ -88,8 +86,7 @@ def test_what_starts_from_a_diverged_source_is_not_tried(store: Store) -> None:
 
 
 def test_diverged_measurements_are_results(store: Store, monkeypatch) -> None:
-    """Logits that are not finite end one evaluation or certification, not its neighbours; it is kept, shown, not tried again, and
-    leaves nothing half-done."""
+    """Logits that are not finite end one evaluation or certification, not its neighbours."""
     cert = CertifySpec(sigma=0.25, images=4, n=20, n0=10, alpha=0.05)
     job = Job("tiny", BARE, tiny_jobs()[1].evals, certs=(cert, replace(cert, sigma=0.5)))
     clean, pgd, auto = job.evals
@@ -116,8 +113,7 @@ def test_diverged_measurements_are_results(store: Store, monkeypatch) -> None:
 
 
 def test_weights_that_cannot_be_made_again(store: Store, monkeypatch) -> None:
-    """A finished run whose weights are lost and whose training now diverges keeps its numbers; what is still to be measured has
-    diverged, and is not tried again and again."""
+    """A finished run whose weights are lost and whose training now diverges keeps its numbers."""
     clean, pgd, _ = tiny_jobs()[1].evals
     compute(store, [Job("tiny", BARE, (clean,))])
     store.weights_path(BARE).unlink()

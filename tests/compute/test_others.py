@@ -60,14 +60,13 @@ ARCHS = {  # name: side in pixels, norm, batch norms that fold
     "timm/test_resnet": (32, "batch", 15), "timm/test_resnet.r160_in1k": (32, "layer", 0), "timm/ghostnet_050": (16, "batch", 79),
     "timm/test_efficientnet": (32, "batch", 0), "timm/test_byobnet": (32, "batch", 0), "timm/test_nfnet": (32, "own", 0),
     "timm/test_convnext": (32, "own", 0), "timm/test_efficientnet_gn": (32, "own", 0), "timm/test_mambaout": (32, "own", 0),
-    "timm/lcnet_050": (16, "batch", 0), "timm/test_vit": (32, "own", 0),
+    "timm/lcnet_050": (16, "batch", 0), "timm/test_vit": (32, "own", 0), "resnet20": (32, "batch", 19),
 }
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_all_that_a_run_does(tmp_path: Path, arch: str) -> None:
-    """A head for other classes, a step of adversarial fine-tuning, PGD, a few draws of a certification, a file of weights: logits
-    of the folded copy and of what is loaded are the network's."""
+    """A head for other classes, a step of adversarial fine-tuning, PGD, a few draws of a certification, a file of weights."""
     side, norm, folds = ARCHS[arch]
     start = shake(make_model(arch, 7, norm=norm, seed=0))
     model = replace_head(start, 5, image_size=side, seed=0)
@@ -122,16 +121,6 @@ def test_refused_before_any_work(store: Store, spec: Callable[[], RunSpec], mess
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         check(networks(store), [Task(spec())])
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["twins_at", "two_adaptive"])
-def test_two_wings(store: Store, name: str) -> None:
-    """Where there is batch norm, whoever made the network; elsewhere the spec says why not."""
-    check(networks(store), [Task(run("timm/lcnet_050", name))])
-    with pytest.raises(ValueError, match="norm 'batch' for the wings"):
-        run(f"{HERE}:narrow_vit", name, norm="own")
-    with pytest.raises(ValueError, match="got VisionTransformer without"):
-        check(networks(store), [Task(run(f"{HERE}:narrow_vit", name))])
 
 
 def test_a_run_from_a_run(store: Store) -> None:

@@ -1,11 +1,15 @@
-"""What is begun in one precision goes on in it, whatever the hardware of the second call: never half and half."""
+"""What is begun in one precision goes on in it, whatever the hardware of the second call; what a provenance entry says."""
 
 import dataclasses
+import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.compute.made import compute, do
+from twinslib.compute import provenance
 from twinslib.evidence import cells
 from twinslib.nets import arithmetic
 from twinslib.nets.checkpoint import load_weights
@@ -29,8 +33,7 @@ def hardware(monkeypatch, has_bfloat16: bool) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["begun in bfloat16", "begun in float32"])
 def test_begun_and_finished_elsewhere(first: bool, tmp_path, monkeypatch) -> None:
-    """A run and a certification that move to other hardware half-way end as they would have where they began; provenance, votes
-    and weights name the precision."""
+    """A run and a certification that move to other hardware half-way end as they would have where they began."""
     used = "bfloat16" if first else "float32"
     kept = {}
     for name, second in (("moved", not first), ("stayed", first)):
@@ -74,3 +77,23 @@ def test_a_sweep_says_what_bfloat16_means(store: Store, monkeypatch, caplog) -> 
     assert lines == [arithmetic.in_words({"bfloat16"}, "cpu")] and "float32" in lines[0]
     (found,) = cells.finished(store, jobs)
     assert load_votes(store.path(Task(SPEC, CERT))).precision == "float32" and len(found.certified.radius) == 4
+
+
+def test_provenance_entry() -> None:
+    """An entry is JSON: times, versions, device, precision and what is added; no host, user or folder."""
+    entry = provenance.record("2026-01-01T00:00:00+00:00", 1.234, "cpu", weights="abc")
+    text = json.dumps(entry)
+    assert entry["started"] < entry["ended"] and entry["seconds"] == 1.23 and entry["weights"] == "abc"
+    assert entry["device"] == "cpu" and entry["threads"] == 1 and entry["peak_memory_mib"] > 10
+    assert set(entry["versions"]) == set(provenance.PACKAGES) and entry["versions"]["torch"][0].isdigit()
+    for private in (os.uname().nodename, str(Path.home()), str(Path(__file__).parents[2])):
+        assert private not in text
+
+
+@pytest.mark.parametrize(("device", "initialized", "resets"), [("cuda:1", True, 1), ("cuda", False, 0), ("cpu", True, 0)])
+def test_peak_is_that_of_the_task(device: str, initialized: bool, resets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task begins with a peak of its own, on its own GPU; torch refuses that before the first use of one."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", seen.append)
+    assert provenance.begin(device) <= provenance.now() and seen == [device] * resets

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +13,8 @@ import pytest
 import torch
 
 from tests.compute.made import BARE, CLEAN, EPS, compute, contents, networks, tiny_jobs, until_done
-from twinslib.base import files, owner
+from twinslib.base import owner
 from twinslib.base.files import read_json, write_json
-from twinslib.compute import worker
 from twinslib.compute.check import check
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets import models
@@ -27,7 +25,6 @@ from twinslib.specs.method import method
 from twinslib.specs.run import FollowSpec, RunSpec, WeightsSpec
 from twinslib.store.store import Store, split_name
 from twinslib.studies import rules
-from twinslib.train import loop
 from twinslib.train.loop import fit
 
 JOBS = tiny_jobs()
@@ -43,10 +40,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, by
     return store, contents(store, *JOBS)
 
 
-# -- finished, and interrupted ---------------------------------------------------------------------------------------------
 def test_finished_store(whole) -> None:
-    """A finished store is recognised and no byte of it changes; each row is the mean of its mask; all evaluations see one order
-    of the test images; provenance has times, versions and the stamps of the rules, and names no host, user or folder."""
+    """A finished store is recognised and no byte of it changes; each row is the mean of its mask."""
     store, before = whole
     assert store.missing(JOBS) == compute(store, JOBS).done == [] and contents(store) == before
     rows = evidence_rows.rows(store, JOBS)
@@ -71,8 +66,7 @@ def test_finished_store(whole) -> None:
 
 @pytest.mark.parametrize("how", ["between any two steps", "in every block"])
 def test_interrupted(whole, store: Store, how: str) -> None:
-    """Stopped each time a little further, or with no time at all: another store, another random state, the same bytes. Kills are
-    those of `tests/faults`."""
+    """Stopped each time a little further, or with no time at all: another store, another random state, the same bytes."""
     torch.manual_seed(123)
     if how == "in every block":
         assert len(compute(store, JOBS, budget=0.0).left) == 10
@@ -87,8 +81,7 @@ def test_interrupted(whole, store: Store, how: str) -> None:
 
 
 def test_forgotten_files_go(store: Store) -> None:
-    """Half-written files and leases of a killed process go with the next sweep; finished files, and half-written ones of a
-    process that runs, stay."""
+    """Half-written files and leases of a killed process go with the next sweep."""
     assert compute(store, JOBS[:1]).failed == []
     before = contents(store)
     dead = subprocess.run([sys.executable, "-c", "from twinslib.base import owner; print(owner.me())"], check=True,
@@ -100,41 +93,6 @@ def test_forgotten_files_go(store: Store) -> None:
     compute(store, JOBS[:1])
     assert {p.name.split(".")[-2] for p in store.root.rglob("*.tmp")} == {owner.me()} and contents(store) == before
     assert not list(store.root.glob("work/leases/*.json"))
-
-
-def test_full_disk_loses_nothing(whole, store: Store, monkeypatch) -> None:
-    """A write that fails for lack of space gives one clear message; after making room the bytes are the same."""
-    real, written = os.replace, []
-
-    def full(src, dst) -> None:
-        written.append(dst)
-        if len(written) == 6:
-            raise OSError(28, "No space left on device")
-        real(src, dst)
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="make room and run the same command again"):
-        compute(store, JOBS)
-    monkeypatch.setattr(os, "replace", real)
-    assert not list(store.root.rglob("*.tmp"))
-    compute(store, JOBS)
-    assert contents(store, *JOBS) == whole[1]
-
-
-def test_failure_of_a_task_is_its_own(store: Store, monkeypatch) -> None:
-    """What one task raises is reported as its failure and tried again by the next sweep; all else is done."""
-    real, bad = loop.fit, JOBS[1].spec
-
-    def fit(spec, *rest, **options):
-        if spec == bad:
-            raise RuntimeError("out of memory")
-        return real(spec, *rest, **options)
-
-    monkeypatch.setattr(worker, "fit", fit)
-    report = compute(store, JOBS)
-    assert {t.spec for t, _ in report.failed} == {bad} and len(report.failed) == 1 + len(JOBS[1].evals)
-    assert report.failed[0] == (Task(bad), "RuntimeError: out of memory") and report.diverged == report.left == []
-    assert {t.spec for t in report.done} == {JOBS[0].spec, JOBS[2].spec} and len(store.missing(JOBS)) == len(report.failed)
 
 
 def other_width(path: Path) -> None:
@@ -154,24 +112,9 @@ def test_damaged_source_weights_are_named(store: Store, damage, message: str) ->
     assert store.run(JOBS[1].spec) is None
 
 
-def test_fresh_clone_needs_no_training_for_finished_rows(whole, store: Store) -> None:
-    """Without the work folder (a fresh clone) finished rows stand; a new evaluation trains again, to the same weights."""
-    for name in whole[1]:
-        (store.root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(whole[0].root / name, store.root / name)
-    assert store.missing(JOBS) == []
-    extra = EvalSpec(kind="pgd", images=10, eps=EPS / 2, steps=2)
-    jobs = [replace(job, evals=(*job.evals, extra)) if job.spec.source else job for job in JOBS]
-    assert [t.evaluation for t in store.missing(jobs)] == [None, extra, None, extra]
-    recorded = store.run(jobs[1].spec)["weights"]
-    compute(store, jobs[:2])
-    assert store.run(jobs[1].spec)["weights"] == recorded
-
-
 @pytest.mark.parametrize("same", [True, False])
 def test_a_finished_run_stays_when_its_weights_are_made_again(store: Store, caplog, same: bool) -> None:
-    """For a further evaluation lost weights are trained again, which they say; record, course and provenance of the run stay,
-    byte by byte, and weights that differ from those recorded are named."""
+    """For a further evaluation lost weights are trained again, which they say."""
     spec = replace(BARE, follow=FollowSpec(test_images=10))
     compute(store, [Job("tiny", spec, (CLEAN,))])
     record = store.root / "runs" / f"{spec.hash}.json"
@@ -186,7 +129,6 @@ def test_a_finished_run_stays_when_its_weights_are_made_again(store: Store, capl
     assert ("its weights, trained again, are not those recorded" in caplog.text) is not same
 
 
-# -- refused before any work ------------------------------------------------------------------------------------------------
 def joint(name: str = "toy_source", classes: int | None = None, exclude: tuple[str, ...] = ()) -> RunSpec:
     """A joint fine-tune from a source on the images `name`."""
     source = JOBS[0].spec
@@ -218,8 +160,7 @@ NO_FILE = replace(BARE, weights=WeightsSpec(file="nonesuch.safetensors", classes
     (replace(BARE, follow=FollowSpec(test_images=MANY)), None, "at most .* test_images of toy_target to follow, got 1000000"),
 ])
 def test_impossible_requests_are_refused_before_any_work(store: Store, spec: RunSpec, measured, message: str, kind: str) -> None:
-    """Too many images or classes, unknown classes and sets, missing images and weights: one message, also for runs that still
-    wait for a choice and for their candidates, and nothing was computed."""
+    """Too many images or classes, unknown ones, missing images and weights; also for runs that wait and for candidates."""
     certifies = isinstance(measured, CertifySpec)
     job = Job("tuning" if kind == "candidate" else "tiny", spec, (measured,) if measured and not certifies else (),
               certs=(measured,) if certifies else (), settled=kind != "waiting")
@@ -229,15 +170,13 @@ def test_impossible_requests_are_refused_before_any_work(store: Store, spec: Run
 
 
 def test_what_is_possible_is_not_refused(store: Store) -> None:
-    """All the images there are may be followed, ten of ten classes asked for; and only training needs the source's images:
-    measuring a joint run, and training other methods from the same weights, does not."""
+    """All the images there are may be followed, ten of ten classes asked for."""
     spec = joint("tinyimagenet32")
     possible = [Task(replace(BARE, follow=FollowSpec(train_images=60, test_images=40))), Task(joint(classes=10)),
                 Task(spec, CLEAN), Task(replace(spec, method=method("l2sp")))]
     check(networks(store), possible)
 
 
-# -- methods that need more than their start's weights ----------------------------------------------------------------------
 KEEPING = {"joint": {}, "joint_uot": {"source_classes": 3}, "distill": {}, "l2sp": {}, "frozen_at": {}}
 
 
@@ -249,8 +188,7 @@ def keeping_jobs(*names: str) -> list[Job]:
 
 
 def test_methods_that_keep_something_can_be_interrupted(store: Store, tmp_path) -> None:
-    """Stopped after every step, with the start read anew each time, they end with the same bytes; joint runs record which
-    source images they had, and frozen statistics are still those of the source."""
+    """Stopped after every step, with the start read anew each time, they end with the same bytes."""
     jobs, once, often = keeping_jobs(*KEEPING), store, Store("tiny", root=tmp_path / "often")
     assert not compute(once, jobs).failed
     assert until_done(often, jobs) > 2 * len(KEEPING) and contents(often) == contents(once)
@@ -280,7 +218,6 @@ def test_random_and_given_starts(store: Store) -> None:
     assert {name for name in state if not torch.equal(state[name], start[name])} == {"network.fc.weight", "network.fc.bias"}
 
 
-# -- courses ----------------------------------------------------------------------------------------------------------------
 FOLLOW = FollowSpec(record_every=2, train_images=15, test_images=25, steps=2)
 
 
@@ -291,8 +228,7 @@ def followed_jobs(*names: str, follow: FollowSpec | None = FOLLOW) -> list[Job]:
 
 
 def test_courses_are_kept(store: Store) -> None:
-    """The course of a finished run is what training it leaves, array by array; a run that is not followed has none, and a run
-    that is followed is trained to the same weights."""
+    """The course of a finished run is what training it leaves, array by array."""
     jobs, plain = followed_jobs("at", "twins_trades"), followed_jobs("at", follow=None)[1].spec
     assert all(store.course(job.spec) is None for job in jobs)
     compute(store, [*jobs, Job("tiny", plain, ())])
@@ -305,39 +241,8 @@ def test_courses_are_kept(store: Store) -> None:
     assert {p.stem for p in (store.root / "courses").iterdir()} == {job.spec.hash for job in jobs[1:]}
 
 
-def test_courses_survive_interruption(store: Store, tmp_path) -> None:
-    """Stopped after every step, a sweep leaves the same bytes as an undisturbed one, courses and all."""
-    jobs = [*followed_jobs("twins_at"), *followed_jobs("at_awp", follow=replace(FOLLOW, record_every=0))[1:]]
-    often = Store("tiny", root=tmp_path / "often")
-    assert not compute(store, jobs).failed
-    assert until_done(often, jobs) == 18 and contents(often) == contents(store)
-    assert sum(name.startswith("courses/") for name in contents(store)) == 2
-
-
-def test_a_course_counts_with_its_run_only(store: Store, monkeypatch) -> None:
-    """A course whose run was cut off before its record was written is not read, and is written again with the run."""
-    jobs, real = followed_jobs("at"), files.write_json
-    compute(store, jobs[:1])
-
-    def cut_off(path, value) -> None:
-        if path.parent.name == "runs":
-            raise KeyboardInterrupt
-        real(path, value)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(worker, "write_json", cut_off)
-        compute(store, jobs)
-    path = store.root / "courses" / f"{jobs[1].spec.hash}.npz"
-    before = path.read_bytes()
-    assert store.course(jobs[1].spec) is None
-    compute(store, jobs)
-    assert store.course(jobs[1].spec) is not None and path.read_bytes() == before
-
-
-# -- stamps of the rules ----------------------------------------------------------------------------------------------------
 def test_stamps_are_those_of_the_beginning(store: Store, monkeypatch) -> None:
-    """They are on disk before the first step, so that they outlive a kill; a task that was stopped and goes on keeps the stamps
-    of the rules as they were when it began, what begins later has the later ones."""
+    """They are on disk before the first step, so that they outlive a kill."""
     source = tiny_jobs(epochs=1)[0]
     job = replace(source, evals=(EvalSpec(kind="pgd", images=20, eps=EPS, steps=1, batch_size=10), *source.evals))
     for turn in range(30):

@@ -6,23 +6,36 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.attack.made import THREATS
+from tests.attack.made import THREATS, shorten
 from tests.compute.made import contents, tiny_jobs
 from tests.device.made import META, absent
 from tests.train.made import batch, network
 from twinslib.attack import autoattack, pgd
 from twinslib.attack.masks import clean_mask, pgd_losses, pgd_mask
 from twinslib.base.sequential import certify_plan
+from twinslib.certify.levels import Levels
 from twinslib.certify.smoothing import collect_votes
 from twinslib.compute.queue import sweep
 from twinslib.compute.worker import Worker
+from twinslib.data.augment import augment
 from twinslib.nets.checkpoint import load_into, load_weights, save_weights
 from twinslib.nets.fold import FoldedCopy
 from twinslib.nets.norms import twinsify, wings
-from twinslib.specs.choices import LOSSES
+from twinslib.specs.choices import AUGMENTATIONS, LOSSES
 from twinslib.specs.measure import CertifySpec
 from twinslib.store.store import Store
 from twinslib.train import noise
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_augmentation_never_waits(kind: str, monkeypatch) -> None:
+    """Of any kind; the images are those of the CPU."""
+    x = (255 * batch(3)[0]).to(torch.uint8)
+    with absent(monkeypatch) as waits:
+        want, there = augment(x, kind, torch.Generator().manual_seed(0)), x.to(META)
+        before = waits.counted.copy()
+        got = augment(there, kind, torch.Generator(META).manual_seed(0))
+        assert waits.counted == before and torch.equal(got.cpu(), want)
 
 
 @pytest.mark.parametrize("threat", THREATS)
@@ -45,25 +58,10 @@ def test_pgd_never_waits(loss: str, threat: str, monkeypatch) -> None:
         assert torch.equal(attacked("cpu"), attacked(META)) and waits.counted
 
 
-def shorter(monkeypatch) -> None:
-    """AutoAttack of few iterations."""
-    made = autoattack._adversary
-
-    def few(*args, **kwargs):
-        adversary = made(*args, **kwargs)
-        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
-            part.n_iter = 3
-        adversary.square.n_queries = 9
-        return adversary
-
-    monkeypatch.setattr(autoattack, "_adversary", few)
-
-
 @pytest.mark.parametrize("threat", THREATS)
 def test_masks_and_losses(threat: str, monkeypatch) -> None:
-    """Clean, under PGD with restarts, its losses, and under all of AutoAttack; PGD waits once a step, and once more where half of
-    the images have left."""
-    shorter(monkeypatch)
+    """Clean, under PGD with restarts, its losses, and under all of AutoAttack."""
+    shorten(monkeypatch, 3, 9)
     options = {"eps": 0.02, "threat": threat, "batch_size": 6}
     steps = {"steps": 3, "step_size": 0.01}
 
@@ -83,9 +81,22 @@ def test_masks_and_losses(threat: str, monkeypatch) -> None:
     assert want.pop() == got.pop() and all(torch.equal(*pair) for pair in zip(want, got, strict=True))
 
 
+def test_sound_noise_never_waits(monkeypatch) -> None:
+    """It is that of the CPU."""
+    noises = []
+    for device in ("cpu", META):
+        levels = Levels(0.5, 1, torch.device("cpu"))
+        with absent(monkeypatch) as waits:
+            levels.threshold, levels.outcome = levels.threshold.to(device), levels.outcome.to(device)
+            before, out = waits.counted.copy(), torch.empty(100, device=device)
+            levels.fill(out, torch.Generator(device).manual_seed(0))
+            assert waits.counted == before
+            noises.append(out.cpu())
+    assert torch.equal(*noises) and noises[0].std() > 50
+
+
 def test_votes(monkeypatch, tmp_path: Path) -> None:
-    """The host reads the counts once a round and sends what a round is made of, and nothing else; votes are those of the CPU,
-    also where a file is continued."""
+    """The host reads the counts once a round and sends what a round is made of, and nothing else."""
     plan = certify_plan(sigma=0.5, n=192, n0=64)
 
     def collected(device: torch.device | str, **options):
@@ -129,7 +140,7 @@ def test_statistics_and_files(monkeypatch, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 def test_whole_tasks(monkeypatch, tmp_path: Path) -> None:
     """A source, a fine-tune that starts from it, masks and votes: the files of a sweep are those of the CPU."""
-    shorter(monkeypatch)
+    shorten(monkeypatch, 3, 9)
     jobs = tiny_jobs(("twins_at",), epochs=1)
     certify = CertifySpec(images=2, sigma=0.25, n=128, restat_images=20)
     jobs[1] = replace(jobs[1], certs=(certify,))

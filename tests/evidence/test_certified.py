@@ -29,8 +29,7 @@ from twinslib.train import noise
     (np.where(TEN_EACH < 8, 3, TEN_EACH), np.full(N, 3), 0.8, True),
 ])
 def test_close_to_a_constant_answer(labels, chosen, chance, constant) -> None:
-    """By the class that the first draws choose for all images, also those that abstain or are stopped because they are wrong,
-    against the most frequent label; where the choice is not known, the answers stand in."""
+    """By the class that the first draws choose for all images, also those that abstain or are stopped because they are wrong."""
     radius = np.where(chosen == labels, 0.3, 0.0)  # wrong ones get no further draws
     m = measured("mixed/clean/group", 0.5, radius, labels=labels, chosen=chosen, stop=True)
     assert (m.chance, m.one_class, m.constant) == (chance, np.bincount(chosen).max() / N, constant)
@@ -40,7 +39,6 @@ def test_close_to_a_constant_answer(labels, chosen, chance, constant) -> None:
     assert (c.one_class, c.constant) == (m.one_class, constant)
 
 
-# -- the store ----------------------------------------------------------------------------------------------------------
 SPEC = RunSpec(data=DataSpec(name="toy_target", image_size=16, train_images=40, val_images=10), method=method("natural"),
                model=ModelSpec(arch="tiny_resnet"), optim=OptimSpec(epochs=1, batch_size=20, val_every=0))
 LABELS = (("pretraining", "mixed"), ("finetuning", "clean"), ("norm", "batch"))

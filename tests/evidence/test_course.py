@@ -38,7 +38,6 @@ def validated(values, every=1):
     return rows
 
 
-# -- losses -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("losses", "stable"), [
     ([1.0, 0.9, 1.0], True), ([1.0, 1.1, 0.5], False), ([1.0, math.nan, 0.5], False), ([math.inf, math.inf], False)])
 def test_stable(losses, stable):
@@ -66,8 +65,7 @@ def test_training_losses_by_hand(name, switches, half, weight):
 
 
 def test_escape_times_by_hand():
-    """The first recorded loss below the middle of the baseline's first and lowest, the same for all methods of a data set and
-    seed."""
+    """The first recorded loss below the middle of the baseline's first and lowest."""
     courses = [
         made(losses([4, 2, 0]), "at"),  # down to the threshold of 2, then below it
         made(losses([0] * 3, [5, 0, 9]), "twins_at"),  # the first half does not count, nor that it rises again
@@ -80,7 +78,6 @@ def test_escape_times_by_hand():
         ["cifar10", "trades", 0, 2.0, math.inf], ["cub64", "at", 0, 5.0, 1.0], ["cub64", "trades", 0, 5.0, 0.0]]
 
 
-# -- best and last ------------------------------------------------------------------------------------------------------
 def test_best_epoch():
     """The highest on validation images, of equals the first; rows without a measurement and test numbers are not looked at."""
     rows = validated([0.3, 0.5, 0.5, 0.4], every=2)
@@ -100,8 +97,7 @@ SEVEN = [[0, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0
 
 
 def test_gap_by_hand():
-    """Robust at the best epoch minus the share of the last five measured epochs, or fewer but never the start, at which the image
-    is robust."""
+    """Robust at the best epoch minus the share of the last five measured epochs, or fewer but never the start."""
     run = made(robust(SEVEN), epochs=validated([0.4, 0.5, 0.3, 0.3, 0.3, 0.3, 0.3]))
     assert course.LAST == 5 and run.best == 2
     assert run.end().tolist() == pytest.approx([0.6, 0.0, 0.4])  # epochs 3 to 7
@@ -117,7 +113,6 @@ def test_epoch_that_was_not_measured():
         course.gaps([run])
 
 
-# -- over seeds ---------------------------------------------------------------------------------------------------------
 def crossed(values):
     """Mean and interval of values[seed][image], written out: t over the means of the seeds, z over the means of the images."""
     seeds, n = len(values), len(values[0])
@@ -161,7 +156,6 @@ def test_nothing_to_read(read):
         assert isinstance(frame, pd.DataFrame) and frame.empty and "dataset" in frame and "method" in frame
 
 
-# -- the store ----------------------------------------------------------------------------------------------------------
 def finish(store, s, *, run=True, arrays=True):
     """Leave the files of a finished run, or some of them."""
     store_made.finish(store, s, course=robust(SEVEN[:4]) if arrays else None, epochs=validated([0.1, 0.3, 0.2]),

@@ -50,7 +50,6 @@ def test_mean_gains_of_the_rerun():
     assert list(table.columns[1:4]) == ["clean", "PGD-10 at 8/255", "AutoAttack at 8/255"]
 
 
-# -- robust overfitting -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("model, schedule, epochs, best, gap", [
     ("PreAct ResNet-18", "piecewise", 200, 0.4651, 7.4), ("WRN-34-10", "piecewise", 200, 0.4320, 8.2),
     ("PreAct ResNet-18", "cyclic", 200, 0.4798, 1.1), ("PreAct ResNet-18", "cosine", 200, 0.4896, 5.2),

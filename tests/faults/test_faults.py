@@ -10,8 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_faults_lose_nothing() -> None:
-    """Kills alone and four at a time, a full disk, flipped bits of every kind of file, and a worker frozen past its lease: what
-    is stored in the end is what an undisturbed run stores, or is refused by name; nothing is left behind."""
+    """Kills alone and four at a time, a full disk, flipped bits of every kind of file, and a worker frozen past its lease."""
     done = subprocess.run([sys.executable, "-m", "tests.faults.harness", "--kills", "8", "--flips", "300", "--freezes", "1"],
                           cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

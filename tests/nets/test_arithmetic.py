@@ -89,11 +89,3 @@ def test_what_an_x86_has(native, amx, avx2, capability, bound, bfloat16, avx, mo
     assert (arithmetic.has_bfloat16("cpu"), arithmetic.has_avx()) == (bfloat16, avx)
     monkeypatch.setattr(arithmetic.platform, "machine", lambda: "aarch64")
     assert arithmetic.has_avx()
-
-
-def test_words() -> None:
-    """Said only where a spec asks for bfloat16."""
-    assert arithmetic.in_words({"float32"}, "cpu") == ""
-    assert f"computed in {arithmetic.chosen('bfloat16', 'cpu')}" in arithmetic.in_words({"float32", "bfloat16"}, "cpu")
-    with pytest.raises(ValueError, match="expected precision to be one of float32, bfloat16"):
-        arithmetic.chosen("bf16", "cpu")

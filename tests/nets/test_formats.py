@@ -145,7 +145,6 @@ PARTS = [dict(list(STATE.items())[i::2]) for i in (0, 1)]
 HUB = {"architectures": ["ResNet"], "pretrained_cfg": {"mean": MEAN, "std": STD}}
 LOADED: dict[str, tuple[Callable[[Path], object], dict]] = {  # how it is stored, and what is asked for
     "robustness library": (saved(robustness()), {}),
-    "robustness library, older format": (saved(robustness(), _use_new_zipfile_serialization=False), {}),
     "robust-models-transfer": (saved({"model": robustness()["model"], "epoch": 9}, pickle_protocol=4), {}),
     "RobustBench": (saved(OrderedDict(NORMALISED)), {}),
     "RobustBench, normalisation first": (saved({"state_dict": behind("1.") | {"0.mean": M, "0.std": S}}), {}),
@@ -170,7 +169,6 @@ LOADED: dict[str, tuple[Callable[[Path], object], dict]] = {  # how it is stored
     "Hugging Face, bin": (lambda p: folder(p, {"pytorch_model.bin": saved(behind("timm_model."))}, config={},
                                            preprocessor_config={"image_mean": MEAN, "image_std": STD}), {}),
     "safetensors named .pt": (tensors(NORMALISED), {}),
-    "torch named as any": (saved(NORMALISED), {}),
     "old file without counters": (saved({k: v for k, v in NORMALISED.items() if "num_batches" not in k},
                                         _use_new_zipfile_serialization=False), {}),
     "whole network": (saved(Whole()), {}),
@@ -181,7 +179,6 @@ LOADED: dict[str, tuple[Callable[[Path], object], dict]] = {  # how it is stored
     "buffers and parameters as objects": (saved({k: nn.Parameter(v) if v.is_floating_point() else nn.Buffer(v)
                                                  for k, v in NORMALISED.items()}), {}),
     "pickle of tensors": (written(pickle.dumps(NORMALISED)), {}),
-    "protocol 5": (saved(timm_training(), pickle_protocol=5), {}),
     "other names of the constants": (saved(STATE | {"norm.data_mean": M, "norm.data_std": S, "0.means": M, "0.sds": S}), {}),
     "one network twice": (saved({"net": NORMALISED, "copy": NORMALISED}), {}),
     "one network behind two prefixes": (saved(behind("a.") | behind("b.") | {"mu": M, "sigma": S}), {}),

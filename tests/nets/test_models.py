@@ -13,10 +13,9 @@ from twinslib.nets import models
 from twinslib.nets.heads import Features, find_head, replace_head, with_head
 from twinslib.nets.models import Classifier, Normalize, count_cost, make_model
 from twinslib.nets.norms import twinsify
-from twinslib.specs.choices import IMAGENET_MEAN, IMAGENET_STD, NORMS
+from twinslib.specs.choices import IMAGENET_MEAN, IMAGENET_STD, NORMS, own_width
 
 
-# -- networks by name --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("arch", ["tiny_resnet", "thin_resnet10", "resnet50"])
 def test_networks(arch, norm):
@@ -38,11 +37,24 @@ def test_sizes(arch, millions, layers):
     model = make_model(arch, 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert layers in (None, sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()))
+    if arch == "resnet20":  # shortcuts without parameters: every second pixel, zero channels on both sides
+        shortcut, x = model.network.layer2[0].downsample, torch.rand(2, 16, 4, 4)
+        out = shortcut(x)
+        assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2]) and not out[:, :8].any() and not out[:, 24:].any()
+        assert {"conv1.weight", "layer3.2.bn2.weight", "linear.bias"} <= model.network.state_dict().keys()
+        assert not list(shortcut.parameters()) and out.shape == (2, 32, 2, 2)
+
+
+@pytest.mark.parametrize(("width", "channels"), [(None, 32), (16, 16), (48, 48)])
+def test_width(width, channels):
+    """Channels of the first stage; each later stage doubles them."""
+    network = make_model("thin_resnet10", 10, width=width, seed=0).network
+    assert (network.conv1.out_channels, network.fc.in_features) == (channels, 8 * channels)
+    assert own_width("thin_resnet10") == 32 and own_width("resnet20") is own_width("resnet50") is None
 
 
 def test_seed_decides_the_weights_and_nothing_else_moves():
-    """Equal seeds give equal weights, of networks and new heads, others other weights, and the global generator is where it
-    was; a new head has PyTorch's default initialisation."""
+    """Equal seeds give equal weights, of networks and new heads, others other weights."""
     state = torch.get_rng_state()
     for make in (tiny, lambda seed: replace_head(tiny(0), 3, image_size=16, seed=seed)):
         one, two, other = make(1), make(1), make(2)
@@ -82,7 +94,6 @@ def test_memory_format(norm, width, avx, device, expected, monkeypatch):
     assert models.memory_format(make_model("thin_resnet10", 10, norm=norm, width=width, seed=0), device) == expected
 
 
-# -- heads -------------------------------------------------------------------------------------------------------------
 HEADS = {"resnet18": "fc", "mobilenet_v3_small": "classifier.3", "timm:resnet10t": "fc", "timm:deit_tiny_patch16_224": "head",
          "twinned": "network.fc"}
 

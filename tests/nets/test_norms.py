@@ -225,8 +225,7 @@ def test_wings_nest_and_restore():
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("n", [3, "frozen"])
 def test_copies_keep_their_own_wings(clone, n):
-    """What is copied or saved, also inside a context, is all adaptive, has one state for all its layers, apart from the
-    original's, and nothing of the context in it."""
+    """What is copied or saved, also inside a context, is all adaptive, with one state of its own for all its layers."""
     twin = shake(twinsify(small()).eval())
     x = torch.rand(4, 3, 8, 8)
     want = twin(x)
@@ -258,8 +257,7 @@ CUTS = {"chunks": lambda x: x.chunk(2), "crops": lambda x: [torch.cat((x, x.flip
 @pytest.mark.parametrize("call", [lambda model, x: model(x=x), lambda model, x: nn.Sequential(model)(x)])
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_cut_batches_are_refused(cut, call):
-    """A network that cuts or folds its batch inside has no first images at its norms: refused when part of the batch is for
-    one wing, and right when all of it is; the context is left as it was."""
+    """A network that cuts or folds its batch inside has no first images at its norms."""
     model, x = twinsify(Joined(small(), cut=cut)), torch.rand(8, 3, 8, 8)
     for n in (4, 1, 8):
         with pytest.raises(ValueError, match="expected 8 rows at each batch norm, one per image"), wings(model, n):
@@ -271,8 +269,7 @@ def test_cut_batches_are_refused(cut, call):
 
 
 def test_batches_are_counted_at_the_entry():
-    """Several calls in one context may differ in size, a network inside another one has its own batch, and the images may be
-    anywhere among the inputs; parts called on their own must agree with each other."""
+    """Calls in one context may differ in size, a network inside another has its own batch, images may be anywhere."""
 
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -299,8 +296,7 @@ def test_batches_are_counted_at_the_entry():
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_recomputed_passes_split_as_they_did(reentrant, inside):
-    """Gradients with activation checkpoints, whose parts run again in the backward pass, inside the context, outside, or in
-    another one, equal those without, also for passes with several splits."""
+    """Gradients with activation checkpoints equal those without, whatever the context in which parts run again."""
     gradients = []
     for on in (True, False):
         model, x = shake(twinsify(small()).eval()), torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -339,8 +335,7 @@ def test_other_kinds_of_layers_and_networks():
 
 
 def test_copies_hold_nothing_of_the_network():
-    """Functions put on a module, or on its hooks, that hold a part of the network by closure, default or name hold that of
-    the copy; tensors with a history are copied."""
+    """Functions put on a module or its hooks that hold a part of the network hold that of the copy."""
     model = small().train()
     overridden(model[1])
     model[3].forward = lambda x, old=model[3].forward, *, times=2: old(x) * times

@@ -87,8 +87,7 @@ GOLDEN_DEFAULTS = {
 
 
 def test_what_hashes_stand_on_is_never_changed() -> None:
-    """What a method's name stands for, as results are stored under its hash; and every default, as it is left out of the
-    hash, so that a stored result means the default of its day: each is as written here."""
+    """What a method's name stands for, as results are stored under its hash."""
     assert {name: spec_hash(m) for name, m in METHODS.items()} == GOLDEN_METHODS
     for cls, golden in GOLDEN_DEFAULTS.items():
         defaults = {f.name: f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
@@ -97,8 +96,7 @@ def test_what_hashes_stand_on_is_never_changed() -> None:
 
 
 def test_canonical_form() -> None:
-    """It holds what differs from the defaults and nothing else, at every depth; an int for a float hashes alike. What is
-    followed is part of a run's hash; a run that is not followed has the hash it always had."""
+    """It holds what differs from the defaults and nothing else, at every depth; an int for a float hashes alike."""
     assert canonical_json(AttackSpec()) == "{}"
     assert to_dict(replace(TUNED, source=None)) == {
         "data": {"name": "cifar10", "train_images": 9500, "val_images": 500}, "model": {"arch": "tiny_resnet"},
@@ -136,15 +134,14 @@ first = run_specs(st.none(), st.just(METHODS["at"]))
 weights = st.builds(WeightsSpec, file=st.just("a.pt"), classes=count, origin=st.text())
 specs = run_specs(run_specs(first, methods), methods) | st.builds(replace, first, weights=weights, method=methods)
 evaluations = st.builds(EvalSpec, kind=st.sampled_from(["pgd", "autoattack"]), images=count, eps=share, steps=count,
-                        restarts=count, step_size=st.none() | share,
+                        restarts=count, step_size=st.none() | share, at=st.sampled_from(["last", "best", "start"]),
                         attacks=st.lists(st.sampled_from(PARTS), min_size=1, unique=True).map(tuple))
 
 
 @settings(max_examples=40, deadline=None)
 @given(specs | evaluations, specs | evaluations)
 def test_round_trip(a: RunSpec | EvalSpec, b: RunSpec | EvalSpec) -> None:
-    """Spec to dict to JSON text and back gives the same spec and hash; sources up to two deep, weights. Two specs share a hash
-    exactly if they are equal."""
+    """Spec to dict to JSON text and back gives the same spec and hash; sources up to two deep, weights."""
     again = from_dict(type(a), json.loads(canonical_json(a)))
     assert again == a and again.hash == a.hash and to_dict(again) == to_dict(a)
     assert (a == b) == (a.hash == b.hash)
@@ -221,11 +218,13 @@ ILLEGAL = {  # class: values, and pieces of the message that they are refused wi
         ({"step_size": 0.0}, "step_size above 0"),
         ({"step_size": 2}, "(pixel units), got 2; write 2/255"), ({"steps": -1}, "steps >= 0, got -1"),
         ({"threat": "l3"}, "threat to be one of linf, l2, got 'l3'"), ({"loss": "ke"}, "attack loss to be one of ce, kl, margin"),
-        ({"loss": "kl", "random_start": False}, "random_start with attack loss kl")],
+        ({"loss": "kl", "random_start": False}, "random_start with attack loss kl"),
+        ({"eps_warmup": 1.5}, "eps_warmup in [0, 1], a share of the run, got 1.5")],
     EvalSpec: [(({"kind": "pgd", "images": 1, "eps": 0.1}) | values, message) for values, message in [
         ({"eps": 4}, "eps in [0, 1] (pixel units), got 4; write 4/255"), ({"eps": 0.0}, "eps > 0 for an attack, got 0.0"),
         ({"kind": "pdg"}, "one of clean, pgd, autoattack, got 'pdg'; did you mean 'pgd'?"), ({"images": 0}, "images > 0, got 0"),
         ({"batch_size": 0}, "batch_size > 0, got 0"), ({"restarts": 0}, "restarts > 0, got 0"), ({"step_size": 2}, "write 2/255"),
+        ({"at": "first"}, "at of an evaluation to be one of last, best, start, got 'first'"),
         ({"kind": "autoattack", "attacks": ("apgd-tt",)}, "did you mean 'apgd-t'?"),
         ({"kind": "autoattack", "attacks": ()}, "at least one attack, none twice"),
         ({"kind": "autoattack", "attacks": ("square",) * 2}, "none twice")]],
@@ -239,7 +238,9 @@ ILLEGAL = {  # class: values, and pieces of the message that they are refused wi
         *(({"wings": wings, "attack_wing": wing}, f"attack_wing adaptive without two branches, got '{wing}'")
           for wings in ("single", "split", "frozen") for wing in ("frozen", "alternating"))]],
     ModelSpec: [
-        ({"arch": "resnet5"}, "arch to be one of "), ({"arch": "resnet18", "upsample": 0}, "upsample > 0 or null, got 0"),
+        ({"arch": "resnet5"}, "arch to be one of "), ({"arch": "resnet18", "width": 0}, "width of at least 1"),
+        *(({"arch": arch, "width": 32}, "an arch with a free width") for arch in ("resnet20", "resnet50")),
+        ({"arch": "resnet18", "upsample": 0}, "upsample > 0 or null, got 0"),
         ({"arch": "resnet18", "norm": "bach"}, "batch, group, layer, got 'bach'; did you mean 'batch'?")],
     DataSpec: [({"name": "a"} | values, message) for values, message in [
         ({"augment": "crop_flop"}, "did you mean 'crop_flip'?"), ({"image_size": 0}, "image_size > 0, got 0"),
@@ -256,6 +257,7 @@ ILLEGAL = {  # class: values, and pieces of the message that they are refused wi
         ({"val_steps": -1}, "val_steps >= 0, got -1")],
     FollowSpec: [
         ({"every": 0}, "every > 0, got 0"), ({"steps": 0}, "steps > 0, got 0"),
+        ({"features": 5}, "features and feature_epochs, both or neither"),
         *(({name: -1}, f"{name} >= 0, got -1") for name in ("record_every", "train_images", "test_images", "dense"))],
     WeightsSpec: [
         ({"file": "weights/a.pt", "classes": 2}, "the name of a file, without folders"),
@@ -264,6 +266,7 @@ ILLEGAL = {  # class: values, and pieces of the message that they are refused wi
         ("twins-at", {}, "method to be one of natural, at, trades, .*; did you mean 'twins_at'?"),
         ("at", {"twin_weight": 1.0}, "key of MethodSpec .*; did you mean 'twins_weight'?"),
         ("joint", {"source_classes": 0}, "source_classes > 0 or null, got 0"),
+        ("trades", {"replays": 2}, "replays 1 but for plain adversarial training, got 2"),
         ("joint_uot", {"source_weight": 0.0}, "source_weight > 0 with source_classes, got 0.0"),
         *((name, {"objective": "natural"}, "an objective with adversarial images for distillation, got 'natural'")
           for name in ("distill", "feature_distill")),
@@ -282,14 +285,16 @@ ILLEGAL = {  # class: values, and pieces of the message that they are refused wi
          "a source run for method 'joint_uot', got 'a.pt'; joint training needs the images of the source task"),
         ({"weights": FILE}, "a source run or weights from elsewhere, got 'both'"),
         ({"method": METHODS["at_awp"], "follow": FollowSpec(record_every=2)}, "record_every 0 with awp_gamma, got 2"),
-        ({"model": ModelSpec(arch="resnet18")}, "source of arch resnet18, got 'arch tiny_resnet'")],
+        ({"model": ModelSpec(arch="resnet18")}, "source of arch resnet18, got 'arch tiny_resnet'"),
+        ({"method": METHODS["natural"], "optim": OptimSpec(keep_best=True)}, "an objective with adversarial images, val_images"),
+        ({"source": None, "keep_head": True}, "a source run or weights with keep_head, got 'neither'"),
+        ({"method": METHODS["distill"], "keep_head": True}, "a source on the same classes")],
 }
 
 
 @pytest.mark.parametrize("make", ILLEGAL, ids=lambda make: make.__name__)
 def test_illegal_values(make) -> None:
-    """Values out of range and unknown names are refused before any work, however they are given; the message says what is
-    legal."""
+    """Values out of range and unknown names are refused before any work, however they are given."""
     for values, message in ILLEGAL[make]:
         with pytest.raises(ValueError) as caught:
             make(**values)
@@ -300,8 +305,7 @@ def test_illegal_values(make) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_norms_and_starts_of_methods(name: str) -> None:
-    """Methods with other statistics than an ordinary network's need batch norm; all others take any. A method that keeps
-    something of its start is refused without one, and takes weights from elsewhere unless it needs the source's images."""
+    """Methods with other statistics than an ordinary network's need batch norm; all others take any."""
     wings, group, batch = METHODS[name].wings, ModelSpec(arch="resnet18", norm="group"), ModelSpec(arch="resnet18")
     parts = TUNE | {"method": METHODS[name]}
     source = RunSpec(**TUNE, model=group, method=METHODS["at"])
@@ -323,18 +327,12 @@ def test_norms_and_starts_of_methods(name: str) -> None:
 
 
 def test_every_network_has_a_spec() -> None:
-    """What the library can build can be asked for, and another name is answered with the whole list."""
-    for arch in ARCHS:
-        assert all(ModelSpec(arch=arch, norm=norm).arch == arch for norm in NORMS)
+    """Ours, those of torchvision, of timm and one's own, without two wings; another name is answered with the whole list."""
+    for arch in (*ARCHS, "torchvision/vit_b_16", "timm/resnet18.a1_in1k", "my.networks:small"):
+        assert {ModelSpec(arch=arch, norm=norm).width for norm in (*NORMS, *["own"] * (arch not in ARCHS))} == {None}
     for wrong in ("resnet19", "torchvison/resnet18", "timm/a/b", "torchvision/", "a.b", "a:b:c", ""):
         with pytest.raises(ValueError, match=f"{', '.join(ARCHS)}, torchvision/NAME, .*, got '{wrong}'"):
             ModelSpec(arch=wrong)
-
-
-def test_networks_of_others_have_a_spec() -> None:
-    """Of torchvision, of timm, of one's own, with one more norm: whatever they have, without two wings."""
-    for arch in ("torchvision/vit_b_16", "timm/resnet18.a1_in1k", "my.networks:small"):
-        assert {ModelSpec(arch=arch, norm=norm).width for norm in (*NORMS, "own")} == {None}
     with pytest.raises(ValueError, match="norm 'batch' for the wings 'twins', got 'own'"):
         RunSpec(**TUNE | {"method": METHODS["twins_at"]}, model=ModelSpec(arch="a:b", norm="own"))
     with pytest.raises(ValueError, match="expected norm to be one of batch, group, layer, got 'own'"):
@@ -342,9 +340,7 @@ def test_networks_of_others_have_a_spec() -> None:
 
 
 def test_methods_by_name() -> None:
-    """Every method is registered under its own name; `method` changes switches and nothing else, and checks them. Two halves
-    of the batch are weighed by wings other than single and frozen, two branches are in those that double each batch norm;
-    distillation and joint training use the start network and its head all along."""
+    """Every method is registered under its own name; `method` changes switches and nothing else, and checks them."""
     assert all(m.name == name for name, m in METHODS.items())
     assert method("twins_at", twins_weight=0.4) == replace(METHODS["twins_at"], twins_weight=0.4)
     assert method("twins_at", name="other").name == "other" and type(method("l2sp", l2sp_weight=1).l2sp_weight) is float

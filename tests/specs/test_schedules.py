@@ -34,8 +34,7 @@ def test_values(name: str, progress: float, expected: float) -> None:
     (10, 0.05, [1.0, 1.0]), (10, 0.5, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]), (3, 0.0, [1, 1, 1]),
 ])
 def test_climbs_are_linear(total: int, share: float, expected: list[float]) -> None:
-    """Of the rate in its warm-up, and of eps: above 0 from the first step, linear, 1 from the end of its share of the run; 0 is
-    none. A run may be all climb."""
+    """Of the rate in its warm-up, and of eps: above 0 from the first step, linear, 1 from the end of its share of the run."""
     for climbing in (lambda step: factor("constant", step, total, (), share), lambda step: climb(step, total, share)):
         assert [climbing(step) for step in range(len(expected))] == pytest.approx(expected)
     assert [climb(step, 4, 1.0) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1])
@@ -55,7 +54,6 @@ def test_factor_is_a_share_and_depends_on_its_arguments_only(name: str, total: i
     assert factor(name, step, total, (0.5, 5 / 6), warmup) == value
 
 
-# -- ways out of robust overfitting ----------------------------------------------------------------------------------
 STAGES = [0.2, 0.4, 0.6, 0.8, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 
 
@@ -65,9 +63,7 @@ STAGES = [0.2, 0.4, 0.6, 0.8, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]
     ("slow_fast_exp", [0.25, 0.5, 0.75, *(math.exp(-k) for k in range(7))]),
 ])
 def test_shapes_of_ten_epochs(name: str, stages: list[float], per_epoch: int) -> None:
-    """Ten epochs are the ten stages, constant within each: slow start, fast decay, the same without one of its halves, and
-    the second public shape. At base rate 0.01 of the public code the rates are 0.01 to 0.05, then halved; the spec names the
-    peak, 5 x 0.01."""
+    """Ten epochs are the ten stages, constant within each."""
     factors = [factor(name, step, 10 * per_epoch, ()) for step in range(10 * per_epoch)]
     assert factors == pytest.approx(np.repeat(stages, per_epoch), rel=1e-12)
     public = [0.01, 0.02, 0.03, 0.04, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625]
@@ -92,7 +88,6 @@ def test_the_cyclic_schedule_of_rice(per_epoch: int) -> None:
             assert factor("cyclic", epoch * per_epoch + i, 200 * per_epoch, milestones) == pytest.approx(expected, abs=1e-12)
 
 
-# -- fine-tuning in few epochs ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("up", [20, 30])
 def test_one_cycle_is_that_of_pytorch(up: int) -> None:
     """Step by step the rates of OneCycleLR with its default divisors, whose first step is our start and whose last our end."""

@@ -42,8 +42,7 @@ def test_the_order_is_total(attacks, random):
 
 @given(PGD, st.integers(1, 100), st.integers(1, 5), SUITE, st.sampled_from(PARTS))
 def test_more_is_stronger(attack, steps, restarts, suite, part):
-    """More steps or restarts with no less of the other; a part more, also where it completes the standard suite, while the
-    order of the parts makes no difference; and the ladder, whatever the names look like."""
+    """More steps or restarts with no less of the other."""
     more = [Attack("pgd", attack.steps + steps, attack.restarts), Attack("pgd", attack.steps, attack.restarts + restarts)]
     assert all(strength(str(m)) > strength(str(attack)) for m in more)
     if part in suite.parts:
@@ -61,7 +60,6 @@ def test_unknown_names_are_refused(name):
         parse(name)
 
 
-# -- everything that asks for the strongest gives the same answer -----------------------------------------------------
 def line(attack, **changes):
     return {"dataset": "cifar10", "method": "at", "baseline": "trades", "seed": "0", "threat": "linf", "eps": 8 / 255,
             "attack": attack, "value": 0.5, "low": 0.4, "high": 0.6, "n": 1000, "seeds": 1, "part": "main", "at": "last",

@@ -40,8 +40,7 @@ def made(**changes: object) -> dict[tuple, Job]:
 
 
 def test_jobs_and_order() -> None:
-    """All of the first seed before any of the second, candidates right before what takes their rate, start networks (one for each
-    width) last: they are trained when a run needs them. Parts with one seed and runs with seeds of their own have no other."""
+    """All of the first seed before any of the second, candidates right before what takes their rate."""
     jobs = finetuning.finetuning(**arguments())
     assert [(label(j) or j.study, j.spec.method.name, j.spec.seed) for j in jobs] == [
         *[("aft_tuning", "aft", 3)] * 2, *[("main", m, 3) for m in ("aft", "at_scratch", "aft_twins", "aft_free", "aft_l2")],
@@ -90,8 +89,7 @@ def test_learning_rates_are_shared() -> None:
 
 
 def test_random_weights_choose_a_rate_of_their_own() -> None:
-    """The same epochs from random weights choose from the same rates, at the first seed; what else starts there and names no rate
-    takes theirs, other sizes and widths too; without them it is refused."""
+    """The same epochs from random weights choose from the same rates, at the first seed."""
     main = arguments()["main"] | {"aft_l2_random": {"attack": {"threat": "l2", "eps": 0.5, "step_size": 0.2}}}
     with pytest.raises(ValueError, match="chooses the learning rate of main.aft_l2_random, .* one of .*got 'aft_random'"):
         made(main=main)
@@ -134,8 +132,7 @@ def test_measurements_are_limited() -> None:
 
 
 def test_targets() -> None:
-    """A network from elsewhere brings its architecture and its targets, and nothing of ours is trained for it; fractions and
-    widths are on the targets that they name."""
+    """A network from elsewhere brings its architecture and its targets, and nothing of ours is trained for it."""
     main = arguments()["main"] | {"aft_public": {"start": "public"}}
     targets = arguments()["targets"] | {"toy_source": {"data": {"image_size": 16, "val_images": 10}}}
     jobs = finetuning.finetuning(**arguments(
@@ -170,7 +167,6 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         finetuning.finetuning(**arguments(**changes))
 
 
-# -- presets --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("claim", [c for c in rules.claims() if c.rule.measure in rules.FINETUNED], ids=lambda c: c.id)
 def test_rules_can_be_applied(claim: rules.Claim) -> None:
     """At small every method of a rule is planned with its seeds, and measured on as many images as the rule asks for."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.studies import made
-from tests.studies.made import CONSTANTS, FILE, HALVES, IMAGENET, by_cell, label, last, of_followed, of_transfer, sources, unknown
+from tests.studies.made import CONSTANTS, FILE, HALVES, IMAGENET, by_cell, label, of_followed, of_transfer, sources, unknown
 from twinslib.specs.method import METHODS
 from twinslib.specs.run import FollowSpec, OptimSpec, RunSpec
 from twinslib.studies import plan, presets, transfer
@@ -17,8 +17,7 @@ def cells(**changes: object) -> dict[tuple[str, str, int], RunSpec]:
 
 
 def test_order() -> None:
-    """The start network, that of the first study, so it is trained once; then all of the first seed before any of the second,
-    targets and methods in their order, where their own lists name the target and the seed. Nothing is measured, nothing waits."""
+    """The start network, then all of the first seed before any of the second; nothing is measured, nothing waits."""
     first, *jobs = followed(**of_followed())
     every = ["at", "twins_at", "at_lr", "at_slow_fast", "at_random"]
     assert list(by_cell(jobs)) == [*((data, name, 0) for data in "ab" for name in every),
@@ -39,8 +38,7 @@ def test_runs_of_an_earlier_plan_are_kept() -> None:
 
 
 def test_settings_of_followed_runs() -> None:
-    """A run's own settings go over the target's and these over the shared ones, and reach no other run; what is followed is the
-    same for all. at_lr has 1 + lambda times the target's rate, with lambda the target's weight of TWINS or its default."""
+    """A run's own settings go over the target's and these over the shared ones, and reach no other run."""
     for (data, name, _), spec in cells().items():
         optim = replace(OptimSpec(epochs=2, lr=0.1), **({"lr": 0.5, "momentum": 0.8} if data == "b" else {}))
         optim = replace(optim, schedule="slow_fast", momentum=0.7) if name == "at_slow_fast" else optim
@@ -88,33 +86,18 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         followed(**of_followed(**changes))
 
 
-# -- presets ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("preset", "number"), [p for p in made.PRESETS if p[1] in ("02", "03")], ids=str)
-def test_presets(preset: str, number: str) -> None:
-    """The parameters make jobs: every run on each of its targets with each of its seeds, each followed; the start is the one
-    of notebook 01, and accuracy is measured wherever the choice of an epoch may fall, and before and after training."""
-    asked, settings = plan.plan(preset, number)
-    jobs, known = [job for job in asked(best=unknown) if job.study != "learning_rates"], asked.keywords
-    assert settings["preset"] == preset and set(settings) == set(presets.SETTINGS)
-    found = {cell: job.spec for cell, job in by_cell(jobs).items()}
-    assert set(found) == {(data, name, seed) for name, run in known["runs"].items()
-                          for data in run.get("targets", known["targets"]) for seed in run.get("seeds", known["seeds"])}
-    assert len({j.spec.hash for j in jobs}) == len(jobs) == len(found) + sum(j.ship or not j.settled for j in jobs)
-    first = plan.plan(preset, "01")[0](best=last)
-    starts = {j.spec.source or j.spec.weights for j in first if j.spec.method.name == "at" and not j.ship}
-    assert {s.source or s.weights for s in found.values()} - {None} == starts
-    for (_, name, _), spec in found.items():
-        assert spec.follow and (spec.source is None and spec.weights is None) == (name in transfer.START)
-        if spec.follow.test_images:
-            assert spec.data.val_images and spec.optim.val_every % spec.follow.every == 0
-    at, twins = ([replace(s, method=METHODS["at"]) for (_, n, _), s in found.items() if n == name] for name in ("at", "twins_at"))
-    assert at == twins  # the method is the one difference
+def test_the_method_is_the_one_difference(preset: str, number: str) -> None:
+    """Between the courses of AT and TWINS-AT, in every preset."""
+    jobs = [job for job in plan.plan(preset, number)[0](best=unknown) if job.study != "learning_rates"]
+    at, twins = ([replace(job.spec, method=METHODS["at"]) for (_, n, _), job in by_cell(jobs).items() if n == name]
+                 for name in ("at", "twins_at"))
+    assert at and at == twins
 
 
 @pytest.mark.parametrize("preset", [p for p, number in made.PRESETS if number == "03"])
 def test_schedules(preset: str) -> None:
-    """Methods named after a schedule have it and share all else with AT; the two plateaus differ in their length alone: the rate
-    is high for longer in one, and both train for as long."""
+    """Methods named after a schedule have it and share all else with AT."""
     found = {cell: job.spec for cell, job in by_cell(plan.plan(preset, "03")[0](best=unknown)).items()}
     (data, _, seed), at = next((cell, spec) for cell, spec in found.items() if cell[1] == "at")
     for name in ("cosine", "cyclic", "slow_fast"):
@@ -132,11 +115,9 @@ def test_schedules(preset: str) -> None:
     assert replace(long, method=short.method, optim=same) == short
 
 
-# -- the experiment on learning rates --------------------------------------------------------------------------------
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_experiment_on_learning_rates(preset: str) -> None:
-    """Every method at every rate with every seed on each data set, all else equal but for what the methods are; the step of at_lr
-    is 1 + lambda times as large; runs of more epochs wait for where TWINS-AT is furthest ahead of AT, with the first seed."""
+    """Every method at every rate with every seed on each data set, all else equal but for what the methods are."""
     asked, _ = plan.plan(preset, "02")
     steps, targets = asked.keywords["steps"], asked.keywords["targets"]
     jobs = [job for job in asked(best=unknown) if job.study == "learning_rates"]

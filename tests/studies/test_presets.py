@@ -1,33 +1,20 @@
 """A notebook's parameters and a preset's overrides are read strictly; what was asked for is shown in words."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from tests.notebooks_made import write_notebook
 from tests.studies.made import PRESETS, last, unknown
 from twinslib.base import paths
 from twinslib.studies import plan, presets
-
-
-def write_notebook(folder: Path, *sources: str, name: str = "01_x.ipynb") -> Path:
-    """A notebook of cells that are all tagged parameters."""
-    cells = [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [text]} for text in sources]
-    (folder / name).write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": []}, *cells]}))
-    return folder / name
-
-
-def test_parameters_are_literals(tmp_path: Path) -> None:
-    """Annotated literals are read without running the notebook."""
-    path = write_notebook(tmp_path, 'a: int = 1\nb: dict = {"c": [1.5, None, "x"]}  # a comment')
-    assert presets.parameters(path) == {"a": 1, "b": {"c": [1.5, None, "x"]}}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A notebooks folder of the test's own, with parameters for preset small."""
     monkeypatch.setattr(paths, "notebooks_dir", lambda: tmp_path)
-    write_notebook(tmp_path, "eps: float = 0.1\nseeds: list = [0]")
+    write_notebook(tmp_path / "01_x.ipynb", {"eps": 0.1, "seeds": [0]})
     (tmp_path / "params" / "small").mkdir(parents=True)
     return tmp_path
 
@@ -44,9 +31,7 @@ def test_overrides(folder: Path, text: str, found: dict) -> None:
 @pytest.mark.parametrize("best", [last, unknown])
 @pytest.mark.parametrize(("preset", "number"), PRESETS, ids=str)
 def test_every_run_is_shown(preset: str, number: str, best) -> None:
-    """None is planned twice, and each is measured, followed, starts others or is a candidate. The settings for display hold
-    every data set, method and seed of the jobs, beside the network and the schedule that they have, and call only sources
-    start networks."""
+    """None is planned twice, and each is measured, followed, starts others or is a candidate."""
     jobs = plan.plan(preset, number)[0](best=best)
     lines, own = plan.settings(jobs), [job.spec for job in jobs if not job.study.endswith("tuning")]
     assert len(own) == len(set(own))

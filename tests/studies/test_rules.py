@@ -28,7 +28,6 @@ def ledger(**changes: object) -> str:
     return yaml.safe_dump({"claims": {"C2": claim}})
 
 
-# -- stamps ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("changes", [
     {"version": 2, "changes": "a reason"}, {"measure": "spread"}, {"text": "Higher!"}, {"pairs": (("at", "twins_at"),)},
     {"metrics": ("robust", "clean")}, {"robust": replace(RULE.robust, eps=4 / 255)}, {"min_datasets": 2}, {"min_seeds": 2},
@@ -48,8 +47,7 @@ def test_stamp_changes_with_the_rule(changes: dict) -> None:
 
 
 def test_what_is_stamped() -> None:
-    """The list of changes above leaves out no field of a rule. What is said about a claim (sentence, source, certainty, paper,
-    reported numbers) may be edited without another stamp. A run's provenance gets one stamp per claim of the ledger."""
+    """The list of changes above leaves out no field of a rule; what is said about a claim has no stamp."""
     (mark,) = test_stamp_changes_with_the_rule.pytestmark
     assert {name for changes in mark.args[1] for name in changes} == {f.name for f in dataclasses.fields(Rule)}
     claim = Claim(id="C2", paper="a", notebook="01", sentence="b", source="c", certainty="d", rule=RULE)
@@ -58,7 +56,6 @@ def test_what_is_stamped() -> None:
     assert rules.stamps() == {c.id: c.rule.stamp for c in rules.claims()} and len(rules.stamps()) == len(rules.claims())
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
 def test_a_ledger_is_read() -> None:
     """Claims come in the file's order under their ids, with lists as tuples and everything else at its default."""
     (claim,) = rules.read(ledger())
@@ -113,7 +110,6 @@ def test_defaults_of_rules_are_never_changed() -> None:
     assert defaults == {"of": (), "reach": None, "claimed": None, "withholds": False, "at_most": "reproduced"}
 
 
-# -- the committed ledger --------------------------------------------------------------------------------------------
 def test_committed_claims() -> None:
     """The ledger is read, ids are unique in the text too, and the claims on TWINS are there with all that a reader needs."""
     claims = rules.claims()
@@ -174,9 +170,7 @@ def measured(job: Job, rule: Rule) -> bool:
 
 @pytest.mark.parametrize("preset", rules.SCALES)
 def test_rules_can_be_applied(preset: str) -> None:
-    """Every pair and control of a rule runs at each scale that judges, on enough data sets, with the seeds and what is measured
-    that the rule asks for (joint training needs the source's images, which the paper's scale lacks; cells of the smoothing grid
-    are looked up elsewhere). Claims on learning rates have it at each of their rates."""
+    """Every pair and control of a rule runs at each scale that judges, on enough data sets."""
     judged = [claim for claim in rules.claims() if claim.rule.smooth is None]
     assert {claim.notebook for claim in judged} == {"01", "02", "03", "06"}
     planned = {n: plan.plan(preset, n)[0](best=first) for n in ("01", "02", "03", "06")}

@@ -26,11 +26,8 @@ def grid(**changes: object) -> list[Job]:
         grids={name: {"lr": [lr]} for name, lr in RATES.items()}) | changes)
 
 
-# -- order -----------------------------------------------------------------------------------------------------------
 def test_order() -> None:
-    """The start network first, then all of seed 0 before any of seed 1: methods, baselines, controls and further lambdas on
-    the data sets that they are compared on, the methods alone on others; sources that nothing starts from last, measured as
-    well."""
+    """The start network first, then all of seed 0 before any of seed 1."""
     jobs = grid()
     on_a = [*PAPER[1:], *AT_FAMILY, *CONTROLS, "twins_at_lambda0.1", "twins_at_lambda3"]
     assert [(j.spec.seed, j.spec.data.name, j.spec.method.name) for j in jobs if not j.ship] == [
@@ -54,10 +51,8 @@ def test_candidates_come_before_what_waits_for_them() -> None:
     assert all(j.evals == () and j.settled and not j.ship for j in jobs if j.study == "tuning")
 
 
-# -- what reaches which run ------------------------------------------------------------------------------------------
 def test_settings_of_a_target_are_its_own() -> None:
-    """Its data and optimiser settings go over the shared ones and to that target only; its method switches reach the methods that
-    split the batch, and no others. A further lambda is TWINS-AT under a name and a weight of its own."""
+    """Its data and optimiser settings go over the shared ones and to that target only."""
     cells = by_cell(grid(compared_on=["a", "b"], grids={}))
     for (data, name, seed), job in cells.items():
         spec = job.spec
@@ -73,8 +68,7 @@ def test_settings_of_a_target_are_its_own() -> None:
 
 @pytest.mark.parametrize(("rates", "own"), [(RATES, {}), (RATES, {"l2sp": 0.7, "at_lr": 0.8}), ({}, {})])
 def test_rates_of_others(rates: dict, own: dict) -> None:
-    """Without a grid for lr a baseline or control takes the rate of the method it is compared with, at_lr 1 + lambda times
-    that of TWINS-AT; a grid of its own counts more. Where nothing is tuned, all have their target's."""
+    """Without a grid for lr a baseline or control takes the rate of the method it is compared with."""
     grids = {name: {"lr": [lr]} for name, lr in (rates | own).items()}
     for (data, name, _), job in by_cell(grid(grids=grids, compared_on=["a", "b"])).items():
         parent = "twins_at" if name in OF_TWINS else transfer.LR_OF.get(name, name)
@@ -84,8 +78,7 @@ def test_rates_of_others(rates: dict, own: dict) -> None:
 
 @pytest.mark.parametrize("file", [False, True])
 def test_starts(file: bool) -> None:
-    """Runs start from the named source, a run or a file from elsewhere, whose name is part of their hashes; at_natural from the
-    natural network and at_random from random weights. The start is the one difference."""
+    """Runs start from the named source, a run or a file from elsewhere, whose name is part of their hashes."""
     jobs = transfer.transfer(**of_transfer(sources=sources(FILE if file else None), methods=["at"], compared_on=["a", "b"],
                                            baselines=["l2sp", "at_natural", "at_random"]))
     natural = next(j.spec for j in jobs if j.ship and j.spec.method.name == "natural")
@@ -104,8 +97,7 @@ def test_starts(file: bool) -> None:
 
 @pytest.mark.parametrize("robust", [None, FILE])
 def test_normalisation_of_a_source(robust: dict | None) -> None:
-    """Mean and std of any source are those of its own run, of all that starts from it, and of random starts beside it; other
-    sources keep theirs."""
+    """Mean and std of any source are those of its own run, of all that starts from it, and of random starts beside it."""
     jobs, plain = (transfer.transfer(**of_transfer(baselines=["at_natural", "at_random"], compared_on=["a"],
                                                    sources=sources(robust, **constants))) for constants in (CONSTANTS, {}))
     found = {job.spec.method.name: (job.spec.model.mean, job.spec.model.std[0]) for job in jobs}
@@ -120,8 +112,7 @@ def test_normalisation_of_a_source(robust: dict | None) -> None:
     ({"targets": ["b"], "methods": ["at"], "seeds": [0]}, lambda *cell: cell == ("b", "at", 0)),
 ], ids=lambda value: str(value) if isinstance(value, dict) else "cells")
 def test_limits_of_evaluations(limits: dict, expected) -> None:
-    """targets, methods and seeds limit an evaluation to the runs that are in all of them, and enter no hash; sources are not
-    concerned."""
+    """targets, methods and seeds limit an evaluation to the runs that are in all of them, and enter no hash."""
     costly = {"kind": "pgd", "images": 3, "eps": 0.2}
     jobs = grid(evaluations=[{"kind": "clean", "images": 7}, costly | limits])
     assert len(by_cell(jobs)) == 2 * (22 + 4)
@@ -132,10 +123,8 @@ def test_limits_of_evaluations(limits: dict, expected) -> None:
     assert all([e.images for e in j.evals] == [9] for j in jobs if j.ship)
 
 
-# -- hyper-parameters ------------------------------------------------------------------------------------------------
 def test_candidates_are_the_product_of_a_grid() -> None:
-    """Every combination of a method's values is trained, with the first seed only; all else is the run's own. All seeds have what
-    `best` took, and the run of the first seed is that candidate itself."""
+    """Every combination of a method's values is trained, with the first seed only; all else is the run's own."""
     jobs = grid(grids={"l2sp": {"l2sp_weight": [0.01, 0.1, 1], "lr": [0.2, 0.3]}}, seeds=[3, 1, 2], best=last)
     candidates = [j.spec for j in jobs if j.study == "tuning"]
     assert [(c.method.l2sp_weight, c.optim.lr) for c in candidates] == [
@@ -183,7 +172,6 @@ def test_own_candidates_wait_for_the_rate() -> None:
         assert by_cell(jobs)["a", "l2sp", 1].settled is settled
 
 
-# -- refused ---------------------------------------------------------------------------------------------------------
 ROBUST = {"data": {"name": "toy_source", "image_size": 16}, "optim": {}}
 
 
@@ -221,12 +209,9 @@ def test_illegal_arguments(changes: dict, message: str) -> None:
         grid(**changes)
 
 
-# -- presets ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("preset", [p for p, number in made.PRESETS if number == "01"])
 def test_presets(preset: str) -> None:
-    """Every preset's parameters make jobs: no two alike, all sources among them, each of its methods on the same targets,
-    split, seeds and attacks, and nothing unsettled once the candidates are there. A method and what it is compared with are tuned
-    over the same rates, so neither gets more trials."""
+    """Every preset's parameters make jobs: no two alike, all sources among them, each of its methods on the same targets."""
     asked, settings = plan.plan(preset, "01")
     jobs, known = asked(best=last), asked.keywords
     assert settings["preset"] == preset and set(settings) == set(presets.SETTINGS)

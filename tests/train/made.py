@@ -23,7 +23,6 @@ KINDS = (  # methods that train differently
     "distill", "feature_distill", "l2sp", "joint", "linear_probe", "at_awp", "free_at")
 
 
-
 def spec(name: str = "twins_at", *, optim: dict | None = None, **switches) -> RunSpec:
     """A short run of a method on toy images, with a source run where the method needs one."""
     if name.startswith("twins"):

@@ -32,9 +32,7 @@ def moved(net: nn.Module, loss: torch.Tensor, gamma: float) -> dict[str, torch.T
 
 @pytest.mark.parametrize(("seed", "gamma"), [(1, 1e-3), (2, 0.02)])
 def test_perturbation_by_hand(seed: int, gamma: float) -> None:
-    """Inside, weights of two or more dimensions stand gamma times their norm up the gradient of the loss, which is higher
-    there, others where they were, and gradients are those of that place; outside, every weight is restored exactly and the
-    statistics have been updated once, by the pass inside."""
+    """Inside, weights of two or more dimensions stand gamma times their norm up the gradient of the loss."""
     net, (x, y) = small(seed), batch(8, torch.float64)
     before, hand, textbook = state(net), copy.deepcopy(net), copy.deepcopy(net)
     at_rest = F.cross_entropy(hand(x), y)
@@ -87,8 +85,7 @@ def test_weights_without_a_direction_stay() -> None:
 
 @pytest.mark.parametrize("name", ["at_awp", "twins_at"])
 def test_a_step_by_hand(name: str) -> None:
-    """A step attacks the images at the weights as they are, takes the gradient at the perturbed ones, on the same images, and
-    applies it with decay and momentum to the unperturbed ones; statistics are those of the one pass at the perturbed ones."""
+    """A step attacks the images at the weights as they are, takes the gradient at the perturbed ones, on the same images."""
     s = spec(name, awp_gamma=0.02, optim={"weight_decay": 0.1})
     model, (x, y) = winged(s, network()).double(), batch(8, torch.float64)
     before, rest, there = state(model), copy.deepcopy(model), copy.deepcopy(model)

@@ -17,7 +17,6 @@ from twinslib.train.objectives import split_wings
 from twinslib.train.step import Step, generator
 
 
-# -- laws of scale ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layer", ["network.conv1", "network.blocks.1.conv2"])
 def test_scale_check(layer: str) -> None:
     """Its table shows both laws for batch statistics and neither for frozen ones; at factor 1 the two networks are one."""
@@ -36,7 +35,6 @@ def test_scale_check(layer: str) -> None:
             scale_check(model, name, factors, x, y)
 
 
-# -- angles ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("radians", [0.0, 1e-9, 1e-4, 0.3, math.pi / 2, math.pi])
 def test_angle_is_accurate(radians: float) -> None:
     """Two vectors at a known angle, tiny and large ones, whatever their lengths."""
@@ -46,8 +44,7 @@ def test_angle_is_accurate(radians: float) -> None:
 
 
 def test_angles_of_real_steps() -> None:
-    """Over steps of SGD with momentum, decay and changing rates each angle is the arccos of the normalised inner product of the
-    weights before and after, in float64."""
+    """Each angle is the arccos of the inner product of the normalised weights before and after its step, in float64."""
     s = spec("at", optim={"weight_decay": 0.2, "momentum": 0.9})
     model = network().double()
     recorder, snapshots = Recorder(every=1), []
@@ -61,7 +58,6 @@ def test_angles_of_real_steps() -> None:
         assert found == pytest.approx(want, rel=1e-5)
 
 
-# -- the recorder ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["twins_at", "twins_trades", "at_split", "frozen_at"])
 def test_quantities_by_hand(name: str) -> None:
     """One step: losses and gradients of the halves, norms, cosine and angle of every layer against an independent calculation

@@ -10,13 +10,11 @@ from torch import nn
 from tests.train.made import KINDS, LAMBDA, batch, close, device_set, equal, gradients, network, spec, state, winged
 from twinslib.attack import pgd as attack_pgd
 from twinslib.nets.models import make_model
-from twinslib.nets.norms import freeze_statistics, to_plain, twin_norms, twinsify
-from twinslib.specs.run import RunSpec
+from twinslib.nets.norms import to_plain, twin_norms, twinsify
 from twinslib.train.loop import fit
 from twinslib.train.step import Step, generator
 
 
-# -- two wings ---------------------------------------------------------------------------------------------------------
 def textbook(model: nn.Module, inputs: dict, y: torch.Tensor, objective: str, second_trains: bool):
     """Two separate networks, one per wing, written out; returns loss, gradients by name of the two-wing network, networks."""
     nets = frozen, adaptive = copy.deepcopy(model).train(second_trains), copy.deepcopy(model).train()
@@ -45,8 +43,7 @@ def textbook(model: nn.Module, inputs: dict, y: torch.Tensor, objective: str, se
 @pytest.mark.parametrize("objective", ["at", "trades"])
 @pytest.mark.parametrize("wings", ["twins", "two_adaptive"])
 def test_two_wings_equal_two_networks(wings: str, objective: str, n: int) -> None:
-    """Loss, all gradients and the statistics agree with two separate textbook networks, of which the first is in eval mode
-    for TWINS and in training mode for the control with two adaptive branches (float64, 1e-5)."""
+    """Loss, all gradients and the statistics agree with two separate textbook networks."""
     model = network().double()
     x, y = batch(n, torch.float64)
     inputs = {"clean": x, "adversarial": (x + 0.05 * torch.sign(torch.randn_like(x))).clamp(0, 1)}
@@ -90,54 +87,23 @@ def test_which_wing_is_attacked(name: str, attacked: list[str], monkeypatch) -> 
     assert len({generator("cpu", *purpose).initial_seed() for purpose in purposes}) == 4
 
 
-# -- controls: split batches, frozen statistics ------------------------------------------------------------------------
-def at_gradient(run: RunSpec, model: nn.Module, x: torch.Tensor, y: torch.Tensor,
-                frozen: bool) -> tuple[float, list[torch.Tensor]]:
-    """(loss, gradients) of a step on given adversarial images; with `frozen` the statistics stay."""
-    model = copy.deepcopy(model)
-    step = Step(model, run, "cpu")
-    if frozen:
-        freeze_statistics(model)
-    loss, _, _ = step.loss({"clean": x, "adversarial": x}, y)
-    return loss.item(), list(gradients(loss, model).values())
-
-
-@pytest.mark.parametrize("weight", [1.0, 0.4])
-def test_split_equals_at_with_frozen_statistics(weight: float) -> None:
-    """With frozen statistics the halves do not see each other, so the control of split batches is AT with weighted halves: with
-    the normalised loss at weight 1 exactly AT, without it 1 + lambda times; where statistics adapt it is not AT."""
-    model, (x, y) = network().double(), batch(8, torch.float64)
-    loss, plain = at_gradient(spec("at"), model, x, y, True)
-    halves = [at_gradient(spec("at"), model, x[h], y[h], True)[1] for h in (slice(0, 4), slice(4, 8))]
-    for normalize in (True, False):
-        run = spec("at_split", twins_weight=weight, normalize_loss=normalize)
-        got_loss, got = at_gradient(run, model, x, y, True)
-        scale = 1 / (1 + weight) if normalize else 1.0
-        for g, whole, first, second in zip(got, plain, *halves, strict=True):
-            torch.testing.assert_close(g, scale * (weight * first + second), rtol=1e-9, atol=1e-12)
-            assert weight != 1 or torch.allclose(g, 2 * scale * whole, rtol=1e-9, atol=1e-12)
-        assert weight != 1 or got_loss == pytest.approx(2 * scale * loss, rel=1e-12)
-    loss, plain = at_gradient(spec("at"), model, x, y, False)
-    split_loss, split = at_gradient(spec("at_split", normalize_loss=True), model, x, y, False)
-    assert abs(split_loss - loss) > 1e-4
-    assert all(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(split, plain, strict=True))
-
-
-@pytest.mark.parametrize("n", [9, 1])
-def test_split_updates_statistics_once_per_half(n: int) -> None:
-    """The halves pass one after the other: losses and running statistics are those of two ordinary passes in that order."""
+@pytest.mark.parametrize(("n", "weight", "normalize"), [(9, 1.0, False), (9, 0.4, False), (9, 0.4, True), (1, 1.0, False)])
+def test_halves_pass_one_after_the_other(n: int, weight: float, normalize: bool) -> None:
+    """Loss, gradients and statistics of the control of split batches are those of two ordinary passes in that order, weighed."""
     model, (x, y) = network().double(), batch(n, torch.float64)
     hand = copy.deepcopy(model).train()
-    halves = [h for h in (slice(0, n // 2), slice(n // 2, n)) if h.stop > h.start]
-    want = sum(F.cross_entropy(hand(x[h]), y[h]) for h in halves)
-    torch.testing.assert_close(Step(model, spec("at_split"), "cpu").loss({"clean": x, "adversarial": x}, y)[0], want)
+    halves = [(h, w) for h, w in ((slice(0, n // 2), weight), (slice(n // 2, n), 1.0)) if h.stop > h.start]
+    want = sum(w * F.cross_entropy(hand(x[h]), y[h]) for h, w in halves) / (1 + weight if normalize else 1)
+    step = Step(model, spec("at_split", twins_weight=weight, normalize_loss=normalize), "cpu")
+    loss = step.loss({"clean": x, "adversarial": x}, y)[0]
+    torch.testing.assert_close(loss, want)
+    close(gradients(loss, model), gradients(want, hand))
     close(dict(model.named_buffers()), dict(hand.named_buffers()))
 
 
 @pytest.mark.parametrize("name", ["twins_trades", "frozen_at", "natural", "natural_frozen", "linear_probe"])
 def test_frozen_stays_frozen_in_training(name: str) -> None:
-    """Training with attacks and measurements leaves frozen statistics, and all but the head of a linear probe, bit-identical and
-    moves everything else."""
+    """Training leaves frozen statistics, and all but the head of a linear probe, bit-identical and moves everything else."""
     run = spec(name, optim={"val_every": 1})
     model = winged(run, network())
     before, buffers = state(model), {k for k, _ in model.named_buffers()}
@@ -147,7 +113,6 @@ def test_frozen_stays_frozen_in_training(name: str) -> None:
     assert still == {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
 
 
-# -- every method ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "precision"), [
     *((name, "float32") for name in KINDS), *((name, "bfloat16") for name in ("trades", "twins_at", "distill", "joint"))])
 def test_every_method_learns_a_batch(name: str, precision: str) -> None:
@@ -184,8 +149,7 @@ def test_a_last_batch_of_any_size(name: str) -> None:
 
 
 def test_the_rule_for_one_image() -> None:
-    """Norms that meet one value per channel take their running statistics and keep them, others those of the image, alike in an
-    ordinary network and in the adaptive wing; afterwards the network is as it was, without hooks, after an error too."""
+    """Norms that meet one value per channel take their running statistics and keep them, in ordinary networks and wings."""
     x, y = batch(1)
     plain, hand, twin = deep_network(), deep_network().train(), twinsify(deep_network())
     single = [name for name, m in hand.named_modules() if isinstance(m, nn.BatchNorm2d) and m.num_features == 64]

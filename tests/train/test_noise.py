@@ -44,7 +44,6 @@ def test_noise_has_its_level_and_is_not_clipped() -> None:
     assert torch.equal(again - x, added)
 
 
-# -- in training ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "spec"), [("noise", NoiseSpec(sigmas=(0.5,))), ("mixed_noise", NoiseSpec(sigmas=(0.0, 0.5)))])
 def test_training_sees_the_noise_of_its_spec(name: str, spec: NoiseSpec) -> None:
     """What a step's forward pass gets is its images with fresh noise of the spec's levels, the same for a step done again."""
@@ -60,7 +59,6 @@ def test_training_sees_the_noise_of_its_spec(name: str, spec: NoiseSpec) -> None
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
-# -- statistics estimated again ---------------------------------------------------------------------------------------
 def test_reestimated_holds_the_statistics_of_noisy_images() -> None:
     """The first batch norm stores mean and unbiased variance of what it meets; weights and the network given stay as they are."""
     model = make_model("tiny_resnet", 4, seed=0).eval()
@@ -93,7 +91,6 @@ def test_reestimated_is_the_mean_over_batches() -> None:
     assert noise.mismatch(model, IMAGES, 0.5) == {}
 
 
-# -- mismatch ---------------------------------------------------------------------------------------------------------
 class OneNorm(nn.Module):
     """Scales pixels by 2, then batch norm."""
 

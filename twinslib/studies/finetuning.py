@@ -19,9 +19,7 @@ RANDOM = "aft_random"  # the same epochs from random weights
 PARTS = ("main", "schedule", "fraction", "width")
 
 
-class Start(TypedDict, total=False):
-    """The optim of a natural training of ours; or weights, model and targets of a network from elsewhere."""
-
+class Start(TypedDict, total=False):  # the optim of a natural training of ours; or weights, model and targets of another network
     optim: dict
     weights: dict
     model: dict
@@ -30,15 +28,11 @@ class Start(TypedDict, total=False):
     std: Sequence[float]
 
 
-class Target(TypedDict, total=False):
-    """What a data set changes."""
-
+class Target(TypedDict, total=False):  # what a data set changes
     data: dict
 
 
-class Run(TypedDict, total=False):
-    """What a method changes, and where it runs."""
-
+class Run(TypedDict, total=False):  # what a method changes, and where it runs
     start: str | None
     model: dict
     optim: dict
@@ -49,17 +43,13 @@ class Run(TypedDict, total=False):
     seeds: Sequence[int]
 
 
-class Fractions(TypedDict):
-    """Runs of `main` to repeat with so many training images; none where both lists are empty."""
-
+class Fractions(TypedDict):  # runs of `main` to repeat with so many training images; none where both lists are empty
     images: Sequence[int]
     runs: Sequence[str]
     targets: NotRequired[Sequence[str]]
 
 
-class Widths(TypedDict):
-    """The same for channels of the first stage."""
-
+class Widths(TypedDict):  # the same for channels of the first stage
     widths: Sequence[int]
     runs: Sequence[str]
     targets: NotRequired[Sequence[str]]

@@ -21,26 +21,20 @@ CROSSED = "crossed"
 FILTERS = ("pretraining", "finetuning", "norms", "targets", "seeds")
 
 
-class Source(TypedDict):
-    """What all pre-trainings share."""
-
+class Source(TypedDict):  # what all pre-trainings share
     data: dict
     optim: dict
     mean: NotRequired[Sequence[float]]
     std: NotRequired[Sequence[float]]
 
 
-class Target(TypedDict, total=False):
-    """What a data set changes, and its seeds."""
-
+class Target(TypedDict, total=False):  # what a data set changes, and its seeds
     data: dict
     optim: dict
     seeds: Sequence[int]
 
 
-class Pretraining(TypedDict, total=False):
-    """Its noise, or none at all, and where it is done."""
-
+class Pretraining(TypedDict, total=False):  # its noise, or none at all, and where it is done
     sigmas: Some[Sequence[float]]
     draw: str
     random: bool
@@ -48,9 +42,7 @@ class Pretraining(TypedDict, total=False):
     targets: Sequence[str]
 
 
-class Finetuning(TypedDict, total=False):
-    """Its noise, its method, and where it is done."""
-
+class Finetuning(TypedDict, total=False):  # its noise, its method, and where it is done
     sigmas: Some[Sequence[float]]
     draw: str
     method: str

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from ..base.errors import check_keys, choose, shown
 from ..specs.jobs import Best, Job
@@ -43,21 +43,9 @@ class Run(TypedDict, total=False):  # what a method changes, and where it runs
     seeds: Sequence[int]
 
 
-class Fractions(TypedDict):  # runs of `main` to repeat with so many training images; none where both lists are empty
-    images: Sequence[int]
-    runs: Sequence[str]
-    targets: NotRequired[Sequence[str]]
-
-
-class Widths(TypedDict):  # the same for channels of the first stage
-    widths: Sequence[int]
-    runs: Sequence[str]
-    targets: NotRequired[Sequence[str]]
-
-
 @strict
 def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[dict[str, Target]], main: Some[dict[str, Run]],
-               schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: Fractions, widths: Widths,
+               schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: dict[str, list], widths: dict[str, list],
                seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Some[Sequence[dict]], best: Best) -> list[Job]:
     """Adversarial fine-tuning and what it is compared with.
 
@@ -98,6 +86,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         if name != "aft" and not run.get("start") and "lr" not in run.get("optim", {}):
             choose(RANDOM, main, f"run that chooses the learning rate of main.{name}, which has neither a rate nor a start")
     for where, group, key in (("fractions", fractions, "images"), ("widths", widths, "widths")):
+        check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
         if bool(group[key]) != bool(group["runs"]):
             raise ValueError(f"expected {key} and runs of {where}, both or neither empty, got {shown(group)}")
         check_limits(group, {**({"runs": main} if group["runs"] else {}), "targets": targets}, where)

@@ -39,6 +39,8 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
              for d in datasets}
     seeds = {d: len(set.intersection(*found)) for d, found in there.items() if found}
     lack, whole = too_few(rule, seeds), [d for d in datasets if seeds.get(d, 0) >= rule.min_seeds]
+    if not lack and rule.measure != "one_rate":  # means are over the seeds that all have
+        lack = too_few(rule, dict.fromkeys(whole, len(set.intersection(*(found for d in whole for found in there[d])))))
     wide = level(len(rule.metrics) * (len(whole) or 1)) if rule.measure == "one_rate" else 0.95
     single = [e for m, *place in both
               for e in by_dataset(at[tuple(place)], rule, pair, m, guess, level=wide, where=place[1])]

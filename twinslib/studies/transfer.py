@@ -116,7 +116,11 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, dict]], start: str
     for name in compared_on:
         choose(name, targets, "data set of compared_on")
     for label in others:
-        _check_parent(label, methods)
+        if not label.startswith(LAMBDA) and label not in LR_OF:
+            raise ValueError(f"expected a baseline or control ({', '.join(LR_OF)}), got {label!r}; list it under methods")
+        if _parent(label) not in methods:
+            raise ValueError(f"expected {_parent(label)!r} among methods for {label!r}, which takes its learning rate, "
+                             f"got {', '.join(methods)}; add it")
     if len({*methods, *others}) < len([*methods, *others]):
         raise ValueError("expected methods, baselines, controls and lambdas without repeats, got "
                          f"{', '.join([*methods, *others])}")
@@ -160,14 +164,6 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, dict]], start: str
 
 def _parent(label: str) -> str:
     return "twins_at" if label.startswith(LAMBDA) else LR_OF[label]
-
-
-def _check_parent(label: str, methods: Sequence[str]) -> None:
-    if not label.startswith(LAMBDA) and label not in LR_OF:
-        raise ValueError(f"expected a baseline or control ({', '.join(LR_OF)}), got {label!r}; list it under methods")
-    if _parent(label) not in methods:
-        raise ValueError(f"expected {_parent(label)!r} among methods for {label!r}, which takes its learning rate, "
-                         f"got {', '.join(methods)}; add it")
 
 
 def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:

@@ -67,13 +67,9 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
 
 def _mean(found: Sequence[Sequence[list[tuple[Row, Row]]]], like: Effect) -> Effect:
     """Mean over rates and data sets, over the seeds that all have."""
-    seeds = set.intersection(*({a.seed for a, _ in both} for rates in found for both in rates))
-
-    def gains(both: list[tuple[Row, Row]]) -> list[np.ndarray]:
-        in_order = sorted((rows for rows in both if rows[0].seed in seeds), key=lambda rows: rows[0].seed)
-        return [a.hits.astype(float) - b.hits for a, b in in_order]
-
-    blocks = [np.mean([gains(both) for both in rates], axis=0) for rates in found if rates]
+    gains = [[{a.seed: a.hits.astype(float) - b.hits for a, b in both} for both in rates] for rates in found if rates]
+    seeds = sorted(set.intersection(*(set(by_seed) for rates in gains for by_seed in rates)))
+    blocks = [np.mean([[by_seed[s] for s in seeds] for by_seed in rates], axis=0) for rates in gains]
     value, low, high, n = stats.crossed_mean(blocks)
     return dataclasses.replace(like, dataset=MEAN, images=n, seeds=len(seeds), value=value, low=low, high=high, level=0.95,
                                p_value=math.nan, where="mean over rates", part="mean")

@@ -57,6 +57,7 @@ def test_beats(ours, last, before, expected) -> None:
         (metric, where) for where in ("best epoch", "last epoch") for metric in ("clean", "robust")]
     assert str(result["effects"][0]).endswith("(best epoch)") and result["effects"][4].metric == "passes"
     assert all((e.seeds, e.images) == (3, N) for e in result["effects"][:4])
+    assert result["why"].endswith("against the last epoch of the rival") == all(e.low > 0 for e in result["effects"][2:4])
 
 
 @pytest.mark.parametrize(("ours", "spent", "aft_spent", "before", "expected"), [
@@ -160,7 +161,7 @@ def test_ledger_from_a_store(store) -> None:
     assert (found.verdict, len(found.runs), found.not_counted) == (REPRODUCED, 6, 0)
     first, second = ledger.to_table([found, cheap]).to_dict("records")
     assert first["n"] == "data sets: 1, seeds: 3, images: 1,000" and "+10.0 [" in first["effect"]
-    assert second["verdict"] == NOT and "passes on CIFAR-10: 0.50 [0.50, 0.50] (start given)" in second["effect"]
+    assert second["verdict"] == NOT and "passes on CIFAR-10: 0.50 [0.50, 0.50] at 97.5 % (start given)" in second["effect"]
     finish(store, run, epochs(10, 600), masks[run])
     found = ledger.judge(LEDGER["AFT-C1"], store, list(jobs.values()))
     assert (found.verdict, found.not_counted) == (NOT_TESTED, 1)

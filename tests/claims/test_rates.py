@@ -29,14 +29,15 @@ def run(name: str, dataset: str = "cifar10", rate: float = 0.003, seed: int = 0,
     return Job(STUDY, spec, EVALS, labels=(("part", part), ("rate", f"{rate:g}")))
 
 
-def judged(name: str, levels: dict, at=RATES, sets=SETS, seeds=(0, 1, 2), diverged=()) -> tuple[str, Evidence]:
-    """Verdict and evidence where levels[method] is (clean, robust), or data set, rate, seed -> that."""
+def judged(name: str, levels: dict, at=RATES, sets=SETS, seeds=(0, 1, 2), diverged=(), gone=()) -> tuple[str, Evidence]:
+    """Verdict and evidence where levels[method] is (clean, robust), or data set, rate, seed -> that; `gone`: runs that
+    diverged and left nothing."""
     rows, rule = [], LEDGER[name].rule
     for m, d, r, seed in itertools.product(levels, sets, at, seeds):
         job, level = run(m, d, r, seed), levels[m](d, r, seed) if callable(levels[m]) else levels[m]
         rows += [Row(STUDY, job.spec, job.labels, metric, np.arange(N) < round(N * share), e.attack_name, e.threat, e.eps)
-                 for metric, share, e in zip(("clean", "robust"), level, EVALS, strict=True)]
-    found = rates.weigh(rows, dict.fromkeys(SETS, 0.01), rule, diverged)
+                 for metric, share, e in zip(("clean", "robust"), level, EVALS, strict=True) if job not in gone]
+    found = rates.weigh(rows, dict.fromkeys(SETS, 0.01), rule, [*diverged, *gone])
     return verdict.judge(rule, found), found
 
 
@@ -78,6 +79,11 @@ def test_rates_near_chance_and_runs_that_diverged() -> None:
     assert said == REPRODUCED and {(e.dataset, e.where) for e in found.flagged} == {("cifar10", "rate 0.3")}
     said, found = judged("E2", levels, diverged=[run("at_lr", "cifar10", 0.3)])
     assert said == INCONCLUSIVE and "diverged: CIFAR-10 at 0.3" in found.said
+    apart = [run("twins_at", "cifar10", r, seed) for seed, r in enumerate((0.03, 0.1, 0.3))]  # no seed is there at every rate
+    said, found = judged("E3", {"twins_at": lambda d, r, seed: (0.4, 0.2) if r > 0.02 else (0.55, 0.35), "at_split": (0.5, 0.3)},
+                         gone=apart)
+    assert [(e.value > 0, e.seeds) for e in found.effects] == [(True, 3)] * 2 and said == INCONCLUSIVE
+    assert len(found.detail) == 2 * 2 * len(RATES) and "diverged: CIFAR-10 at 0.03, CIFAR-10 at 0.1" in found.said
     assert "near chance" in judged("E1", {"twins_at": (0.04, 0.03), "at": (0.04, 0.03)})[1].lack
 
 

@@ -21,6 +21,7 @@ from scipy import special
 from ..base import stats
 from ..base.files import atomic_write
 from ..evidence.frame import contrast
+from ..specs.labels import unique
 from ..studies import rules
 from ..studies.rules import Claim, Rule
 from .effects import Effect, effect, of_means, turned
@@ -117,12 +118,6 @@ def _images(rule: Rule) -> int:
     return rule.robust.min_images if rule.robust else rule.smooth.min_images if rule.smooth else 0
 
 
-def _parts(rule: Rule) -> tuple[str, ...]:
-    """The parts of a rule's effects of one pair and measure."""
-    named = [word for clause in (*rule.asked, *rule.partly) for b in clause for word in b.of if word in rules.PARTS]
-    return tuple(dict.fromkeys(named)) or ("",)
-
-
 def _effects(rule: Rule, truth: str, rng: np.random.Generator, dataset: int) -> list[Effect]:
     """Simulated effects, one for each that a bound names, with intervals at the level that they share; for "same_step" also
     turned round. Of one data set, or, where a rule pools data sets (`_draw`), of all together."""
@@ -142,13 +137,15 @@ def _effect(rule: Rule, pair: tuple[str, str], metric: str, dataset: str, part: 
 
 
 def _places(rule: Rule, metric: str) -> Sequence[str]:
+    """The parts of a rule's effects of one pair and measure."""
     if rule.measure == "one_for_all" or (rule.measure == "cost" and metric == "certified"):
         return (*("" for _ in rule.smooth.radii), "mean")
     if rule.measure == "beats":
         return ("",) if metric == "passes" else ("best epoch", "last epoch")
     if rule.measure == "cheaper":
         return ("start given", "start included") if metric == "passes" else ("best epoch",)
-    return ("",) if rule.measure == "cost" else _parts(rule)
+    named = [word for clause in (*rule.asked, *rule.partly) for b in clause for word in b.of if word in rules.PARTS]
+    return ("",) if rule.measure == "cost" or not named else unique(named)
 
 
 def _true(rule: Rule, e: Effect, truth: str) -> float:

@@ -113,16 +113,12 @@ def by_dataset(rows: Sequence[Row], rule: Rule, pair: tuple[str, str], metric: s
             known["chance"] = guess.get(dataset, math.nan)
         else:
             known["images"] = min(row.images for row in ours)  # that the numbers were measured on
-        if ours[0].ends:
-            known |= {"ours": _lowest_end(ours), "theirs": _lowest_end(theirs)}
+        if ours[0].ends:  # the lowest of their means over seeds
+            known |= {name: float(np.mean([row.ends for row in side], axis=0).min())
+                      for name, side in (("ours", ours), ("theirs", theirs))}
         out.append(effect(pair, metric, dataset, a, [np.zeros(len(v)) for v in a] if alone else b, over=over,
                           accuracies=over == "images", **known | more))
     return out
-
-
-def _lowest_end(rows: Sequence[Row]) -> float:
-    """Of the means over seeds."""
-    return float(np.mean([row.ends for row in rows], axis=0).min())
 
 
 def counts(row: Row, rule: Rule) -> bool:

@@ -14,7 +14,7 @@ from ..specs.run import RunSpec
 from ..specs.strength import strength
 from ..studies.rules import FINETUNED, Rule
 from .effects import Effect, by_dataset, counts, effect
-from .verdict import PARTLY, REPRODUCED, Evidence, joined, level, sifted, too_few
+from .verdict import PARTLY, REPRODUCED, Evidence, asked_of, joined, level, sifted, too_few
 
 MEASURES = FINETUNED
 
@@ -33,21 +33,24 @@ def rows(networks: Sequence[Network]) -> list[Row]:
 def weigh(found: Sequence[Row], guess: Mapping[str, float], rule: Rule) -> Evidence:
     """What finished runs say on a rule of `MEASURES`, on the first of its data sets with enough seeds. `found`: `rows` of
     them."""
-    here, metrics = {}, [m for m in rule.metrics if m in ("clean", "robust")]
-    asked = list(itertools.product(rule.pairs, RIVALS.get(rule.measure, {"": "last"}).items(), metrics))
-    for d in unique(row.dataset for row in found):
-        mine = frame.where(found, dataset=d)
-        effects = [e for pair, (part, at), metric in asked
-                   for e in by_dataset(mine, rule, pair, metric, guess, at=("last", at), part=part, where=part,
-                                       level=level(len(rule.pairs)))]
-        here[d] = FINDINGS[rule.measure](mine, rule, effects) if len(effects) == len(asked) else Evidence()
-    detail = tuple(e for f in here.values() for e in f.effects)
+    datasets = {d: frame.where(found, dataset=d) for d in unique(row.dataset for row in found)}
+    here = {d: _found(mine, guess, rule, 0.95) for d, mine in datasets.items()}
     seeds = {d: min((e.seeds for e in f.effects), default=0) for d, f in here.items() if f.effects or f.lack}
     lack = too_few(rule, seeds)
     if lack:
-        return Evidence(detail=detail, lack=lack)
-    chosen = next(f for d, f in here.items() if seeds.get(d, 0) >= rule.min_seeds)
-    return joined(sifted(rule, chosen.effects, detail, chosen.lack), chosen)
+        return Evidence(detail=tuple(e for f in here.values() for e in f.effects), lack=lack)
+    first = next(d for d, n in seeds.items() if n >= rule.min_seeds)
+    own = here[first] = _found(datasets[first], guess, rule, level(sum(bool(asked_of(rule, e)) for e in here[first].effects)))
+    return joined(sifted(rule, own.effects, [e for f in here.values() for e in f.effects], own.lack), own)
+
+
+def _found(mine: Sequence[Row], guess: Mapping[str, float], rule: Rule, wide: float) -> Evidence:
+    """On one data set, with intervals at level `wide`; nothing where a comparison is missing."""
+    asked = list(itertools.product(rule.pairs, RIVALS.get(rule.measure, {"": "last"}).items(),
+                                   [m for m in rule.metrics if m in ("clean", "robust")]))
+    effects = [e for pair, (part, at), metric in asked
+               for e in by_dataset(mine, rule, pair, metric, guess, at=("last", at), part=part, where=part, level=wide)]
+    return FINDINGS[rule.measure](mine, rule, effects) if len(effects) == len(asked) else Evidence()
 
 
 def _costs(mine: Sequence[Row], rule: Rule, metric: str) -> np.ndarray:
@@ -64,7 +67,8 @@ def _beats(mine: Sequence[Row], rule: Rule, effects: list[Effect]) -> Evidence:
     end = times if seeds > 1 else math.nan  # one seed has no interval
     cost = Effect(*pair[::-1], "passes", "none", effects[0].dataset, 0, seeds, times, end, end, unit="times",
                   where="start included, the least of all seeds")
-    return Evidence((*effects, cost))
+    late = all(e.low > 0 for e in effects if e.part == "last epoch")
+    return Evidence((*effects, cost), said="both above 0 against the last epoch of the rival" if late else "")
 
 
 def _cheaper(mine: Sequence[Row], rule: Rule, effects: list[Effect]) -> Evidence:
@@ -72,10 +76,11 @@ def _cheaper(mine: Sequence[Row], rule: Rule, effects: list[Effect]) -> Evidence
     if any(np.isnan(both).any() for both in passed.values()):
         return Evidence()
     times = [effect(pair[::-1], "passes", effects[0].dataset, *both, over="ratios", accuracies=False, unit="times", part=part,
-                    where=part) for part, both in passed.items()]
-    given, whole = (float((theirs / ours).min()) for theirs, ours in passed.values())
+                    where=part, level=effects[0].level) for part, both in passed.items()]
+    given, whole = least = [float((theirs / ours).min()) for theirs, ours in passed.values()]
     clean = effects[0].value > 0
-    return Evidence((*times, *effects), holds={REPRODUCED: clean and max(given, whole) >= rule.share, PARTLY: clean},
+    enough = any(e.low > rule.share and each >= rule.share for e, each in zip(times, least, strict=True))
+    return Evidence((*times, *effects), holds={REPRODUCED: clean and enough, PARTLY: clean},
                     said=f"passes of the rival over those of fine-tuning: {given:.2f} with the start given, {whole:.2f} with it "
                     f"included; clean accuracy {'' if clean else 'not '}higher")
 

@@ -99,9 +99,14 @@ def counts(claim: Claim, store: Store, job: Job) -> str:
 
 def left(store: Store, claim: Claim) -> str:
     """How many runs a claim waits for, and the hours that they take, as it was when that was last looked at (`need.write`)."""
-    path = store.root / WAITING
-    found = read_json(path).get(claim.id) if path.exists() else None
+    found = _read(store, WAITING).get(claim.id)
     return f"; {found['runs']} runs are left, about {found['hours']:g} h ({found['on']})" if found else ""
+
+
+def _read(store: Store, name: str) -> dict:
+    """A file of the store, {} where there is none."""
+    path = store.root / name
+    return read_json(path) if path.exists() else {}
 
 
 def standing(store: Store, jobs: Sequence[Job], notebook: str) -> dict[tuple[str, str], pairs.Standing]:
@@ -209,10 +214,8 @@ def explain(v: Verdict, store: Store, jobs: Sequence[Job]) -> list[str]:
 
 def summary(store: Store, paper: str = "") -> str:
     """The verdicts in claims.json of the store as a short Markdown table, all or those on one paper (the start of its name)."""
-    path = store.root / "claims.json"
-    stored = read_json(path) if path.exists() else {}
     lines = [{"claim": name, "sentence": c["sentence"], "verdict": c["verdict"], "why": c["why"] + (
-        f"; diverged: {'; '.join(c['diverged'])}" if "diverged" in c else "")} for name, c in stored.items()
+        f"; diverged: {'; '.join(c['diverged'])}" if "diverged" in c else "")} for name, c in _read(store, "claims.json").items()
              if c["paper"].startswith(paper)]
     return to_markdown(pd.DataFrame(lines, columns=["claim", "sentence", "verdict", "why"]))
 
@@ -220,8 +223,7 @@ def summary(store: Store, paper: str = "") -> str:
 def headlines(store: Store) -> str:
     """The few claims that have a short form, with verdict and, where no more than two decide, effects, as a Markdown table
     for narrow screens; and how many claims have which verdict."""
-    path = store.root / "claims.json"
-    stored = read_json(path) if path.exists() else {}
+    stored = _read(store, "claims.json")
     lines = [{"claim": f"{c.short} ({c.id})", f"verdict at {store.preset}": _briefly(c, stored[c.id], store)}
              for c in rules.claims() if c.short and c.id in stored]
     counts = Counter(record["verdict"] for record in stored.values())
@@ -257,7 +259,7 @@ def write(store: Store, verdicts: Sequence[Verdict]) -> None:
     stay."""
     path, new = store.root / "claims.json", {v.claim.id: _record(v) for v in verdicts}
     with store.leases.hold("claims", log.info):  # another notebook may be writing its own
-        write_json(path, (read_json(path) if path.exists() else {}) | new, digest=False)
+        write_json(path, _read(store, path.name) | new, digest=False)
         text = f"# The claims at preset {store.preset}\n\n{summary(store)}"
         atomic_write(path.with_suffix(".md"), lambda tmp: tmp.write_text(text, encoding="utf-8"))
 

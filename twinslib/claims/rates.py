@@ -17,7 +17,7 @@ from ..specs.jobs import Job
 from ..specs.labels import MEAN, dataset_label, unique
 from ..studies.rules import STEPPED, Rule
 from .effects import Effect, by_dataset, compared, turned
-from .verdict import NOT, REPRODUCED, Evidence, level, said, sifted, too_few
+from .verdict import NOT, PARTLY, REPRODUCED, Evidence, level, said, sifted, too_few
 
 STUDY = "learning_rates"
 MEASURES = STEPPED
@@ -30,29 +30,35 @@ def rate(job: Job) -> float:
 
 def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged: Sequence[Job] = ()) -> Evidence:
     """What finished runs say on a rule of `MEASURES`. `diverged`: runs that ended without a result; a rate at which one of both
-    did so is not compared, and then nothing holds at every rate."""
+    did so is not compared, and then nothing holds at every rate; while other seeds of it are there, nothing is granted."""
     (pair,), datasets = rule.pairs, unique(row.dataset for row in rows)
-    lost = {(job.spec.data.name, rate(job)) for job in diverged}
-    both = {(m, d, r): compared(frame.where(rows, dataset=d, rate=r), rule, pair, m)
-            for m in rule.metrics for d in datasets for r in rule.rates}
-    seeds = {d: min(len(both[m, d, r]) for m in rule.metrics for r in rule.rates if (d, r) not in lost)
-             for d in datasets if any((d, r) not in lost for r in rule.rates)}
+    at = {(d, f"rate {r:g}"): frame.where(rows, dataset=d, rate=r) for d in datasets for r in rule.rates}
+    both = {(m, *place): compared(mine, rule, pair, m) for m in rule.metrics for place, mine in at.items()}
+    lost = {(job.spec.data.name, f"rate {rate(job):g}") for job in diverged}
+    there = {d: [{a.seed for a, _ in found} for (_, *place), found in both.items() if place[0] == d and tuple(place) not in lost]
+             for d in datasets}
+    seeds = {d: len(set.intersection(*found)) for d, found in there.items() if found}
     lack, whole = too_few(rule, seeds), [d for d in datasets if seeds.get(d, 0) >= rule.min_seeds]
+    if not lack and rule.measure != "one_rate":  # means are over the seeds that all have
+        lack = too_few(rule, dict.fromkeys(whole, len(set.intersection(*(found for d in whole for found in there[d])))))
     wide = level(len(rule.metrics) * (len(whole) or 1)) if rule.measure == "one_rate" else 0.95
-    single = [e for m, d, r in both
-              for e in by_dataset(frame.where(rows, dataset=d, rate=r), rule, pair, m, guess, level=wide, where=f"rate {r:g}")]
-    out = sifted(rule, [e for e in single if e.dataset in whole], single, lack, rule.min_datasets, ("dataset", "where"))
+    single = [e for m, *place in both
+              for e in by_dataset(at[tuple(place)], rule, pair, m, guess, level=wide, where=place[1])]
+    out = sifted(rule, [e for e in single if e.dataset in whole and (e.dataset, e.where) not in lost], single, lack,
+                 rule.min_datasets, ("dataset", "where"))
     if out.lack or rule.measure == "one_rate":
         return out
-    clear, kept = out.effects, {(e.dataset, e.where) for e in out.effects}
-    means = [_mean([[both[m, d, r] for r in rule.rates if (d, f"rate {r:g}") in kept] for d in whole],
-                   next(e for e in clear if e.metric == m)) for m in rule.metrics]
-    gone = ", ".join(sorted(f"{dataset_label(d)} at {r:g}" for d, r in lost))
+    clear = {m: [e for e in out.effects if e.metric == m] for m in rule.metrics}
+    means = [_mean([[both[m, d, e.where] for e in effects if e.dataset == d] for d in whole], effects[0])
+             for m, effects in clear.items()]
+    gone = ", ".join(f"{dataset_label(d)} at {where.removeprefix('rate ')}" for d, where in sorted(lost))
     words = said(rule, means) + (f"; diverged: {gone}" if gone else "")
     if rule.measure == "all_rates":
-        return dataclasses.replace(out, effects=tuple(means), everywhere=(), said=words)
-    outside = {m: [e.where for e in clear if e.metric == m and not (e.high >= -rule.margin and e.low <= rule.margin)]
-               for m in rule.metrics}
+        alone = not any((e.dataset, e.where) in lost for e in single)
+        return dataclasses.replace(out, effects=tuple(means), everywhere=(), said=words,
+                                   holds={REPRODUCED: alone, PARTLY: alone})
+    outside = {m: [e.where for e in effects if not (e.high >= -rule.margin and e.low <= rule.margin)]
+               for m, effects in clear.items()}
     words += "; outside at single rates: " + (", ".join(x for places in outside.values() for x in places) or "none")
     verdict = NOT if any(len(set(places)) > 1 for places in outside.values()) else ""
     return dataclasses.replace(out, effects=(*means, *map(turned, means)), everywhere=(), said=words, verdict=verdict,
@@ -61,13 +67,9 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
 
 def _mean(found: Sequence[Sequence[list[tuple[Row, Row]]]], like: Effect) -> Effect:
     """Mean over rates and data sets, over the seeds that all have."""
-    seeds = set.intersection(*({a.seed for a, _ in both} for rates in found for both in rates))
-
-    def gains(both: list[tuple[Row, Row]]) -> list[np.ndarray]:
-        in_order = sorted((rows for rows in both if rows[0].seed in seeds), key=lambda rows: rows[0].seed)
-        return [a.hits.astype(float) - b.hits for a, b in in_order]
-
-    blocks = [np.mean([gains(both) for both in rates], axis=0) for rates in found if rates]
+    gains = [[{a.seed: a.hits.astype(float) - b.hits for a, b in both} for both in rates] for rates in found if rates]
+    seeds = sorted(set.intersection(*(set(by_seed) for rates in gains for by_seed in rates)))
+    blocks = [np.mean([[by_seed[s] for s in seeds] for by_seed in rates], axis=0) for rates in gains]
     value, low, high, n = stats.crossed_mean(blocks)
     return dataclasses.replace(like, dataset=MEAN, images=n, seeds=len(seeds), value=value, low=low, high=high, level=0.95,
                                p_value=math.nan, where="mean over rates", part="mean")

@@ -64,7 +64,7 @@ def weigh(found: Sequence[Measured], clean: Sequence[Row], datasets: Sequence[st
 
 
 def _near(e: Effect, rule: Rule) -> bool:
-    return not math.isnan(e.chance) and e.ours <= e.chance + rule.chance
+    return e.ours <= e.chance + rule.chance  # of what has no chance, NaN, this is not so
 
 
 def _away(found: Evidence, rule: Rule) -> Evidence:

@@ -87,8 +87,6 @@ def spread(lines: Sequence[Effect], rule: Rule) -> tuple[str, str]:
 
 def _shown(rule: Rule, averaged: Sequence[Effect], tried: set) -> str:
     clear = Counter(e.pair for e in averaged if e.low > 0)
-    reached = [pair for pair in rule.pairs if clear[pair] == len(rule.metrics)]
-    if not tried:
-        return "none of the stand-ins has been run"
-    return (f"the paper's own baselines are not public; of {len(tried)} stand-ins of ours {len(reached)} have both intervals "
-            "above 0")
+    reached = sum(clear[pair] == len(rule.metrics) for pair in rule.pairs)
+    return (f"the paper's own baselines are not public; of {len(tried)} stand-ins of ours {reached} have both intervals above 0"
+            if tried else "none of the stand-ins has been run")

@@ -34,6 +34,7 @@ class Row:
     images: int = 0  # asked for
     split: str = ""  # name of the test images' indices
     ends: tuple[float, ...] = ()  # accuracies that must all be away from chance; those of `hits` where none are given
+    absent: str = ""  # what is said in place of `hits` that are not there
 
     @property
     def dataset(self) -> str:
@@ -67,20 +68,24 @@ class Row:
         return d.image_size, d.crop, d.exclude, d.split_seed
 
 
-def read(store: Store, jobs: Sequence[Job]) -> list[Row]:
-    """Every evaluation of `jobs`, in their order; of AutoAttack what all its parts left."""
+def read(store: Store, jobs: Sequence[Job], stages: bool = False) -> list[Row]:
+    """Every evaluation of `jobs`, in their order; of AutoAttack what all its parts left, and with `stages` what the first ones
+    did."""
     rows = []
     for job in jobs:
         record = store.run(job.spec) if job.settled else None
         for e in job.evals:
             found = (store.masks(job.spec, e) if record else None) or {}
-            rows.append(of_evaluation(job, e, found.get(e.attack_name), record["split"] if record else ""))
+            for name in found if stages and found else [e.attack_name]:
+                absent = "" if name in found else store.absent(job, e)
+                rows.append(of_evaluation(job, e, found.get(name), record["split"] if record else "", name, absent))
     return rows
 
 
-def of_evaluation(job: Job, e: EvalSpec, hits: np.ndarray | None, split: str) -> Row:
-    return Row(job.study, job.spec, job.labels, "clean" if e.kind == "clean" else "robust", hits, e.attack_name, e.threat, e.eps,
-               e.at, e.images, split)
+def of_evaluation(job: Job, e: EvalSpec, hits: np.ndarray | None, split: str, attack: str = "", absent: str = "") -> Row:
+    """The row of an evaluation. `attack`: the first parts of AutoAttack, where `hits` are what these left."""
+    return Row(job.study, job.spec, job.labels, "clean" if e.kind == "clean" else "robust", hits, attack or e.attack_name,
+               e.threat, e.eps, e.at, e.images, split, absent=absent)
 
 
 def chance(store: Store, jobs: Sequence[Job]) -> dict[str, float]:

@@ -99,10 +99,9 @@ def rows_of(store: Store, jobs: Sequence[Job], dataset: str, methods: Sequence[s
     diverged end with a row that holds only what is said of it (`absent`)."""
     out: dict[str, list[dict]] = {name: [] for name in methods}
     for job in _main(jobs, dataset):
-        s = job.spec
-        if out.get(s.method.name) == []:
-            word = NOT_RUN if store.run(s) else store.absent(job)
-            out[s.method.name] = store.epochs(s) + ([{"absent": word}] if word != NOT_RUN else [])
+        if out.get(job.spec.method.name) == []:
+            word = NOT_RUN if store.run(job.spec) else store.absent(job)
+            out[job.spec.method.name] = store.epochs(job.spec) + ([{"absent": word}] if word != NOT_RUN else [])
     return out
 
 

@@ -79,8 +79,9 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
                      for place, p in zip(family, stats.holm(list(family.values())), strict=True)}
         for key, lines in found.items():
             for d, line in lines.items():
-                absent = "" if line[1] else _absent(store, jobs, pair, groups[key][d][0][0])
-                out.append([d, *pair, *key, *line, corrected.get((key, d), math.nan), d in near, absent])
+                asked = [row for row in where(rows, dataset=d) if row.method in pair and row.measured[1:] == key[1:]]
+                out.append([d, *pair, *key, *line, corrected.get((key, d), math.nan), d in near,
+                            "" if line[1] else next((row.absent for row in asked if row.absent not in ("", NOT_RUN)), NOT_RUN)])
             done = {d: line for d, line in lines.items() if line[1]}
             clear = [line for d, line in done.items() if d not in near]
             for name, some in ((MEAN, clear), (MEAN_OF_ALL, list(done.values()) if len(clear) < len(done) else [])):
@@ -108,10 +109,3 @@ def _difference(both: Sequence[tuple[Row, Row]]) -> tuple:
     if not finished:
         return min(row.images for row in both[0]), 0, *[math.nan] * 4
     return contrast(*zip(*finished, strict=True))
-
-
-def _absent(store: Store, jobs: Sequence[Job], pair: tuple[str, str], row: Row) -> str:
-    """Why a comparison has no value: what is said of a run of it that diverged, else "not run"."""
-    words = (store.absent(job, e) for job in jobs if job.spec.method.name in pair and job.spec.data.name == row.dataset
-             for e in job.evals if (e.threat, e.eps, e.attack_name) == (row.threat, row.eps, row.attack))
-    return next((word for word in words if word != NOT_RUN), NOT_RUN)

@@ -16,10 +16,12 @@ from ..specs.strength import strength
 from ..store.store import Store
 from .accuracy import estimates, kinds, one_line
 
+NUMBERS = ("sd", "sigma", "radius", "epoch", "lr", "train_robust_error", "test_clean_error", "test_robust_error")  # or empty
+
 
 def _read(name: str) -> pd.DataFrame:
     with (resources.files("twinslib") / "reference" / name).open() as file:
-        return pd.read_csv(file, keep_default_na=False, na_values={"sd": [""]})
+        return pd.read_csv(file, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, [""]))
 
 
 def reference_rows() -> pd.DataFrame:
@@ -43,8 +45,7 @@ def overfitting_rows() -> pd.DataFrame:
     so chosen on the test images) or last (mean of the last five epochs). Robust test error is PGD's at its last iterate;
     train_robust_error is counted while an epoch trains, on augmented images.
     """
-    return _read("overfitting.csv").apply(
-        lambda column: pd.to_numeric(column) if column.name in ("epoch", "lr") or column.name.endswith("_error") else column)
+    return _read("overfitting.csv")
 
 
 def overfitting_gaps() -> pd.DataFrame:
@@ -64,8 +65,7 @@ def smoothing_rows() -> pd.DataFrame:
     pixels), acr or abstain_rate. images, n, alpha: what it stands on, as text; alpha as the radii in the logs show it, where
     that is not what the text says.
     """
-    frame = _read("smoothing.csv")
-    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in ("sigma", "radius")})
+    return _read("smoothing.csv")
 
 
 def reference_differences() -> pd.DataFrame:

@@ -17,6 +17,7 @@ from ..specs.labels import NOT_RUN
 from ..specs.measure import NETWORKS, EvalSpec
 from ..specs.run import RunSpec
 from ..store.store import Store
+from .frame import read
 
 KEYS = ["claim", "preset", "dataset", "arch", "norm", "method", "seed"]
 COLUMNS = [*KEYS, "metric", "threat", "eps", "value", "n", "run", "attack", "images"]
@@ -26,16 +27,11 @@ def rows(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
     """One row per finished measurement of `jobs` on the network of the last epoch, and per one that cannot be as a run diverged,
     in their order."""
     out = []
-    for job in jobs:
-        spec = job.spec
-        record = store.run(spec) if job.settled else None
-        for e in (e for e in job.evals if e.at == "last"):
-            stages, metric = store.masks(spec, e) if record else None, "clean_acc" if e.kind == "clean" else "robust_acc"
-            head = [*keys(store, job.study, spec), metric, e.threat, e.eps]
-            if stages is None and (word := store.absent(job, e)) != NOT_RUN:
-                out.append([*head, math.nan, e.images, spec.hash, e.attack_name, word])
-            for stage, mask in (stages or {}).items():
-                out.append([*head, float(mask.mean()), len(mask), spec.hash, stage, f"{record['split']}[:{len(mask)}]"])
+    for row in read(store, jobs, stages=True):
+        if row.at == "last" and row.absent != NOT_RUN:
+            value, n = (math.nan, row.images) if row.hits is None else (float(row.hits.mean()), len(row.hits))
+            out.append([*keys(store, row.study, row.spec), f"{row.metric}_acc", row.threat, row.eps, value, n, row.spec.hash,
+                        row.attack, row.absent or f"{row.split}[:{n}]"])
     return pd.DataFrame(out, columns=COLUMNS)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from ..base.errors import check_keys, choose, shown
 from ..specs.jobs import Best, Job
@@ -19,9 +19,7 @@ RANDOM = "aft_random"  # the same epochs from random weights
 PARTS = ("main", "schedule", "fraction", "width")
 
 
-class Start(TypedDict, total=False):
-    """The optim of a natural training of ours; or weights, model and targets of a network from elsewhere."""
-
+class Start(TypedDict, total=False):  # the optim of a natural training of ours; or weights, model and targets of another network
     optim: dict
     weights: dict
     model: dict
@@ -30,15 +28,11 @@ class Start(TypedDict, total=False):
     std: Sequence[float]
 
 
-class Target(TypedDict, total=False):
-    """What a data set changes."""
-
+class Target(TypedDict, total=False):  # what a data set changes
     data: dict
 
 
-class Run(TypedDict, total=False):
-    """What a method changes, and where it runs."""
-
+class Run(TypedDict, total=False):  # what a method changes, and where it runs
     start: str | None
     model: dict
     optim: dict
@@ -49,25 +43,9 @@ class Run(TypedDict, total=False):
     seeds: Sequence[int]
 
 
-class Fractions(TypedDict):
-    """Runs of `main` to repeat with so many training images; none where both lists are empty."""
-
-    images: Sequence[int]
-    runs: Sequence[str]
-    targets: NotRequired[Sequence[str]]
-
-
-class Widths(TypedDict):
-    """The same for channels of the first stage."""
-
-    widths: Sequence[int]
-    runs: Sequence[str]
-    targets: NotRequired[Sequence[str]]
-
-
 @strict
 def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[dict[str, Target]], main: Some[dict[str, Run]],
-               schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: Fractions, widths: Widths,
+               schedules: dict[str, Run], lrs: Some[Sequence[float]], fractions: dict[str, list], widths: dict[str, list],
                seeds: Some[Sequence[int]], optim: dict, attack: dict, evaluations: Some[Sequence[dict]], best: Best) -> list[Job]:
     """Adversarial fine-tuning and what it is compared with.
 
@@ -108,6 +86,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         if name != "aft" and not run.get("start") and "lr" not in run.get("optim", {}):
             choose(RANDOM, main, f"run that chooses the learning rate of main.{name}, which has neither a rate nor a start")
     for where, group, key in (("fractions", fractions, "images"), ("widths", widths, "widths")):
+        check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
         if bool(group[key]) != bool(group["runs"]):
             raise ValueError(f"expected {key} and runs of {where}, both or neither empty, got {shown(group)}")
         check_limits(group, {**({"runs": main} if group["runs"] else {}), "targets": targets}, where)

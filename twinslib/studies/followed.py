@@ -10,30 +10,24 @@ from ..specs.jobs import Best, Job
 from ..specs.measure import EvalSpec
 from ..specs.method import METHODS, method
 from ..specs.reading import Some, from_dict, strict
-from ..specs.run import AttackSpec, DataSpec, FollowSpec, OptimSpec, RunSpec, start_model
+from ..specs.run import FollowSpec, RunSpec
 from .limits import check_limits, check_rates, check_seeds, within
-from .transfer import START, Source, Target, networks
+from .transfer import START, Target, grid
 
 
-class Earlier(TypedDict, total=False):
-    """Settings of a run."""
-
+class Earlier(TypedDict, total=False):  # settings of a run
     optim: dict
     data: dict
     model: dict
 
 
-class Run(Earlier, total=False):
-    """What a method changes, on which targets and seeds, and its settings in an earlier plan."""
-
+class Run(Earlier, total=False):  # what a method changes, on which targets and seeds, and its settings in an earlier plan
     targets: Sequence[str]
     seeds: Sequence[int]
     before: Sequence[Earlier]
 
 
-class Steps(TypedDict):
-    """The experiment on learning rates."""
-
+class Steps(TypedDict):  # the experiment on learning rates
     methods: Sequence[str]
     rates: Some[Sequence[float]]
     epochs: dict[str, int]
@@ -43,7 +37,7 @@ class Steps(TypedDict):
 
 
 @strict
-def followed(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
+def followed(*, arch: str, norm: str, sources: Some[dict[str, dict]], start: str, targets: Some[dict[str, Target]],
              runs: Some[dict[str, Run]], seeds: Some[Sequence[int]], optim: dict, attack: dict, best: Best,
              follow: dict | None = None, evaluations: Sequence[dict] = (), labels: dict[str, str] | None = None,
              study: str = "followed") -> list[Job]:
@@ -64,34 +58,26 @@ def followed(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: s
         Jobs, the start network first, then seed 0 of everything before seed 1 of anything.
     """
     check_seeds(seeds)
-    grid = networks(arch, norm, sources)
-    begin = grid[choose(start, grid, "start")]
+    known, made = grid(arch, norm, sources, start, targets, optim, attack)
     for label, run in runs.items():
         choose(label, METHODS, "method")
-        choose(START.get(label, start) or start, grid, f"start of {label}")
+        choose(START.get(label, start) or start, known, f"start of {label}")
         check_limits(run, {"targets": targets, "seeds": seeds}, f"runs.{label}")
 
-    def made(seed: int, name: str, label: str, run: dict) -> RunSpec:
-        target, known, origin = targets[name], METHODS[label], grid.get(START.get(label, start))
-        weight = method("twins_at", **target.get("method", {})).twins_weight
-        where = f"runs.{label}"
-        schedule = from_dict(OptimSpec, {**optim, **target.get("optim", {}), **run.get("optim", {})}, f"{where}.optim")
-        return RunSpec(
-            data=from_dict(DataSpec, {"name": name, **target.get("data", {}), **run.get("data", {})}, f"{where}.data"),
-            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")},
-                              sources[START.get(label) or start], f"{where}.model", **run.get("model", {})),
-            method=method(label, **(target.get("method", {}) if known.halves else {})),
-            optim=dataclasses.replace(schedule, lr=schedule.lr * (1 + weight if label == "at_lr" else 1)),
-            attack=from_dict(AttackSpec, attack, "attack"), seed=seed,
-            follow=from_dict(FollowSpec, follow, "follow") if follow else None,
-            **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+    def run_of(seed: int, name: str, label: str, changes: dict) -> RunSpec:
+        given = targets[name].get("method", {})
+        run = made(name, label, method(label, **(given if METHODS[label].halves else {})), f"runs.{label}", changes, seed=seed,
+                   follow=from_dict(FollowSpec, follow, "follow") if follow else None)
+        times = 1 + method("twins_at", **given).twins_weight if label == "at_lr" else 1
+        return dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=run.optim.lr * times))
 
     evals, marks = tuple(from_dict(EvalSpec, e, "evaluations") for e in evaluations), tuple((labels or {}).items())
     jobs, kept = [], []
     for seed, name, (label, run) in itertools.product(seeds, targets, runs.items()):
         if within(run, {"targets": name, "seeds": seed}):
-            jobs.append(Job(study, made(seed, name, label, run), evals, labels=marks))
-            kept += [Job(study, made(seed, name, label, old), (), settled=False) for old in run.get("before", ())]
+            jobs.append(Job(study, run_of(seed, name, label, run), evals, labels=marks))
+            kept += [Job(study, run_of(seed, name, label, old), (), settled=False) for old in run.get("before", ())]
+    begin = known[start]
     return [*([Job(study, begin, (), ship=True)] if isinstance(begin, RunSpec) else []), *jobs, *kept]
 
 

@@ -1,9 +1,7 @@
 """A study of one's own: a folder with a parameter file per notebook, written from a preset, and how commands are told of it."""
 
 import argparse
-import math
 import os
-import re
 import textwrap
 from pathlib import Path
 
@@ -61,28 +59,9 @@ def text(name: str, preset: str, number: str) -> str:
              f"the whole parameter there. Compute and show it: ./run_all.sh --params {name} {number}")
     lines = [*textwrap.wrap(intro, 120, initial_indent="# ", subsequent_indent="# "), f"from: {preset}"]
     for key in (key for key in known if key in ABOUT):
-        lines += ["", f"# {ABOUT[key]}", *_lines(key, values[key])]
+        lines += ["", f"# {ABOUT[key]}", yaml.dump({key: values[key]}, Dumper=_Dumper, default_flow_style=None, sort_keys=False,
+                                                   allow_unicode=True, width=110).rstrip()]
     return "\n".join(lines) + "\n"
-
-
-def _lines(key: str, value: object, indent: str = "") -> list[str]:
-    """`key: value` in YAML: one line where it fits, what holds mappings with a line or more for each of its entries."""
-    start = f"{indent}{_flow(key)}:"
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    nested, line = any(isinstance(part, dict) for part in parts), f"{start} {_flow(value, indent)}"
-    if not parts or not nested and not isinstance(value, dict) or len(line) < 110 and (indent or not nested):
-        return [line]
-    if isinstance(value, dict):
-        return [start, *(line for name, part in value.items() for line in _lines(name, part, indent + "  "))]
-    return [start, *(f"{indent}  - {_flow(part, indent + '    ')}" for part in value)]
-
-
-def _flow(value: object, indent: str = "") -> str:
-    """YAML in braces and brackets; what is long goes on in the next lines, behind `indent`, but no list is broken."""
-    flow = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)[1:-2]
-    flow = re.sub(r"\[[^\[\]]*\]", lambda part: part[0].replace(" ", "\0"), flow).replace(": ", ":\0")
-    lines = textwrap.wrap(flow, 105, break_long_words=False, break_on_hyphens=False)
-    return f"\n{indent} ".join(lines).replace("\0", " ")
 
 
 def write(name: str, preset: str, numbers: list[str], to: Path) -> list[Path]:

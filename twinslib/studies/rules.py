@@ -16,24 +16,17 @@ from ..specs.choices import NORMS
 from ..specs.method import METHODS
 from ..specs.reading import from_dict, spec_hash
 
-MEASURES = {  # measure -> what it may look at
-    **dict.fromkeys(("gain", "spread", "margin", "shown"), ("clean", "robust")),
-    "rate": ("lr_over_w2", "angle"),
-    "escape": ("loss",),
-    **dict.fromkeys(("overfits", "less_overfitting", "plateau"), ("gap",)),
-    **dict.fromkeys(("carried", "carried_widely", "one_for_all", "norm_drop", "recovered"), ("certified",)),
-    "cost": ("forwards", "certified"),
-    "wider": ("acr",),
-    "clean_kept": ("clean",),
-    **dict.fromkeys(("any_start", "best_schedule"), ("clean", "robust")),
-    **dict.fromkeys(("beats", "cheaper"), ("clean", "robust", "passes")),
-    **dict.fromkeys(("one_rate", "all_rates", "same_step"), ("clean", "robust")),
-}
+CERTIFIED = ("carried", "carried_widely", "one_for_all", "cost", "wider", "clean_kept", "norm_drop", "recovered")  # by cells
 FINETUNED = ("beats", "cheaper", "any_start", "best_schedule")  # runs of the grid of adversarial fine-tuning
 STEPPED = ("one_rate", "all_rates", "same_step")  # runs of the grid of learning rates
+MEASURES = {  # measure -> what it may look at
+    **dict.fromkeys(("gain", "spread", "margin", "shown", *STEPPED), ("clean", "robust")),
+    **dict.fromkeys(FINETUNED, ("clean", "robust")), **dict.fromkeys(("beats", "cheaper"), ("clean", "robust", "passes")),
+    "rate": ("lr_over_w2", "angle"), "escape": ("loss",), **dict.fromkeys(("overfits", "less_overfitting", "plateau"), ("gap",)),
+    **dict.fromkeys(CERTIFIED, ("certified",)), "cost": ("forwards", "certified"), "wider": ("acr",), "clean_kept": ("clean",),
+}
 PARTS = ("best epoch", "last epoch", "start given", "start included", "after minus before", "mean", "kept", "recovered",
          "equal length", "equal epochs after the drop")  # which of several effects of a pair in one measure
-CERTIFIED = ("carried", "carried_widely", "one_for_all", "cost", "wider", "clean_kept", "norm_drop", "recovered")  # by cells
 SCALES = ("small", "medium", "paper")  # a toy run judges nothing
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
-from ..base.errors import choose
+from ..base.errors import check_keys, choose
 from ..specs.choices import NORMS
 from ..specs.jobs import Best, Job
 from ..specs.measure import CertifySpec, EvalSpec
@@ -21,26 +21,13 @@ CROSSED = "crossed"
 FILTERS = ("pretraining", "finetuning", "norms", "targets", "seeds")
 
 
-class Source(TypedDict):
-    """What all pre-trainings share."""
-
-    data: dict
-    optim: dict
-    mean: NotRequired[Sequence[float]]
-    std: NotRequired[Sequence[float]]
-
-
-class Target(TypedDict, total=False):
-    """What a data set changes, and its seeds."""
-
+class Target(TypedDict, total=False):  # what a data set changes, and its seeds
     data: dict
     optim: dict
     seeds: Sequence[int]
 
 
-class Pretraining(TypedDict, total=False):
-    """Its noise, or none at all, and where it is done."""
-
+class Pretraining(TypedDict, total=False):  # its noise, or none at all, and where it is done
     sigmas: Some[Sequence[float]]
     draw: str
     random: bool
@@ -48,9 +35,7 @@ class Pretraining(TypedDict, total=False):
     targets: Sequence[str]
 
 
-class Finetuning(TypedDict, total=False):
-    """Its noise, its method, and where it is done."""
-
+class Finetuning(TypedDict, total=False):  # its noise, its method, and where it is done
     sigmas: Some[Sequence[float]]
     draw: str
     method: str
@@ -62,7 +47,7 @@ class Finetuning(TypedDict, total=False):
 
 
 @strict
-def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretraining: Some[dict[str, Pretraining]],
+def smoothing(*, arch: str, norms: Some[Sequence[str]], source: dict, pretraining: Some[dict[str, Pretraining]],
               targets: Some[dict[str, Target]], finetuning: Some[dict[str, Finetuning]], seeds: Some[Sequence[int]], optim: dict,
               evaluations: Sequence[dict], certifications: Some[Sequence[dict]], best: Best, crossed: dict | None = None,
               study: str = "smoothing") -> list[Job]:
@@ -84,6 +69,7 @@ def smoothing(*, arch: str, norms: Some[Sequence[str]], source: Source, pretrain
         before seed 1 of anything, then crossed runs, whose finetuning is their method.
     """
     check_seeds(seeds)
+    check_keys(source, ("data", "optim", "mean", "std"), "source", needed=("data", "optim"))
     for norm in norms:
         choose(norm, (*NORMS, "own"), "norm in norms")
     known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}

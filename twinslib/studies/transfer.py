@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 from ..base.errors import check_keys, choose
@@ -15,28 +15,27 @@ from ..specs.run import AttackSpec, DataSpec, OptimSpec, RunSpec, WeightsSpec, s
 from .limits import check_limits, check_seeds, within, without
 
 
-class Source(TypedDict, total=False):
-    """What fine-tuning can start from: data, optim, attack and method of a pre-training run, or weights from elsewhere."""
-
-    data: dict
-    optim: dict
-    attack: dict
-    method: str
-    weights: dict
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
-class Target(TypedDict, total=False):
-    """What a data set changes."""
-
+class Target(TypedDict, total=False):  # what a data set changes
     data: dict
     optim: dict
     method: dict
     upsample: int | None
 
 
-def networks(arch: str, norm: str, specs: dict[str, Source]) -> dict[str, RunSpec | WeightsSpec]:
+# whose learning rate a method takes where it has no grid of its own, and what it starts from where that is another network
+LR_OF = {
+    "distill": "at", "feature_distill": "at", "l2sp": "at", "joint": "at", "joint_uot": "at", "frozen_at": "at",
+    "at_natural": "at", "at_random": "at",
+    "at_lr": "twins_at", "at_split": "twins_at", "two_adaptive": "twins_at", "twins_shared": "twins_at",
+    "twins_attack_frozen": "twins_at", "twins_attack_alternating": "twins_at",
+    "trades_beta3": "trades", "twins_trades_wing": "twins_trades",
+}  # fmt: skip
+START = {"at_natural": "natural", "at_random": None, "at_short_plateau": None, "at_long_plateau": None}
+LAMBDA = "twins_at_lambda"
+Made = Callable[..., RunSpec]
+
+
+def networks(arch: str, norm: str, specs: dict[str, dict]) -> dict[str, RunSpec | WeightsSpec]:
     """What fine-tuning can start from, by name: pre-training runs, each a dict of data, optim and (for adversarial
     training) attack and method; or weights from elsewhere, a dict with `weights`. Either may have the mean and std
     that images are normalised with, per channel in [0, 1]; ImageNet's where not given."""
@@ -56,20 +55,29 @@ def networks(arch: str, norm: str, specs: dict[str, Source]) -> dict[str, RunSpe
     return out
 
 
-# whose learning rate a method takes where it has no grid of its own, and what it starts from where that is another network
-LR_OF = {
-    "distill": "at", "feature_distill": "at", "l2sp": "at", "joint": "at", "joint_uot": "at", "frozen_at": "at",
-    "at_natural": "at", "at_random": "at",
-    "at_lr": "twins_at", "at_split": "twins_at", "two_adaptive": "twins_at", "twins_shared": "twins_at",
-    "twins_attack_frozen": "twins_at", "twins_attack_alternating": "twins_at",
-    "trades_beta3": "trades", "twins_trades_wing": "twins_trades",
-}  # fmt: skip
-START = {"at_natural": "natural", "at_random": None, "at_short_plateau": None, "at_long_plateau": None}
-LAMBDA = "twins_at_lambda"
+def grid(arch: str, norm: str, sources: dict[str, dict], start: str, targets: dict[str, Target], optim: dict,
+         attack: dict) -> tuple[dict[str, RunSpec | WeightsSpec], Made]:
+    """`networks`, and a function that makes the run of a method on a target, from `start` or what is `START` of the method:
+    made(target, label, how, where, changes, **fields), with `changes` of data, model and optim, and further fields of the run.
+    `where`: what both are called in messages."""
+    known = networks(arch, norm, sources)
+    choose(start, known, "start")
+
+    def made(name: str, label: str, how: MethodSpec, where: str, changes: dict, **fields: object) -> RunSpec:
+        target, origin = targets[name], known.get(START.get(label, start))
+        data, schedule = ({**target.get(key, {}), **changes.get(key, {})} for key in ("data", "optim"))
+        return RunSpec(
+            data=from_dict(DataSpec, {"name": name, **data}, f"{where}.data"), method=how,
+            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")},
+                              sources[START.get(label) or start], f"{where}.model", **changes.get("model", {})),
+            optim=from_dict(OptimSpec, {**optim, **schedule}, f"{where}.optim"), attack=from_dict(AttackSpec, attack, "attack"),
+            **fields, **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+
+    return known, made
 
 
 @strict
-def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: str, targets: Some[dict[str, Target]],
+def transfer(*, arch: str, norm: str, sources: Some[dict[str, dict]], start: str, targets: Some[dict[str, Target]],
              methods: Some[Sequence[str]], seeds: Some[Sequence[int]], baselines: Sequence[str], controls: Sequence[str],
              lambdas: Sequence[float], compared_on: Sequence[str], grids: dict[str, dict[str, Some[list]]], optim: dict,
              attack: dict, source_evaluations: Sequence[dict], evaluations: Some[Sequence[dict]], best: Best) -> list[Job]:
@@ -89,10 +97,10 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: s
         Jobs in order of priority: the start network, seed 0 of everything before seed 1 of anything, other sources.
     """
     check_seeds(seeds)
-    grid = networks(arch, norm, sources)
-    begin = grid[choose(start, grid, "start")]
+    known, made = grid(arch, norm, sources, start, targets, optim, attack)
+    begin = known[start]
     source_evals = tuple(from_dict(EvalSpec, e, "source_evaluations") for e in source_evaluations)
-    runs = [spec for spec in (begin, *(s for s in grid.values() if s is not begin)) if isinstance(spec, RunSpec)]
+    runs = [spec for spec in (begin, *(s for s in known.values() if s is not begin)) if isinstance(spec, RunSpec)]
     if min(lambdas, default=0) < 0:
         raise ValueError(f"expected lambdas of at least 0, got {list(lambdas)}")
     sweep_of_lambda = {f"{LAMBDA}{value:g}": value for value in lambdas}
@@ -100,7 +108,7 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: s
     for where, group in {"methods": methods, "baselines": baselines, "controls": controls, "grids": grids}.items():
         for label in group:
             choose(label, METHODS, f"method in {where}")
-            choose(START.get(label) or start, grid, f"start of {label}")
+            choose(START.get(label) or start, known, f"start of {label}")
     if "at_lr" in methods:
         raise ValueError("expected 'at_lr' among controls, got it among methods; its learning rate follows from that of twins_at")
     for e in evaluations:
@@ -108,26 +116,22 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: s
     for name in compared_on:
         choose(name, targets, "data set of compared_on")
     for label in others:
-        _check_parent(label, methods)
+        if not label.startswith(LAMBDA) and label not in LR_OF:
+            raise ValueError(f"expected a baseline or control ({', '.join(LR_OF)}), got {label!r}; list it under methods")
+        if _parent(label) not in methods:
+            raise ValueError(f"expected {_parent(label)!r} among methods for {label!r}, which takes its learning rate, "
+                             f"got {', '.join(methods)}; add it")
     if len({*methods, *others}) < len([*methods, *others]):
         raise ValueError("expected methods, baselines, controls and lambdas without repeats, got "
                          f"{', '.join([*methods, *others])}")
 
-    def template(name: str, label: str, **switches: object) -> RunSpec:
+    def template(name: str, label: str) -> RunSpec:
         """The run with the hyper-parameters that are given, not chosen."""
-        target, known = targets[name], METHODS["twins_at" if label in sweep_of_lambda else label]
-        if known.halves:
-            switches = target.get("method", {}) | switches
+        kind = METHODS["twins_at" if label in sweep_of_lambda else label]
+        switches = targets[name].get("method", {}) if kind.halves else {}
         if label in sweep_of_lambda:
-            switches |= {"name": label, "twins_weight": float(sweep_of_lambda[label])}
-        origin, normalised = grid.get(START.get(label, start)), sources[START.get(label) or start]
-        return RunSpec(
-            data=from_dict(DataSpec, {"name": name, **target.get("data", {})}, f"targets.{name}.data"),
-            model=start_model({"arch": arch, "norm": norm, "upsample": target.get("upsample")}, normalised, f"targets.{name}"),
-            method=method(known.name, **switches),
-            optim=from_dict(OptimSpec, {**optim, **target.get("optim", {})}, f"targets.{name}.optim"),
-            attack=from_dict(AttackSpec, attack, "attack"), seed=seeds[0],
-            **{"source" if isinstance(origin, RunSpec) else "weights": origin})
+            switches = switches | {"name": label, "twins_weight": float(sweep_of_lambda[label])}
+        return made(name, label, method(kind.name, **switches), f"targets.{name}", {}, seed=seeds[0])
 
     jobs: list[Job] = []
 
@@ -160,14 +164,6 @@ def transfer(*, arch: str, norm: str, sources: Some[dict[str, Source]], start: s
 
 def _parent(label: str) -> str:
     return "twins_at" if label.startswith(LAMBDA) else LR_OF[label]
-
-
-def _check_parent(label: str, methods: Sequence[str]) -> None:
-    if not label.startswith(LAMBDA) and label not in LR_OF:
-        raise ValueError(f"expected a baseline or control ({', '.join(LR_OF)}), got {label!r}; list it under methods")
-    if _parent(label) not in methods:
-        raise ValueError(f"expected {_parent(label)!r} among methods for {label!r}, which takes its learning rate, "
-                         f"got {', '.join(methods)}; add it")
 
 
 def _changed(spec: RunSpec, values: dict[str, object]) -> RunSpec:

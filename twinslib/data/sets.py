@@ -52,7 +52,8 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
     left_out = {_class_id(packed, name) for name in exclude}
     class_ids = tuple(i for i in range(len(packed.class_names)) if i not in left_out)
     if len(class_ids) < 2:
-        raise ValueError(f"expected at least 2 classes after exclude, got {len(class_ids)}; exclude fewer classes")
+        after, then = (" after exclude", "exclude fewer classes") if left_out else ("", "add images of others")
+        raise ValueError(f"expected at least 2 classes{after}, got {len(class_ids)}; {then}")
 
     labels = packed.train_labels.numpy()
     usable = np.flatnonzero(np.isin(labels, class_ids))

@@ -117,8 +117,10 @@ def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
     differs = [f"{key}: {value!r} here, {getattr(stored, key)!r} there" for key, value in asked.items()
                if getattr(stored, key) != value]
     if differs:
-        raise ValueError(f"expected the stored split {path} to match, got one that differs in {'; '.join(differs)}; "
-                         "choose another path or delete the file")
+        changed = stored.fingerprint != packed.fingerprint
+        then = ("what was computed stands on the images of then: give the new ones another name, or keep results elsewhere"
+                if changed else "choose another path or delete the file")
+        raise ValueError(f"expected the stored split {path} to match, got one that differs in {'; '.join(differs)}; {then}")
     return stored
 
 

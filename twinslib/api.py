@@ -124,7 +124,7 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
         "noise": {"sigmas": levels} if levels else None, "keep_head": not new_head, "seed": seed, **origin, **common})
     if chosen.source_classes:
         source_data = retain.nearest_classes(start, source_data, data, chosen.source_classes)
-    model = heads.replace_head(start, classes, image_size=size, seed=seed) if new_head else norms.to_plain(start)
+    model = heads.replace_head(start, classes, image_size=size, seed=spec.seed) if new_head else norms.to_plain(start)
     model = _trained(spec, with_wings(spec, model), data, device, folder, start=start if chosen.needs_origin else None,
                      source=source_data)
     return norms.to_plain(model).to(memory_format=torch.contiguous_format).requires_grad_(True).eval()
@@ -287,8 +287,8 @@ def _trained(spec: RunSpec, model: nn.Module, data: sets.DeviceSet, device: torc
 def _device_set(images: Images, validation: int | Images, num_classes: int | None,
                 device: torch.device) -> tuple[sets.DeviceSet, str]:
     """Images on the device as training takes them, and a name that is theirs alone."""
-    found, held_out = given.read(images), validation if isinstance(validation, int) else 0
-    other = found._replace(x=found.x[:0], y=found.y[:0]) if isinstance(validation, int) else given.draw(validation)
+    found, counted = given.read(images), isinstance(validation, int | np.integer)
+    other = found._replace(x=found.x[:0], y=found.y[:0]) if counted else given.draw(validation)
     if other.x.shape[2:] != found.x.shape[2:]:
         raise ValueError(f"expected validation images of {found.x.shape[-1]} pixels, as those to train on have, got "
                          f"{other.x.shape[-1]}; resize them")
@@ -300,7 +300,7 @@ def _device_set(images: Images, validation: int | Images, num_classes: int | Non
     check_labels(torch.tensor(largest), classes)
     names = found.class_names if len(found.class_names) == classes else tuple(map(str, range(classes)))
     packed = PackedSet("images", found.x, found.y, other.x, other.y, names)
-    data = sets.to_device(packed, sets.make_split(packed, val_images=held_out), device)
+    data = sets.to_device(packed, sets.make_split(packed, val_images=validation if counted else 0), device)
     if len(other.y):
         data = dataclasses.replace(data, val_x=data.test_x, val_y=data.test_y)
     return data, f"{images if isinstance(images, str) else 'images'}-{packed.fingerprint}"

@@ -168,6 +168,14 @@ def test_certify_is_the_engines(tmp_path: Path) -> None:
     assert len(few.radius) == 2
 
 
+def test_where_gradients_are_off() -> None:
+    """As in many notebooks: training and attacks turn them on for themselves."""
+    with torch.no_grad():
+        tuned = twinslib.fine_tune(network(), pair(), "twins_at", **SHORT)
+        twinslib.robust_accuracy(tuned, pair(), steps=1)
+        assert not equal(tuned, network()) and not torch.is_grad_enabled()
+
+
 class Brightest(nn.Module):
     """A network without a tensor of its own."""
 

@@ -22,6 +22,9 @@
 # Killed at any moment, the same command goes on where it stopped.
 set -euo pipefail
 called_from=$PWD
+for variable in TWINS_DATA TWINS_RESULTS; do  # as they are meant where it is called
+  [[ ${!variable:-/} == [/~]* ]] || export "$variable=$called_from/${!variable}"
+done
 cd "$(dirname "$(readlink -f "$0")")"  # also where it is called through a symbolic link
 
 usage() {

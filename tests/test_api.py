@@ -27,7 +27,7 @@ from twinslib.data.packed import load_packed
 from twinslib.nets import heads, norms
 from twinslib.nets.checkpoint import load_weights, save_weights, tensor_hash
 from twinslib.nets.fold import FoldedCopy
-from twinslib.nets.models import make_model
+from twinslib.nets.models import Classifier, make_model
 from twinslib.specs.jobs import Task
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.method import METHODS, method
@@ -164,7 +164,57 @@ def test_certify_is_the_engines(tmp_path: Path) -> None:
     some = twinslib.certify(model, (x, y), sigma=0.25, n=100, max_images=5, file=tmp_path / "votes.npz", device="cpu")
     assert (some.radius == want.radius[some.index]).all() and got.accuracy(0).n == 20
     assert "certified at radius 0" in repr(got) and "of 20 images" in repr(got)
-    assert len(twinslib.certify(model, (x, y), sigma=0.25, n=100, radii=(0, 0.1), max_images=2).radius) == 2
+    few = twinslib.certify(model, (x, y), sigma=np.float32(0.25), n=np.int64(100), radii=np.array([0, 0.1]), max_images=2)
+    assert len(few.radius) == 2
+
+
+def test_where_gradients_are_off() -> None:
+    """As in many notebooks: training and attacks turn them on for themselves."""
+    with torch.no_grad():
+        tuned = twinslib.fine_tune(network(), pair(), "twins_at", **SHORT)
+        twinslib.robust_accuracy(tuned, pair(), steps=1)
+        assert not equal(tuned, network()) and not torch.is_grad_enabled()
+
+
+class Brightest(nn.Module):
+    """A network without a tensor of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+def test_networks_without_weights() -> None:
+    """A rule without parameters is measured like any network."""
+    images = np.zeros((6, 4, 4, 3), np.uint8) + np.eye(3, dtype=np.uint8).repeat(2, 0)[:, None, None] * 200, [0, 0, 1, 1, 2, 2]
+    assert float(twinslib.robust_accuracy(Brightest(), images)) == 1
+    assert twinslib.certify(Brightest(), images, sigma=0.1, n=100).accuracy(0.1).accuracy == 1
+
+
+def test_equal_weights_of_other_layers(tmp_path: Path) -> None:
+    """In one folder, networks that differ in an activation or in upsampling alone are runs of their own."""
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    plain = nn.Sequential(*layers)
+    other = nn.Sequential(*layers[:2], nn.SiLU(), *plain[3:])
+    for model in (plain, other, Classifier(plain), Classifier(plain, upsample=32)):
+        twinslib.fine_tune(model, pair(), "at", **SHORT, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+class Aided(nn.Module):
+    """A network that gives more than logits in training, as torchvision's with auxiliary heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x: torch.Tensor) -> object:
+        return (self.network(x), x) if self.training else self.network(x)
+
+
+def test_more_than_logits_in_training() -> None:
+    """Such a network is refused by what it gives."""
+    with pytest.raises(TypeError, match="logits alone, got a tuple"):
+        twinslib.fine_tune(Aided(), (X, Y), "at", **SHORT)
 
 
 class Photos(list):
@@ -240,6 +290,16 @@ REFUSED = [
     ({"validation": 9}, ValueError, "val_images=9"),
     ({"keep_best": True}, ValueError, "keep_best"),
     ({"noise": 0.25}, ValueError, "objective natural with noise"),
+    ({"epochs": 0}, ValueError, "epochs > 0, got 0"),
+    ({"step_size": 0}, ValueError, "step_size above 0"),
+    ({"images": (X, Y[:, None])}, TypeError, r"take labels\[:, 0\]"),
+    ({"images": []}, ValueError, "at least one image, got none"),
+    ({"images": (X, Y * 0)}, ValueError, "at least 2 classes, got 1; add"),
+    ({"validation": pair(4, size=8)}, ValueError, "validation images of 16 pixels, .* got 8"),
+    ({"network": torch.jit.script(PLAIN)}, TypeError, "a TorchScript program"),
+    ({"network": PLAIN, "mean": 0.5, "std": 0.5}, TypeError, "mean to be a sequence"),
+    ({"device": "cuda:99"}, ValueError, "a device that is there, .* got 'cuda:99'"),
+    ({"folder": __file__}, ValueError, "a file that can be written"),
 ]
 
 
@@ -257,6 +317,8 @@ def test_refused(change: dict, error: type, message: str) -> None:
     (lambda: twinslib.robust_accuracy(network(2), (X, Y)), "fine-tune it on these images first"),
     (lambda: twinslib.robust_accuracy(network(), (X, Y), eps=0), "eps > 0"),
     (lambda: twinslib.robust_accuracy(network(2), (X, Y % 2), attack="autoattack"), "at least 4 classes"),
+    (lambda: twinslib.robust_accuracy(network(), (X, Y), steps=0), "steps to be an integer of at least 1"),
+    (lambda: twinslib.export(network(), f"{__file__}/net.safetensors", images=(X, Y)), "a file that can be written"),
     (lambda: twinslib.certify(network(), (X, Y), sigma=0), "sigma"),
     (lambda: twinslib.certify(network(2), (X, Y), sigma=0.25), "fine-tune it"),
 ])

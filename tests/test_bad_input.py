@@ -221,6 +221,15 @@ def test_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert out == "" and err.count("\n") == 1 and f"expected a folder in {variable}, got '{value}'" in err
 
 
+def test_relative_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A relative folder is that of the command, also for what it starts elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TWINS_DATA", "images")
+    assert cli.main(["data", "list"]) == 0 and str(tmp_path / "images") in capsys.readouterr().out
+    monkeypatch.chdir("/")
+    assert paths.data_dir() == tmp_path / "images"
+
+
 def test_array_that_claims_too_much(capsys: pytest.CaptureFixture) -> None:
     """A packed set whose header names 30 terabytes, plain or packed, is refused before memory is taken for it."""
     path = paths.data_dir() / "huge.npz"

@@ -185,3 +185,16 @@ def test_signal_handlers_are_given_back(micro: Path) -> None:
         assert received == [signal.SIGTERM, signal.SIGINT]
         raise KeyError
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_second_interrupt_ends_at_once(micro: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first Ctrl-C says what it waits for; the second does not wait, and the command ends in one line, without a lease."""
+    def interrupted(*args: object, **options: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(worker, "fit", interrupted)
+    assert call("sweep", "--preset", "toy") == 130
+    err = capfd.readouterr().err
+    assert "Ctrl-C again ends at once" in err and err.endswith("error: interrupted; call again to go on\n")
+    assert not list(paths.results_dir().glob("*/work/leases/*"))

@@ -86,9 +86,13 @@ def test_rendering_depends_on_rows_and_parameters(tmp_path):
     assert len(set(seen)) == 5
 
 
-def test_main_renders_the_preset(repository, capsys):
-    """The command renders into results/<preset> with the file's overrides, prints a table, and exits 1 on a failure."""
-    write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "assert eps == 0.5")
+def test_main_renders_the_preset(repository, capsys, monkeypatch):
+    """The command renders into results/<preset> with the file's overrides, prints a table, and exits 1 on a failure. Notebooks
+    import what can be imported where it is called, such as a network of one's own."""
+    (repository.parent / "mynets.py").write_text("EPS = 0.5")
+    monkeypatch.chdir(repository.parent)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    write_notebook(repository / "01_x.ipynb", "eps: float = 0.1", "import mynets", "assert eps == mynets.EPS")
     (repository / "params" / "small" / "01.yaml").write_text("eps: 0.5")
     assert cli.main(["render", "--preset", "small"]) == 0
     assert (paths.results_dir() / "small" / "01_x.ipynb").exists()

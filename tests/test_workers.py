@@ -89,6 +89,22 @@ def test_stopped_workers_end_cleanly(folder: Path, whole: dict, tmp_path: Path) 
     assert done.returncode == 0 and found == whole
 
 
+def test_workers_end_with_the_one_who_follows_them(tmp_path: Path) -> None:
+    """A second Ctrl-C ends even workers that are deaf to the first one."""
+    deaf = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); time.sleep(99)"]
+    started, signals = [], iter([True])
+
+    def start(folder: Path) -> list[workers.Local]:
+        started.extend(workers.start_local([deaf], folder))
+        while "0" not in started[0].said():
+            time.sleep(0.05)
+        return started
+
+    with pytest.raises(StopIteration):
+        workers.sweep(start, Store("toy", root=tmp_path), lambda best: [], stop=lambda: next(signals))
+    assert started[0].status() == -signal.SIGKILL
+
+
 @slurm
 def test_jobs_of_slurm(folder: Path, whole: dict, tmp_path: Path) -> None:
     """Two jobs at a time leave the same files."""

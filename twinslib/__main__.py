@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import sweep
+from .base import paths
 from .base.errors import choose
 from .base.files import atomic_write
 from .store import check as store_check
@@ -145,12 +146,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
+        paths.settle()
         if getattr(args, "results", None):
             os.environ["TWINS_RESULTS"] = args.results  # also for the workers and kernels that this starts
         return args.func(args)
     except (ValueError, TypeError, FileNotFoundError, OSError, ArithmeticError) as error:
         print(in_one_line(error), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; call again to go on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

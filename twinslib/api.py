@@ -5,7 +5,9 @@ networks and images that they did not make.
 """
 
 import dataclasses
+import hashlib
 import inspect
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +20,8 @@ from tqdm import tqdm
 
 from .attack import autoattack
 from .base.certified import Certified
-from .base.errors import choose
-from .base.files import refused, write_json
+from .base.errors import choose, each, integer, real
+from .base.files import check_writable, refused, write_json
 from .base.stats import clopper_pearson
 from .certify import smoothing
 from .compute.given import bar, check_labels, classes_of, pick_device, prepared
@@ -80,9 +82,9 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
         num_classes: None: those of the data set, where it names them, else the largest label and one.
         new_head: give it a fresh last layer; None: where it has another number of classes.
         precision: "bfloat16": training in it where the hardware has it.
-        folder: keeps checkpoints, rows of the epochs and weights under a hash of all that decides them. The same call goes on
-            where it was killed, bit for bit on a CPU unless the network draws random numbers itself (dropout), or returns what
-            is finished.
+        folder: keeps checkpoints, rows of the epochs and weights under a hash of all that decides them, but for the code of the
+            network's own classes. The same call goes on where it was killed, bit for bit on a CPU unless the network draws random
+            numbers itself (dropout), or returns what is finished.
         device: None: CUDA where there is one. The result stays there.
     Raises:
         ValueError, TypeError: an argument that cannot be, images or a network that do not fit, wings without batch norm.
@@ -101,12 +103,13 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
     if not any(isinstance(module, _BatchNorm) for module in start.modules()) and chosen.wings not in ("single", "split"):
         raise ValueError(f"expected a network with batch norm for method {method!r}, which keeps its statistics, got "
                          f"{type(network).__name__} without; take a method that does not, such as at, trades or l2sp")
-    schedule, step_size = schedule or _schedule(method), step_size or 2.5 * eps / max(steps, 1) or 2 / 255
+    schedule, epochs = schedule or _schedule(method), _epochs(method) if epochs is None else epochs
+    step_size = (2.5 * eps / max(steps, 1) or 2 / 255) if step_size is None else step_size
     common = {"model": {"arch": ANY}, "attack": {"threat": threat, "eps": eps, "step_size": step_size, "steps": steps},
-              "optim": {"epochs": epochs or _epochs(method), "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
+              "optim": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
                         "schedule": schedule, "milestones": (0.5, 5 / 6) if schedule == "piecewise" else (),
                         "precision": precision, "keep_best": keep_best}}
-    weights = f"{type(network).__name__}-{tensor_hash(start.state_dict())[:16]}"
+    weights = f"{type(network).__name__}-{_layers_hash(start)}-{tensor_hash(start.state_dict())[:16]}"
     if chosen.source_weight:
         if source is None:
             raise ValueError(f"expected source for method {method!r}, images of the task that the network comes from, got none")
@@ -121,7 +124,7 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
         "noise": {"sigmas": levels} if levels else None, "keep_head": not new_head, "seed": seed, **origin, **common})
     if chosen.source_classes:
         source_data = retain.nearest_classes(start, source_data, data, chosen.source_classes)
-    model = heads.replace_head(start, classes, image_size=size, seed=seed) if new_head else norms.to_plain(start)
+    model = heads.replace_head(start, classes, image_size=size, seed=spec.seed) if new_head else norms.to_plain(start)
     model = _trained(spec, with_wings(spec, model), data, device, folder, start=start if chosen.needs_origin else None,
                      source=source_data)
     return norms.to_plain(model).to(memory_format=torch.contiguous_format).requires_grad_(True).eval()
@@ -183,7 +186,8 @@ def robust_accuracy(network: nn.Module, images: Images, *, eps: float = 8 / 255,
         Diverged: logits, or all gradients, are not finite.
     """
     device, found = pick_device(device), given.draw(images, n)
-    asked = parse(f"pgd{steps}" if steps else "+".join(STANDARD) if attack == "autoattack" else attack)
+    attack = attack if steps is None else f"pgd{integer(steps, 'steps', 1)}"
+    asked = parse("+".join(STANDARD) if attack == "autoattack" else attack)
     e = from_dict(EvalSpec, {"kind": "clean" if asked.kind == "none" else asked.kind, "images": len(found.y), "threat": threat,
                              "eps": eps, "step_size": step_size, "steps": asked.steps or 20, "restarts": asked.restarts,
                              "attacks": asked.parts or STANDARD, "batch_size": batch_size, "seed": seed})
@@ -240,8 +244,9 @@ def certify(network: nn.Module, images: Images, *, sigma: float, n: int = 100_00
         ValueError, TypeError: an argument that cannot be, images or a network that do not fit, a file of other votes.
     """
     device, found = pick_device(device), given.draw(images, max_images)
+    radii = () if radii is None else each(real)(radii, "radii")
     spec = from_dict(CertifySpec, {"sigma": sigma, "images": len(found.y), "n": n, "n0": n0, "alpha": alpha,
-                                   "radii": tuple(radii or ()), "precision": precision, "seed": seed,
+                                   "radii": radii, "precision": precision, "seed": seed,
                                    "spending": "linear" if radii else None})
     model = prepared(network, mean, std, device)
     check_labels(found.y, classes_of(model, found.x.shape[-1]))
@@ -265,6 +270,8 @@ def _trained(spec: RunSpec, model: nn.Module, data: sets.DeviceSet, device: torc
             raise refused(weights, f"the weights of run {spec.hash}", "those of another one")
         model.load_state_dict(state)
         return model
+    if weights is not None:
+        check_writable(weights)
     checkpoint = weights and weights.with_suffix(".ckpt")
     with bar(f"{spec.method.name}, seed {spec.seed}") as on_step:
         history = loop.fit(spec, model, data, device=device, checkpoint=checkpoint, on_step=on_step, **more)
@@ -280,20 +287,28 @@ def _trained(spec: RunSpec, model: nn.Module, data: sets.DeviceSet, device: torc
 def _device_set(images: Images, validation: int | Images, num_classes: int | None,
                 device: torch.device) -> tuple[sets.DeviceSet, str]:
     """Images on the device as training takes them, and a name that is theirs alone."""
-    found, held_out = given.read(images), validation if isinstance(validation, int) else 0
-    other = found._replace(x=found.x[:0], y=found.y[:0]) if isinstance(validation, int) else given.draw(validation)
+    found, counted = given.read(images), isinstance(validation, int | np.integer)
+    other = found._replace(x=found.x[:0], y=found.y[:0]) if counted else given.draw(validation)
+    if other.x.shape[2:] != found.x.shape[2:]:
+        raise ValueError(f"expected validation images of {found.x.shape[-1]} pixels, as those to train on have, got "
+                         f"{other.x.shape[-1]}; resize them")
     largest = int(torch.cat((found.y, other.y)).max())
     if num_classes is None and not found.class_names and found.y.min() > 0:
         raise ValueError(f"expected labels from 0 on, got {int(found.y.min())}..{largest}; number the classes from 0, or say "
                          "num_classes")
-    classes = num_classes or max(len(found.class_names), largest + 1)
+    classes = max(len(found.class_names), largest + 1) if num_classes is None else num_classes
     check_labels(torch.tensor(largest), classes)
     names = found.class_names if len(found.class_names) == classes else tuple(map(str, range(classes)))
     packed = PackedSet("images", found.x, found.y, other.x, other.y, names)
-    data = sets.to_device(packed, sets.make_split(packed, val_images=held_out), device)
+    data = sets.to_device(packed, sets.make_split(packed, val_images=validation if counted else 0), device)
     if len(other.y):
         data = dataclasses.replace(data, val_x=data.test_x, val_y=data.test_y)
     return data, f"{images if isinstance(images, str) else 'images'}-{packed.fingerprint}"
+
+
+def _layers_hash(network: nn.Module) -> str:
+    """Tells networks of equal tensors apart by their layers and what these say of themselves, as ReLU from SiLU."""
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode()).hexdigest()[:8]
 
 
 def _schedule(method: str) -> str:

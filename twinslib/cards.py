@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save
 from torch import nn
 
-from .base.files import atomic_write, seal_safetensors, write_json
+from .base.files import atomic_write, check_writable, seal_safetensors, write_json
 from .nets.checkpoint import tensor_hash
 from .nets.models import Cifar10ResNet, Classifier, SmallResNet, build
 from .specs.choices import ARCHS
@@ -21,9 +21,10 @@ NORM = {"batch": "nn.BatchNorm2d", "layer": "lambda channels: nn.GroupNorm(1, ch
 
 
 def check_file(path: Path, onnx: bool) -> None:
-    """Refuse a file of another kind, and ONNX where the packages of torch's exporter are missing."""
+    """Refuse a file of another kind or that cannot be written, and ONNX where the packages of torch's exporter are missing."""
     if path.suffix != ".safetensors":
         raise ValueError(f"expected a file that ends in .safetensors, got {path.name}")
+    check_writable(path)
     missing = [package for package in ("onnx", "onnxscript") if onnx and importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"expected the packages of torch's ONNX exporter, got no {' and no '.join(missing)}; pip install "

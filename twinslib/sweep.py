@@ -5,6 +5,7 @@ from __future__ import annotations  # types of what is imported late
 import argparse
 import contextlib
 import math
+import os
 import re
 import signal
 import sys
@@ -66,10 +67,18 @@ def device(text: str) -> torch.device:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Inside, SIGTERM and SIGINT are collected in the list instead of ending the process."""
+    """Inside, SIGTERM and SIGINT are collected in the list instead of ending the process, but for a second Ctrl-C: a block of
+    images under AutoAttack can take hours, and whatever is ended anywhere goes on from what it stored."""
     received: list[int] = []
-    before = {name: signal.signal(name, lambda number, _: received.append(number))
-              for name in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+        if number == signal.SIGINT:
+            os.write(2, b"ending after the step or block in hand, which is stored; Ctrl-C again ends at once, without it\n")
+
+    before = {name: signal.signal(name, note) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Local:
     """A worker of this machine: a sweep in a process of its own, whose words go into a file."""
 
     def __init__(self, command: Sequence[str], log_file: Path) -> None:
-        self.log_file = log_file
+        self.log_file, self.asked = log_file, False
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with open(log_file, "w") as file:  # a session of its own: at a terminal Ctrl-C is for the one who started them
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -51,8 +51,9 @@ class Local:
         return self.process.poll() is not None
 
     def cancel(self) -> None:
-        """Ask it to end cleanly."""
-        self.process.terminate()
+        """Ask it to end cleanly; asked again it is killed."""
+        (self.process.kill if self.asked else self.process.terminate)()
+        self.asked = True
 
     def status(self) -> int:
         """Its exit status; negative: of the signal that killed it."""
@@ -156,6 +157,17 @@ def start_slurm(commands: Sequence[Sequence[str]], folder: Path, options: Sequen
     return [Job(job) for job in jobs]
 
 
+@contextlib.contextmanager
+def _taken_along(workers: Sequence[Local | Job]) -> Iterator[None]:
+    """Where following workers ends by an error or a second Ctrl-C, they end too."""
+    try:
+        yield
+    except BaseException:
+        for worker in workers:
+            worker.cancel()
+        raise
+
+
 def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Plan, *,
           stop: Callable[[], bool]) -> tuple[Report, int]:
     """Start workers and follow them until all have ended: (what they did, their highest exit status if anything is left).
@@ -170,7 +182,8 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
     before = {task for task in tasks_of([job for job in planned if job.settled]) if task not in everything}
     workers = start(folder)
     log.info("%d workers; what they say is in %s", len(workers), folder)
-    with tqdm(total=len(everything), disable=not sys.stderr.isatty(), dynamic_ncols=True, unit="task") as bar:
+    with _taken_along(workers), tqdm(total=len(everything), disable=not sys.stderr.isatty(), dynamic_ncols=True,
+                                     unit="task") as bar:
         while True:
             ended, clock = all(worker.done() for worker in workers), time.monotonic()
             if ended or changed:  # what was chosen meanwhile may be done already, and is then not missing

@@ -392,6 +392,8 @@ def test_build_arguments(folder):
     np.savez(path, **arrays(4, 4, 32, 2))
     before = path.read_bytes()
     assert build.build("cifar10") == path and path.read_bytes() == before
+    (folder / "mine.npz").write_bytes(before)  # as copied to a machine without the folder of images
+    assert build.build("mine") == build.build("mine", size=32) == folder / "mine.npz"
     with pytest.raises(ValueError, match="at 64 pixels, got 32 there; delete it"):
         build.build("cifar10", size=64)
 

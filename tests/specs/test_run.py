@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -191,11 +192,15 @@ def test_fractions(text: str, number: float) -> None:
 
 
 def test_conversions() -> None:
-    """An int where a float is meant, lists for tuples; null in the fields that know it."""
+    """An int where a float is meant, lists for tuples, NumPy's numbers as they are written; null in the fields that know it."""
     spec = from_dict(RunSpec, run(optim={"lr": 1, "milestones": [0.5]}, attack={"eps": 0}, source=None,
                                   data={"name": "a", "train_images": None, "crop": None}))
     assert type(spec.optim.lr) is float and type(spec.attack.eps) is float and spec.optim.milestones == (0.5,)
     assert spec.source is None and spec.data.train_images is None
+    spec = from_dict(OptimSpec, {"epochs": np.int64(3), "lr": np.float32(0.1), "keep_best": np.bool_(True)})
+    assert spec == OptimSpec(epochs=3, lr=0.1, keep_best=True) and type(spec.epochs) is int
+    with pytest.raises(TypeError, match="int for OptimSpec.epochs, got 3.0"):
+        from_dict(OptimSpec, {"epochs": np.float64(3)})
 
 
 # -- legal values ----------------------------------------------------------------------------------------------------

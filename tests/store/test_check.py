@@ -10,7 +10,7 @@ from tests.compute.made import compute, contents
 from tests.faults.harness import jobs
 from twinslib.base.files import read_json, write_json, write_npz
 from twinslib.specs.jobs import Task
-from twinslib.store.check import check, repair
+from twinslib.store.check import KINDS, check, repair
 from twinslib.store.store import Store
 
 SOURCE, AT, TWINS = jobs()
@@ -74,6 +74,15 @@ def test_damage_is_found_and_mended(whole: Store, store: Store, which, damage, w
     assert not compute(store, jobs()).failed
     if "weights" not in path.parts and path.suffix != ".safetensors":
         assert contents(store, *jobs()) == contents(whole, *jobs()) and check(store)[0] == []
+
+
+def test_a_task_that_ends_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker takes away while everything is read is no problem, and not counted."""
+    count = check(store)[1]
+    write_json(store.work_path(f"{AT.spec.hash}.json"), {})
+    pattern = next(key for key, read in KINDS.items() if key.startswith("work/") and read is read_json)
+    monkeypatch.setitem(KINDS, pattern, lambda path: (path.unlink(), read_json(path)))
+    assert check(store) == ([], count)
 
 
 def test_foreign_and_missing(store: Store) -> None:

@@ -112,9 +112,10 @@ def test_normalisation_of_a_source(robust: dict | None) -> None:
     ({"targets": ["b"], "methods": ["at"], "seeds": [0]}, lambda *cell: cell == ("b", "at", 0)),
 ], ids=lambda value: str(value) if isinstance(value, dict) else "cells")
 def test_limits_of_evaluations(limits: dict, expected) -> None:
-    """targets, methods and seeds limit an evaluation to the runs that are in all of them, and enter no hash."""
+    """targets, methods and seeds limit an evaluation to the runs that are in all of them, and enter no hash. One that is asked
+    for twice is one."""
     costly = {"kind": "pgd", "images": 3, "eps": 0.2}
-    jobs = grid(evaluations=[{"kind": "clean", "images": 7}, costly | limits])
+    jobs = grid(evaluations=[{"kind": "clean", "images": 7}, costly | limits, costly | limits])
     assert len(by_cell(jobs)) == 2 * (22 + 4)
     hashes = {e.hash for job in grid(evaluations=[costly]) for e in job.evals}
     for cell, job in by_cell(jobs).items():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..base.errors import Diverged, integer
 from ..nets.arithmetic import full_float32
+from ..nets.copies import device_of
 from .pgd import Forward, finite, input_gradient, logits_of, pgd, pgd_robust_mask
 
 log = logging.getLogger(__name__)
@@ -121,8 +122,8 @@ def check_attacked(x_adv: Tensor) -> None:
 def tensors(forward: Forward, images: Tensor | np.ndarray,
              labels: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Both as tensors, labels in int64 where they are integers; arrays and lists go to the device of the network."""
-    network = forward.parameters() if isinstance(forward, nn.Module) else ()
-    device = images.device if isinstance(images, Tensor) else next((p.device for p in network), torch.device("cpu"))
+    network = device_of(forward) if isinstance(forward, nn.Module) else torch.device("cpu")
+    device = images.device if isinstance(images, Tensor) else network
     images, labels = _tensor(images, "images").to(device), _tensor(labels, "labels").to(device)
     integers = labels.dtype != torch.bool and torch.can_cast(labels.dtype, torch.int64)
     return images, labels.long() if integers else labels

@@ -26,7 +26,7 @@ from . import owner
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, RuntimeError, LookupError, OSError,
            MemoryError, OverflowError, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
 ABOUT, DIGEST = "about", "digest"
-REPAIR = "`python -m twinslib store repair` moves it aside, so that it is made again"
+REPAIR = "delete it, or `python -m twinslib store repair` moves it aside; then it is made again"
 FORGOTTEN = 24 * 3600  # seconds after which a temporary file is nobody's any more
 
 
@@ -53,6 +53,13 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is for."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"expected a file that can be written, got {path}; choose another place")
 
 
 def remove_forgotten(folder: Path) -> None:

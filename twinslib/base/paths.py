@@ -24,6 +24,14 @@ def _from_environment(variable: str) -> Path | None:
     return path
 
 
+def settle() -> None:
+    """Make relative folders in the variables absolute: kernels of notebooks run in another folder than the command they serve."""
+    for variable in ("TWINS_DATA", "TWINS_RESULTS", "TWINS_ROOT"):
+        value = os.environ.get(variable)
+        if value and not value.startswith("~"):
+            os.environ[variable] = os.path.abspath(value)
+
+
 def data_dir() -> Path:
     """Folder of the packed image sets: `$TWINS_DATA`, else `twins` in the user's cache folder."""
     given = _from_environment("TWINS_DATA")

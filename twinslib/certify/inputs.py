@@ -1,6 +1,5 @@
 """What a certification is given, taken in the forms that users have and checked before any work."""
 
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attack.pgd import Forward
 from ..base.errors import choose
+from ..base.files import check_writable
 from ..base.sequential import Plan
+from ..nets.copies import device_of
 
 PRECISIONS = {"float32": (torch.float32,), "float64": (torch.float64,), "bfloat16": (torch.bfloat16, torch.float32)}
 
@@ -20,8 +21,7 @@ PRECISIONS = {"float32": (torch.float32,), "float64": (torch.float64,), "bfloat1
 def as_tensors(forward: Forward, images: object, labels: object) -> tuple[Tensor, Tensor | None]:
     """Images and labels as tensors: arrays of images on the network's device, labels of any integers as int64."""
     if isinstance(images, np.ndarray) and images.dtype.kind in "uif":
-        weights = next(forward.parameters(), None) if isinstance(forward, nn.Module) else None
-        images = torch.tensor(np.ascontiguousarray(images), device=None if weights is None else weights.device)
+        images = torch.tensor(np.ascontiguousarray(images), device=device_of(forward) if isinstance(forward, nn.Module) else None)
     if not isinstance(images, Tensor):
         raise TypeError(f"expected images as one tensor or array, got {type(images).__name__}; use torch.stack")
     if labels is not None and not isinstance(labels, Tensor):
@@ -74,9 +74,7 @@ def check_arguments(forward: Forward, images: Tensor, plan: Plan, labels: Tensor
         raise ValueError(f"expected batch_size to be an integer of at least 1 and save_every of at least 0, got {batch_size} and "
                          f"{save_every:g}")
     if file is not None:
-        folder = next(parent for parent in Path(file).absolute().parents if parent.exists())
-        if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"expected a file that can be written, got {file}; choose another place for the votes")
+        check_writable(file)
     return index.astype(np.int64)
 
 

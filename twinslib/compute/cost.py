@@ -188,8 +188,8 @@ def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None, wo
     merged: dict[RunSpec, Job] = {}  # one per run; what stands in costs as much as what it stands for
     for job in jobs:
         before = merged.get(job.spec, job)
-        evals, certs = (tuple(dict.fromkeys((*a, *b))) for a, b in ((before.evals, job.evals), (before.certs, job.certs)))
-        merged[job.spec] = dataclasses.replace(job, evals=evals, certs=certs, settled=True)
+        merged[job.spec] = dataclasses.replace(job, evals=(*before.evals, *job.evals), certs=(*before.certs, *job.certs),
+                                               settled=True)
     jobs = list(merged.values())
     every = tasks_of(jobs)
     left = store.missing(jobs)

@@ -20,6 +20,7 @@ from ..specs.reading import canonical_json
 from ..specs.run import DataSpec, RunSpec, WeightsSpec
 from ..store.store import Store, split_name
 from ..train import retain
+from .given import pick_device
 
 CHECKED = 50  # images in a batch of those that a foreign network is tried on
 LOOKED_AT = 500  # images on which a foreign network has to be better than chance
@@ -30,7 +31,7 @@ class Networks:
 
     def __init__(self, store: Store, device: str | torch.device | None = None) -> None:
         self.store = store
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = pick_device(device)
         self._sets: dict[str, sets.DeviceSet] = {}
 
     def data(self, spec: DataSpec) -> sets.DeviceSet:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base import paths
-from ..base.files import DAMAGED, write_npz
+from ..base.files import DAMAGED, check_writable, write_npz
 from .archives import archive_dir, fetch
 from .folder import image_folder
 from .packed import KEYS, NAME, TOY_SETS, check_arrays, check_name, doubles, load_packed, missing, shapes
@@ -40,7 +40,7 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
     Raises:
         FileNotFoundError: an archive or folder is missing; the message names it.
         ValueError: a name that is no bare name, a damaged archive, another layout than expected, images that cannot be
-            used, or a finished file of another size.
+            used, a finished file of another size, or one that could not be written.
     """
     check_name(name)
     folder = paths.data_dir()
@@ -50,17 +50,18 @@ def build(name: str, *, download: bool = False, size: int | None = None) -> Path
         raise ValueError(f"expected a set that is built from files, got {name!r}; it is embedded and always there")
     if size is not None and not 8 <= size <= 1024:
         raise ValueError(f"expected size in 8..1024 pixels, got {size}")
-    if known is None and not (folder / name / "train").is_dir():
-        raise FileNotFoundError(f"{missing(name)}, or folders {name}/train/CLASS and {name}/test/CLASS of images there")
     size = size or (known.image_size if known else None)
-    if size is None:
-        raise ValueError(f"expected size, the side in pixels to pack {name} at, got none; add --size, for example 64")
     if path.is_file():
         stored = load_packed(name).image_size
-        if stored != size:
+        if size not in (stored, None):
             raise ValueError(f"expected {path} at {size} pixels, got {stored} there; delete it to build it anew")
         log.info("%s is there already", path)
         return path
+    if known is None and not (folder / name / "train").is_dir():
+        raise FileNotFoundError(f"{missing(name)}, or folders {name}/train/CLASS and {name}/test/CLASS of images there")
+    if size is None:
+        raise ValueError(f"expected size, the side in pixels to pack {name} at, got none; add --size, for example 64")
+    check_writable(path)
     log.info("building %s at %d pixels", path, size)
     files = None
     if known is None:

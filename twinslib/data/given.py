@@ -16,6 +16,7 @@ from .packed import load_packed, permutation
 FORMS = ("a data set of (image, label), a DataLoader of one, a pair (images, labels) of arrays or tensors, or the name of a "
          "packed set")
 LOOKED_AT_TWICE = 8  # first images of a data set
+NONE = "expected at least one image, got none"
 CHUNK = 256  # images that are converted together
 ROUNDED = 0.02  # distance from the 256 levels, in levels, above which a value was none of a file
 
@@ -71,7 +72,8 @@ def _read(images: object, part: str, chosen: Callable[[int], np.ndarray]) -> Giv
     if isinstance(images, DataLoader):
         whole = isinstance(images.sampler, RandomSampler | SequentialSampler)
         images = images.dataset if whole else [pair for batch in images for pair in zip(*_pair(batch), strict=True)]
-    names = tuple(getattr(images, "classes", ()))
+    names = getattr(images, "classes", ())
+    names = names if isinstance(names, list | tuple) else ()  # some data sets have their number under that name
     if isinstance(images, str):
         packed = load_packed(images)
         x, y, names = getattr(packed, f"{part}_images"), getattr(packed, f"{part}_labels"), packed.class_names
@@ -85,12 +87,14 @@ def _read(images: object, part: str, chosen: Callable[[int], np.ndarray]) -> Giv
         x, y = _bytes(x[index]), y[index]
     elif hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, np.ndarray | Tensor | dict):
         index = chosen(len(images))
+        if len(index) == 0:
+            raise ValueError(NONE)
         x, y = _read_each(images, index)
     else:
         raise TypeError(f"expected images as {FORMS}, got {type(images).__name__}"
                         + ("; labels are missing" if isinstance(images, np.ndarray | Tensor) else ""))
     if len(y) == 0:
-        raise ValueError("expected at least one image, got none")
+        raise ValueError(NONE)
     if x.max() <= 1:
         raise ValueError("expected pixels that use more than the lowest two of 256 values, got none above 1; scale once only: "
                          "uint8 in 0..255 or floats in 0..1")
@@ -165,7 +169,8 @@ def _bytes(x: Tensor) -> Tensor:
 def _labels(labels: object) -> Tensor:
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.dtype.kind not in "iu" or values.ndim != 1:
-        hint = "; of one-hot rows take argmax(1)" if values.ndim == 2 else ""
+        several = values.ndim == 2 and values.shape[1] > 1
+        hint = "; of one-hot rows take argmax(1)" if several else "; take labels[:, 0]" if values.ndim == 2 else ""
         raise TypeError(f"expected integer labels of shape (N,), got {values.dtype} of shape {values.shape}{hint}")
     if values.min(initial=0) < 0:
         raise ValueError(f"expected labels from 0 on, got {values.min()}")

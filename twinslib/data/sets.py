@@ -52,7 +52,8 @@ def make_split(packed: PackedSet, *, exclude: Iterable[str] = (), train_images: 
     left_out = {_class_id(packed, name) for name in exclude}
     class_ids = tuple(i for i in range(len(packed.class_names)) if i not in left_out)
     if len(class_ids) < 2:
-        raise ValueError(f"expected at least 2 classes after exclude, got {len(class_ids)}; exclude fewer classes")
+        after, then = (" after exclude", "exclude fewer classes") if left_out else ("", "add images of others")
+        raise ValueError(f"expected at least 2 classes{after}, got {len(class_ids)}; {then}")
 
     labels = packed.train_labels.numpy()
     usable = np.flatnonzero(np.isin(labels, class_ids))
@@ -116,8 +117,10 @@ def stored_split(packed: PackedSet, path: Path, **arguments) -> Split:
     differs = [f"{key}: {value!r} here, {getattr(stored, key)!r} there" for key, value in asked.items()
                if getattr(stored, key) != value]
     if differs:
-        raise ValueError(f"expected the stored split {path} to match, got one that differs in {'; '.join(differs)}; "
-                         "choose another path or delete the file")
+        changed = stored.fingerprint != packed.fingerprint
+        then = ("what was computed stands on the images of then: give the new ones another name, or keep results elsewhere"
+                if changed else "choose another path or delete the file")
+        raise ValueError(f"expected the stored split {path} to match, got one that differs in {'; '.join(differs)}; {then}")
     return stored
 
 

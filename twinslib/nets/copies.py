@@ -56,6 +56,11 @@ def _rebound(function: FunctionType, memo: dict[int, object]) -> FunctionType:
     return made if changed else function
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network is: its first parameter or buffer; the CPU where it has neither."""
+    return next((tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors), torch.device("cpu"))
+
+
 def tensors_of(module: nn.Module) -> Iterator[tuple[dict, str, torch.Tensor]]:
     """(dict that holds it, key, tensor) of each parameter, buffer and plain tensor of a module itself."""
     for store in (module._parameters, module._buffers, vars(module)):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .copies import hooks_of, is_changed, tensors_of
+from .copies import device_of, hooks_of, is_changed, tensors_of
 from .models import Classifier, memory_format, upsample_nearest
 from .norms import TwinNorm, to_plain
 from .pairs import fold_pairs, folded_weights
@@ -49,7 +49,7 @@ class FoldedCopy(nn.Module):
                  channels_last: bool | None = None) -> None:
         super().__init__()
         self.dtype, self.wing = dtype, wing
-        self.memory_format = {None: memory_format(model, next(model.parameters()).device), True: torch.channels_last,
+        self.memory_format = {None: memory_format(model, device_of(model)), True: torch.channels_last,
                               False: torch.contiguous_format}[channels_last]
         self._model = [model]  # in a list, so that it is no part of this copy
         self._make(fold=True)
@@ -145,7 +145,8 @@ class FoldedCopy(nn.Module):
             weight, bias = folded_weights(live_conv, norm)
             targets += [conv.weight, conv.bias]
             sources += [weight, bias]
-        torch._foreach_copy_(targets, sources)
+        if targets:  # torch refuses to copy nothing
+            torch._foreach_copy_(targets, sources)
 
     def check(self, x: torch.Tensor) -> None:
         """Make this copy again without folding if that changes the logits of images like `x`; the first images that pass bring it

@@ -70,6 +70,9 @@ class Classifier(nn.Module):
         self.upsample = upsample
         self.network = network
 
+    def extra_repr(self) -> str:
+        return "" if self.upsample is None else f"upsample={self.upsample}"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 4 or x.shape[1] != self.normalize.mean.shape[1] or not x.is_floating_point():
             raise ValueError(f"expected float images of shape (B, {self.normalize.mean.shape[1]}, S, S) in [0, 1], "

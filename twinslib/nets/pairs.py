@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .copies import duplicate, hooks_of, is_changed, tensors_of
+from .copies import device_of, duplicate, hooks_of, is_changed, tensors_of
 
 META = torch.device("meta")
 
@@ -42,7 +42,7 @@ def fold_pairs(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
             graph = _Tracer().trace(duplicate(network, empty))
     except Exception:  # tracing runs the user's forward with stand-ins; any of its lines may object to them
         return network, []
-    device = next((parameter.device for parameter in network.parameters()), None)
+    device = device_of(network)
     for node in graph.nodes:  # where the forward pass asks for the device of its weights
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda arg: device if arg == META else arg)
     read = {node.target for node in graph.nodes if node.op == "get_attr"}

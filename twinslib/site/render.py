@@ -8,6 +8,7 @@ The HTML is the notebook's page of the site (`build`) as one file.
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -152,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
         values = presets.overrides(args.preset, number, presets.parameters(notebook))
         plan.plan(args.preset, number)  # which refuses what its study does
         jobs.append((notebook, values | ({"compute": False} if args.as_is else {})))
+    importable = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, importable))  # for kernels, which start in another folder
     rows = render_all(jobs, folder, force=args.force, keep_going=args.keep_going)
     if args.update:
         for notebook, _ in jobs:

@@ -9,7 +9,7 @@ from .run import RunSpec
 
 @dataclass(frozen=True, repr=False)
 class Job:
-    """A training run and what is measured on it; its sources are runs of their own."""
+    """A training run and what is measured on it, each measurement once; its sources are runs of their own."""
 
     study: str
     spec: RunSpec
@@ -19,6 +19,10 @@ class Job:
     certs: tuple[CertifySpec, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()  # what tells it from others of its study, where method and data set do not
     candidates: tuple[RunSpec, ...] = ()  # the runs that choose, where it is not settled
+
+    def __post_init__(self) -> None:
+        for name in ("evals", "certs"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
     def __repr__(self) -> str:
         s, labels = self.spec, "".join(f", {name} {value}" for name, value in self.labels)

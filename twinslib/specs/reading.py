@@ -11,7 +11,9 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 
-from ..base.errors import choose, shown
+import numpy as np
+
+from ..base.errors import choose, real, shown
 
 LARGEST = 10**9  # integer that a parameter may be
 T = typing.TypeVar("T")
@@ -125,13 +127,15 @@ def _members(thing: Callable) -> tuple[dict[str, object], list[str], bool]:
 
 def read(hint: object, value: object, where: str) -> object:
     """`value` as the annotation `hint` asks for it: an int is taken for a float, the text 8/255 for that fraction, a list for a
-    tuple, a mapping for a dataclass, and nothing else converted. `hint`: a class, one of its choices with None, `tuple`,
-    `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some` of a list or mapping.
+    tuple, a mapping for a dataclass, a number of NumPy for Python's, and nothing else converted. `hint`: a class, one of its
+    choices with None, `tuple`, `Sequence` or `dict` of hints, a dataclass, a TypedDict, or `Some` of a list or mapping.
 
     >>> read(tuple[float, ...], [1, "8/255"], "radii")
     (1.0, 0.03137254901960784)
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, np.generic):
+        value = real(value, where) if value.dtype.kind == "f" else value.item()
     if origin is typing.NotRequired:
         return read(inner[0], value, where)
     if origin is typing.Annotated:

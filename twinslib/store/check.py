@@ -42,6 +42,8 @@ def check(store: Store) -> tuple[list[Problem], int]:
             continue
         try:
             found = read(path)
+        except FileNotFoundError:  # its task ended meanwhile
+            count -= 1
         except (ValueError, TypeError) as error:
             problems.append(Problem("damaged", path, str(error)))
         else:

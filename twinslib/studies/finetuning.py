@@ -147,7 +147,7 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
                 if there and (found.kind == "clean" or found.threat == made.attack.threat):
                     evals.append(found)
         labels = (("part", part), ("start", run.get("start") or "random"))
-        jobs.append(Job(STUDY, made, tuple(dict.fromkeys(evals)), settled=not waits, labels=labels, candidates=waits))
+        jobs.append(Job(STUDY, made, tuple(evals), settled=not waits, labels=labels, candidates=waits))
 
     for seed, target in itertools.product(seeds, targets):
         def here(run: dict, seed: int = seed, target: str = target) -> bool:

@@ -102,9 +102,8 @@ def smoothing(*, arch: str, norms: Some[Sequence[str]], source: dict, pretrainin
             model=networks[norm], method=_method(fine), noise=_noise(fine, f"finetuning.{f}"),
             optim=from_dict(OptimSpec, {**optim, **t.get("optim", {}), **fine.get("optim", {})}, f"finetuning.{f}.optim"),
             source=origin, seed=seed)
-        certs = tuple(dict.fromkeys(
-            cert for c in certifications if within(c, here) and not (c.get("restat_images") and norm != "batch")
-            for cert in _certifications(c)))
+        certs = tuple(cert for c in certifications if within(c, here) and not (c.get("restat_images") and norm != "batch")
+                      for cert in _certifications(c))
         evals = tuple(from_dict(EvalSpec, without(e, FILTERS), "evaluations") for e in evaluations if within(e, here))
         labels = (("pretraining", p), ("finetuning", f), ("norm", norm))
         jobs.append(Job(study, spec, evals, certs=certs, labels=labels))

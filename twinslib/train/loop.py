@@ -39,6 +39,7 @@ class History:
     best: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@torch.enable_grad()
 def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch.device | str,
         start: torch.nn.Module | None = None, source: DeviceSet | None = None,
         checkpoint: Path | None = None, compiled: bool = False, stop: Callable[[], bool] = lambda: False,

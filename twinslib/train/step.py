@@ -13,6 +13,7 @@ from ..attack import pgd
 from ..attack.masks import block_seed
 from ..data.sets import DeviceSet
 from ..nets import arithmetic, norms
+from ..nets.copies import device_of
 from ..nets.fold import FoldedCopy
 from ..nets.heads import find_head
 from ..nets.models import memory_format
@@ -52,7 +53,7 @@ class Attacker:
                  passes: Passes, size: int) -> None:
         self.spec = attack
         self.copy = FoldedCopy(model, wing=wing, dtype=arithmetic.dtype(precision))
-        self.copy.check(torch.zeros(2, 3, size, size, device=next(model.parameters()).device))  # not in the first step
+        self.copy.check(torch.zeros(2, 3, size, size, device=device_of(model)))  # not in the first step
         self.forward = passes.through(self.copy)
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
@@ -105,7 +106,7 @@ class Step:
         self.recorder = recorder
         self.model, self.spec, self.device = model.train(), spec, device  # measurements use copies, so the mode stays
         self.passes = Passes()
-        self.forward = self.passes.through(model)
+        self.forward = self.passes.through(partial(pgd.logits_of, model))
         if spec.method.wings == "frozen":
             norms.freeze_statistics(model)
         size = spec.data.crop or spec.data.image_size

@@ -1,21 +1,23 @@
-"""Figures of notebook 02 from courses: how the weights move, layer by layer, and how the start is left.
+"""Figures of notebook 02: how the weights move, layer by layer, and how the start is left, from courses; accuracy by rate.
 
 Lines are means over seeds, bands and bars reach from the lowest seed to the highest unless they are said to be intervals.
 `methods` are drawn in the order given, those without a run leave no line. Without any run a figure says so.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..base.stats import clopper_pearson
 from ..claims.effects import pair_label
 from ..evidence import course
 from ..evidence.course import KEYS, Course
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from . import rate_tables
-from .figures import HOLLOW, LOOKS, RULE, SINGLE_SEEDS, figure, looks, methods_legend, nothing, over_seeds, stands_on
+from .figures import DOT, FLAGS, HOLLOW, LOOKS, RULE, SINGLE_SEEDS, figure, looks, methods_legend, nothing, over_seeds, stands_on
 from .forest import forest
 from .rate_tables import EPOCHS, PAIRS, RATES
 from .tables import student
@@ -24,6 +26,8 @@ COURSES = {"w_norm": "‖w‖ / start", "g_norm": "‖g‖", "lr_over_w2": "lr/�
 STATISTICS = {"batch": LOOKS["twins_at"] | {"marker": "o"}, "frozen": {"color": "#000000", "linestyle": "--", "marker": "s"}}
 CONVOLUTION = "convolution, from the first to the last"
 RANGE = "{}: lowest to highest seed"
+METRICS = ("clean", "robust")
+LEAST = 10.0  # points that an axis spans: what is chance is not to look large
 
 
 def scale_law(found: pd.DataFrame) -> Figure:
@@ -165,6 +169,45 @@ def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     return forest(marks, rows, looks(methods), {d: dataset_label(d) for d in datasets}, limits=limits, zero=False, sharex=False,
                   width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold",
                   note=_note(found), entries=[SINGLE_SEEDS] * bool(several.any()))
+
+
+def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
+    """Accuracy in percent against the base learning rate (`rate_tables.accuracies`): a row per metric, a column per data set.
+    Lines are means over seeds in a band from the lowest to the highest, a bar where there is one rate; a single seed has the 95 %
+    interval over its test images as a bar. A ring is a method's best rate once all are finished, hollow markers are runs of more
+    epochs."""
+    found = found[found["metric"].isin(metrics)]
+    averaged, lost = rate_tables.mean_accuracies(found).sort_values("rate", kind="stable"), found[found["absent"] == DIVERGED]
+    if averaged.empty:
+        return nothing(DIVERGED if len(found) and len(lost) == len(found) else NOT_RUN)
+    long, shown, several = averaged["part"] != "grid", looks(found["method"]), averaged["dataset"].nunique() > 1
+    one, images = averaged["count"] == 1, found["n"].min()
+    exact = [clopper_pearson(round(value * images), images)[1:3] for value in averaged["mean"]]
+    averaged[["min", "max"]] = averaged[["min", "max"]].where(~one, pd.DataFrame(exact, averaged.index, ["min", "max"]))
+    rings = rate_tables.best_rates(found).assign(kind="ring", min=math.nan, max=math.nan)
+    lines = averaged[~long].groupby(["method", "dataset", "metric"])["rate"].nunique().groupby("method").max()
+    bar = one | (averaged["method"].map(lines) == 1)  # where a band would have no width
+    marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(bar & ~long, "")), rings])
+    step = 1.03 if (bar & ~long).any() else 1.0  # side by side, so that bars do not hide each other
+    x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
+    looked = {m: look | ({} if lines.get(m, 0) > 1 else FLAGS["points"]) for m, look in shown.items()}
+    entries = methods_legend(looked, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
+    entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
+    entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
+    spans = "bars: 95 % over test images" if one.all() else (
+        f"{'bars' if bar.all() else 'bands'}: lowest to highest seed" + "; bars: one seed" * bool(one.any()))
+    fig = figure(marks.assign(x=x), shown, columns=unique(averaged["dataset"]),
+                 rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
+                 row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",
+                 ticks=found["rate"], sharey=False, entries=entries, xlabel="base learning rate",
+                 note=f"{stands_on(found['n'], averaged['count'])}; {spans}",
+                 width=7 if several else 4.6, per_line=3 if several else 2)
+    for ax in fig.axes:
+        low, high = ax.get_ylim()
+        wider = max(LEAST - (high - low), 0) / 2
+        ax.set(ylim=(max(low - wider, 0), high + wider), xlim=(found["rate"].min() / 1.3, found["rate"].max() * 1.3))
+        ax.tick_params(axis="x", labelrotation=45 if found["rate"].nunique() > 4 else 0)
+    return fig
 
 
 def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:

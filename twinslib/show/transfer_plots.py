@@ -44,7 +44,7 @@ def robust_curves(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
     _check(rows)
     every, shown, datasets = accuracy.estimates(rows), looks(rows["method"]), unique(rows["dataset"])
     chosen, single = accuracy.one_line(every), every[~every["seed"].str.startswith("mean")]
-    parts, lost = accuracy.kinds(chosen) == "autoattack", accuracy.lost(rows, ["dataset", "method"])
+    parts = accuracy.kinds(chosen) == "autoattack"
     lines, hollow = strongest(chosen[~parts]), strongest(chosen[parts], ["n"])
     seeds = single[single["attack"].isin(lines["attack"]) & single.duplicated(["dataset", "method", "eps", "attack"], keep=False)]
     marks = pd.concat([lines.assign(kind=""), hollow.assign(kind="points hollow"),
@@ -52,14 +52,13 @@ def robust_curves(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
     place = {eps: i for i, eps in enumerate(sorted(every["eps"].unique()))}
     step = 0.5 / len(shown)  # side by side, so that bars do not hide each other
     beside = {m: (i - (len(shown) - 1) / 2) * step for i, m in enumerate(shown)}
-    marks["x"] = marks["eps"].map(place) + marks["method"].map(beside)
+    marks["x"], marks["name"] = marks["eps"].map(place) + marks["method"].map(beside), marks["method"].map(method_label)
     marks.loc[marks["kind"] == "points hollow", "x"] += (len(shown) + 1) * step
     pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[lines["eps"] > 0, "attack"], hollow["attack"]))
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
     entries += [SINGLE_SEEDS] * bool(len(seeds))
     fig = figure(marks, shown, columns=_titles(datasets, near), column="dataset", line="method", y="value", scale=100, wrap=3,
-                 sharey=False, gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets},
-                 ylabel="accuracy (%)",
+                 sharey=False, ylabel="accuracy (%)",
                  xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries,
                  note=f"{_note(rows, chosen)}; bars: 95 % intervals")
     for ax in fig.axes:

@@ -99,7 +99,7 @@ def estimates(number, made):
 
 FIGURES = {  # name -> figure from whatever is finished, or from nothing
     "robust_curves": lambda made: transfer_plots.robust_curves(made_up(DATASETS, (0, 1)) if made
-                                                               else made_up().assign(value=np.nan)),
+                                                               else made_up().assign(value=np.nan, images="diverged")),
     "clean_robust": lambda made: transfer_plots.clean_robust(crowded() if made else made_up().assign(value=np.nan)),
     "forest": lambda made: transfer_plots.forest_plot(many_differences() if made else differences().assign(value=np.nan)),
     "by_rate": lambda made: rate_plots.accuracy_by_rate(by_rates.made(lambda row: not made)),
@@ -206,7 +206,7 @@ def test_robust_curves():
     """Filled the strongest PGD at each radius, hollow the last stage of AutoAttack, dots the seeds; a lost method is named."""
     rows = made_up(seeds=(0, 1))
     weaker = rows[rows["attack"] == "pgd20"].assign(attack="pgd10", value=0.9)
-    lost = made_up(methods=["natural"]).assign(value=np.nan)
+    lost = made_up(methods=["natural"]).assign(value=np.nan, images="diverged")
     fig = transfer_plots.robust_curves(pd.concat([weaker, rows, lost]))
     heights = [[y for _, y in line] for line in drawn(fig.axes[0], figures.LOOKS["at"])]
     assert heights[0] == pytest.approx([60.5, 50.5, 40.5, 30.5]) and heights[1] == pytest.approx([28.5], abs=0.2)

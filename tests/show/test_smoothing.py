@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from tests.figures_read import drawn
 from tests.smoothing_made import RADII, N, measured, reaching, spec
 from twinslib.base.bounds import certified_radius
 from twinslib.evidence import cells as evidence_cells
-from twinslib.show import cell_tables, smoothing_plots, smoothing_tables
+from twinslib.show import cell_tables, figures, smoothing_plots, smoothing_tables
 from twinslib.specs.jobs import Job
 from twinslib.specs.labels import NOT_RUN
 from twinslib.store.store import Store
@@ -17,6 +18,7 @@ from twinslib.studies import plan
 from twinslib.studies.rules import cell
 
 LEVELS = (0.25, 0.5, 1.0)
+CURVE = [(0, 50), (0.25, 50), (0.5, 25), (0.75, 0)]  # of reaching(0.5, 0.25)
 
 
 def grid(number: str) -> list:
@@ -219,11 +221,10 @@ def test_curves_show_their_frame() -> None:
     fig = smoothing_plots.certified_curves(smoothing_tables.estimates(found), "toy_target")
     assert [ax.get_title() for ax in fig.axes] == [f"σ {s:g}" for s in LEVELS]
     for ax, s in zip(fig.axes, LEVELS, strict=True):
-        (line,) = (c.lines[0] for c in ax.containers if c.lines[0].get_color() == smoothing_plots.MIXED["color"])
-        assert list(line.get_xdata()) == [0, 0.25, 0.5, 0.75] and list(line.get_ydata()) == pytest.approx([50, 50, 25, 0])
-        marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
+        assert drawn(ax, smoothing_plots.MIXED) == [CURVE]
         top = float(certified_radius(200, 200, s, 0.0005))
-        assert marks == pytest.approx([top] if top < smoothing_plots.END else [])
+        ends = [line[0][0] for line in drawn(ax, {"color": figures.PLAIN}) if line[0][1] == 0]
+        assert ends == pytest.approx([top] if top < smoothing_plots.END else [], abs=1e-3)
 
 
 def test_curves_stand_on_equal_draws() -> None:
@@ -233,25 +234,23 @@ def test_curves_stand_on_equal_draws() -> None:
     found += [measured("mixed/clean/group", s, reaching(0.9, 0.8), n=100_000, dataset="toy_target") for s in LEVELS]
     fig = smoothing_plots.certified_curves(smoothing_tables.estimates(found), "toy_target")
     assert "n = 10,000" in fig.get_supxlabel() and "100,000" not in fig.get_supxlabel()
-    curves = [list(c.lines[0].get_ydata()) for ax in fig.axes for c in ax.containers if len(c.lines[0].get_xdata()) == 4
-              and c.lines[0].get_color() in (smoothing_plots.MIXED["color"], smoothing_plots.SINGLE["color"])]
-    assert curves == [pytest.approx([50, 50, 25, 0])] * 6
+    curves = [curve for ax in fig.axes for look in (smoothing_plots.MIXED, smoothing_plots.SINGLE) for curve in drawn(ax, look)]
+    assert curves == [CURVE] * 6
 
 
 def test_figures_mark_constant_answers_and_draw_chance(half_constant) -> None:
     """A dagger at σ 1 only, a grey line at the share of the most frequent label, both in the legend where they are drawn."""
     frame = smoothing_tables.estimates(half_constant)
     fig = smoothing_plots.certified_curves(frame, "toy_target")
-    drawn = [[t.get_text() for t in ax.texts] for ax in fig.axes]
-    assert drawn == [["†"] * (s == 1.0) for s in LEVELS] and all(len(ax.collections) for ax in fig.axes)
+    daggers = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert daggers == [["†"] * (s == 1.0) for s in LEVELS] and all(len(ax.collections) for ax in fig.axes)
     for ax in fig.axes:
         lines = [c for c in ax.collections if c.get_colors()[0][:3] == pytest.approx((0.541, 0.541, 0.541), abs=0.01)]
         assert [c.get_segments()[0][:, 1].tolist() for c in lines] == [[10.0, 10.0]]
     strength = smoothing_plots.strength_plot(cell_tables.strengths(frame, jobs("05")))
     assert [t.get_text() for t in strength.axes[0].texts] == ["†", "†"]  # mixed and clean pre-training
-    figures = [fig, strength, smoothing_plots.confidence_plot(half_constant, "toy_target", LEVELS),
-               smoothing_plots.crossed_curves(half_constant, "toy_target")]
-    for figure in figures:
+    for figure in (fig, strength, smoothing_plots.confidence_plot(half_constant, "toy_target", LEVELS),
+                   smoothing_plots.crossed_curves(half_constant, "toy_target")):
         labels = [t.get_text() for t in figure.legends[0].get_texts()]
         marked = any("†" in t.get_text() for ax in figure.axes for t in ax.texts)
         assert smoothing_tables.CONSTANT in labels and marked == any("†" in label for label in labels)

@@ -140,7 +140,7 @@ def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     every = every[every["method"].isin(list(shown)) & (every["at"] == "last")]
     every["width"] = [width or own_width(arch) for width, arch in zip(every["width"], every["arch"], strict=True)]
     rows = every.dropna(subset="value")
-    marks = [_panels(rows)[0][:0].assign(x=0.0, part="")]
+    marks = [_panels(rows[:0])[0].assign(x=0.0, part="")]
     key, parts = shared_attack(rows), {"fraction": "train_images", "width": "width"}
     for part, column in parts.items():
         some, full = rows[rows["part"] == part], rows[rows["part"] == "main"]

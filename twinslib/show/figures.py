@@ -97,13 +97,16 @@ def sign(fig: Figure, preset: str) -> None:
     text.set_text(("; " if "\n" in label else "\n").join(filter(None, (label.removesuffix("."), f"preset {preset}"))))
 
 
-def stands_on(images: Iterable[float] = (), seeds: Iterable[float] = (), what: str = "test images") -> str:
-    """How many images and seeds a figure stands on, as a range where its marks differ.
+def stands_on(images: Iterable[float] = (), seeds: Iterable[float] | pd.DataFrame = (), what: str = "test images") -> str:
+    """How many images and seeds a figure stands on, as a range where its marks differ. Of seeds their numbers, or a frame with
+    lines for each seed of a data set and method.
 
     >>> stands_on([1000, 300], [3, 3]), stands_on(seeds=[1])
     ('300 to 1,000 test images, 3 seeds', '1 seed')
     """
     said = []
+    if isinstance(seeds, pd.DataFrame):
+        seeds = seeds.groupby(["dataset", "method"])["seed"].nunique()
     for numbers, noun in ((images, what), (seeds, "seeds")):
         ends = unique(f"{end(numbers):,.0f}" for end in (min, max)) if len(numbers := [x for x in numbers if x > 0]) else []
         said += [f"{' to '.join(ends)} {noun[:-1] if ends == ['1'] else noun}"] * bool(ends)

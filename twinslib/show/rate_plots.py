@@ -54,7 +54,7 @@ def layer_courses(courses: Sequence[Course], dataset: str, methods: Sequence[str
     fig = figure(pd.concat([marks, rules]), looks(methods) | {"one": RULE}, rows=COURSES,
                  columns=layers, column="layer", line="method", log="y", ticks=4, xlabel=f"epochs on {dataset_label(dataset)}",
                  sharey="row", height=1.0, width=6.4, entries=methods_legend(looks(methods), frame["method"], lost, "plain"),
-                 per_line=4 if len(methods) < 5 else 3, note=_note(frame))
+                 per_line=4 if len(methods) < 5 else 3, note=stands_on(seeds=frame))
     fig.axes[0].set_yscale("linear")
     return fig
 
@@ -80,7 +80,8 @@ def layer_ratios(courses: Sequence[Course]) -> Figure:
     entries = [(pair_label(pair, "times"), LOOKS[pair[1]]) for pair in PAIRS if pair[1] in there]
     return figure(marks, _small(b for _, b in PAIRS), rows=unique(ratios["dataset"]), columns=RATES, row="dataset", column="rate",
                   line="baseline", x="place", rule=1, log="y", ticks=6, xlabel=CONVOLUTION, sharex="row", height=2.1,
-                  ylabel="ratio (logarithmic axis)", note=f"{_note(ratios, 'baseline')}; {RANGE.format('bars')}",
+                  ylabel="ratio (logarithmic axis)",
+                  note=f"{stands_on(seeds=ratios.assign(method=ratios['baseline']))}; {RANGE.format('bars')}",
                   entries=entries + methods_legend({}, there, lost))
 
 
@@ -95,7 +96,7 @@ def wings(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     entries = methods_legend(looks(methods), layers["method"], lost)
     return figure(pd.concat(parts), _small(methods), rows=unique(layers["dataset"]), row="dataset", line="method", x="place",
                   columns={"g": "‖g‖ of a half's loss, at weight 1", "cos": "|cos(w, g)|"}, log="y", ticks=8, xlabel=CONVOLUTION,
-                  sharex="row", sharey=False, height=2.2, note=f"{_note(layers)}; {RANGE.format('bars')}",
+                  sharex="row", sharey=False, height=2.2, note=f"{stands_on(seeds=layers)}; {RANGE.format('bars')}",
                   entries=entries + [("hollow: first half, filled: second", HOLLOW)] * bool(layers["g_first"].notna().any()))
 
 
@@ -111,7 +112,7 @@ def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     fig = figure(marks.assign(kind="plain band"), looks(methods), rows=unique(frame["dataset"]), row="dataset", line="method",
                  columns={"epochs": "mean over layers", "layers": "by layer, after the last epoch"}, bottom=0, ticks=5,
                  ylabel="drift of running means (sd of the start)", sharex="col", sharey=False, height=1.9, per_line=4,
-                 note=f"{_note(frame)}; {RANGE.format('bands')}",
+                 note=f"{stands_on(seeds=frame)}; {RANGE.format('bands')}",
                  entries=methods_legend(looks(methods), frame["method"], lost, "plain"))
     fig.axes[-2].set_xlabel("epochs")
     fig.axes[-1].set_xlabel("layer, from the first to the last")
@@ -139,7 +140,7 @@ def escape(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     fig = figure(marks, looks([*methods, *beside]), columns=unique(losses["dataset"]), column="dataset", line="method", ticks=6,
                  rows={"loss": "PGD loss (nats)", "minus": f"{method_label(PAIRS[0][0])}\nminus each (nats)"}, height=1.7,
                  xlabel="epochs", sharey=False, width=7 if several else 4.6, per_line=4 if several else 2,
-                 note=f"{_note(losses, images=followed)}; bars: 95 % over seeds, {RANGE.format('bands')}",
+                 note=f"{stands_on(followed, losses, 'training images')}; bars: 95 % over seeds, {RANGE.format('bands')}",
                  entries=methods_legend(looks(methods), losses["method"], lost) + [SINGLE_SEEDS] * bool(len(single)))
     below = fig.axes[len(fig.axes) // 2:]
     ends = [end(ax.get_ylim()[i] for ax in below) for i, end in enumerate((min, max))]
@@ -168,7 +169,7 @@ def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     rows = {m: method_label(m) for m in methods if m in set(marks["line"])}
     return forest(marks, rows, looks(methods), {d: dataset_label(d) for d in datasets}, limits=limits, zero=False, sharex=False,
                   width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold",
-                  note=_note(found), entries=[SINGLE_SEEDS] * bool(several.any()))
+                  note=stands_on(seeds=found), entries=[SINGLE_SEEDS] * bool(several.any()))
 
 
 def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
@@ -217,11 +218,6 @@ def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None
         if method in methods and dataset in (None, d):
             out.setdefault(method, set()).add(seed)
     return out
-
-
-def _note(frame: pd.DataFrame, by: str = "method", images: Sequence[int] = ()) -> str:
-    """On how many seeds lines stand, and on how many training images what is measured of these."""
-    return stands_on(images, frame.groupby(["dataset", by])["seed"].nunique(), "training images")
 
 
 def _nothing(lost: Mapping[str, set[int]]) -> Figure:

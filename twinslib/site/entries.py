@@ -120,7 +120,8 @@ def read(store: Store) -> tuple[Paper, ...]:
         entry = Entry(**record | lines | words, id=name, measure=claim.rule.measure if claim else "",
                       otherwise=claim.otherwise if claim else "")
         papers.setdefault(_arxiv(entry.paper) or entry.paper, []).append(entry)
-    return tuple(Paper(_name(entries), _arxiv(entries[0].paper), tuple(entries)) for entries in papers.values())
+    return tuple(Paper(entries[0].paper.partition(" (arXiv")[0], _arxiv(entries[0].paper), tuple(entries))
+                 for entries in papers.values())
 
 
 def _shown(values: dict, rule: rules.Rule | None) -> Shown:
@@ -154,7 +155,3 @@ def _cell(cell: rules.Cell) -> str:
 
 def _arxiv(paper: str) -> str:
     return paper.partition("(arXiv ")[2].removesuffix(")")
-
-
-def _name(entries: Sequence[Entry]) -> str:
-    return entries[0].paper.partition(" (arXiv")[0]

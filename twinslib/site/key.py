@@ -9,8 +9,7 @@ from ..base.files import read_json
 from ..claims.verdict import NOT_TESTED
 from ..evidence import accuracy
 from ..evidence.networks import averages
-from ..show.tables import by_attack, pivot
-from ..specs.labels import dataset_label, method_label
+from ..specs.labels import NOT_RUN, dataset_label, header, method_label, percent, unique
 from ..store.store import Store
 from .tables import Table
 
@@ -74,16 +73,17 @@ def by_level(frame: pd.DataFrame) -> Table:
 
 def _pivot(frame: pd.DataFrame, lines: list[str], order: Sequence[str] = (), *, radius: bool = False) -> Table:
     """`networks.averages` in percent, a column for each attack or radius with its number of images."""
-    found = averages(frame.assign(absent=""), lines)
-    found = found.assign(line=list(zip(*(found[name] for name in lines), strict=True)))
-    rank = {value: f"{i:03}" for i, value in enumerate(order)}
+    images = frame.groupby(["attack", "eps"])["n"].transform("min")
+    names = [f"r {row.eps:g}" if radius else header(row.attack, row.threat, row.eps) for row in frame.itertuples()]
+    frame = frame.assign(column=[f"{name} ({n:,} images)" for name, n in zip(names, images, strict=True)], absent="")
+    columns, rank, rows = unique(frame["column"]), {value: f"{i:03}" for i, value in enumerate(order)}, []
     written = {"dataset": dataset_label, "method": method_label}
-    heads = {line: (*(written.get(name, str)(value) for name, value in zip(lines, line, strict=True)), str(mine.max()))
-             for line, mine in sorted(found.groupby("line")["seeds"], key=lambda group: [rank.get(v, v) for v in group[0]])}
-    names = (*({"dataset": "data set"}.get(name, name) for name in lines), "seeds")
-    at_radius = found.assign(column=[f"r {row.eps:g} ({row.n:,} images)" for row in found.itertuples()])
-    out = pivot(at_radius, heads, names) if radius else by_attack(found, heads, names)
-    return Table(tuple(out.columns), tuple(out.itertuples(index=False, name=None)))
+    found = averages(frame, [*lines, "column"]).groupby(lines)
+    for values, mine in sorted(found, key=lambda group: [rank.get(value, value) for value in group[0]]):
+        words = [written.get(line, str)(value) for line, value in zip(lines, values, strict=True)]
+        cells = {r.column: percent(r.value, r.low, r.high) for r in mine.dropna(subset="value").itertuples()}
+        rows.append((*words, str(mine["seeds"].max()), *(cells.get(column, NOT_RUN) for column in columns)))
+    return Table((*({"dataset": "data set"}.get(line, line) for line in lines), "seeds", *columns), tuple(rows))
 
 
 KEYS = (

@@ -1,16 +1,17 @@
 """Figures of adversarial fine-tuning from made-up frames, jobs and rows: what is drawn equals them, checked by hand."""
 
 import functools
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.aft_made import network
+from tests.aft_made import network, spec
 from tests.figures_read import drawn
+from tests.show.test_aft_tables import fraction
 from twinslib.base import stats
 from twinslib.evidence import networks
-from twinslib.evidence.networks import COLUMNS
 from twinslib.show import aft_plots, figures
 from twinslib.show.aft_plots import (
     cost_plot,
@@ -22,13 +23,9 @@ from twinslib.show.aft_plots import (
 )
 from twinslib.show.embedding import Projection
 from twinslib.specs.jobs import Job
-from twinslib.specs.method import method
-from twinslib.specs.run import AttackSpec, DataSpec, ModelSpec, OptimSpec, RunSpec
 
 AA = "apgd-ce+apgd-t+fab-t+square"
 EPS = 8 / 255
-FULL = 4500
-STARTED = ("aft", "aft_public", "aft_twins", "aft_free", "aft_l2")
 MAIN = {  # method -> passes of its last epoch and of its best, of its start, images of 1,000 that are right: clean and PGD
     "aft": (30, None, 60, 790, 450), "at_scratch": (480, 260, 0, 780, 455), "aft_public": (30, None, None, 830, 470),
     "aft_random": (30, None, 0, 600, 380), "fast_at": (60, 56, 0, 760, 420), "free_at": (120, 110, 0, 740, 415),
@@ -39,56 +36,27 @@ SCHEDULES = {"aft_constant": {"schedule": "constant"}, "aft_piecewise": {"schedu
              "aft_slow_fast_exp": {"schedule": "slow_fast_exp"}, "aft_eps_warmup": {"schedule": "slow_fast"}}
 
 
-def line(name="aft", part="main", seed=0, at="last", attack="none", right=500, n=1000, passes=30.0, start=60.0, width=0,
-         images=FULL, threat="linf", dataset="cifar10", lr=0.05):
-    """A row of the frame; `start`: passes of the training of the start, None where it is not ours."""
-    low, high = stats.clopper_pearson(right, n)[1:3]
-    whole = np.nan if start is None else (passes + start) * FULL
-    clean = attack == "none"
-    return dict.fromkeys(COLUMNS, "") | {
-        "dataset": dataset, "part": part, "method": name, "arch": "thin_resnet10", "width": width, "train_images": images,
-        "trained_threat": threat, "absent": "",
-        "lr": lr, "seed": seed, "at": at, "attack": attack, "threat": "none" if clean else threat, "eps": 0.0 if clean else EPS,
-        "value": right / n, "low": low, "high": high, "n": n, "images_given": passes * FULL, "images_whole": whole,
-        "run": f"{name}{part}{seed}{width}{images}"}
-
-
-def both(name, clean, robust, **where):
-    return [line(name, right=clean, **where), line(name, attack="pgd20", right=robust, **where)]
-
-
-def frame(seeds=(0, 1, 2), done=None):
-    """All parts on CIFAR-10 as planned, each seed two images better than the one before; AutoAttack on 100 images of seed 0."""
-    found = whole_frame(tuple(seeds)).copy()
-    return found if done is None else found[found["method"].isin(done)]
-
-
 @functools.cache
-def whole_frame(seeds):
-    rows = []
-    for seed in seeds:
-        for name, (last, best, start, clean, robust) in MAIN.items():
-            for at, passes, drop in (("best", best, 0), ("last", last, 20 if best else 0)):
-                if passes:
-                    where = {"seed": seed, "at": at, "passes": passes, "start": start}
-                    rows += both(name, clean + 2 * seed, robust + 2 * seed - drop, **where)
-                    rows += [line(name, attack=AA, right=robust // 10 - 3, n=100, **where)] * (seed == 0)
-        for i, name in enumerate(SCHEDULES):
-            rows += both(name, 700 + 10 * i + 2 * seed, 400 + 10 * i + 2 * seed, part="schedule", seed=seed)
-        rows += both("aft_l2", 990, 980, threat="l2", seed=seed) + both("aft", 10, 10, at="start", seed=seed, passes=0)
-    for name, less in (("aft", 0), ("aft_random", 100)):
-        for images in (1100, 2200):
-            rows += both(name, 500 + images // 100 - less, 300 + images // 100 - less, part="fraction", images=images)
-        for width in (16, 64):
-            rows += both(name, 600 + width - less, 350 + width - less, part="width", width=width)
-    return pd.DataFrame(rows, columns=[*COLUMNS, "absent"])
+def frame():
+    """The main part as planned, each of three seeds two images better than the one before, AutoAttack on 100 images of seed 0;
+    then fewer training images and other widths, of seed 0."""
+    made = []
+    for seed, (name, (last, best, start, clean, robust)) in itertools.product(range(3), MAIN.items()):
+        for at, passes, drop in (("best", best, 0), ("last", last, 20 if best else 0)):
+            if passes:
+                shares = (clean + 2 * seed) / 1000, (robust + 2 * seed - drop) / 1000
+                made.append(network(name, *shares, at=at, seed=seed, spent=100.0 * passes, before=start and 100.0 * start,
+                                    auto=(shares[1] - 0.03, 100) if seed == 0 else None))
+    made += [fraction(name, 0.5 - less, 0.3 - less) for name, less in (("aft", 0), ("aft_random", 0.1))]
+    made += [network(name, (600 + width) / 1000 - less, (350 + width) / 1000 - less, part="width", width=width)
+             for name, less in (("aft", 0), ("aft_random", 0.1)) for width in (16, 64)]
+    return networks.frame([*made, network("aft_l2", 0.99, 0.98, threat="l2", eps=0.5), network("aft", 0.01, 0.01, at="start")])
 
 
 def job(name, part="main", seed=0, **optim):
-    spec = RunSpec(data=DataSpec(name="cifar10", train_images=FULL), model=ModelSpec(arch="thin_resnet10"), seed=seed,
-                   method=method(name), optim=OptimSpec(**{"epochs": 10, "schedule": "slow_fast", "lr": 0.05} | optim),
-                   attack=AttackSpec(eps_warmup=0.5 if name == "aft_eps_warmup" else 0.0))
-    return Job("aft", spec, (), labels=(("part", part), ("start", "natural")))
+    run = spec(name, seed=seed, optim={"schedule": "slow_fast", "lr": 0.05} | optim,
+               attack={"eps_warmup": 0.5} if name == "aft_eps_warmup" else {})
+    return Job("aft", run, (), labels=(("part", part), ("start", "natural")))
 
 
 def jobs(seeds=(0, 1)):
@@ -114,10 +82,12 @@ def projection(trust=0.95, classes=10):
 # -- figures ------------------------------------------------------------------------------------------------------------
 def test_shared_attack():
     """What most methods have; of several that on the most images, of these the strongest (`test_strength`)."""
-    found = [line("aft", attack=a) for a in ("none", "pgd20", AA)] + [line("fast_at", attack=a) for a in ("none", "pgd20")]
-    assert aft_plots.shared_attack(pd.DataFrame(found))[0] == "pgd20" and aft_plots.shared_attack(pd.DataFrame(found[:1])) is None
-    few = [line("aft", attack="pgd20"), line("aft", attack=AA) | {"n": 10}]
-    assert aft_plots.shared_attack(pd.DataFrame(few))[0] == "pgd20"
+    def lines(*measured):
+        return pd.DataFrame([{"method": m, "attack": a, "eps": EPS, "part": "main", "train_images": 1, "width": 0, "n": n}
+                             for m, a, n in measured], columns=["method", "attack", "eps", "part", "train_images", "width", "n"])
+    both, few = [("aft", "pgd20", 9), ("aft", AA, 9), ("fast_at", "pgd20", 9)], [("aft", "pgd20", 9), ("aft", AA, 5)]
+    assert aft_plots.shared_attack(lines(*both))[0] == aft_plots.shared_attack(lines(*few))[0] == "pgd20"
+    assert aft_plots.shared_attack(lines(("aft", "none", 9))) is None
 
 
 def schedules(done):
@@ -153,9 +123,9 @@ def test_course_plot():
 
 FIGURES = {
     "schedules": lambda made: schedule_curves(jobs() if made else jobs()[:4]),
-    "cost": lambda made: cost_plot(frame(done=None if made else []), "cifar10"),
+    "cost": lambda made: cost_plot(frame() if made else frame().iloc[:0], "cifar10"),
     "ablation": lambda made: schedule_plot(schedules(SCHEDULES if made else []), "cifar10", ["aft", *SCHEDULES]),
-    "data_width": lambda made: data_width_plot(frame(done=None if made else []), "cifar10"),
+    "data_width": lambda made: data_width_plot(frame() if made else frame().iloc[:0], "cifar10"),
     "embedding": lambda made: embedding_plot([(e, projection()) for e in (0, 5, 10)] if made else []),
     "course": lambda made: course_plot(dict.fromkeys(MAIN, epochs([0.2, 0.3, 0.1] * 20 if made else [])), 500, 500),
 }

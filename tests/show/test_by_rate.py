@@ -7,7 +7,7 @@ import pandas as pd
 
 from tests import store_made
 from tests.figures_read import drawn
-from twinslib.show import by_rate, figures
+from twinslib.show import figures, rate_plots, rate_tables
 from twinslib.specs.labels import NOT_RUN
 from twinslib.store.store import Store
 from twinslib.studies import plan as studies_plan
@@ -19,13 +19,13 @@ ATTACKS = {"clean": "clean", "robust": "PGD-20 at 8/255"}
 def made(without=lambda row: False) -> pd.DataFrame:
     """Three seeds; AT is best at 0.03, TWINS-AT two points above it at 0.003 and one below at 0.3; one run of more epochs."""
     rows = []
-    for dataset, method, rate, seed, metric in itertools.product(SETS, METHODS, RATES, range(3), by_rate.METRICS):
+    for dataset, method, rate, seed, metric in itertools.product(SETS, METHODS, RATES, range(3), rate_plots.METRICS):
         value = {0.003: 0.30, 0.03: 0.50, 0.3: 0.40}[rate] + 0.01 * seed - 0.2 * (metric == "robust")
         value += {0.003: 0.02, 0.03: 0.0, 0.3: -0.01}[rate] * (method == "twins_at")
         rows.append([dataset, "grid", method, rate, seed, metric, ATTACKS[metric], 6, 1000, value, ""])
     rows += [["cifar10", "long", "at", 0.003, 0, m, ATTACKS[m], 24, 1000, 0.33, ""]
-             for m in by_rate.METRICS]
-    frame = pd.DataFrame(rows, columns=[*by_rate.KEYS, "metric", "attack", "epochs", "n", "value", "absent"])
+             for m in rate_plots.METRICS]
+    frame = pd.DataFrame(rows, columns=[*rate_tables.BY_RATE, "metric", "attack", "epochs", "n", "value", "absent"])
     gone = frame.apply(without, axis=1)
     frame.loc[gone, "value"], frame.loc[gone, "absent"] = np.nan, NOT_RUN
     return frame
@@ -38,16 +38,16 @@ def test_frame_of_a_store(tmp_path) -> None:
     job, other = jobs[0], jobs[1]
     store_made.finish(store, job.spec, {e: np.arange(e.images) < 0.25 * e.images for e in job.evals})
     store_made.diverge(store, other.spec)
-    found = by_rate.frame(store, plan(best=store.best))
+    found = rate_tables.accuracies(store, plan(best=store.best))
     assert len(found) == 2 * len(jobs)  # clean and robust; no course among them
-    lines = found.groupby(by_rate.KEYS)["absent"].first()
+    lines = found.groupby(rate_tables.BY_RATE)["absent"].first()
     assert found.loc[found["value"].notna(), "value"].tolist() == [0.25, 0.25]
     assert sorted(lines.value_counts().items()) == [("", 1), ("diverged", 1), (NOT_RUN, len(jobs) - 2)]
 
 
 def test_figure() -> None:
     """Means over seeds in the look of their method, the best rate in a ring, more epochs hollow; a row for each metric."""
-    ax = by_rate.accuracy_by_rate(made(), ("robust",)).axes[0]
+    ax = rate_plots.accuracy_by_rate(made(), ("robust",)).axes[0]
     grid, more, ring = drawn(ax, figures.LOOKS["at"])
     assert (grid, more, ring) == ([(0.003, 11), (0.03, 31), (0.3, 21)], [(0.003, 33)], [(0.03, 31)])
-    assert len(by_rate.accuracy_by_rate(made()).axes) == 4
+    assert len(rate_plots.accuracy_by_rate(made()).axes) == 4

@@ -20,11 +20,9 @@ from tests.show import test_smoothing as smooth
 from twinslib.evidence import cells
 from twinslib.evidence import rows as evidence_rows
 from twinslib.show import (
-    by_rate,
+    cell_tables,
     figures,
     forest,
-    level_tables,
-    norm_tables,
     rate_plots,
     smoothing_plots,
     smoothing_tables,
@@ -101,10 +99,10 @@ def estimates(number, made):
 
 FIGURES = {  # name -> figure from whatever is finished, or from nothing
     "robust_curves": lambda made: transfer_plots.robust_curves(made_up(DATASETS, (0, 1)) if made
-                                                               else made_up().assign(value=np.nan)),
+                                                               else made_up().assign(value=np.nan, images="diverged")),
     "clean_robust": lambda made: transfer_plots.clean_robust(crowded() if made else made_up().assign(value=np.nan)),
     "forest": lambda made: transfer_plots.forest_plot(many_differences() if made else differences().assign(value=np.nan)),
-    "by_rate": lambda made: by_rate.accuracy_by_rate(by_rates.made(lambda row: not made)),
+    "by_rate": lambda made: rate_plots.accuracy_by_rate(by_rates.made(lambda row: not made)),
     "law": lambda made: rate_plots.scale_law(rates.LAW),
     "ratios": lambda made: rate_plots.layer_ratios(courses(made)),
     "layers": lambda made: rate_plots.layer_courses(courses(made), "cifar10", rates.METHODS),
@@ -113,11 +111,11 @@ FIGURES = {  # name -> figure from whatever is finished, or from nothing
     **{draw.__name__: lambda made, draw=draw: draw(overfit.study(seeds=(0, 1, 2), done=overfit.ALL if made else []))
        for draw in overfit.FIGURES},
     "transfer_curves": lambda made: smoothing_plots.transfer_curves(estimates("04", made), "toy_target", 0.5),
-    "losses": lambda made: smoothing_plots.loss_plot(norm_tables.losses(smoothed("04", made), "toy_target", smooth.LEVELS)),
+    "losses": lambda made: smoothing_plots.loss_plot(cell_tables.losses(smoothed("04", made), "toy_target", smooth.LEVELS)),
     "mismatch": lambda made: smoothing_plots.mismatch_plot(mismatch(made)),
     "certified": lambda made: smoothing_plots.certified_curves(estimates("05", made), "toy_target"),
     "confidence": lambda made: smoothing_plots.confidence_plot(smoothed("05", made), "toy_target", smooth.LEVELS),
-    "strength": lambda made: smoothing_plots.strength_plot(level_tables.strengths(estimates("05", made), smooth.jobs("05"))),
+    "strength": lambda made: smoothing_plots.strength_plot(cell_tables.strengths(estimates("05", made), smooth.jobs("05"))),
     "crossed": lambda made: smoothing_plots.crossed_curves(smoothed("05", made), "toy_target"),
     **{f"aft_{name}": draw for name, draw in aft.FIGURES.items()},
 }
@@ -174,12 +172,12 @@ def test_looks_differ(methods):
 def test_marks_are_the_rows():
     """Lines, intervals, flags and words of a small frame; what is missing and what diverged is said in its panel."""
     marks = pd.DataFrame({"column": ["a", "a", "a", "b"], "who": ["at", "at", "mine", "at"], "x": [1, 2, 1, 1],
-                          "value": [0.1, 0.2, 0.3, 0.4],
-                          "low": [0.05, 0.1, np.nan, 0.3], "high": [0.2, 0.4, np.nan, 0.5],
-                          "kind": ["", "", "points hollow", "band"],
-                          "text": ["", "!", "", ""]})
+                          "value": [0.1, 0.2, 0.3, 0.4], "low": [0.05, 0.1, np.nan, 0.3], "high": [0.2, 0.4, np.nan, 0.5],
+                          "kind": ["", "", "points hollow", "band"], "text": ["", "!", "", ""], "name": "who"})
+    gone = pd.DataFrame({"column": ["a", "d"], "who": "mine", "absent": "diverged", "name": ["who", "mine"]})
+    marks = pd.concat([marks, gone])
     fig = figures.figure(marks, figures.looks(["at", "mine"]), columns={"a": "first", "b": "second", "c": "third", "d": "fourth"},
-                         y="value", line="who", scale=100, wrap=2, gone={("", "d"): ["mine"]})
+                         y="value", line="who", scale=100, wrap=2)
     assert [ax.get_title() for ax in fig.axes] == ["first", "second", "third", "fourth"]
     assert drawn(fig.axes[0]) == [[(1, 10), (2, 20)], [(1, 30)]] and intervals(fig.axes[0]) == [(5, 20), (10, 40)]
     assert fig.axes[0].containers[1].lines[0].get_markerfacecolor() == "white"
@@ -208,7 +206,7 @@ def test_robust_curves():
     """Filled the strongest PGD at each radius, hollow the last stage of AutoAttack, dots the seeds; a lost method is named."""
     rows = made_up(seeds=(0, 1))
     weaker = rows[rows["attack"] == "pgd20"].assign(attack="pgd10", value=0.9)
-    lost = made_up(methods=["natural"]).assign(value=np.nan)
+    lost = made_up(methods=["natural"]).assign(value=np.nan, images="diverged")
     fig = transfer_plots.robust_curves(pd.concat([weaker, rows, lost]))
     heights = [[y for _, y in line] for line in drawn(fig.axes[0], figures.LOOKS["at"])]
     assert heights[0] == pytest.approx([60.5, 50.5, 40.5, 30.5]) and heights[1] == pytest.approx([28.5], abs=0.2)

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from tests.figures_read import drawn
 from tests.smoothing_made import RADII, N, measured, reaching, spec
 from twinslib.base.bounds import certified_radius
 from twinslib.evidence import cells as evidence_cells
-from twinslib.show import level_tables, norm_tables, smoothing_plots, smoothing_tables
+from twinslib.show import cell_tables, figures, smoothing_plots, smoothing_tables
 from twinslib.specs.jobs import Job
 from twinslib.specs.labels import NOT_RUN
 from twinslib.store.store import Store
@@ -17,6 +18,7 @@ from twinslib.studies import plan
 from twinslib.studies.rules import cell
 
 LEVELS = (0.25, 0.5, 1.0)
+CURVE = [(0, 50), (0.25, 50), (0.5, 25), (0.75, 0)]  # of reaching(0.5, 0.25)
 
 
 def grid(number: str) -> list:
@@ -72,10 +74,10 @@ def test_losses_by_hand() -> None:
     """What is lost is paired: the same images, noisy minus clean fine-tuning; a missing cell is NaN."""
     found = [measured("mixed/noise0.5/batch", 0.5, reaching(0.8)), measured("mixed/clean/batch", 0.5, reaching(0.3)),
              measured("mixed/clean/batch+restat", 0.5, reaching(0.7))]
-    frame = norm_tables.losses(found, "cifar10", [0.5]).set_index(["norm", "statistics"])
+    frame = cell_tables.losses(found, "cifar10", [0.5]).set_index(["norm", "statistics"])
     assert frame.loc[("batch", "plain"), ["noisy", "clean", "lost"]].tolist() == pytest.approx([0.8, 0.3, 0.5])
     assert frame.loc[("batch", "restat"), "lost"] == pytest.approx(0.1) and math.isnan(frame.loc[("group", "plain"), "lost"])
-    table = norm_tables.loss_table(frame.reset_index())
+    table = cell_tables.loss_table(frame.reset_index())
     assert table["recovered"].tolist() == ["", "80 %", "", "", ""]
     assert table["lost (points)"].tolist()[2:] == [NOT_RUN] * 3
 
@@ -84,7 +86,7 @@ def test_envelope_takes_the_best_level_at_each_radius() -> None:
     """The largest accuracy, the smaller level of equals."""
     found = [measured("mixed/clean/group", 0.25, reaching(0.6, 0.2)), measured("mixed/clean/group", 0.5, reaching(0.4, 0.3)),
              measured("mixed/clean/group", 1.0, reaching(0.6, 0.1, 0.1))]
-    best = level_tables.envelope(smoothing_tables.family(smoothing_tables.estimates(found), "cifar10", level_tables.ONE, LEVELS))
+    best = cell_tables.envelope(smoothing_tables.family(smoothing_tables.estimates(found), "cifar10", cell_tables.ONE, LEVELS))
     assert best["sigma"].tolist() == [0.25, 0.25, 0.5, 1.0, 0.25] and best["value"].tolist()[1:4] == [0.6, 0.3, 0.1]
 
 
@@ -111,10 +113,10 @@ def test_tables_of_notebook_04(store) -> None:
     cells = {(p.cell, p.dataset) for p in evidence_cells.planned(jobs("04")) if p.sigma == 0.5}
     assert len(table) == len(cells) + 1 and not (table["r 0.25"] == NOT_RUN).any() and (table["no noise"] != "0").all()
     assert {"batch norm, re-estimated", "group norm"} <= set(table["norm"]) and {"mixed", "σ 0.5"} <= set(table["pre-training"])
-    transfer = norm_tables.transfer_table(found, "toy_target", 0.5)
+    transfer = cell_tables.transfer_table(found, "toy_target", 0.5)
     assert transfer.iloc[:, 1].tolist() == ["batch norm", "group norm", "layer norm"]
     assert transfer["mixed - clean (points)"].str.startswith("+").all()
-    assert (norm_tables.transfer_table([], "toy_target", 0.5).iloc[:, 2:] == NOT_RUN).all(axis=None)
+    assert (cell_tables.transfer_table([], "toy_target", 0.5).iloc[:, 2:] == NOT_RUN).all(axis=None)
     missing = smoothing_tables.certified_table(smoothing_tables.estimates(found[:2]), store, jobs("04"), 0.5)
     assert (missing["r 0.25"] == NOT_RUN).sum() == len(missing) - 2
 
@@ -123,23 +125,23 @@ def test_tables_of_notebook_05() -> None:
     """Envelopes, strengths, abstention, crossed networks and public numbers from one set of certifications."""
     found = grid("05")
     frame = smoothing_tables.estimates(found)
-    best = level_tables.envelope_table(found, "toy_target", LEVELS)
+    best = cell_tables.envelope_table(found, "toy_target", LEVELS)
     assert len(best) == 3 * len(RADII) and set(best["seeds"]) == {"1"} and best["difference (points)"].str.contains("-").any()
-    strength = level_tables.strengths(frame, jobs("05"))
+    strength = cell_tables.strengths(frame, jobs("05"))
     acr = strength.set_index(["pretraining", "finetuning"])["acr"]["mixed"]
-    assert list(acr.index) == [*level_tables.STRENGTHS, "noise*"] and acr.notna().all()
-    shown = level_tables.strength_table(strength).set_index(["pre-training", "fine-tuning"])
+    assert list(acr.index) == [*cell_tables.STRENGTHS, "noise*"] and acr.notna().all()
+    shown = cell_tables.strength_table(strength).set_index(["pre-training", "fine-tuning"])
     assert shown.loc[("mixed", "linear probe"), ["lr", "epochs"]].tolist() == ["0.02", "3"]
     assert shown.loc[("mixed", "clean"), "of that with noise"] == f"{100 * acr['clean'] / acr['noise*']:.0f} %"
-    abstains = level_tables.abstention_table(frame)
+    abstains = cell_tables.abstention_table(frame)
     assert len(abstains) == 12 and "clean, weaker" not in set(abstains["fine-tuning"])
-    crossed = level_tables.crossed_table(frame)
+    crossed = cell_tables.crossed_table(frame)
     assert set(crossed["method"]) == {"AT", "TWINS-AT"} and crossed["ACR ± SE"].str.fullmatch(r"0\.\d{3} ± 0\.\d{3}( †)?").all()
-    table = level_tables.public_table(frame, jobs("05"), "toy_target")
+    table = cell_tables.public_table(frame, jobs("05"), "toy_target")
     assert (table["who"] == "ours").sum() == 4 and table.loc[table["method"] == "SmoothAdv", "r 0.5"].tolist() == ["57.0"]
-    votes = level_tables.confidence_table(found, "toy_target", LEVELS)
+    votes = cell_tables.confidence_table(found, "toy_target", LEVELS)
     assert votes["σ"].tolist() == ["0.25", "0.5", "1"] and votes["votes above one half"].str.fullmatch(r"\d+ %").all()
-    assert set(level_tables.confidence_table([], "toy_target", LEVELS)["votes above 0.99"]) == {NOT_RUN}
+    assert set(cell_tables.confidence_table([], "toy_target", LEVELS)["votes above 0.99"]) == {NOT_RUN}
 
 
 # -- constant answers ---------------------------------------------------------------------------------------------------
@@ -179,12 +181,12 @@ def test_tables_mark_constant_answers_and_print_chance(half_constant, store) -> 
         assert (marked == cells["one class"].str.endswith("†")).all()
         assert (marked == ((cells["fine-tuning"] == "clean") & (sigma == 1.0))).all() and marked.any() == (sigma == 1.0)
     assert smoothing_tables.caption(frame).endswith(smoothing_tables.MARK)
-    best = level_tables.envelope_table(half_constant, "toy_target", LEVELS)
+    best = cell_tables.envelope_table(half_constant, "toy_target", LEVELS)
     assert (best["one"].str.endswith("†") == best["one"].str.contains("σ 1")).all()
     assert (best[smoothing_tables.CONSTANT] == "10.0").all()
-    strength = level_tables.strengths(frame, jobs("05"))
+    strength = cell_tables.strengths(frame, jobs("05"))
     assert set(strength.loc[strength["constant"], "finetuning"]) == {"clean"} and strength["chance"].nunique() == 1
-    public_ = level_tables.public_table(frame, jobs("05"), "toy_target").set_index("who")
+    public_ = cell_tables.public_table(frame, jobs("05"), "toy_target").set_index("who")
     assert public_.loc["chance", ["r 0.25", "r 1"]].tolist() == ["10.0", "10.0"]
 
 
@@ -194,11 +196,11 @@ def test_one_seed_is_enough_for_a_mark() -> None:
              for seed, share in enumerate((0.0, 0.9))]
     assert smoothing_tables.estimates(found)["constant"].all() and smoothing_tables.estimates(found)["one_class"].iloc[0] > 0.9
     assert not smoothing_tables.estimates(found[:1])["constant"].any()
-    lost = norm_tables.losses([*found, *(measured("mixed/noise0.5/batch", 0.5, reaching(0.5), seed=s, labels=TEN_EACH)
+    lost = cell_tables.losses([*found, *(measured("mixed/noise0.5/batch", 0.5, reaching(0.5), seed=s, labels=TEN_EACH)
                                          for s in (0, 1))], "cifar10", [0.5])
-    table = norm_tables.loss_table(lost)
+    table = cell_tables.loss_table(lost)
     assert table["after clean fine-tuning"].tolist()[0] == "30.0 †" and table[smoothing_tables.CONSTANT].tolist()[0] == "10.0"
-    table = norm_tables.transfer_table(
+    table = cell_tables.transfer_table(
         [*[dataclasses.replace(m, cell=cell("clean/clean/batch")) for m in found[1:]],
          measured("mixed/clean/batch", 0.5, reaching(0.5), seed=1, labels=TEN_EACH)], "cifar10", 0.5)
     assert table["mixed - clean (points)"][0].startswith("+") and table["mixed - clean (points)"][0].endswith(" †")
@@ -219,11 +221,10 @@ def test_curves_show_their_frame() -> None:
     fig = smoothing_plots.certified_curves(smoothing_tables.estimates(found), "toy_target")
     assert [ax.get_title() for ax in fig.axes] == [f"σ {s:g}" for s in LEVELS]
     for ax, s in zip(fig.axes, LEVELS, strict=True):
-        (line,) = (c.lines[0] for c in ax.containers if c.lines[0].get_color() == smoothing_plots.MIXED["color"])
-        assert list(line.get_xdata()) == [0, 0.25, 0.5, 0.75] and list(line.get_ydata()) == pytest.approx([50, 50, 25, 0])
-        marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
+        assert drawn(ax, smoothing_plots.MIXED) == [CURVE]
         top = float(certified_radius(200, 200, s, 0.0005))
-        assert marks == pytest.approx([top] if top < smoothing_plots.END else [])
+        ends = [line[0][0] for line in drawn(ax, {"color": figures.PLAIN}) if line[0][1] == 0]
+        assert ends == pytest.approx([top] if top < smoothing_plots.END else [], abs=1e-3)
 
 
 def test_curves_stand_on_equal_draws() -> None:
@@ -233,25 +234,23 @@ def test_curves_stand_on_equal_draws() -> None:
     found += [measured("mixed/clean/group", s, reaching(0.9, 0.8), n=100_000, dataset="toy_target") for s in LEVELS]
     fig = smoothing_plots.certified_curves(smoothing_tables.estimates(found), "toy_target")
     assert "n = 10,000" in fig.get_supxlabel() and "100,000" not in fig.get_supxlabel()
-    curves = [list(c.lines[0].get_ydata()) for ax in fig.axes for c in ax.containers if len(c.lines[0].get_xdata()) == 4
-              and c.lines[0].get_color() in (smoothing_plots.MIXED["color"], smoothing_plots.SINGLE["color"])]
-    assert curves == [pytest.approx([50, 50, 25, 0])] * 6
+    curves = [curve for ax in fig.axes for look in (smoothing_plots.MIXED, smoothing_plots.SINGLE) for curve in drawn(ax, look)]
+    assert curves == [CURVE] * 6
 
 
 def test_figures_mark_constant_answers_and_draw_chance(half_constant) -> None:
     """A dagger at σ 1 only, a grey line at the share of the most frequent label, both in the legend where they are drawn."""
     frame = smoothing_tables.estimates(half_constant)
     fig = smoothing_plots.certified_curves(frame, "toy_target")
-    drawn = [[t.get_text() for t in ax.texts] for ax in fig.axes]
-    assert drawn == [["†"] * (s == 1.0) for s in LEVELS] and all(len(ax.collections) for ax in fig.axes)
+    daggers = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert daggers == [["†"] * (s == 1.0) for s in LEVELS] and all(len(ax.collections) for ax in fig.axes)
     for ax in fig.axes:
         lines = [c for c in ax.collections if c.get_colors()[0][:3] == pytest.approx((0.541, 0.541, 0.541), abs=0.01)]
         assert [c.get_segments()[0][:, 1].tolist() for c in lines] == [[10.0, 10.0]]
-    strength = smoothing_plots.strength_plot(level_tables.strengths(frame, jobs("05")))
+    strength = smoothing_plots.strength_plot(cell_tables.strengths(frame, jobs("05")))
     assert [t.get_text() for t in strength.axes[0].texts] == ["†", "†"]  # mixed and clean pre-training
-    figures = [fig, strength, smoothing_plots.confidence_plot(half_constant, "toy_target", LEVELS),
-               smoothing_plots.crossed_curves(half_constant, "toy_target")]
-    for figure in figures:
+    for figure in (fig, strength, smoothing_plots.confidence_plot(half_constant, "toy_target", LEVELS),
+                   smoothing_plots.crossed_curves(half_constant, "toy_target")):
         labels = [t.get_text() for t in figure.legends[0].get_texts()]
         marked = any("†" in t.get_text() for ax in figure.axes for t in ax.texts)
         assert smoothing_tables.CONSTANT in labels and marked == any("†" in label for label in labels)

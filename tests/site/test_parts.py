@@ -22,7 +22,7 @@ from twinslib.store.store import Store
 
 def shown(value: float, low: float = math.nan, high: float = math.nan, *, claimed: float | None = None, unit: str = "points",
           method: str = "twins_at") -> Shown:
-    return Shown(Effect(method, "at", "clean", "none", "cifar10", 100, 3, value, low, high, unit=unit), "", "", "higher", claimed)
+    return Shown(Effect(method, "at", "clean", "none", "cifar10", 100, 3, value, low, high, unit=unit), "", "", claimed)
 
 
 def places(drawing: str) -> dict[str, list[float]]:
@@ -163,7 +163,7 @@ def test_history_of_new_and_of_diverged_runs(tmp_path: Path) -> None:
     write_json(tmp_path / "diverged" / f"{name}-0123.json", record | {"diverged": "nan"})
     (run,), versions = history.read(store)
     assert (run.hash, run.state, run.measured, run.hours) == (name, "finished", 1, 2.0)
-    assert run.commits == "abcdef1 with changes" and run.hardware == "A CPU, 1 threads and A CPU, 2 threads"
+    assert run.each("commit") == "abcdef1 with changes" and run.each("hardware") == "A CPU, 1 threads and A CPU, 2 threads"
     assert (run.started, run.ended) == ("2026-01-02 03:04", "2026-01-02 05:04")
     assert versions == {"1": {"Python": "3.12", "torch": "9"}}
     (tmp_path / "runs" / f"{name}.json").rename(tmp_path / "diverged" / f"{name}.json")

@@ -139,24 +139,27 @@ def data_width_plot(frame: pd.DataFrame, dataset: str) -> Figure:
     shown, every = looks(("aft", "aft_random")), _of(frame, dataset, "main", "fraction", "width")
     every = every[every["method"].isin(list(shown)) & (every["at"] == "last")]
     every["width"] = [width or own_width(arch) for width, arch in zip(every["width"], every["arch"], strict=True)]
-    rows, marks, gone = every.dropna(subset="value"), [], {}
+    rows = every.dropna(subset="value")
+    marks = [_panels(rows[:0])[0].assign(x=0.0, part="")]
     key, parts = shared_attack(rows), {"fraction": "train_images", "width": "width"}
     for part, column in parts.items():
         some, full = rows[rows["part"] == part], rows[rows["part"] == "main"]
         here = pd.concat([some, full[full["seed"].isin(some["seed"])] if len(some) else full])
         here = here.drop_duplicates([column, "method", "seed", "attack", "eps", "n"])  # the full size may be in both
         marks += [_panels(mine, key)[0].assign(x=x, part=part) for x, mine in here.groupby(column)]
-        missing = every.loc[every["value"].isna() & (every["part"] == part), ["method", column]]
-        gone["robust", part] = [f"{method_label(m)}, {size:,}" for m, size in missing.itertuples(index=False)]
-    marks = pd.concat(marks or [_panels(rows)[0].assign(x=0, part="")])
+        gone = every[every["value"].isna() & (every["part"] == part)]
+        sizes = gone["method"].map(method_label) + gone[column].map(", {:,}".format)
+        marks.append(gone[["method", "part", "absent"]].assign(column="robust", name=sizes))
+    marks = pd.concat(marks)
     beside = marks["method"].map({"aft": 1.0, "aft_random": 1.02}).astype(float)  # so that bars do not hide each other
     panels = {"clean": "clean (%)", "robust": f"{_header(key)} (%)"}
     word = next(iter(lost(every, "method").values()), NOT_RUN)
-    there = set(zip(marks["column"], marks["part"], strict=True))
+    drawn = marks.dropna(subset="value")
+    there = set(zip(drawn["column"], drawn["part"], strict=True))
     fig = figure(marks.assign(row=marks["column"], column=marks["part"], x=marks["x"] * beside), shown, y="value", line="method",
-                 rows=panels, columns=dict.fromkeys(parts, ""), scale=100, log="x", ticks=marks["x"], gone=gone, height=1.5,
+                 rows=panels, columns=dict.fromkeys(parts, ""), scale=100, log="x", ticks=marks["x"].dropna(), height=1.5,
                  words={(r, c): word for r in panels for c in parts if (r, c) not in there}, sharex="col", sharey="row",
-                 note=f"{dataset_label(dataset)}: {_basis(marks)}; bars: 95 % intervals",
+                 note=f"{dataset_label(dataset)}: {stands_on(marks['n'], marks['seeds'])}; bars: 95 % intervals",
                  entries=[(method_label(m), look) for m, look in shown.items()])
     for ax, label in zip(fig.axes[-2:], ("training images", "width (channels of the first stage)"), strict=True):
         ax.set_xlabel(label)
@@ -244,14 +247,11 @@ def _panels(rows: pd.DataFrame, key: tuple[str, float] | None = None) -> tuple[p
     key, found = key or shared_attack(rows), averages(rows, ["method", "at"])
     robust = (found["attack"] == key[0]) & (found["eps"] == key[1]) if key else pd.Series(False, found.index)
     shown = found.assign(column=robust.map({True: "robust", False: "clean"}))[robust | (found["attack"] == "none")]
-    return shown, {c: "\n".join(filter(None, (text, _basis(shown[shown["column"] == c]))))
-                   for c, text in (("clean", "clean"), ("robust", _header(key)))}
+    titles = {"clean": "clean", "robust": _header(key)}
+    bases = {c: stands_on(shown.loc[shown["column"] == c, "n"], shown.loc[shown["column"] == c, "seeds"]) for c in titles}
+    return shown, {c: "\n".join(filter(None, (text, bases[c]))) for c, text in titles.items()}
 
 
 def _header(key: tuple[str, float] | None) -> str:
     return labels.header(key[0], "linf", key[1]) if key else "robust"
 
-
-def _basis(panel: pd.DataFrame) -> str:
-    """A line for titles: images and seeds."""
-    return stands_on(panel["n"], panel["seeds"])

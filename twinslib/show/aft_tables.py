@@ -133,17 +133,13 @@ def schedule_table(store: Store, jobs: Sequence[Job], frame: pd.DataFrame, datas
              and dict(j.labels)["part"] in ("main", "schedule")}
     more["lr chosen"] = [f"{first[n].spec.optim.lr:g}" if first[n].settled else store.absent(first[n]) for n in lines]
     more["precision"] = [listed(unique(found[n]["precision"]), words[n]) for n in lines]
-    for i, (title, cells) in enumerate(more.items()):
-        out.insert(2 + i, title, cells)
-    none = here.iloc[:0]
+    minus, none = {}, here.iloc[:0]
     ours, at_ours = found.get(OURS, none), lines.get(OURS, none)
     for title in ("clean", "PGD"):
-        cells = {OURS: ""}
-        for n, mine in found.items():
-            attack = "none" if title == "clean" else strongest_pgd(mine, ours)
-            cells.setdefault(n, _points(difference(mine, ours, attack), said(lines[n], at_ours)))
-        out[f"{title} minus AFT (points)"] = [cells[n] for n in lines]
-    return out
+        attacked = {n: "none" if title == "clean" else strongest_pgd(mine, ours) for n, mine in found.items()}
+        minus[f"{title} minus AFT (points)"] = ["" if n == OURS else _points(
+            difference(found[n], ours, attacked[n]), said(lines[n], at_ours)) for n in lines]
+    return pd.concat([out.iloc[:, :2], pd.DataFrame(more), out.iloc[:, 2:], pd.DataFrame(minus)], axis=1)
 
 
 def data_width_table(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:

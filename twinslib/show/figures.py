@@ -62,7 +62,7 @@ HOLLOW = DOT | {"markerfacecolor": "white"}
 SINGLE_SEEDS = ("single seeds", FLAGS["seeds"] | {"markersize": 4})
 DROP = {"color": GREY, "linestyle": ":", "linewidth": 0.9, "zorder": 1}
 SAID = {"color": "#555555", "zorder": 6, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 2}}
-WORDS = ("row", "column", "line", "kind", "strand", "text")  # columns of marks, empty where they are not given
+WORDS = ("row", "column", "line", "kind", "strand", "text", "name", "absent")  # columns of marks, empty where they are not given
 NUMBERS = ("x", "y", "low", "high", "xlow", "xhigh")
 ACROSS = {"across": ["y"], "upright": ["x"], "shade": ["xlow", "xhigh"],
           "stretch": ["y", "xlow", "xhigh"]}  # kinds that are no points
@@ -97,13 +97,16 @@ def sign(fig: Figure, preset: str) -> None:
     text.set_text(("; " if "\n" in label else "\n").join(filter(None, (label.removesuffix("."), f"preset {preset}"))))
 
 
-def stands_on(images: Iterable[float] = (), seeds: Iterable[float] = (), what: str = "test images") -> str:
-    """How many images and seeds a figure stands on, as a range where its marks differ.
+def stands_on(images: Iterable[float] = (), seeds: Iterable[float] | pd.DataFrame = (), what: str = "test images") -> str:
+    """How many images and seeds a figure stands on, as a range where its marks differ. Of seeds their numbers, or a frame with
+    lines for each seed of a data set and method.
 
     >>> stands_on([1000, 300], [3, 3]), stands_on(seeds=[1])
     ('300 to 1,000 test images, 3 seeds', '1 seed')
     """
     said = []
+    if isinstance(seeds, pd.DataFrame):
+        seeds = seeds.groupby(["dataset", "method"])["seed"].nunique()
     for numbers, noun in ((images, what), (seeds, "seeds")):
         ends = unique(f"{end(numbers):,.0f}" for end in (min, max)) if len(numbers := [x for x in numbers if x > 0]) else []
         said += [f"{' to '.join(ends)} {noun[:-1] if ends == ['1'] else noun}"] * bool(ends)
@@ -130,23 +133,23 @@ def nothing(word: str) -> Figure:
 
 @styled
 def figure(marks: pd.DataFrame, looks: Mapping[str, dict], *, rows: Names = ("",), columns: Names | None = None,
-           rule: float | None = None,
-           log: str = "", longest: float = 100, ticks: int | Iterable[float] = 0, bottom: float | None = None, scale: float = 1.0,
-           gone: Mapping[Panel, Sequence[str]] | None = None, words: Mapping[Panel, str] | None = None, entries: Entries = (),
-           per_line: int = 3, loc: str = "outside upper center", **more: object) -> Figure:
+           rule: float | None = None, log: str = "", longest: float = 100, ticks: int | Iterable[float] = 0,
+           bottom: float | None = None, scale: float = 1.0,
+           words: Mapping[Panel, str] | None = None, entries: Entries = (), per_line: int = 3, loc: str = "outside upper center",
+           **more: object) -> Figure:
     """Small multiples: `panels` with the `curves` of `marks` and a `legend`.
 
     Args:
         columns: by default those of `marks`. rule: height of a line through all panels. bottom: of the vertical axes.
         log: which axes are logarithmic, "xy" for both, with decades instead of round numbers where the ends of one are more than
             `longest` apart. ticks: at most so many, at whole numbers, or where, on horizontal axes.
-        looks, scale, gone, words: of `curves`. entries, per_line, loc: of `legend`.
+        looks, scale, words: of `curves`. entries, per_line, loc: of `legend`.
         more: columns of `marks` by their names there, such as x="epoch"; and options of `panels`.
     """
     given = {more.pop(name): name for name in (*WORDS, *NUMBERS) if name in more}
     marks = marks.rename(columns=given)
     fig, axes = panels(rows, unique(marks["column"]) if columns is None else columns, **more)
-    curves(axes, marks, looks, scale=scale, gone=gone, words=words)
+    curves(axes, marks, looks, scale=scale, words=words)
     for ax in axes.values():
         if rule is not None:
             ax.axhline(rule, **RULE)
@@ -193,18 +196,18 @@ def panels(rows: Names, columns: Names, *, height: float = 2.0, width: float = W
 
 
 def curves(axes: Mapping[Panel, Axes], marks: pd.DataFrame, looks: Mapping[str, dict], *, scale: float = 1.0,
-           gone: Mapping[Panel, Sequence[str]] | None = None, words: Mapping[Panel, str] | None = None) -> None:
+           words: Mapping[Panel, str] | None = None) -> None:
     """Draw `marks` as lines with markers and intervals, one for each panel, `line`, `kind` and `strand`.
 
     Args:
         marks: WORDS and NUMBERS, as far as there are any: low to high is the interval of y, xlow to xhigh that of x; kind holds
-            words of FLAGS; text stands at the upper right of its mark. Of kind
+            words of FLAGS; text stands at the upper right of its mark. absent is what is said of a y that is not there: a name
+            of which all that was planned in a panel diverged stands in its corner. Of kind
             "across" is a line at y, "upright" one at x, "shade" all from xlow to xhigh, each through the whole panel; of kind
             "stretch" a line at y from xlow to xhigh.
         looks: line -> options of `Axes.errorbar`.
         scale: of y and its interval, such as 100 for percent.
-        gone: what diverged in a panel, named in a corner. words: what a panel says in its middle; by default "not run" or
-            "diverged" where nothing is drawn.
+        words: what a panel says in its middle; by default, where nothing is drawn, what diverged or "not run".
     """
     marks = marks.reindex(columns=unique([*marks, *WORDS, *NUMBERS]))
     marks = marks.astype(dict.fromkeys(NUMBERS, float) | dict.fromkeys(WORDS, object)).fillna(dict.fromkeys(WORDS, ""))
@@ -215,6 +218,8 @@ def curves(axes: Mapping[Panel, Axes], marks: pd.DataFrame, looks: Mapping[str, 
             draw = {"across": ax.axhline, "upright": ax.axvline, "shade": ax.axvspan, "stretch": ax.hlines}[kind]
             for at in mine[ACROSS[kind]].itertuples(index=False):
                 draw(*at, **looks[line])
+            continue
+        if mine["x"].isna().all():  # of what is not there
             continue
         for flag in kind.split():
             look |= FLAGS[flag]
@@ -228,16 +233,17 @@ def curves(axes: Mapping[Panel, Axes], marks: pd.DataFrame, looks: Mapping[str, 
         for mark in mine[mine["text"] != ""].itertuples():
             ax.annotate(mark.text, (mark.x, mark.y), (4, 3), textcoords="offset points", color=look["color"], fontsize=10,
                         annotation_clip=False)
-    drawn = marks[marks["y"].notna() & ~marks["kind"].isin(list(ACROSS))]
-    drawn = set(zip(drawn["row"], drawn["column"], strict=True))
-    for panel, ax in axes.items():
-        names = unique((gone or {}).get(panel, ()))
+    there, gone = marks["y"].notna() & ~marks["kind"].isin(list(ACROSS)), marks["absent"].str.startswith(DIVERGED)
+    for (row, column), ax in axes.items():
+        mine = (marks["row"] == row) & (marks["column"] == column)
+        drawn, lost = marks[mine & there], marks[mine & gone]
+        names = unique(name for name in lost["name"] if name and name not in set(drawn["name"]))
         if names:
             ax.text(0.98, 0.98, "\n".join([f"{DIVERGED}:", *names]), transform=ax.transAxes, ha="right", va="top", fontsize=SMALL,
                     **SAID)
-        word = (words or {}).get(panel, "" if panel in drawn else DIVERGED if names else NOT_RUN)
+        word = (words or {}).get((row, column), "" if len(drawn) else next(iter(lost["absent"]), NOT_RUN))
         if word:
-            ax.text(0.5, 0.9 if panel in drawn else 0.5, word, transform=ax.transAxes, ha="center", va="center", **SAID)
+            ax.text(0.5, 0.9 if len(drawn) else 0.5, word, transform=ax.transAxes, ha="center", va="center", **SAID)
 
 
 def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:

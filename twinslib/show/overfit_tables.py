@@ -144,27 +144,26 @@ def best_last_table(courses: Sequence[Course]) -> pd.DataFrame:
     measurements without a new best keeps, and the share of the training that it takes to get it.
     """
     cell, found, plan, lines = _gaps(courses), by_key(courses), planned(courses), []
-    best = f"robust, best ({attack_text(list(plan.values()))})"
-    columns = ["data set", "method", "seeds", "best epoch", "of epochs", best, "robust, last", "gap (points)", "clean, best",
-               "clean, last", "training needed", "robust, training images, last - best"]
+    best, change = f"robust, best ({attack_text(list(plan.values()))})", "robust, training images, last - best"
+    measures = {best: "best", "robust, last": "last", "gap (points)": "gap", "clean, best": "clean_best",
+                "clean, last": "clean_last"}
     for (dataset, method), spec in plan.items():
         group, word = found.get((dataset, method), ()), absent(courses, dataset, method)
         head = {"data set": dataset_label(dataset), "method": method_label(method), "seeds": str(len(group)),
                 "of epochs": str(spec.optim.epochs)}
-        lines.append(head | {
-            "best epoch": _listed(c.best for c in group) or word, best: cell(dataset, method, "best"),
-            "robust, last": cell(dataset, method, "last"), "gap (points)": cell(dataset, method, "gap"),
-            "clean, best": cell(dataset, method, "clean_best"), "clean, last": cell(dataset, method, "clean_last"),
-            "training needed": "100 %" if group else word, columns[-1]: _on_training_images(group) if group else word})
+        lines.append(head | {title: cell(dataset, method, measure) for title, measure in measures.items()} | {
+            "best epoch": _listed(c.best for c in group) or word, "training needed": "100 %" if group else word,
+            change: _on_training_images(group) if group else word})
         if method in EARLY and group:
             kept, ends = zip(*map(early_stop, group), strict=True)
             robust, clean = (stats.crossed_mean(np.stack([c.at(key, epoch) for c, epoch in zip(group, kept, strict=True)]))[:3]
                              for key in ("test_robust", "test_clean"))
-            lines.append(dict.fromkeys(columns, "") | head | {
+            lines.append(head | {
                 "method": f"{head['method']}, early stopped (patience {PATIENCE})", "best epoch": _listed(kept),
                 best: within(*robust), "clean, best": within(*clean),
                 "training needed": f"{100 * np.mean(ends) / spec.optim.epochs:.0f} %"})
-    return pd.DataFrame(lines, columns=columns)
+    columns = ["data set", "method", "seeds", "best epoch", "of epochs", *measures, "training needed", change]
+    return pd.DataFrame(lines, columns=columns).fillna("")
 
 
 def difference_table(courses: Sequence[Course]) -> pd.DataFrame:

@@ -1,21 +1,23 @@
-"""Figures of notebook 02 from courses: how the weights move, layer by layer, and how the start is left.
+"""Figures of notebook 02: how the weights move, layer by layer, and how the start is left, from courses; accuracy by rate.
 
 Lines are means over seeds, bands and bars reach from the lowest seed to the highest unless they are said to be intervals.
 `methods` are drawn in the order given, those without a run leave no line. Without any run a figure says so.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..base.stats import clopper_pearson
 from ..claims.effects import pair_label
 from ..evidence import course
 from ..evidence.course import KEYS, Course
 from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
 from . import rate_tables
-from .figures import HOLLOW, LOOKS, RULE, SINGLE_SEEDS, figure, looks, methods_legend, nothing, over_seeds, stands_on
+from .figures import DOT, FLAGS, HOLLOW, LOOKS, RULE, SINGLE_SEEDS, figure, looks, methods_legend, nothing, over_seeds, stands_on
 from .forest import forest
 from .rate_tables import EPOCHS, PAIRS, RATES
 from .tables import student
@@ -24,6 +26,8 @@ COURSES = {"w_norm": "‖w‖ / start", "g_norm": "‖g‖", "lr_over_w2": "lr/�
 STATISTICS = {"batch": LOOKS["twins_at"] | {"marker": "o"}, "frozen": {"color": "#000000", "linestyle": "--", "marker": "s"}}
 CONVOLUTION = "convolution, from the first to the last"
 RANGE = "{}: lowest to highest seed"
+METRICS = ("clean", "robust")
+LEAST = 10.0  # points that an axis spans: what is chance is not to look large
 
 
 def scale_law(found: pd.DataFrame) -> Figure:
@@ -50,7 +54,7 @@ def layer_courses(courses: Sequence[Course], dataset: str, methods: Sequence[str
     fig = figure(pd.concat([marks, rules]), looks(methods) | {"one": RULE}, rows=COURSES,
                  columns=layers, column="layer", line="method", log="y", ticks=4, xlabel=f"epochs on {dataset_label(dataset)}",
                  sharey="row", height=1.0, width=6.4, entries=methods_legend(looks(methods), frame["method"], lost, "plain"),
-                 per_line=4 if len(methods) < 5 else 3, note=_note(frame))
+                 per_line=4 if len(methods) < 5 else 3, note=stands_on(seeds=frame))
     fig.axes[0].set_yscale("linear")
     return fig
 
@@ -76,7 +80,8 @@ def layer_ratios(courses: Sequence[Course]) -> Figure:
     entries = [(pair_label(pair, "times"), LOOKS[pair[1]]) for pair in PAIRS if pair[1] in there]
     return figure(marks, _small(b for _, b in PAIRS), rows=unique(ratios["dataset"]), columns=RATES, row="dataset", column="rate",
                   line="baseline", x="place", rule=1, log="y", ticks=6, xlabel=CONVOLUTION, sharex="row", height=2.1,
-                  ylabel="ratio (logarithmic axis)", note=f"{_note(ratios, 'baseline')}; {RANGE.format('bars')}",
+                  ylabel="ratio (logarithmic axis)",
+                  note=f"{stands_on(seeds=ratios.assign(method=ratios['baseline']))}; {RANGE.format('bars')}",
                   entries=entries + methods_legend({}, there, lost))
 
 
@@ -91,7 +96,7 @@ def wings(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     entries = methods_legend(looks(methods), layers["method"], lost)
     return figure(pd.concat(parts), _small(methods), rows=unique(layers["dataset"]), row="dataset", line="method", x="place",
                   columns={"g": "‖g‖ of a half's loss, at weight 1", "cos": "|cos(w, g)|"}, log="y", ticks=8, xlabel=CONVOLUTION,
-                  sharex="row", sharey=False, height=2.2, note=f"{_note(layers)}; {RANGE.format('bars')}",
+                  sharex="row", sharey=False, height=2.2, note=f"{stands_on(seeds=layers)}; {RANGE.format('bars')}",
                   entries=entries + [("hollow: first half, filled: second", HOLLOW)] * bool(layers["g_first"].notna().any()))
 
 
@@ -107,7 +112,7 @@ def drift(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     fig = figure(marks.assign(kind="plain band"), looks(methods), rows=unique(frame["dataset"]), row="dataset", line="method",
                  columns={"epochs": "mean over layers", "layers": "by layer, after the last epoch"}, bottom=0, ticks=5,
                  ylabel="drift of running means (sd of the start)", sharex="col", sharey=False, height=1.9, per_line=4,
-                 note=f"{_note(frame)}; {RANGE.format('bands')}",
+                 note=f"{stands_on(seeds=frame)}; {RANGE.format('bands')}",
                  entries=methods_legend(looks(methods), frame["method"], lost, "plain"))
     fig.axes[-2].set_xlabel("epochs")
     fig.axes[-1].set_xlabel("layer, from the first to the last")
@@ -135,7 +140,7 @@ def escape(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     fig = figure(marks, looks([*methods, *beside]), columns=unique(losses["dataset"]), column="dataset", line="method", ticks=6,
                  rows={"loss": "PGD loss (nats)", "minus": f"{method_label(PAIRS[0][0])}\nminus each (nats)"}, height=1.7,
                  xlabel="epochs", sharey=False, width=7 if several else 4.6, per_line=4 if several else 2,
-                 note=f"{_note(losses, images=followed)}; bars: 95 % over seeds, {RANGE.format('bands')}",
+                 note=f"{stands_on(followed, losses, 'training images')}; bars: 95 % over seeds, {RANGE.format('bands')}",
                  entries=methods_legend(looks(methods), losses["method"], lost) + [SINGLE_SEEDS] * bool(len(single)))
     below = fig.axes[len(fig.axes) // 2:]
     ends = [end(ax.get_ylim()[i] for ax in below) for i, end in enumerate((min, max))]
@@ -164,7 +169,46 @@ def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
     rows = {m: method_label(m) for m in methods if m in set(marks["line"])}
     return forest(marks, rows, looks(methods), {d: dataset_label(d) for d in datasets}, limits=limits, zero=False, sharex=False,
                   width=7 if len(datasets) > 1 else 4.6, xlabel="epochs until the training loss is below the threshold",
-                  note=_note(found), entries=[SINGLE_SEEDS] * bool(several.any()))
+                  note=stands_on(seeds=found), entries=[SINGLE_SEEDS] * bool(several.any()))
+
+
+def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
+    """Accuracy in percent against the base learning rate (`rate_tables.accuracies`): a row per metric, a column per data set.
+    Lines are means over seeds in a band from the lowest to the highest, a bar where there is one rate; a single seed has the 95 %
+    interval over its test images as a bar. A ring is a method's best rate once all are finished, hollow markers are runs of more
+    epochs."""
+    found = found[found["metric"].isin(metrics)]
+    averaged, lost = rate_tables.mean_accuracies(found).sort_values("rate", kind="stable"), found[found["absent"] == DIVERGED]
+    if averaged.empty:
+        return nothing(DIVERGED if len(found) and len(lost) == len(found) else NOT_RUN)
+    long, shown, several = averaged["part"] != "grid", looks(found["method"]), averaged["dataset"].nunique() > 1
+    one, images = averaged["count"] == 1, found["n"].min()
+    exact = [clopper_pearson(round(value * images), images)[1:3] for value in averaged["mean"]]
+    averaged[["min", "max"]] = averaged[["min", "max"]].where(~one, pd.DataFrame(exact, averaged.index, ["min", "max"]))
+    rings = rate_tables.best_rates(found).assign(kind="ring", min=math.nan, max=math.nan)
+    lines = averaged[~long].groupby(["method", "dataset", "metric"])["rate"].nunique().groupby("method").max()
+    bar = one | (averaged["method"].map(lines) == 1)  # where a band would have no width
+    marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(bar & ~long, "")), rings])
+    step = 1.03 if (bar & ~long).any() else 1.0  # side by side, so that bars do not hide each other
+    x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
+    looked = {m: look | ({} if lines.get(m, 0) > 1 else FLAGS["points"]) for m, look in shown.items()}
+    entries = methods_legend(looked, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
+    entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
+    entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
+    spans = "bars: 95 % over test images" if one.all() else (
+        f"{'bars' if bar.all() else 'bands'}: lowest to highest seed" + "; bars: one seed" * bool(one.any()))
+    fig = figure(marks.assign(x=x), shown, columns=unique(averaged["dataset"]),
+                 rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
+                 row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",
+                 ticks=found["rate"], sharey=False, entries=entries, xlabel="base learning rate",
+                 note=f"{stands_on(found['n'], averaged['count'])}; {spans}",
+                 width=7 if several else 4.6, per_line=3 if several else 2)
+    for ax in fig.axes:
+        low, high = ax.get_ylim()
+        wider = max(LEAST - (high - low), 0) / 2
+        ax.set(ylim=(max(low - wider, 0), high + wider), xlim=(found["rate"].min() / 1.3, found["rate"].max() * 1.3))
+        ax.tick_params(axis="x", labelrotation=45 if found["rate"].nunique() > 4 else 0)
+    return fig
 
 
 def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None = None) -> dict[str, set[int]]:
@@ -174,11 +218,6 @@ def _lost(courses: Sequence[Course], methods: Iterable[str], dataset: str | None
         if method in methods and dataset in (None, d):
             out.setdefault(method, set()).add(seed)
     return out
-
-
-def _note(frame: pd.DataFrame, by: str = "method", images: Sequence[int] = ()) -> str:
-    """On how many seeds lines stand, and on how many training images what is measured of these."""
-    return stands_on(images, frame.groupby(["dataset", by])["seed"].nunique(), "training images")
 
 
 def _nothing(lost: Mapping[str, set[int]]) -> Figure:

@@ -1,9 +1,10 @@
-"""The tables of notebook 02, from courses alone (`evidence.course`).
+"""The tables of notebook 02: from courses (`evidence.course`), and accuracy against the base learning rate.
 
 Three readings of "effective learning rate": lr / ||w||^2, lr ||g|| / ||w||, and the angle by which one optimiser step turns the
 weights. Means over recorded steps, medians over convolutions, as in the rule of C5.
 """
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,9 +12,12 @@ import numpy as np
 import pandas as pd
 
 from ..claims.effects import pair_label
+from ..claims.rates import STUDY, rate
 from ..evidence import course
 from ..evidence.course import KEYS, Course, against
-from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, method_label, unique
+from ..specs.jobs import Job
+from ..specs.labels import DIVERGED, NOT_RUN, dataset_label, header, method_label, unique
+from ..store.store import Store
 from .tables import interval, plain, student
 
 PAIRS = (("twins_at", "at"), ("twins_at", "at_lr"), ("twins_at", "at_split"))  # the last one differs in the statistics alone
@@ -21,6 +25,7 @@ RATES = {"lr_over_w2": "lr/‖w‖²", "relative_step": "lr‖g‖/‖w‖", "an
 FROZEN = ("twins", "frozen")  # wings with statistics of pre-training
 EPOCHS = 5  # of leaving the start, as in the rule of C6
 ABOVE = "convolutions where each is above 1"  # of RATES, in their order
+BY_RATE = ["dataset", "part", "method", "rate", "seed"]
 BASELINE = "at"  # whose losses give the threshold of escape times
 
 
@@ -133,19 +138,48 @@ def time_table(courses: Sequence[Course]) -> pd.DataFrame:
     return _table(course.escape_times(courses, BASELINE), courses, columns, cells)
 
 
+def accuracies(store: Store, jobs: Sequence[Job]) -> pd.DataFrame:
+    """Of the experiment on learning rates, one line per run and measurement: BY_RATE (part: grid, or long for more epochs; rate:
+    the base rate), metric, attack in words, epochs, n, value, and absent, which is said in place of a value that is not there."""
+    out = []
+    for job in (job for job in jobs if job.study == STUDY):
+        spec, part = job.spec, dict(job.labels)["part"]
+        for e in job.evals:
+            found = store.masks(spec, e) if job.settled and store.run(spec) else None
+            measured = [float(found[e.attack_name].mean()), ""] if found else [math.nan, store.absent(job, e)]
+            out.append([spec.data.name, part, spec.method.name, rate(job), spec.seed, "clean" if e.kind == "clean" else "robust",
+                        header(e.attack_name, e.threat, e.eps), spec.optim.epochs, e.images, *measured])
+    return pd.DataFrame(out, columns=[*BY_RATE, "metric", "attack", "epochs", "n", "value", "absent"])
+
+
+def mean_accuracies(found: pd.DataFrame) -> pd.DataFrame:
+    """Of `accuracies` mean, least and greatest value over the finished seeds, and their number."""
+    keys = ["dataset", "part", "method", "rate", "metric", "attack", "epochs"]
+    done = found.dropna(subset="value")
+    return done.groupby(keys, sort=False)["value"].agg(["mean", "min", "max", "count"]).reset_index()
+
+
+def best_rates(found: pd.DataFrame) -> pd.DataFrame:
+    """Of `mean_accuracies`, the rate of the grid at which each method is best, by data set and metric; none while runs are
+    missing."""
+    grid, keys = found[found["part"] == "grid"], ["dataset", "metric", "method"]
+    grid = mean_accuracies(grid[~(grid["absent"] == NOT_RUN).groupby([grid[k] for k in keys]).transform("any")])
+    return grid.loc[grid.groupby(keys, sort=False)["mean"].idxmax()]
+
+
 def accuracy_table(found: pd.DataFrame) -> pd.DataFrame:
-    """`by_rate.frame`: clean / robust accuracy in percent, means over the seeds in brackets; a line per data set, length and
+    """`accuracies`: clean / robust accuracy in percent, means over the seeds in brackets; a line per data set, length and
     method, a column per rate."""
     lines = []
     for (dataset, _, method), mine in found.groupby(["dataset", "part", "method"], sort=False):
         line = {"data set": dataset_label(dataset), "epochs": mine["epochs"].iloc[0], "method": method_label(method)}
-        for rate in sorted(found["rate"].unique()):
-            here = mine[mine["rate"] == rate]
+        for lr in sorted(found["rate"].unique()):
+            here = mine[mine["rate"] == lr]
             done = here.dropna(subset="value").groupby("metric")["value"].agg(["mean", "count"])
             text = DIVERGED if (here["absent"] == DIVERGED).all() else NOT_RUN
             if len(done) == 2:
                 text = " / ".join(f"{100 * mean:.1f}" for mean in done["mean"]) + f" ({done['count'].min()})"
-            line[f"rate {rate:g}"] = text if len(here) else ""
+            line[f"rate {lr:g}"] = text if len(here) else ""
         lines.append(line)
     return pd.DataFrame(lines)
 

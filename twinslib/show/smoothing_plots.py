@@ -20,10 +20,9 @@ from ..evidence.cells import Measured, absent
 from ..specs.labels import DIVERGED, NOT_RUN, method_label, unique
 from ..studies.rules import Cell
 from ..studies.smoothing import CROSSED
+from .cell_tables import LABELS, LONG, MANY, ONE, label_shares, levels, mismatch_name
 from .figures import DOT, DROP, FLAGS, GREY, HOLLOW, PLAIN, Panel, figure, looks, nothing, stands_on
 from .forest import forest
-from .level_tables import MANY, ONE, label_shares, levels
-from .norm_tables import LABELS, LONG, mismatch_name
 from .smoothing_tables import CONSTANT, NORMS, dagger, estimates, family, main_lines, name, on_images
 
 MIXED = {"color": "#0072B2", "linestyle": "-", "marker": "^"}
@@ -54,21 +53,18 @@ def transfer_curves(frame: pd.DataFrame, dataset: str, sigma: float) -> Figure:
     starts = {c.pretraining for c in cells if c.finetuning in fines}
     shown = {p: look for p, look in {"clean": CLEAN, single: SINGLE, "mixed": MIXED, "mixed_batch": THIRD}.items() if p in starts}
     _check(shown)
-    wanted = {(fine, norm, start): family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma])
-              for fine in fines for norm in NORMS if norm in {c.norm for c in cells} for start in shown}
-    marks = [_line(lines, 0.012 * ([*shown].index(line) - 1)).assign(row=row, column=column, line=line)
-             for (row, column, line), lines in wanted.items()]
-    marks = pd.concat([*marks, *(_chance(here).assign(row=row, column=column) for row, column in unique(k[:2] for k in wanted))])
-    gone = _gone({(row, column, name(line)): said(lines) for (row, column, line), lines in wanted.items()})
-    return _radii(figure(
-        marks, shown | RULES, rows=fines, columns={n: NORMS[n] for _, n, _ in wanted}, scale=100, gone=gone, bottom=0,
-        height=1.6, xlabel=f"{RADIUS} (certified at σ {sigma:g})", ylabel="certified accuracy (%)", note=_note(here),
-        entries=[*((f"pre-training: {name(p)}", look) for p, look in shown.items()), *_constants(marks)]))
+    norms = {n: NORMS[n] for n in NORMS if n in {c.norm for c in cells}}
+    marks = [_line(family(main, dataset, Cell(pretraining=start, finetuning=fine, norm=norm), [sigma]), 0.012 * (i - 1),
+                   row=fine, column=norm, line=start, name=name(start))
+             for fine in fines for norm in norms for i, start in enumerate(shown)]
+    return _certified(marks, dict.fromkeys(itertools.product(fines, norms), here), shown, rows=fines, columns=norms, height=1.6,
+                      xlabel=f"{RADIUS} (certified at σ {sigma:g})", note=_note(here),
+                      entries=[(f"pre-training: {name(p)}", look) for p, look in shown.items()])
 
 
 def loss_plot(frame: pd.DataFrame) -> Figure:
     """From fine-tuning with noise (hollow) to fine-tuning on clean images (filled), mixed pre-training: a panel for each noise
-    level, a line for each norm and for batch norm with other statistics (`norm_tables.losses`)."""
+    level, a line for each norm and for batch norm with other statistics (`cell_tables.losses`)."""
     frame = frame.assign(column=frame["sigma"], line=frame["norm"],
                          row=[LABELS[key] for key in zip(frame["norm"], frame["statistics"], strict=True)])
     frame[["noisy", "clean", "lost", "low", "high"]] *= 100
@@ -113,38 +109,31 @@ def certified_curves(frame: pd.DataFrame, dataset: str) -> Figure:
     """Certified accuracy against the radius, a panel for each noise level: one network for all levels and the one made for the
     level, on as many draws; hollow the public network of Cohen et al. for the level; ticks on the axis mark the largest radius
     that the draws can give."""
-    sigmas, main, marks = levels(frame), main_lines(frame), []
+    sigmas, main = levels(frame), main_lines(frame)
     _check(sigmas)
     theirs = public.smoothing_rows().query("dataset == 'CIFAR-10' and metric == 'certified_acc' and value > 0")
-    theirs = theirs[theirs["method"] == COHEN]
-    theirs = pd.DataFrame({"x": theirs["radius"], "y": theirs["value"], "column": theirs["sigma"], "line": "public"})
-    marks, drawn = [theirs[theirs["column"].isin(sigmas)]], []
-    for sigma, (which, cell) in itertools.product(sigmas, CELLS.items()):
-        mine = family(main, dataset, cell, [sigma]).dropna(subset="value")
-        drawn.append(mine)
-        tops = [top for top in mine["ceiling"].unique()[:1] if top < END]
-        marks += [_line(mine).assign(column=sigma, line=which),
-                  pd.DataFrame({"x": tops, "y": 0.0, "column": sigma, "line": "top", "kind": "end"})]
-    drawn = pd.concat(drawn)
-    marks = pd.concat([*marks, *(_chance(drawn[drawn["sigma"] == s]).assign(column=s) for s in sigmas)])
+    theirs = theirs[(theirs["method"] == COHEN) & theirs["sigma"].isin(sigmas)]
+    marks = [pd.DataFrame({"x": theirs["radius"], "y": theirs["value"], "column": theirs["sigma"], "line": "public"})]
     names = {"one": "one network for all σ (mixed → clean)", "several": "one network for each σ"}
-    shown = ENDS | {"public": HOLLOW | {"color": PLAIN}, "top": {"color": PLAIN}} | RULES
-    gone = _gone({("", s, names[which]): said(family(frame, dataset, cell, [s]))
-                  for s in sigmas for which, cell in CELLS.items()})
-    empty = set(sigmas) - set(drawn["sigma"])
-    fig = figure(marks, shown, columns={s: f"σ {s:g}" for s in sigmas}, scale=100, gone=gone, bottom=0, height=2.2,
-                 words={("", s): DIVERGED if gone.get(("", s)) else NOT_RUN for s in empty}, xlabel=RADIUS, per_line=2,
-                 ylabel="certified accuracy (%)", note=_note(drawn),
-                 entries=[*((names[which], look) for which, look in ENDS.items()), (f"{COHEN}, one for each σ", shown["public"]),
-                          ("largest radius possible", FLAGS["end"] | {"color": PLAIN}), *_constants(marks)])
-    fig.axes[0].set_xlim(-0.05, END + 0.05)
-    return _radii(fig)
+    lines = {(s, which): family(main, dataset, cell, [s]) for s in sigmas for which, cell in CELLS.items()}
+    for (s, which), mine in lines.items():
+        tops = [top for top in mine.loc[mine["value"].notna(), "ceiling"].unique()[:1] if top < END]
+        marks += [_line(mine, column=s, line=which, name=names[which]),
+                  pd.DataFrame({"x": tops, "y": 0.0, "column": s, "line": "top", "kind": "end"})]
+    drawn = pd.concat(lines.values()).dropna(subset="value")
+    shown = ENDS | {"public": HOLLOW | {"color": PLAIN}, "top": {"color": PLAIN}}
+    return _certified(marks, {("", s): drawn[drawn["sigma"] == s] for s in sigmas}, shown, height=2.2, per_line=2, end=END,
+                      columns={s: f"σ {s:g}" for s in sigmas}, note=_note(drawn),
+                      words={("", s): said(*(lines[s, which] for which in CELLS)) for s in set(sigmas) - set(drawn["sigma"])},
+                      entries=[*((names[which], look) for which, look in ENDS.items()),
+                               (f"{COHEN}, one for each σ", shown["public"]),
+                               ("largest radius possible", FLAGS["end"] | {"color": PLAIN})])
 
 
 def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> Figure:
     """Share of test images whose label gets at least so many of the votes, a panel for each noise level: one network against the
     one made for the level. What lies left of one half is wrong or abstains."""
-    marks = [pd.DataFrame({"x": [], "y": []})]
+    marks, names = [], {"one": "one network", "several": "one for each σ"}
     _check(sigmas)
     for sigma, (which, cell) in itertools.product(sigmas, CELLS.items()):
         shares = np.sort(label_shares(found, dataset, cell, sigma))
@@ -152,16 +141,15 @@ def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[fl
         chances = [m.chance for m in found if not m.absent and m.key == (dataset, cell, sigma)]
         rules = [("half", "upright", 0.5, np.nan)] + [("chance", "across", np.nan, 100 * c) for c in chances[:1]
                                                       if which == "one" and c]
-        marks += [pd.DataFrame({"x": shares, "y": y}).assign(column=sigma, line=which, kind="plain"),
+        word = absent(found, dataset, [(cell.at(sigma), sigma)])
+        mine = pd.DataFrame({"x": shares, "y": y} if len(shares) else {"absent": [word]})
+        marks += [mine.assign(column=sigma, line=which, name=names[which], kind="plain"),
                   pd.DataFrame(rules, columns=["line", "kind", "x", "y"]).assign(column=sigma)]
     there = [m for m in found if not m.absent and m.dataset == dataset and m.sigma in sigmas
              and m.cell in {cell.at(m.sigma) for cell in CELLS.values()}]
     seeds = {(m.cell, m.sigma, m.seed): m for m in there}.values()
-    names = {"one": "one network", "several": "one for each σ"}
     shown = {which: look | {"drawstyle": "steps-pre"} for which, look in ENDS.items()} | RULES
     fig = figure(pd.concat(marks), shown, columns={s: f"σ {s:g}" for s in sigmas}, height=1.7, ylabel="test images (%)",
-                 gone=_gone({("", s, names[which]): absent(found, dataset, [(cell.at(s), s)])
-                             for s in sigmas for which, cell in CELLS.items()}),
                  xlabel="at least this share of the votes for the label", per_line=4,
                  note=stands_on([len(m.certified.radius) for m in there], Counter((m.cell, m.sigma) for m in seeds).values()),
                  entries=[("one network (mixed → clean)", MIXED | {"marker": ""}), ("one for each σ", SINGLE | {"marker": ""}),
@@ -172,7 +160,7 @@ def confidence_plot(found: Sequence[Measured], dataset: str, sigmas: Sequence[fl
 
 def strength_plot(frame: pd.DataFrame) -> Figure:
     """Average certified radius by strength of clean fine-tuning and, last, after fine-tuning with noise: mixed and clean
-    pre-training, a panel for each data set (`level_tables.strengths`)."""
+    pre-training, a panel for each data set (`cell_tables.strengths`)."""
     datasets = unique(frame["dataset"])
     _check(datasets)
     steps = {d: unique(mine["finetuning"]) for d, mine in frame.groupby("dataset", sort=False)}
@@ -180,14 +168,12 @@ def strength_plot(frame: pd.DataFrame) -> Figure:
     beside = {"mixed": -0.06, "clean": 0.06}  # so that bars do not hide each other
     marks = frame.assign(x=[steps[m.dataset].index(m.finetuning) + beside[m.pretraining] for m in frame.itertuples()],
                          kind=frame["finetuning"].map(lambda f: "points hollow" if f == "noise*" else ""),
+                         name=[f"{name(m.pretraining)} → {name(m.finetuning)}" for m in frame.itertuples()],
                          text=_daggers(frame["constant"]))
     chance = [{"dataset": d, "acr": chance, "pretraining": "chance", "kind": "across"}
               for d, chance in frame.groupby("dataset", sort=False)["chance"].max().items() if chance > 0]
-    gone = frame[frame.get("absent", pd.Series("", frame.index)).str.startswith(DIVERGED)]
-    gone = {("", d): [f"{name(m.pretraining)} → {name(m.finetuning)}" for m in mine.itertuples()] for d,
-            mine in gone.groupby("dataset")}
     fig = figure(pd.concat([marks, pd.DataFrame(chance)]), {"mixed": MIXED, "clean": CLEAN} | RULES, columns=datasets,
-                 column="dataset", line="pretraining", y="acr", gone=gone, row="", bottom=0, sharex=False,
+                 column="dataset", line="pretraining", y="acr", row="", bottom=0, sharex=False,
                  rows={"": "average certified radius,\nmean over σ"}, width=7 if len(datasets) > 1 else 5.5,
                  per_line=3 if len(datasets) > 1 else 2,
                  width_ratios=[len(steps[d]) for d in datasets], note=_note(frame),
@@ -212,33 +198,37 @@ def crossed_curves(found: Sequence[Measured], dataset: str) -> Figure:
     cells, sigmas, main = unique(crossed["cell"]), sorted(crossed["sigma"].unique()), main_lines(frame)
     _check(cells)
     methods, mine = looks(c.finetuning for c in cells), main.loc[main.index.intersection(crossed.index)]
-    marks = [_line(family(main, dataset, cell, [s]), 0.01 * i).assign(column=s, line=line) for s in sigmas
-             for i, (line, cell) in enumerate([("one", ONE), *((c.finetuning, c) for c in cells)])]
-    marks = pd.concat([*marks, *(_chance(mine[mine["sigma"] == s]).assign(column=s) for s in sigmas)])
-    gone = _gone({("", s, method_label(c.finetuning)): said(family(frame, dataset, c, [s])) for s in sigmas for c in cells})
-    return _radii(figure(marks, {"one": ONE_LOOK} | methods | RULES, columns={s: f"σ {s:g}" for s in sigmas},
-                         scale=100, gone=gone, bottom=0, height=1.9, xlabel=RADIUS, ylabel="certified accuracy (%)",
-                         note=_note(crossed), entries=[*((method_label(m), look) for m, look in methods.items()),
-                                  ("mixed → clean (no attack)", ONE_LOOK), *_constants(marks)]))
+    marks = [_line(family(main, dataset, cell, [s]), 0.01 * i, column=s, line=line, name=method_label(line) if i else "")
+             for s in sigmas for i, (line, cell) in enumerate([("one", ONE), *((c.finetuning, c) for c in cells)])]
+    return _certified(marks, {("", s): mine[mine["sigma"] == s] for s in sigmas}, {"one": ONE_LOOK} | methods,
+                      columns={s: f"σ {s:g}" for s in sigmas}, height=1.9, note=_note(crossed), entries=[
+                          *((method_label(m), look) for m, look in methods.items()), ("mixed → clean (no attack)", ONE_LOOK)])
 
 
-def _line(lines: pd.DataFrame, shift: float = 0.0) -> pd.DataFrame:
-    """Marks of one curve, to the first radius that nothing reaches; one dagger for a curve that is marked at every radius, many
-    for an envelope of curves of which some are."""
-    lines = lines.dropna(subset="value").sort_values("radius")
-    lines = lines[lines["value"].shift(fill_value=1.0) > 0]
-    first = pd.Series(range(len(lines)), lines.index) == 0
-    marked = lines["constant"].astype(bool) & (first | ~lines["constant"].all())
-    return pd.DataFrame({"x": lines["radius"] + shift, "y": lines["value"], "low": lines["low"], "high": lines["high"],
-                         "text": _daggers(marked)})
+def _certified(marks: Sequence[pd.DataFrame], chance: Mapping[Panel, pd.DataFrame], looks: Mapping[str, dict],
+               entries: Sequence[tuple[str, dict]], end: float = 0.0, **about: object) -> Figure:
+    """Certified accuracy against the radius, with few and equal ticks, to `end` if there is one. chance: panel -> lines whose
+    best constant answer is drawn, as far as their draws can reach."""
+    marks = pd.concat([*marks, *(_chance(lines).assign(row=row, column=column) for (row, column), lines in chance.items())])
+    fig = figure(marks, looks | RULES, scale=100, bottom=0, ylabel="certified accuracy (%)",
+                 entries=[*entries, *_constants(marks)], **{"xlabel": RADIUS} | about)
+    if end:
+        fig.axes[0].set_xlim(-0.05, end + 0.05)
+    for ax in fig.axes:
+        ax.xaxis.set_major_locator(MultipleLocator(0.5 if ax.get_xlim()[1] > 1.1 else 0.25))
+    return fig
 
 
-def _gone(words: Mapping[tuple, str]) -> dict[Panel, list[str]]:
-    """Panel -> names of what diverged, of (row, column, name) -> what is said of it."""
-    out: dict[Panel, list[str]] = {}
-    for (row, column, label), word in words.items():
-        out.setdefault((row, column), []).extend([label] * (word != NOT_RUN))
-    return out
+def _line(lines: pd.DataFrame, shift: float = 0.0, **where: object) -> pd.DataFrame:
+    """Marks of one curve, to the first radius that nothing reaches, or what is said in its place; one dagger for a curve that is
+    marked at every radius, many for an envelope of curves of which some are."""
+    done = lines.dropna(subset="value").sort_values("radius")
+    done = done[done["value"].shift(fill_value=1.0) > 0]
+    first = pd.Series(range(len(done)), done.index) == 0
+    marked = done["constant"].astype(bool) & (first | ~done["constant"].all())
+    marks = pd.DataFrame({"x": done["radius"] + shift, "y": done["value"], "low": done["low"], "high": done["high"],
+                          "text": _daggers(marked)})
+    return (marks if len(marks) else pd.DataFrame({"absent": [said(lines)], "text": ""})).assign(**where)
 
 
 def _chance(lines: pd.DataFrame) -> pd.DataFrame:
@@ -262,13 +252,6 @@ def _note(lines: pd.DataFrame) -> str:
     done = lines.dropna(subset="value" if "value" in lines else "acr")
     draws = [f"{n:,}" for n in sorted(done["n"].unique())] if "n" in done else []
     return ", ".join(filter(None, (stands_on(done["images"], done["seeds"]), f"n = {' or '.join(draws)}" * bool(draws))))
-
-
-def _radii(fig: Figure) -> Figure:
-    """Few and equal ticks of the radius in all panels."""
-    for ax in fig.axes:
-        ax.xaxis.set_major_locator(MultipleLocator(0.5 if ax.get_xlim()[1] > 1.1 else 0.25))
-    return fig
 
 
 def _check(planned: Sized) -> None:

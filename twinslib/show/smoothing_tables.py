@@ -1,5 +1,5 @@
 """Certified accuracy in tables, from certifications (`evidence.cells`); nothing is drawn or trained here. What only one notebook
-shows is in `norm_tables` (04) and `level_tables` (05).
+shows is in `cell_tables`.
 
 Frames hold fractions and radii (L2, [0, 1] pixels), tables are text: accuracy in percent with 95 % intervals, "not run" where a
 cell is missing.
@@ -198,32 +198,31 @@ def certified_table(frame: pd.DataFrame, store: Store, jobs: Sequence[Job], sigm
     where it is close to a constant answer, and for each data set what the best constant answer earns."""
     without, lines, main = clean(store, jobs), [], main_lines(frame)
     for dataset, c in unique((m.dataset, m.cell) for m in planned(jobs) if m.sigma == sigma and m.cell.pretraining != CROSSED):
-        mine = family(main, dataset, c, [sigma])
-        at, word = {r.radius: r for r in mine.itertuples()}, said(mine)
-        acr = next(family(main, dataset, c, [sigma], "acr").itertuples(), None)
         right = [row.hits.mean() for row in without if (row.dataset, row.method) == (dataset, str(c))]
-        line = cell_names(dataset, c) | {"seeds": str(acr.seeds) if acr else "0",
-                                         "no noise": "" if c.restat else f"{100 * np.mean(right):.1f}" if right else word}
-        line |= {f"r {r:g}": number(at.get(r), missing=word) for r in RADII}
-        lines.append(line | {"ACR ± SE": radius_text(acr, word), "one class": one_class_text(acr, word)})
+        word = f"{100 * np.mean(right):.1f}" if right else said(family(main, dataset, c, [sigma]))
+        lines.append(cell_names(dataset, c) | certified_line(main, dataset, c, sigma) | {"no noise": "" if c.restat else word})
     here = main[(main["sigma"] == sigma) & main["cell"].map(lambda c: c.pretraining != CROSSED) & main["value"].notna()]
     for dataset, mine in here.groupby("dataset", sort=False):
         earned = dict(zip(mine["radius"], mine["chance"], strict=True))
-        lines.append(dict.fromkeys(lines[0], "") | {
+        lines.append({
             "data set": dataset_label(dataset), "pre-training": CONSTANT, "one class": "100 %",
             **{f"r {r:g}": f"{100 * earned[r]:.1f}" if r in earned else NOT_RUN for r in RADII},
             "ACR ± SE": f"{mine.loc[mine['measure'] == 'acr', 'chance'].max():.3f}"})
-    return pd.DataFrame(lines)
+    columns = ["pre-training", "fine-tuning", "norm", "seeds", "no noise", *(f"r {r:g}" for r in RADII), "ACR ± SE", "one class"]
+    return pd.DataFrame(lines, columns=["data set", *columns]).fillna("")
 
 
-def radius_text(acr, word: str = NOT_RUN) -> str:
-    """Average certified radius with its standard error, from a line of `estimates`, else what is said in its place."""
-    return f"{acr.value:.3f} ± {acr.se:.3f}{dagger(acr.constant)}" if acr and acr.seeds else word
-
-
-def one_class_text(line, word: str = NOT_RUN) -> str:
-    """Share of the class that is chosen most often, likewise."""
-    return f"{100 * line.one_class:.0f} %{dagger(line.constant)}" if line and line.seeds else word
+def certified_line(frame: pd.DataFrame, dataset: str, c: Cell, sigma: float, radii: Sequence[float] = RADII) -> dict[str, str]:
+    """Of `estimates`, cells of text about a network at one noise level: seeds, certified accuracy at each radius, average radius
+    with its standard error, share of the class that is chosen most often, and what the best constant answer earns."""
+    mine, acr = family(frame, dataset, c, [sigma]), next(family(frame, dataset, c, [sigma], "acr").itertuples(), None)
+    at, word = {r.radius: r for r in mine.itertuples()}, said(mine)
+    line = {"seeds": str(acr.seeds if acr else 0), **{f"r {r:g}": number(at.get(r), missing=word) for r in radii}}
+    if not acr or not acr.seeds:
+        return line | dict.fromkeys(("ACR ± SE", "one class", CONSTANT), word)
+    mark = dagger(acr.constant)
+    return line | {"ACR ± SE": f"{acr.value:.3f} ± {acr.se:.3f}{mark}", "one class": f"{100 * acr.one_class:.0f} %{mark}",
+                   CONSTANT: f"{100 * mine['chance'].max():.1f}"}
 
 
 def caption(frame: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ from ..evidence.accuracy import estimates, final
 from ..specs.labels import NOT_RUN, attack_label, dataset_label, header, method_label, percent, points, unique
 from ..specs.strength import KINDS, parse, strength
 
+PAIR = ("method", "baseline")
 Form = Callable[[float, float, float], str]  # value, low, high
 
 
@@ -75,13 +76,15 @@ def pivot(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[str, 
     return pd.DataFrame(out, columns=[*names, *columns])
 
 
-def by_attack(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[str, ...], form: Form = percent) -> pd.DataFrame:
-    """`pivot` with a column per attack: clean, PGD, AutoAttack, each by eps, with the number of images that it stands on."""
+def by_attack(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[str, ...], form: Form = percent,
+              by: Sequence[str] = ()) -> pd.DataFrame:
+    """`pivot` with a column per attack: clean, PGD, AutoAttack, each by eps, with the number of images that it stands on. by: the
+    columns whose values are a key of `lines`, in place of the column `line`."""
     def place(group: tuple) -> tuple:
         threat, eps, attack = group
         return KINDS.index(parse(attack).kind), threat, eps, strength(attack)
 
-    parts = []
+    found, parts = found.assign(line=list(zip(*(found[name] for name in by), strict=True))) if by else found, []
     groups = {key: group for key, group in found.groupby(["threat", "eps", "attack"], sort=False)}
     for threat, eps, attack in sorted(groups, key=place):
         group = groups[threat, eps, attack]
@@ -96,36 +99,33 @@ def by_attack(found: pd.DataFrame, lines: Mapping[object, tuple], names: tuple[s
 def accuracy_table(rows: pd.DataFrame, *, seeds: bool = True) -> pd.DataFrame:
     """One line per data set, method and seed of `rows`, finished or not, then the mean over seeds; without `seeds` only the mean
     where there is one."""
-    found = estimates(rows)
-    found = found.assign(line=list(zip(found["dataset"], found["method"], found["seed"], strict=True)))
-    there, every, lines = set(found["line"]), unique(found["seed"]), {}
+    found, by, lines = estimates(rows), ("dataset", "method", "seed"), {}
+    there, every = set(found[[*by]].itertuples(index=False, name=None)), unique(found["seed"])
     for d, m in itertools.product(unique(rows["dataset"]), unique(rows["method"])):
         mine = [s for s in every if (d, m, s) in there] or every[:1]
         mine = mine if seeds else [s for s in mine if s.startswith("mean")] or mine
         lines |= {(d, m, s): (dataset_label(d), method_label(m), s) for s in mine}
-    return by_attack(found, lines, ("data set", "method", "seed"))
+    return by_attack(found, lines, ("data set", "method", "seed"), by=by)
 
 
 def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     """`pairs.differences`, one line per comparison and data set, then their mean; a star marks differences that stay significant
     at 5 % after correction over the data sets."""
-    found = found.assign(line=list(zip(found["method"], found["baseline"], found["dataset"], strict=True)),
-                         mark=found["p_holm"].map(lambda p: " *" if p <= 0.05 else ""))
-    lines = {}
-    for (m, b, d), group in found.groupby(["method", "baseline", "dataset"], sort=False):
+    found, by, lines = found.assign(mark=found["p_holm"].map(lambda p: " *" if p <= 0.05 else "")), [*PAIR, "dataset"], {}
+    for (m, b, d), group in found.groupby(by, sort=False):
         near = " (near chance)" if group["near"].any() else ""
         seeds = " to ".join(map(str, unique((group["seeds"].min(), group["seeds"].max()))))
         lines[m, b, d] = pair_label((m, b)), dataset_label(d) + near, seeds
-    return by_attack(found, lines, ("difference", "data set", "seeds"), points)
+    return by_attack(found, lines, ("difference", "data set", "seeds"), points, by)
 
 
 def paired_table(paired: pd.DataFrame) -> pd.DataFrame:
     """`pairs.paired_rows`, one line per comparison, data set and seed of which something is finished. The intervals speak about
     new test images only."""
-    paired = paired.assign(line=list(zip(*(paired[c] for c in ("method", "baseline", "dataset", "seed")), strict=True)))
-    begun = unique(paired.loc[paired["value"].notna(), "line"])
+    by = [*PAIR, "dataset", "seed"]
+    begun = paired.loc[paired["value"].notna(), by].itertuples(index=False, name=None)
     lines = {(m, b, d, s): (pair_label((m, b)), dataset_label(d), s) for m, b, d, s in begun}
-    return by_attack(paired, lines, ("difference", "data set", "seed"), points)
+    return by_attack(paired, lines, ("difference", "data set", "seed"), points, by)
 
 
 def caption(rows: pd.DataFrame) -> str:

@@ -44,7 +44,7 @@ def robust_curves(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
     _check(rows)
     every, shown, datasets = accuracy.estimates(rows), looks(rows["method"]), unique(rows["dataset"])
     chosen, single = accuracy.one_line(every), every[~every["seed"].str.startswith("mean")]
-    parts, lost = accuracy.kinds(chosen) == "autoattack", accuracy.lost(rows, ["dataset", "method"])
+    parts = accuracy.kinds(chosen) == "autoattack"
     lines, hollow = strongest(chosen[~parts]), strongest(chosen[parts], ["n"])
     seeds = single[single["attack"].isin(lines["attack"]) & single.duplicated(["dataset", "method", "eps", "attack"], keep=False)]
     marks = pd.concat([lines.assign(kind=""), hollow.assign(kind="points hollow"),
@@ -52,16 +52,15 @@ def robust_curves(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
     place = {eps: i for i, eps in enumerate(sorted(every["eps"].unique()))}
     step = 0.5 / len(shown)  # side by side, so that bars do not hide each other
     beside = {m: (i - (len(shown) - 1) / 2) * step for i, m in enumerate(shown)}
-    marks["x"] = marks["eps"].map(place) + marks["method"].map(beside)
+    marks["x"], marks["name"] = marks["eps"].map(place) + marks["method"].map(beside), marks["method"].map(method_label)
     marks.loc[marks["kind"] == "points hollow", "x"] += (len(shown) + 1) * step
     pgd, names = (unique(map(attack_label, attacks)) for attacks in (lines.loc[lines["eps"] > 0, "attack"], hollow["attack"]))
     entries = [(method_label(m), look) for m, look in shown.items()] + [(f"{' or '.join(names)} (hollow)", HOLLOW)] * bool(names)
     entries += [SINGLE_SEEDS] * bool(len(seeds))
     fig = figure(marks, shown, columns=_titles(datasets, near), column="dataset", line="method", y="value", scale=100, wrap=3,
-                 sharey=False, gone={("", d): [method_label(m) for e, m in lost if e == d] for d in datasets},
-                 ylabel="accuracy (%)",
+                 sharey=False, ylabel="accuracy (%)",
                  xlabel="attack radius eps" + (f" ({' or '.join(pgd)})" if pgd else ""), entries=entries,
-                 note=f"{_note(rows, chosen)}; bars: 95 % intervals")
+                 note=f"{stands_on(chosen['n'], rows.dropna(subset='value'))}; bars: 95 % intervals")
     for ax in fig.axes:
         ax.set_xticks(list(place.values()), ["0" if eps == 0 else eps_label(eps, rows["threat"].iloc[0]) for eps in place])
         ax.set_ylim(0, min(ax.get_ylim()[1], 102))
@@ -102,7 +101,7 @@ def clean_robust(rows: pd.DataFrame, near: Collection[str] = ()) -> Figure:
                  sharey=False,
                  words={("", d): DIVERGED for d, _ in lost if d not in set(both["dataset"])}, xlabel="clean accuracy (%)",
                  ylabel=f"{header(*robust.iloc[0][['attack', 'threat', 'eps']])} (%)", entries=entries, per_line=5,
-                 note=_note(rows, both.assign(n=both["n_clean"])))
+                 note=stands_on(both["n_clean"], rows.dropna(subset="value")))
     for ax, d in zip(fig.axes, unique(rows["dataset"]), strict=True):
         here = marks[marks["column"] == d].set_index("method")
         ax.set_box_aspect(1)
@@ -157,12 +156,6 @@ def forest_plot(differences: pd.DataFrame) -> Figure:
 
 def _titles(datasets: Iterable[str], near: Collection[str]) -> dict[str, str]:
     return {d: dataset_label(d) + "\nnear chance, not judged" * (d in near) for d in unique(datasets)}
-
-
-def _note(rows: pd.DataFrame, shown: pd.DataFrame) -> str:
-    """On how many images the marks stand, and on how many seeds a method of a data set."""
-    done = rows.dropna(subset="value")
-    return stands_on(shown["n"], done.groupby(["dataset", "method"])["seed"].nunique())
 
 
 def strongest(found: pd.DataFrame, first: Sequence[str] = ()) -> pd.DataFrame:

@@ -114,7 +114,7 @@ class Site:
         for one in key.KEYS:
             numbers = key.table(one, self.store)
             if numbers is not None and self.picture(one).exists():
-                alt = key.words(one, numbers)
+                alt = f"{one.shows}: {tables.spans(numbers)}."
                 content = self.picture(one).read_bytes()
                 yield one, numbers, alt, notebook.picture(content, one.figure, alt, f"figure-{one.figure}", lazy=False)
 
@@ -235,15 +235,8 @@ def paper_lead(paper: Paper) -> str:
 
 def differs(body: Body) -> str:
     """The paragraphs of a notebook on what differs from its paper: from the one that begins so to the next bold one."""
-    out: list[str] = []
-    for paragraph in (p for text in body.text for p in text.split("\n\n")):
-        if paragraph.startswith("**What differs"):
-            out.append(paragraph)
-        elif out and paragraph.startswith(("**", "#")):
-            break
-        elif out:
-            out.append(paragraph)
-    return "\n\n".join(out)
+    parts = re.findall(r"(?:\A|\n\n)(\*\*What differs.*?)(?=\n\n(?:\*\*|#)|\Z)", "\n\n".join(body.text), re.DOTALL)
+    return "\n\n".join(parts)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -26,13 +26,19 @@ class Shown:
     effect: Effect
     label: str
     number: str
-    side: str
     claimed: float | None = None
 
     @property
     def neutral(self) -> float:
         """The value that means no effect."""
         return 1.0 if self.effect.unit == "times" else 0.0
+
+    @property
+    def side(self) -> str:
+        """Where the interval lies."""
+        low, high = self.effect.low, self.effect.high
+        return ("no interval" if math.isnan(low) else "higher" if low > self.neutral else "lower" if high < self.neutral
+                else "unclear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +120,8 @@ def read(store: Store) -> tuple[Paper, ...]:
         entry = Entry(**record | lines | words, id=name, measure=claim.rule.measure if claim else "",
                       otherwise=claim.otherwise if claim else "")
         papers.setdefault(_arxiv(entry.paper) or entry.paper, []).append(entry)
-    return tuple(Paper(_name(entries), _arxiv(entries[0].paper), tuple(entries)) for entries in papers.values())
+    return tuple(Paper(entries[0].paper.partition(" (arXiv")[0], _arxiv(entries[0].paper), tuple(entries))
+                 for entries in papers.values())
 
 
 def _shown(values: dict, rule: rules.Rule | None) -> Shown:
@@ -124,11 +131,8 @@ def _shown(values: dict, rule: rules.Rule | None) -> Shown:
     claimed = next((b.claimed for b in asked_of(rule, e) if b.claimed is not None), None) if rule else None
     if claimed is not None and rule.lower:
         claimed = -claimed
-    neutral = 1.0 if e.unit == "times" else 0.0
-    side = ("no interval" if math.isnan(e.low) else "higher" if e.low > neutral else "lower" if e.high < neutral
-            else "unclear")
     number, at, level = e.number().partition(" at ")
-    return Shown(e, label + after, f"{number} {UNITS[e.unit]}".rstrip() + at + level, side, claimed)
+    return Shown(e, label + after, f"{number} {UNITS[e.unit]}".rstrip() + at + level, claimed)
 
 
 def _pair(e: Effect) -> str:
@@ -151,7 +155,3 @@ def _cell(cell: rules.Cell) -> str:
 
 def _arxiv(paper: str) -> str:
     return paper.partition("(arXiv ")[2].removesuffix(")")
-
-
-def _name(entries: Sequence[Entry]) -> str:
-    return entries[0].paper.partition(" (arXiv")[0]

@@ -40,23 +40,19 @@ class Run:
         return sum(e.get("seconds", 0.0) for e in self.entries) / 3600
 
     def each(self, name: str) -> str:
-        """The different values that its entries have under a name, in their order."""
-        return join(dict.fromkeys(str(e[name]) for e in self.entries if e.get(name) not in (None, "")))
-
-    @property
-    def commits(self) -> str:
-        return join(dict.fromkeys(e["commit"][:7] + " with changes" * e["changed"] for e in self.entries if "commit" in e))
-
-    @property
-    def hardware(self) -> str:
-        """Device, instruction set and threads."""
-        return join(dict.fromkeys(_hardware(e) for e in self.entries))
+        """The different values that its entries have under a name, in their order; commit: in short, hardware: in words."""
+        values = (WORDS.get(name, lambda entry: entry.get(name))(entry) for entry in self.entries)
+        return join(dict.fromkeys(str(value) for value in values if value not in (None, "")))
 
 
 def _hardware(entry: Mapping) -> str:
     name = entry.get("cpu", "cpu") if entry.get("device") == "cpu" else entry.get("device", "not recorded")
     kernels = (entry.get("instruction_set") or {}).get("torch") if entry.get("device") == "cpu" else None
-    return ", ".join([name, *([kernels] if kernels else []), f"{entry.get('threads', '?')} threads"])
+    return ", ".join(filter(None, (name, kernels, f"{entry.get('threads', '?')} threads")))
+
+
+WORDS = {"commit": lambda entry: entry["commit"][:7] + " with changes" * entry["changed"] if "commit" in entry else "",
+         "hardware": _hardware}
 
 
 def read(store: Store) -> tuple[list[Run], dict[str, Mapping[str, str]]]:

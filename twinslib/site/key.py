@@ -1,5 +1,4 @@
-"""The one figure of each paper that the first page shows, and its numbers, read from rows/*.csv: a table beside it, and the words
-for those who cannot see it."""
+"""The one figure of each paper that the first page shows, and its numbers, read from rows/*.csv: a table beside it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..base.files import read_json
-from ..base.stats import clopper_pearson, student_interval
 from ..claims.verdict import NOT_TESTED
 from ..evidence import accuracy
-from ..specs.labels import NOT_RUN, dataset_label, header, method_label, percent
+from ..evidence.networks import averages
+from ..specs.labels import NOT_RUN, dataset_label, header, method_label, percent, unique
 from ..store.store import Store
 from .tables import Table
 
@@ -36,18 +35,6 @@ def table(key: Key, store: Store) -> Table | None:
               if record["notebook"] == key.notebook and record["verdict"] != NOT_TESTED]
     return key.numbers(accuracy.of_runs(pd.read_csv(path), {run for record in judged for run in record["runs"]})
                        ) if path.exists() else None
-
-
-def words(key: Key, numbers: Table) -> str:
-    """What the figure shows, with every number of its table; their intervals stand there.
-
-    >>> words(KEYS[0], Table(("data set", "method", "clean"), (("CIFAR-10", "AT", "54.0 [53.0, 55.0]"),)))[-37:]
-    'In percent: CIFAR-10, AT: clean 54.0.'
-    """
-    told = [i for i, column in enumerate(numbers.columns) if column not in (*LABELS, "seeds")]
-    rows = [f"{', '.join(v for c, v in zip(numbers.columns, row, strict=True) if c in LABELS)}: " + ", ".join(
-        f"{numbers.columns[i].partition(' (')[0]} {row[i].partition(' [')[0]}" for i in told) for row in numbers.rows]
-    return f"{key.shows}. In percent: {'; '.join(rows)}." if rows else f"{key.shows}. No run is finished."
 
 
 def by_method(frame: pd.DataFrame) -> Table:
@@ -84,30 +71,19 @@ def by_level(frame: pd.DataFrame) -> Table:
     return _pivot(frame, ["dataset", "network", "noise level"], radius=True)
 
 
-LABELS = ("data set", "method", "network", "noise level", "passes")
-
-
 def _pivot(frame: pd.DataFrame, lines: list[str], order: Sequence[str] = (), *, radius: bool = False) -> Table:
-    """Means over seeds in percent with their 95 % intervals, a column for each attack or radius with its number of images."""
+    """`networks.averages` in percent, a column for each attack or radius with its number of images."""
     images = frame.groupby(["attack", "eps"])["n"].transform("min")
     names = [f"r {row.eps:g}" if radius else header(row.attack, row.threat, row.eps) for row in frame.itertuples()]
-    frame = frame.assign(column=[f"{name} ({n:,} images)" for name, n in zip(names, images, strict=True)])
-    rank = {value: i for i, value in enumerate(order)}
-    columns, rows = list(dict.fromkeys(frame["column"])), []
-    for values, mine in sorted(frame.groupby(lines), key=lambda g: [f"{rank[v]:03}" if v in rank else v for v in g[0]]):
-        words = [dataset_label(v) if line == "dataset" else method_label(v) if line == "method" else v
-                 for line, v in zip(lines, values, strict=True)]
-        rows.append((*words, str(mine["seed"].nunique()), *(_cell(mine[mine["column"] == column]) for column in columns)))
+    frame = frame.assign(column=[f"{name} ({n:,} images)" for name, n in zip(names, images, strict=True)], absent="")
+    columns, rank, rows = unique(frame["column"]), {value: f"{i:03}" for i, value in enumerate(order)}, []
+    written = {"dataset": dataset_label, "method": method_label}
+    found = averages(frame, [*lines, "column"]).groupby(lines)
+    for values, mine in sorted(found, key=lambda group: [rank.get(value, value) for value in group[0]]):
+        words = [written.get(line, str)(value) for line, value in zip(lines, values, strict=True)]
+        cells = {r.column: percent(r.value, r.low, r.high) for r in mine.dropna(subset="value").itertuples()}
+        rows.append((*words, str(mine["seeds"].max()), *(cells.get(column, NOT_RUN) for column in columns)))
     return Table((*({"dataset": "data set"}.get(line, line) for line in lines), "seeds", *columns), tuple(rows))
-
-
-def _cell(rows: pd.DataFrame) -> str:
-    """Of several seeds Student's interval over them, of one the exact one over the images."""
-    rows = rows.dropna(subset="value")
-    if len(rows) > 1:
-        return percent(*student_interval(rows["value"].tolist())[:3])
-    return percent(*clopper_pearson(round(rows["value"].iloc[0] * rows["n"].iloc[0]), int(rows["n"].iloc[0]))[:3]) if len(
-        rows) else NOT_RUN
 
 
 KEYS = (

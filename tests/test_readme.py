@@ -45,12 +45,14 @@ def test_verdicts_are_the_ledgers() -> None:
 def test_what_the_verdicts_stand_on() -> None:
     """The words below the table are true of every effect in it: seeds, images, attack, data sets."""
     stored = read_json(ROOT / "results" / "small" / "claims.json")
-    effects = {name: stored[name]["effects"] for name in ("C2", "C3", "C7", "C8", "C9")}
+    effects = {name: stored[name]["effects"] for name in ("C2", "C3", "C7", "C8", "C9", "AFT-C1", "AFT-C4")}
+    effects = {name: [e for e in some if e["unit"] == "points"] for name, some in effects.items()}
     assert {(e["seeds"], e["images"], e["level"]) for some in effects.values() for e in some} == {(3, 1000, 0.95)}
     means = ("C2", "C3", "C8")
     assert {(e["dataset"], e["attack"]) for name in means for e in effects[name]} == {("mean", "none"), ("mean", "pgd20")}
     assert {e["dataset"] for name in means for e in stored[name]["flagged"]} == {"cub64"}
-    assert {(e["dataset"], e["attack"]) for e in effects["C9"]} == {("cifar10", "pgd20")}
+    assert {(e["dataset"], e["attack"]) for name in ("C9", "AFT-C1", "AFT-C4") for e in effects[name]} == {
+        ("cifar10", "none"), ("cifar10", "pgd20")}
     assert [(e["dataset"], e["attack"]) for e in effects["C7"]] == [("cifar10", "pgd10")]
     assert "over three seeds and 1,000 test images" in README and "PGD-20 at 8/255" in README
 

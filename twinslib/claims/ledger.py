@@ -27,7 +27,7 @@ from . import characteristics, transfer
 from .effects import Effect
 from .kinds import KINDS, concerns, evidence
 from .regime import fewest_rates, regime, span
-from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, SAID, Evidence, against, chance_margin, lesser
+from .verdict import CREDIT, NOT_JUDGED, NOT_TESTED, PARTLY, REPRODUCED, SAID, Evidence, against, asked_of, chance_margin, lesser
 from .verdict import judge as judged
 
 log = logging.getLogger(__name__)
@@ -238,10 +238,12 @@ def _briefly(claim: Claim, record: dict, store: Store) -> str:
         waits = re.search(r"about (\S+ h)", left(store, claim))
         return f"not tested ({waits[1]} left)" if waits else "not tested"
     said = f"**{SAID.get(record['verdict'], record['verdict'])}**"
+    effects = [e for e in effects if asked_of(claim.rule, e)]
     if len(effects) > 2 or {e.unit for e in effects} != {"points"}:
         return said
-    several = len({e.pair for e in effects}) > 1
-    told = (f"{e.metric} {e.number()}" + (f" against {method_label(e.baseline)}" if several else "") for e in effects)
+    several, ours = len({e.pair for e in effects}) > 1, len({e.method for e in effects})
+    told = (f"{e.metric} {e.number()}" + (f" {method_label(e.method)}" if ours > 1 else "")
+            + (f" against {method_label(e.baseline)}" if several else "") + (f" ({e.where})" if e.where else "") for e in effects)
     return f"{said}, in points: {'; '.join(told)}"
 
 

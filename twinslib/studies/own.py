@@ -41,10 +41,14 @@ ABOUT = {  # what a user would change: parameter -> what it is
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML in which every value is written out."""
+    """YAML in which every value is written out, and each key at the left margin."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
+
+    def serialize(self, node: yaml.Node) -> None:
+        node.flow_style = False  # else braces around a single number
+        super().serialize(node)
 
 
 def text(name: str, preset: str, number: str) -> str:

@@ -72,11 +72,17 @@ def test_verdicts(name, ours, expected) -> None:
 
 
 def test_rates_near_chance_and_runs_that_diverged() -> None:
-    """A rate at which a network is near guessing is left out and shown; where one diverged it is not the same at every rate."""
-    levels = {"twins_at": (0.50, 0.30),
-              "at_lr": lambda d, r, seed: (0.02, 0.01) if (d, r) == ("cifar10", 0.3) else (0.50, 0.30)}
-    said, found = judged("E2", levels)
-    assert said == REPRODUCED and {(e.dataset, e.where) for e in found.flagged} == {("cifar10", "rate 0.3")}
+    """A rate at which a network is near guessing is left out and shown, and nothing is granted that would not be with it; where
+    one diverged it is not the same at every rate."""
+    def collapsed(d, r, seed):
+        return (0.02, 0.01) if (d, r) == ("cifar10", 0.3) else (0.50, 0.30)
+
+    for twins, at_lr, expected in ((collapsed, collapsed, REPRODUCED), ((0.50, 0.30), collapsed, INCONCLUSIVE)):
+        said, found = judged("E2", levels := {"twins_at": twins, "at_lr": at_lr})
+        assert said == expected and {(e.dataset, e.where) for e in found.flagged} == {("cifar10", "rate 0.3")}
+        assert {e.value for e in found.effects} == {0.0}
+    ahead = {"twins_at": lambda d, r, seed: (0.02, 0.01) if r > 0.02 else (0.52, 0.32), "at_split": (0.50, 0.30)}
+    assert judged("E3", ahead)[0] == INCONCLUSIVE  # ahead where it did not collapse
     said, found = judged("E2", levels, diverged=[run("at_lr", "cifar10", 0.3)])
     assert said == INCONCLUSIVE and "diverged: CIFAR-10 at 0.3" in found.said
     apart = [run("twins_at", "cifar10", r, seed) for seed, r in enumerate((0.03, 0.1, 0.3))]  # no seed is there at every rate

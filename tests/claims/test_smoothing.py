@@ -38,6 +38,9 @@ def judged(store):
         clean = [Row("smoothing", spec(seed), labels(c), "clean", m) for (c, seed), m in (masks or {}).items()]
         datasets = list(dict.fromkeys(m.dataset for m in found)) or ["cifar10"]
         e = smoothing.weigh(found, clean, datasets, {}, rule, store)
+        together = [x for x in (*e.effects, *e.flagged) if verdict.asked_of(rule, x)]  # as wide as simulated (`characteristics`)
+        if rule.measure in ("one_for_all", "cost", "wider", "norm_drop"):
+            assert {x.level for x in together} <= {verdict.level(len(together))}
         return {"verdict": verdict.judge(rule, e), "why": e.lack or e.said, "effects": e.effects, "detail": e.detail}
 
     judge.store = store

@@ -48,20 +48,24 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
                  rule.min_datasets, ("dataset", "where"))
     if out.lack or rule.measure == "one_rate":
         return out
-    clear = {m: [e for e in out.effects if e.metric == m] for m in rule.metrics}
-    means = [_mean([[both[m, d, e.where] for e in effects if e.dataset == d] for d in whole], effects[0])
-             for m, effects in clear.items()]
+
+    def averaged(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+        by = [[e for e in effects if e.metric == m] for m in rule.metrics]
+        means = [_mean([[both[e.metric, d, e.where] for e in mine if e.dataset == d] for d in whole], mine[0]) for mine in by]
+        return (*means, *(map(turned, means) if rule.measure == "same_step" else ()))
+
+    means, everywhere = averaged(out.effects), averaged(out.everywhere) if out.everywhere else ()
     gone = ", ".join(f"{dataset_label(d)} at {where.removeprefix('rate ')}" for d, where in sorted(lost))
-    words = said(rule, means) + (f"; diverged: {gone}" if gone else "")
+    words = said(rule, means[:len(rule.metrics)]) + (f"; diverged: {gone}" if gone else "")
     if rule.measure == "all_rates":
         alone = not any((e.dataset, e.where) in lost for e in single)
-        return dataclasses.replace(out, effects=tuple(means), everywhere=(), said=words,
+        return dataclasses.replace(out, effects=means, everywhere=everywhere, said=words,
                                    holds={REPRODUCED: alone, PARTLY: alone})
-    outside = {m: [e.where for e in effects if not (e.high >= -rule.margin and e.low <= rule.margin)]
-               for m, effects in clear.items()}
+    outside = {m: [e.where for e in out.effects if e.metric == m and not (e.high >= -rule.margin and e.low <= rule.margin)]
+               for m in rule.metrics}
     words += "; outside at single rates: " + (", ".join(x for places in outside.values() for x in places) or "none")
     verdict = NOT if any(len(set(places)) > 1 for places in outside.values()) else ""
-    return dataclasses.replace(out, effects=(*means, *map(turned, means)), everywhere=(), said=words, verdict=verdict,
+    return dataclasses.replace(out, effects=means, everywhere=() if verdict else everywhere, said=words, verdict=verdict,
                                holds={REPRODUCED: not lost and not any(outside.values())})
 
 

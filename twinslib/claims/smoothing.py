@@ -158,15 +158,17 @@ def on_several(verdicts: Sequence[str]) -> str:
     return NOT if sum(v == NOT for v in verdicts) > len(verdicts) - 2 else INCONCLUSIVE
 
 
-def _one_for_all(v: _View) -> Evidence:
+def _one_for_all(v: _View, beside: int = 0) -> Evidence:
+    """Each radius, and their mean. beside: so many other intervals decide together with these."""
     rule, (pair,), radii = v.rule, v.pairs, v.rule.smooth.radii
+    wide = level(len(radii) + 1 + beside)
     families = [v.family[c] for c in pair]
     best = [[f[f[..., i].mean((1, 2)).argmax(), ..., i] for f in families] for i in range(len(radii))]
-    effects = [v.effect(pair, "certified", f"certified at the best σ, r {r:g}", *both, level(len(radii)))
+    effects = [v.effect(pair, "certified", f"certified at the best σ, r {r:g}", *both, wide)
                for r, both in zip(radii, best, strict=True)]
     gains = [ours.astype(float) - theirs for ours, theirs in best]
     far = [gain for gain, e in zip(gains, effects, strict=True) if not _near(e, rule)] or gains
-    mean = v.mean(pair, "certified", "certified at the best σ, mean over radii", np.mean(far, axis=0), 0.95, part="mean")
+    mean = v.mean(pair, "certified", "certified at the best σ, mean over radii", np.mean(far, axis=0), wide, part="mean")
     above, better = sum(e.value > -rule.margin for e in effects), sum(e.low > 0 for e in effects)
     return Evidence((*effects, mean), holds={PARTLY: above == len(effects)}, said=f"{said(rule, effects)}; mean above "
                     f"{-100 * rule.margin:g} points at {above} of {len(effects)} radii, better at {better}")
@@ -177,10 +179,9 @@ def _cost(v: _View) -> Evidence:
     spent = [[costs([by_seed[seed] for by_seed in v.measured[c]], v.store) for c in pair] for seed in v.seeds]
     ratios = [sum(three) / sum(one) for one, three in spent]
     training = np.mean([one[0] / three[0] for one, three in spent])
-    images = v.family[pair[0]].shape[2]
-    cost = v.effect(pair[::-1], "forwards", "passes of training and certification", np.array(ratios), np.zeros(len(ratios)), 0.95,
-                    over="seeds", unit="times", accuracies=False, images=images, chance=math.nan)
-    parity = _one_for_all(v)
+    images, parity = v.family[pair[0]].shape[2], _one_for_all(v, beside=1)
+    cost = v.effect(pair[::-1], "forwards", "passes of training and certification", np.array(ratios), np.zeros(len(ratios)),
+                    parity.effects[0].level, over="seeds", unit="times", accuracies=False, images=images, chance=math.nan)
     return Evidence((cost, *parity.effects), holds=parity.holds, said=f"ratio {1 / cost.value:.2f}, of training alone "
                     f"{training:.2f}, with the certification of {images:,} images; parity: {parity.said}")
 

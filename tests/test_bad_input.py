@@ -125,8 +125,12 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     *(("02", f"threads: {n}", "threads") for n in ("99999", "-1", "two", "null")), ("02", "compute: 1", "bool for compute"),
     # lists that hold nothing, or nothing sensible
     *((number, *bad) for number in TOY for bad in (
-        ("seeds: []", "at least one entry in seeds"), ("seeds: [-1]", "seeds without repeats and of at least 0"),
+        ("seeds: []", "at least one entry in seeds"), ("seeds: [-1]", "seeds of at least 0"),
         ("seeds: [0, 0]", "seeds without repeats"), ("targets: {}", "at least one entry in targets"))),
+    *((number, text, "without repeats") for number, text in (
+        ("04", "norms: [group, group]"), ("06", "lrs: [0.1, 0.1]"), ("06", "fractions: {images: [60, 60], runs: [aft]}"),
+        ("06", "widths: {widths: [8, 8], runs: [aft]}"), ("01", "grids: {at: {lr: [0.1, 0.1]}}"),
+        ("05", "certifications: [{images: 9, n: 128, sigmas: [0.5, 0.5]}]"))),
     ("05", "certifications: [{images: 9, n: 128, sigmas: []}]", "at least one entry in certifications.sigmas"),
     ("05", "certifications: [{images: 9, n: 128}]", "sigmas, a list of noise levels, in certifications"),
     ("05", "crossed: {preset: toy}", "notebook, methods, targets, seeds, certifications in crossed"),
@@ -141,7 +145,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     ("04", "pretraining: {clean: {}, mixed: {sigmas: [9]}, noise0.5: {sigmas: [0.5]}}", "sigmas in 0 to 5"),
     ("03", "start: natural", "start to be one of robust"),
     # numbers
-    ("01", "attack: {eps: 8}", "write 8/255 (in attack); in params"), ("06", "lrs: [0.1, 0.1]", "lrs above 0, without repeats"),
+    ("01", "attack: {eps: 8}", "write 8/255 (in attack); in params"), ("06", "lrs: [0.1, 0]", "lrs above 0"),
     ("01", "optim: {epochs: 10000000}", "epochs of at most"), ("04", "arch: torchvison/resnet18", "arch to be one of"),
     ("01", "optim: {val_every: 0}", "val_every above 0 where the best of several runs is chosen"),
     ("06", "widths: {widths: [1000000], runs: [aft]}", "width of at least 1 and at most"),

@@ -17,7 +17,7 @@ from ..base.errors import choose, real, shown
 
 LARGEST = 10**9  # integer that a parameter may be
 T = typing.TypeVar("T")
-Some = typing.Annotated[T, "not empty"]  # a list or mapping of at least one thing
+Some = typing.Annotated[T, "not empty"]  # a list or mapping of at least one thing, no plain value twice
 
 
 def _require(ok: bool, expected: str, got: object, then: str = "") -> None:
@@ -142,7 +142,7 @@ def read(hint: object, value: object, where: str) -> object:
         found = read(inner[0], value, where)
         if not found:
             raise ValueError(f"expected at least one entry in {where}, got none")
-        return found
+        return _distinct(found, where)
     if isinstance(hint, types.UnionType) or origin is typing.Union:
         if value is None and type(None) in inner:
             return None
@@ -174,6 +174,12 @@ def read(hint: object, value: object, where: str) -> object:
     if hint is int and abs(value) > LARGEST:
         raise ValueError(f"expected an integer between -{LARGEST:,} and {LARGEST:,} for {where}, got {shown(value)}")
     return value
+
+
+def _distinct(values: T, where: str) -> T:
+    plain = [value for value in values if isinstance(value, str | int | float)]
+    _require(len(set(plain)) == len(plain), f"{where} without repeats", list(values))
+    return values
 
 
 def _number(value: object, where: str) -> float:

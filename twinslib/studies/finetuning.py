@@ -10,7 +10,7 @@ from ..base.errors import check_keys, choose, shown
 from ..specs.jobs import Best, Job
 from ..specs.measure import NETWORKS, EvalSpec
 from ..specs.method import method
-from ..specs.reading import Some, from_dict, strict
+from ..specs.reading import Some, from_dict, read, strict
 from ..specs.run import AttackSpec, DataSpec, FollowSpec, ModelSpec, OptimSpec, RunSpec, WeightsSpec, start_model
 from .limits import check_limits, check_rates, check_seeds, within, without
 
@@ -89,6 +89,8 @@ def finetuning(*, arch: str, norm: str, starts: dict[str, Start], targets: Some[
         check_keys(group, (key, "runs", "targets"), where, needed=(key, "runs"))
         if bool(group[key]) != bool(group["runs"]):
             raise ValueError(f"expected {key} and runs of {where}, both or neither empty, got {shown(group)}")
+        if group[key]:
+            read(Some[Sequence[int]], group[key], f"{where}.{key}")
         check_limits(group, {**({"runs": main} if group["runs"] else {}), "targets": targets}, where)
     for e in evaluations:
         check_limits(e, {"runs": [*main, *schedules], "parts": PARTS, "seeds": seeds, "at": NETWORKS}, "an evaluation")

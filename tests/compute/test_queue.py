@@ -148,6 +148,7 @@ NO_FILE = replace(BARE, weights=WeightsSpec(file="nonesuch.safetensors", classes
 @pytest.mark.parametrize(("spec", "measured", "message"), [
     (BARE, replace(CLEAN, images=MANY), "at most .* test images of toy_target, got 1000000"),
     (BARE, CertifySpec(sigma=0.25, images=MANY), "at most .* test images of toy_target, got 1000000; lower images"),
+    (BARE, CertifySpec(sigma=0.25, images=2, restat_images=MANY), "at most .* training images of toy_target as restat_images"),
     (changed(exclude=("nonesuch",)), None, "one of the 10 classes"), (changed(train_images=MANY), None, "ask for fewer"),
     (changed(name="nonesuch"), None, "nonesuch"), (changed(image_size=13), None, "13"),
     (changed(exclude=tuple("3456789")), EvalSpec(kind="autoattack", images=6, eps=EPS),

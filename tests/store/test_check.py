@@ -85,6 +85,14 @@ def test_a_task_that_ends_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatc
     assert check(store) == ([], count)
 
 
+def test_a_folder_that_lies_elsewhere(store: Store, tmp_path: Path) -> None:
+    """What is behind a link is read too."""
+    cut(store.path(MASKS))
+    (store.root / "masks").rename(tmp_path / "elsewhere")
+    (store.root / "masks").symlink_to(tmp_path / "elsewhere")
+    assert [p.path for p in check(store)[0]] == [store.path(MASKS)]
+
+
 def test_foreign_and_missing(store: Store) -> None:
     """A file that no store has, and what a result needs and is not there; only the former can be moved."""
     assert check(store)[0] == []

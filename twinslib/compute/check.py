@@ -51,6 +51,10 @@ def check(networks: Networks, tasks: Sequence[Task]) -> None:
         for task in (t for t in tasks if t.spec.data == spec):
             if task.evaluation and task.evaluation.kind == "autoattack":
                 autoattack.check_attacks(task.evaluation.attacks, len(packed.class_names) - len(spec.exclude), spec.name)
+            restat = getattr(task.evaluation, "restat_images", 0)
+            if restat > len(split.train):
+                raise ValueError(f"expected at most {len(split.train)} training images of {spec.name} as restat_images, got "
+                                 f"{restat}; lower it in the certification")
             if task.spec.follow:
                 follow.check_images(task.spec, len(split.train), len(split.test))
     for spec in {(t.spec.model, t.spec.method, t.spec.data): t.spec for t in tasks if t.spec.model.arch not in ARCHS}.values():

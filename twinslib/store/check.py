@@ -31,7 +31,8 @@ class Problem(NamedTuple):
 def check(store: Store) -> tuple[list[Problem], int]:
     """(everything that is wrong with the files of a store, how many files were read)."""
     problems, count, records = [], 0, {}
-    for path in sorted(p for p in store.root.rglob("*") if p.is_file()):
+    files = (Path(folder, name) for folder, _, names in os.walk(store.root, followlinks=True) for name in names)
+    for path in sorted(p for p in files if p.is_file()):
         name = path.relative_to(store.root)
         if any(name.match(pattern) for pattern in SHOWN) or str(name).startswith(OTHERS):
             continue

@@ -213,7 +213,7 @@ def robust_accuracy(network: nn.Module, images: Images, *, eps: float = 8 / 255,
 
 def certify(network: nn.Module, images: Images, *, sigma: float, n: int = 100_000, n0: int = 100, alpha: float = 0.001,
             radii: Sequence[float] | None = None, max_images: int | None = None, file: str | Path | None = None,
-            precision: str = "float32", batch_size: int = 512, mean: Sequence[float] | None = None,
+            precision: str = "float32", batch_size: int | None = None, mean: Sequence[float] | None = None,
             std: Sequence[float] | None = None, seed: int = 0, device: str | torch.device | None = None) -> Certified:
     """L2 radii within which the network, smoothed by Gaussian noise, keeps its answer, each true with probability at least
     1 - alpha (Cohen et al. 2019); the network takes images as in `fine_tune`.

@@ -41,13 +41,14 @@ from .levels import Levels
 
 BLOCK = 64  # draws made by one call of the generator; part of what names the noise
 SELECT, ESTIMATE = 0, 1  # streams of draws: those that choose the class, those that bound its probability
+BATCH = {"cpu": 256}  # 1.12 times as fast as 512 there: activations beyond 32 MB are new memory at every layer (glibc)
 ROUND = 16  # full batches between two looks of the host, where they are fast
 PATIENCE = 5.0  # most seconds between two looks of the host that one has to wait for, a batch of 64 draws aside
 
 
 def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
                   labels: Tensor | np.ndarray | Sequence[int] | None = None, indices: Sequence[int] | None = None,
-                  seed: int = 0, precision: str = "float32", model_hash: str | None = None, batch_size: int = 512,
+                  seed: int = 0, precision: str = "float32", model_hash: str | None = None, batch_size: int | None = None,
                   file: str | Path | None = None, save_every: float = 60.0,
                   stop: Callable[[], bool] = lambda: False) -> Votes:
     """Draw what `plan` needs for each image; the votes are the same however the work is cut or continued.
@@ -66,7 +67,7 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
         indices: numbers of the images in their data set, which name their noise; 0..N-1 by default.
         precision: "float32", "float64", or "bfloat16" by autocast, which also takes a network in bfloat16.
         model_hash: names the network in the file; by default 16 hex digits of the hash of a module's state.
-        batch_size: most copies in one forward pass.
+        batch_size: most copies in one forward pass; None: 256 on a CPU, else 512.
         file: where votes are kept; if it exists, finished images are taken from it and unfinished ones continued.
         save_every: about so many seconds between two writes of `file`, which is what a killed process loses.
         stop: asked at least every few seconds; when true, the votes so far are saved and returned, `finished` saying what is
@@ -79,7 +80,8 @@ def collect_votes(forward: Forward, images: Tensor | np.ndarray, plan: Plan, *,
         Diverged: logits that are not numbers.
     """
     images, labels = as_tensors(forward, images, labels)
-    seed, batch_size, save_every = integer(seed, "seed"), integer(batch_size, "batch_size"), real(save_every, "save_every")
+    batch_size = BATCH.get(images.device.type, 512) if batch_size is None else integer(batch_size, "batch_size")
+    seed, save_every = integer(seed, "seed"), real(save_every, "save_every")
     index = check_arguments(forward, images, plan, labels, indices, precision, batch_size, save_every, file)
     if model_hash is None:
         if not isinstance(forward, nn.Module):

@@ -232,18 +232,20 @@ def headlines(store: Store) -> str:
 
 
 def _briefly(claim: Claim, record: dict, store: Store) -> str:
-    """A verdict in a few words, with what decides, or what it waits for."""
+    """A verdict in a few words, with what decides, of many effects their mean, or what it waits for."""
     effects = [Effect(**{k: math.nan if v is None else v for k, v in e.items()}) for e in record["effects"]]
     if record["verdict"] == NOT_TESTED:
         waits = re.search(r"about (\S+ h)", left(store, claim))
         return f"not tested ({waits[1]} left)" if waits else "not tested"
     said = f"**{SAID.get(record['verdict'], record['verdict'])}**"
     effects = [e for e in effects if asked_of(claim.rule, e)]
-    if len(effects) > 2 or {e.unit for e in effects} != {"points"}:
+    effects = effects if len(effects) <= 2 else [e for e in effects if e.part == "mean"]
+    if {e.unit for e in effects} != {"points"}:
         return said
     several, ours = len({e.pair for e in effects}) > 1, len({e.method for e in effects})
     told = (f"{e.metric} {e.number()}" + (f" {method_label(e.method)}" if ours > 1 else "")
-            + (f" against {method_label(e.baseline)}" if several else "") + (f" ({e.where})" if e.where else "") for e in effects)
+            + (f" against {method_label(e.baseline)}" if several else "")
+            + (f" ({e.where.removeprefix(f'{e.metric} ')})" if e.where else "") for e in effects)
     return f"{said}, in points: {'; '.join(told)}"
 
 

@@ -54,6 +54,8 @@ def test_what_the_verdicts_stand_on() -> None:
     assert {(e["dataset"], e["attack"]) for name in ("C9", "AFT-C1", "AFT-C4") for e in effects[name]} == {
         ("cifar10", "none"), ("cifar10", "pgd20")}
     assert [(e["dataset"], e["attack"]) for e in effects["C7"]] == [("cifar10", "pgd10")]
+    assert {(e["dataset"], e["seeds"], e["images"], round(e["level"], 6)) for e in stored["RS-C2"]["effects"]} == {
+        ("cifar10", 3, 500, 0.98)} and "on 500 test images of CIFAR-10; of its intervals each is at 98 %" in README
     assert "over three seeds and 1,000 test images" in README and "PGD-20 at 8/255" in README
 
 

@@ -23,7 +23,7 @@ def find_head(model: nn.Module, image_size: int) -> str:
     image = torch.rand((2, 3, image_size, image_size), generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad(), eval_mode(model):
-            logits = model(image.to(next(model.parameters())))
+            logits = model(image.to(next(model.parameters(), image)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -164,7 +164,7 @@ def test_certify_is_the_engines(tmp_path: Path) -> None:
     some = twinslib.certify(model, (x, y), sigma=0.25, n=100, max_images=5, file=tmp_path / "votes.npz", device="cpu")
     assert (some.radius == want.radius[some.index]).all() and got.accuracy(0).n == 20
     assert "certified at radius 0" in repr(got) and "of 20 images" in repr(got)
-    few = twinslib.certify(model, (x, y), sigma=np.float32(0.25), n=np.int64(100), radii=np.array([0, 0.1]), max_images=2)
+    few = twinslib.certify(model, (x, y), sigma="1/4", n=np.int64(100), radii=np.array([0, 0.1]), max_images=2)
     assert len(few.radius) == 2
 
 
@@ -215,6 +215,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.network, self._scale, self.words = PLAIN, scale, {"a", "b", "c", "d"}
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("mask", torch.full((4,), -torch.inf))  # as of attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network((x - self.mean) * self._scale)

@@ -254,11 +254,11 @@ def certify(network: nn.Module, images: Images, *, sigma: float, n: int = 100_00
     check_labels(found.y, classes_of(model, found.x.shape[-1]))
     precision = arithmetic.chosen(precision, device)
     copy = FoldedCopy(model, dtype=arithmetic.dtype(precision))
-    parts = np.array_split(np.argsort(found.index), min(PARTS, len(found.y), 1 + len(found.y) * n // DRAWS))
+    parts = np.array_split(np.argsort(found.index), min(PARTS, len(found.y), 1 + len(found.y) * spec.n // DRAWS))
     votes = [smoothing.collect_votes(copy, found.x[rows].to(device), spec.plan, labels=found.y[rows], indices=found.index[rows],
                                      seed=seed, precision=precision, model_hash=tensor_hash(model.state_dict())[:16],
                                      batch_size=batch_size, file=file)
-             for rows in tqdm(parts, desc=f"sigma {sigma:g}", unit="part", disable=None)]
+             for rows in tqdm(parts, desc=f"sigma {spec.sigma:g}", unit="part", disable=None)]
     return join_votes(votes).certified()
 
 

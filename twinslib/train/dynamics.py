@@ -147,7 +147,7 @@ def scale_check(model: torch.nn.Module, layer: str, factors: Sequence[float], x:
         statistics (batch or frozen), factor, w_norm, g_norm, product (of both norms), cos_wg; a line for each.
     """
     choose(layer, followed_layers(model), "layer")
-    if not factors or min(factors) <= 0:
+    if len(factors) == 0 or min(factors) <= 0:
         raise ValueError(f"expected positive factors, got {list(factors)}")
     model, x = duplicate(model).double(), x.double()
     freeze_statistics(model)  # refuses a network without batch norm

@@ -164,8 +164,26 @@ def test_certify_is_the_engines(tmp_path: Path) -> None:
     some = twinslib.certify(model, (x, y), sigma=0.25, n=100, max_images=5, file=tmp_path / "votes.npz", device="cpu")
     assert (some.radius == want.radius[some.index]).all() and got.accuracy(0).n == 20
     assert "certified at radius 0" in repr(got) and "of 20 images" in repr(got)
-    few = twinslib.certify(model, (x, y), sigma=np.float32(0.25), n=np.int64(100), radii=np.array([0, 0.1]), max_images=2)
+    few = twinslib.certify(model, (x, y), sigma="1/4", n=np.int64(100), radii=np.array([0, 0.1]), max_images=2)
     assert len(few.radius) == 2
+
+
+def test_best_of_joint_training() -> None:
+    """What is asked of the run is not asked of the one that its source stands for."""
+    twinslib.fine_tune(network(), pair(), "joint", source=pair(), validation=4, keep_best=True, **SHORT)
+
+
+def test_leaves_what_is_global(tmp_path: Path) -> None:
+    """Torch's random state comes out as it went in, and a default of float64 does no harm."""
+    model, state = network(), torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        tuned = twinslib.fine_tune(model, pair(), **SHORT, augment="resized_crop_flip")
+        found = twinslib.certify(tuned, pair(), sigma=0.1, n=20, max_images=2)
+        twinslib.export(tuned, tmp_path / "net.safetensors", images=pair(), measured={"votes": found})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state) and "tiny_resnet" in (tmp_path / "net.md").read_text()
 
 
 def test_where_gradients_are_off() -> None:
@@ -190,14 +208,28 @@ def test_networks_without_weights() -> None:
     assert twinslib.certify(Brightest(), images, sigma=0.1, n=100).accuracy(0.1).accuracy == 1
 
 
+class Scaled(nn.Module):
+    """A network with a number and a tensor that are in no state dict."""
+
+    def __init__(self, scale: float, mean: float) -> None:
+        super().__init__()
+        self.network, self._scale, self.words = PLAIN, scale, {"a", "b", "c", "d"}
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("mask", torch.full((4,), -torch.inf))  # as of attention
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network((x - self.mean) * self._scale)
+
+
 def test_equal_weights_of_other_layers(tmp_path: Path) -> None:
-    """In one folder, networks that differ in an activation or in upsampling alone are runs of their own."""
+    """In one folder, networks that differ in an activation, in upsampling or in a constant alone are runs of their own."""
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
     plain = nn.Sequential(*layers)
     other = nn.Sequential(*layers[:2], nn.SiLU(), *plain[3:])
-    for model in (plain, other, Classifier(plain), Classifier(plain, upsample=32)):
+    constants = [Scaled(*of) for of in ((1, 0.5), (2, 0.5), (1, 0.25), (1, 0.5))]
+    for model in (plain, other, Classifier(plain), Classifier(plain, upsample=32), *constants):
         twinslib.fine_tune(model, pair(), "at", **SHORT, folder=tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert len(list(tmp_path.glob("*.safetensors"))) == 7
 
 
 class Aided(nn.Module):
@@ -300,6 +332,12 @@ REFUSED = [
     ({"network": PLAIN, "mean": 0.5, "std": 0.5}, TypeError, "mean to be a sequence"),
     ({"device": "cuda:99"}, ValueError, "a device that is there, .* got 'cuda:99'"),
     ({"folder": __file__}, ValueError, "a file that can be written"),
+    ({"eps": None}, TypeError, "eps to be a number, got None"),
+    ({"steps": None}, TypeError, "steps to be an integer of at least 0"),
+    ({"num_classes": 4.0}, TypeError, "num_classes to be an integer of at least 1"),
+    ({"noise": "mixed"}, TypeError, "noise to be a number"),
+    ({"validation": True}, TypeError, "validation to be an integer"),
+    ({"network": nn.Flatten(), "method": "at"}, ValueError, "ends in a linear layer"),
 ]
 
 

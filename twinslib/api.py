@@ -31,6 +31,7 @@ from .data import given, sets
 from .data.packed import PackedSet
 from .nets import arithmetic, heads, norms
 from .nets.checkpoint import load_weights, save_weights, tensor_hash
+from .nets.copies import tensors_of
 from .nets.fold import FoldedCopy
 from .specs import method as methods
 from .specs.measure import CertifySpec, EvalSpec
@@ -104,12 +105,13 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
         raise ValueError(f"expected a network with batch norm for method {method!r}, which keeps its statistics, got "
                          f"{type(network).__name__} without; take a method that does not, such as at, trades or l2sp")
     schedule, epochs = schedule or _schedule(method), _epochs(method) if epochs is None else epochs
+    eps, steps, levels = real(eps, "eps"), integer(steps, "steps", 0), each(real)(np.atleast_1d(noise), "noise")
     step_size = (2.5 * eps / max(steps, 1) or 2 / 255) if step_size is None else step_size
     common = {"model": {"arch": ANY}, "attack": {"threat": threat, "eps": eps, "step_size": step_size, "steps": steps},
               "optim": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
                         "schedule": schedule, "milestones": (0.5, 5 / 6) if schedule == "piecewise" else (),
-                        "precision": precision, "keep_best": keep_best}}
-    weights = f"{type(network).__name__}-{_layers_hash(start)}-{tensor_hash(start.state_dict())[:16]}"
+                        "precision": precision}}
+    weights = f"{type(network).__name__}-{_hashes(start)}"
     if chosen.source_weight:
         if source is None:
             raise ValueError(f"expected source for method {method!r}, images of the task that the network comes from, got none")
@@ -118,10 +120,10 @@ def fine_tune(network: nn.Module, images: Images, method: str = "twins_at", *, e
         origin = {"source": {"data": described, "method": methods.method("at"), **common}}
     else:
         source_data, origin = None, {"weights": {"file": weights, "classes": outputs}}
-    levels = np.atleast_1d(np.asarray(noise, float)).tolist()
     spec = from_dict(RunSpec, {
         "data": {"name": called, "image_size": size, "augment": augment, "val_images": len(data.val_y)}, "method": chosen,
-        "noise": {"sigmas": levels} if levels else None, "keep_head": not new_head, "seed": seed, **origin, **common})
+        "noise": {"sigmas": levels} if levels else None, "keep_head": not new_head, "seed": seed, **origin, **common,
+        "optim": {**common["optim"], "keep_best": keep_best}})
     if chosen.source_classes:
         source_data = retain.nearest_classes(start, source_data, data, chosen.source_classes)
     model = heads.replace_head(start, classes, image_size=size, seed=spec.seed) if new_head else norms.to_plain(start)
@@ -252,11 +254,11 @@ def certify(network: nn.Module, images: Images, *, sigma: float, n: int = 100_00
     check_labels(found.y, classes_of(model, found.x.shape[-1]))
     precision = arithmetic.chosen(precision, device)
     copy = FoldedCopy(model, dtype=arithmetic.dtype(precision))
-    parts = np.array_split(np.argsort(found.index), min(PARTS, len(found.y), 1 + len(found.y) * n // DRAWS))
+    parts = np.array_split(np.argsort(found.index), min(PARTS, len(found.y), 1 + len(found.y) * spec.n // DRAWS))
     votes = [smoothing.collect_votes(copy, found.x[rows].to(device), spec.plan, labels=found.y[rows], indices=found.index[rows],
                                      seed=seed, precision=precision, model_hash=tensor_hash(model.state_dict())[:16],
                                      batch_size=batch_size, file=file)
-             for rows in tqdm(parts, desc=f"sigma {sigma:g}", unit="part", disable=None)]
+             for rows in tqdm(parts, desc=f"sigma {spec.sigma:g}", unit="part", disable=None)]
     return join_votes(votes).certified()
 
 
@@ -296,19 +298,27 @@ def _device_set(images: Images, validation: int | Images, num_classes: int | Non
     if num_classes is None and not found.class_names and found.y.min() > 0:
         raise ValueError(f"expected labels from 0 on, got {int(found.y.min())}..{largest}; number the classes from 0, or say "
                          "num_classes")
-    classes = max(len(found.class_names), largest + 1) if num_classes is None else num_classes
+    classes = max(len(found.class_names), largest + 1) if num_classes is None else integer(num_classes, "num_classes", 1)
     check_labels(torch.tensor(largest), classes)
     names = found.class_names if len(found.class_names) == classes else tuple(map(str, range(classes)))
     packed = PackedSet("images", found.x, found.y, other.x, other.y, names)
-    data = sets.to_device(packed, sets.make_split(packed, val_images=validation if counted else 0), device)
+    held_out = integer(validation, "validation", 0) if counted else 0
+    data = sets.to_device(packed, sets.make_split(packed, val_images=held_out), device)
     if len(other.y):
         data = dataclasses.replace(data, val_x=data.test_x, val_y=data.test_y)
     return data, f"{images if isinstance(images, str) else 'images'}-{packed.fingerprint}"
 
 
-def _layers_hash(network: nn.Module) -> str:
-    """Tells networks of equal tensors apart by their layers and what these say of themselves, as ReLU from SiLU."""
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode()).hexdigest()[:8]
+def _hashes(network: nn.Module) -> str:
+    """Tell networks apart by all that they compute with but the code of their classes: their layers, as ReLU from SiLU, and
+    whatever these hold, also numbers and tensors that no state dict has, such as constants of a normalisation."""
+    modules, usual = dict(network.named_modules()), vars(nn.Module()).keys()
+    tensors = {f"{name}.{key}": tensor for name, module in modules.items() for _, key, tensor in tensors_of(module)}
+    held = [(name, key, sorted(map(repr, value)) if isinstance(value, set | frozenset) else value)
+            for name, module in modules.items() for key, value in vars(module).items()
+            if key not in usual and not isinstance(value, torch.Tensor)]
+    layers = re.sub(r" at 0x[0-9a-f]+", "", f"{network!r} {held!r}")
+    return f"{hashlib.sha256(layers.encode()).hexdigest()[:8]}-{tensor_hash(tensors)[:16]}"
 
 
 def _schedule(method: str) -> str:

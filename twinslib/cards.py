@@ -53,8 +53,8 @@ def write(path: Path, network: Classifier, model: ModelSpec | None, card: Mappin
     if onnx:
         files.append(path.with_suffix(".onnx"))
         atomic_write(files[3], lambda temporary: torch.onnx.export(
-            network, (torch.rand(2, 3, size, size),), str(temporary), input_names=["image"], output_names=["logits"], dynamo=True,
-            external_data=False, dynamic_shapes={"x": {0: "images"}}))
+            network, (torch.zeros(2, 3, size, size, dtype=torch.float32),), str(temporary), input_names=["image"],
+            output_names=["logits"], dynamo=True, external_data=False, dynamic_shapes={"x": {0: "images"}}))
     return files
 
 
@@ -76,12 +76,13 @@ def plain_state(model: ModelSpec | None, network: nn.Module) -> dict[str, torch.
 def described(network: Classifier, classes: int, size: int) -> ModelSpec | None:
     """How a network on the CPU is made by its name in torchvision, in timm or here: made so, it has the same tensors and gives
     the same logits. None where no name does that."""
-    state, images = network.network.state_dict(), torch.rand(2, 3, network.upsample or size, network.upsample or size)
+    state, side = network.network.state_dict(), network.upsample or size
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     with torch.no_grad():
         logits = network.network.eval()(images)
     for model in _candidates(network.network):
         with torch.random.fork_rng(devices=[]):
-            made = build(model.arch, classes, model.norm, model.width).eval()
+            made = build(model.arch, classes, model.norm, model.width).float().eval()
         if {k: v.shape for k, v in made.state_dict().items()} == {k: v.shape for k, v in state.items()}:
             made.load_state_dict(state)
             with torch.no_grad():

@@ -43,8 +43,8 @@ def test_diverged_run_is_reported_and_the_others_go_on(store: Store) -> None:
 
 def test_rows_until_divergence_are_kept(store: Store, monkeypatch) -> None:
     """A run that diverges late keeps the rows of the epochs before, in the table of epochs too, and leaves no checkpoint."""
-    real = loop._not_finite
-    monkeypatch.setattr(loop, "_not_finite", lambda model: "a weight" if calls.append(1) or len(calls) > 2 else real(model))
+    real = loop.not_finite
+    monkeypatch.setattr(loop, "not_finite", lambda *of: "a weight" if calls.append(1) or len(calls) > 2 else real(*of))
     calls: list[int] = []  # asked at the start and after each epoch
     spec = replace(BARE, optim=replace(BARE.optim, epochs=3))
     (task, why), = compute(store, [Job("tiny", spec, ())]).diverged
@@ -117,7 +117,7 @@ def test_weights_that_cannot_be_made_again(store: Store, monkeypatch) -> None:
     clean, pgd, _ = tiny_jobs()[1].evals
     compute(store, [Job("tiny", BARE, (clean,))])
     store.weights_path(BARE).unlink()
-    monkeypatch.setattr(loop, "_not_finite", lambda model: "a weight")
+    monkeypatch.setattr(loop, "not_finite", lambda *of: "a weight")
     job = Job("tiny", BARE, (clean, pgd))
     report = compute(store, [job])
     assert [t for t, _ in report.diverged] == [Task(BARE)] and report.failed == report.left == store.missing([job]) == []

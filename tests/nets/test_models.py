@@ -53,6 +53,16 @@ def test_width(width, channels):
     assert own_width("thin_resnet10") == 32 and own_width("resnet20") is own_width("resnet50") is None
 
 
+def test_new_heads_leave_hooks_no_tie():
+    """A hook that holds a part of the network holds, in a copy with another head, that of the copy, which is trained."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    network.scale = nn.Parameter(torch.ones(1))
+    network[0].register_forward_hook(lambda module, inputs, out: out * network.scale)
+    other = replace_head(network, 3, image_size=2, seed=0)
+    other(torch.rand(2, 3, 2, 2)).sum().backward()
+    assert other.scale.grad is not None and network.scale.grad is None
+
+
 def test_seed_decides_the_weights_and_nothing_else_moves():
     """Equal seeds give equal weights, of networks and new heads, others other weights."""
     state = torch.get_rng_state()

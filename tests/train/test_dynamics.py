@@ -30,7 +30,7 @@ def test_scale_check(layer: str) -> None:
     assert by_statistics["cos_wg"].abs().max() < 1e-8
     assert frozen["product"].max() > 1.05 * frozen["product"].min() and frozen["cos_wg"].abs().min() > 1e-4
     for name, factors, message in (("network.conv2", (1,), "layer to be one of network.conv1, .*, got 'network.conv2'"),
-                                   (layer, (), "positive factors, got \\[\\]"), (layer, (1, 0), "positive factors")):
+                                   (layer, (), "positive factors, got \\[\\]"), (layer, np.array([1, 0]), "positive factors")):
         with pytest.raises(ValueError, match=message):
             scale_check(model, name, factors, x, y)
 

@@ -35,7 +35,7 @@ def classes_of(network: nn.Module, size: int) -> int:
     """Logits that a network gives for an image of so many pixels."""
     try:
         with torch.no_grad():
-            return logits_of(network, torch.zeros(2, 3, size, size, device=device_of(network))).shape[1]
+            return logits_of(network, torch.zeros(2, 3, size, size, dtype=torch.float32, device=device_of(network))).shape[1]
     except (RuntimeError, IndexError, AssertionError) as error:
         raise ValueError(f"expected a network that takes images of shape (N, 3, {size}, {size}), got from it: {error}") from error
 

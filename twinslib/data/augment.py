@@ -107,5 +107,5 @@ def _resize_boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, wid
 
     y, x = coordinates(top, height), coordinates(left, width)
     x = torch.where(flip[:, None], x.flip(1), x)
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1).float()
     return F.grid_sample(to_float(images), grid, mode="bilinear", padding_mode="border", align_corners=False)

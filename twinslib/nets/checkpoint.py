@@ -108,9 +108,8 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, prefix: st
     if wrong:
         raise ValueError(_shape_message(wrong, expected, theirs, _fits(state)))
     found = {name: tensor if tensor.layout == torch.strided else tensor.to_dense() for name, tensor in theirs.items()}
-    for name, tensor in found.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"expected finite weights, got NaN or infinity in {name}; use an earlier checkpoint")
+    if broken := not_finite(model, found):
+        raise ValueError(f"expected finite weights, got NaN or infinity in {broken}; use an earlier checkpoint")
     if constants and buffers:
         found |= _normalisation(constants, [expected[name] for name in buffers])
     elif constants:
@@ -124,6 +123,13 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], *, prefix: st
     expected.update(found)  # with the versions of its modules, which some of them ask for
     model.load_state_dict(expected)
     return model
+
+
+def not_finite(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor of a network's state with NaN or infinity; -infinity may stand in a buffer, as in masks of attention."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    return next((name for name, tensor in state.items() if tensor.is_floating_point() and not (
+        torch.isfinite(tensor) | ((tensor == -torch.inf) & (name not in weights))).all()), None)
 
 
 def tensor_hash(state: Mapping[str, torch.Tensor]) -> str:

@@ -1,12 +1,12 @@
 """The last layer of a network: finding it, replacing it, and the features that go into it."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+from .copies import duplicate
 from .models import _refuse_output, _seeded, eval_mode
 
 
@@ -23,7 +23,7 @@ def find_head(model: nn.Module, image_size: int) -> str:
     image = torch.rand((2, 3, image_size, image_size), generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad(), eval_mode(model):
-            logits = model(image.to(next(model.parameters())))
+            logits = model(image.to(next(model.parameters(), image)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -49,7 +49,7 @@ def replace_head(model: nn.Module, num_classes: int, *, image_size: int, seed: i
     if num_classes < 1:
         raise ValueError(f"expected num_classes to be at least 1, got {num_classes}")
     name = find_head(model, image_size)
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     old = model.get_submodule(name)
     new = _seeded(seed, lambda: nn.Linear(old.in_features, num_classes, bias=old.bias is not None))
     new.to(old.weight.device, old.weight.dtype).train(old.training)
@@ -91,6 +91,6 @@ def with_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
     """
     if not name:
         return head
-    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    view = duplicate(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     view.set_submodule(name, head)
     return view

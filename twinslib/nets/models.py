@@ -5,7 +5,6 @@ Attacks and noise therefore always live in [0, 1] pixels of the image as it is s
 (`build`), and any other joins by `Classifier(network)`.
 """
 
-import copy
 import importlib
 import typing
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from torchvision.models.resnet import BasicBlock
 from ..base.errors import did_you_mean
 from ..specs.choices import ARCHS, IMAGENET_MEAN, IMAGENET_STD, check_arch, check_normalisation, check_width
 from . import arithmetic
+from .copies import duplicate
 from .norms import norm_layer, with_norm
 
 
@@ -274,7 +274,7 @@ def count_cost(model: nn.Module, image_size: int) -> tuple[int, int, int]:
     >>> count_cost(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), image_size=8)
     (6912, 112, 1024)
     """
-    model = copy.deepcopy(model).to("meta").eval()
+    model = duplicate(model).to("meta").eval()
     elements: list[int] = []
     for module in model.modules():
         if not list(module.children()):

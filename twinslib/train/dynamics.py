@@ -5,7 +5,6 @@ before them, so their gradient shrinks as they grow, and the frozen wing breaks 
 us; lr / ||w||^2 (as in arXiv 2102.03497, by the same first author) stands beside all other quantities that could be meant.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..base.errors import choose
+from ..nets.copies import duplicate
 from ..nets.norms import TwinNorm, freeze_statistics
 
 QUANTITIES = ("w_norm", "g_norm", "g_first", "g_second", "cos_wg", "angle")
@@ -147,9 +147,9 @@ def scale_check(model: torch.nn.Module, layer: str, factors: Sequence[float], x:
         statistics (batch or frozen), factor, w_norm, g_norm, product (of both norms), cos_wg; a line for each.
     """
     choose(layer, followed_layers(model), "layer")
-    if not factors or min(factors) <= 0:
+    if len(factors) == 0 or min(factors) <= 0:
         raise ValueError(f"expected positive factors, got {list(factors)}")
-    model, x = copy.deepcopy(model).double(), x.double()
+    model, x = duplicate(model).double(), x.double()
     freeze_statistics(model)  # refuses a network without batch norm
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
@@ -160,7 +160,7 @@ def scale_check(model: torch.nn.Module, layer: str, factors: Sequence[float], x:
     weight, lines = followed_layers(model)[layer], []
     one = weight.detach().clone()
     for name, prepare in (("batch", torch.nn.Module.train), ("frozen", freeze_statistics)):
-        net = prepare(copy.deepcopy(model).train())
+        net = prepare(duplicate(model).train())
         weight = followed_layers(net)[layer]
         for factor in factors:
             weight.data.copy_(factor * one)

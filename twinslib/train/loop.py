@@ -14,7 +14,7 @@ from ..base.errors import Diverged
 from ..data.augment import augment
 from ..data.sets import DeviceSet
 from ..nets import arithmetic
-from ..nets.checkpoint import load_training, save_training
+from ..nets.checkpoint import load_training, not_finite, save_training
 from ..nets.fold import FoldedCopy
 from ..nets.models import memory_format
 from ..specs.run import RunSpec
@@ -62,8 +62,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
     if min(optim.batch_size, len(data.train_y)) < smallest:
         raise ValueError(f"expected batches and a training set of at least {smallest} for method {spec.method.name!r}, got "
                          f"batch_size {optim.batch_size} and {len(data.train_y)} images; raise batch_size or train_images")
-    broken = _not_finite(model)
-    if broken:
+    if broken := not_finite(model, model.state_dict()):
         kind = Diverged if spec.weights is None else ValueError  # a file of others is no result
         raise kind(f"expected finite weights to start from, got NaN or infinity in {broken}; use another source")
     model.to(device=device, memory_format=memory_format(model, device))
@@ -141,7 +140,7 @@ def fit(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, *, device: torch
 def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: int, lr: float,
                sums: torch.Tensor, before: Sequence[dict]) -> dict:
     loss, correct, images = sums.tolist()
-    broken = _not_finite(model)
+    broken = not_finite(model, model.state_dict())
     if broken or not torch.isfinite(sums).all():
         what = f"weights of {broken}" if broken else f"a mean loss of {loss / images}"
         raise Diverged(f"expected finite loss and weights, got {what} in epoch {epoch + 1} of {spec.method.name} on "
@@ -156,7 +155,3 @@ def _epoch_row(spec: RunSpec, model: torch.nn.Module, data: DeviceSet, epoch: in
             mask = masks.pgd_mask(copy, *images, **attack, seed=spec.seed, batch_size=BLOCK)
             row["val_robust_acc"] = mask.float().mean().item()
     return row
-
-
-def _not_finite(model: torch.nn.Module) -> str | None:
-    return next((name for name, value in model.state_dict().items() if not torch.isfinite(value).all()), None)

@@ -1,13 +1,13 @@
 """Gaussian noise on images, in [0, 1] pixels and before the network's own normalisation: in training, to re-estimate
 statistics under it, and to see how far stored statistics are from those that it brings."""
 
-import copy
 import itertools
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.augment import to_float
+from ..nets.copies import duplicate
 from ..specs.choices import MISMATCHES
 from ..specs.run import NoiseSpec
 
@@ -47,7 +47,7 @@ def reestimated(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, s
     """
     if len(images) < 2:
         raise ValueError(f"expected at least two images to estimate statistics on, got {len(images)}")
-    model, size = copy.deepcopy(model), min(batch_size, len(images))
+    model, size = duplicate(model), min(batch_size, len(images))
     modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for module in modules:
         module.reset_running_stats()
@@ -81,7 +81,7 @@ def mismatch(model: torch.nn.Module, images: torch.Tensor, sigma: float, *, seed
     """
     if len(images) == 0:
         raise ValueError("expected at least one image to measure statistics on, got none")
-    model = copy.deepcopy(model).eval()
+    model = duplicate(model).eval()
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     sums: dict[str, list] = {name: [0, 0.0, 0.0] for name in norms}
 

@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a std of 0": (saved(STATE | {"mu": M, "sigma": torch.tensor([0.1, 0.0, 0.1])}), "positive std of normalisation, got"),
     "no number for a mean": (saved(STATE | {"mu": M * torch.nan, "sigma": S}), "finite constants"),
     "text": (written(b"Entry not found\n"), "a text that begins with 'Entry not found'"),
-    "HDF5": (written(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file"), "noise": (written(random.randbytes(5000)), "foreign"),
+    "HDF5": (written(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file"), "noise": (written(random.Random(0).randbytes(5000)), "foreign"),
     "zip of texts": (lambda p: folder_in_zip(p), "a zip archive of readme.txt in .*unpack"),
     "empty folder": (lambda p: folder(p, {}), "a file of weights in the folder weights.any, got none"),
     "two in a folder": (lambda p: folder(p, {f"{i}.safetensors": tensors(STATE) for i in "ab"}), "one file of weights in"),

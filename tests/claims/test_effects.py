@@ -171,6 +171,10 @@ def test_ledger_and_tables_stand_on_the_same_runs() -> None:
             assert (line.seeds, line.n) == (e["seeds"], e["images"])
         near = {d for (m, b, _, d), line in by_number.items() if line.near and (m, b) == ("twins_at", "at")}
         assert {e["dataset"] for e in stored[name]["flagged"]} == near
+    assert pairs.left_out(standing) == {"cub64"} and pairs.left_out({}) == frozenset()  # which other comparisons leave out too
+    other = pairs.differences(store, tunes, [("frozen_at", "at")], standing).query("attack == 'none'").set_index("dataset")
+    assert other["near"].to_dict() == {"cifar10": False, "caltech64": False, "cub64": True, "mean": False, "mean of all": False}
+    assert other.loc["mean", "value"] == pytest.approx(other.loc[["cifar10", "caltech64"], "value"].mean())
     family = [e for e in stored["C4"]["effects"]]
     assert [by_number["twins_at", "at", e["metric"], e["dataset"]].p_holm for e in family] == pytest.approx(
         stats.holm([e["p_value"] for e in family]), rel=1e-4)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,13 @@ def test_file_is_complete(store):
     path.write_text("{")
     with pytest.raises(ValueError, match="expected JSON in .*claims.json, .*moves it aside"):
         ledger.write(store, [])
+
+
+def test_headlines_say_what_data_sets_near_chance_withhold():
+    """C3 of `small` has an interval without the claimed effect; that it is inconclusive needs its reason."""
+    said = ledger.headlines(Store("small", root=Path(__file__).parents[2] / "results" / "small"))
+    assert re.search(r"\(C3\) +\| \*\*inconclusive\*\* \(not reproduced without CUB-200 \(2010\), near chance\), in points", said)
+    assert said.count("near chance") == 1
 
 
 def test_headlines_are_put_between_the_marks(store):

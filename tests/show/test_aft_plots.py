@@ -106,6 +106,14 @@ def test_schedules_of_another_precision_are_marked():
     assert "*" not in schedule_plot(rows.assign(precision="float32"), "cifar10", ["aft", *SCHEDULES]).get_supxlabel()
 
 
+def test_cost_is_a_mean_over_seeds():
+    """Whatever else is measured of one of them."""
+    seeds = [network("at_scratch", 0.5, 0.3, at="best", seed=s, spent=100.0 * spent, auto=(0.2, 100) if s == 0 else None)
+             for s, spent in enumerate((300, 100, 200))]
+    ax = cost_plot(networks.frame(seeds), "cifar10").axes[0]
+    assert [x for line in drawn(ax, aft_plots.ENDS["best"]) for x, _ in line] == [200]
+
+
 def test_course_plot():
     """A panel for each method: measured epochs by passes, one and a half thousand images each where two go forward and one back,
     in a band, with the others in grey; a cross at a collapse, and a word where nothing ever was."""

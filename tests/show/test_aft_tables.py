@@ -74,6 +74,13 @@ def test_accuracy_by_hand() -> None:
     assert same.tolist() == [NOT_RUN, "100.0 [96.4, 100.0], seed 0", *["100.0 [96.4, 100.0]"] * 2, NOT_RUN]
 
 
+def test_a_start_that_every_seed_measures_is_one_network() -> None:
+    """Its interval is that of its images: the same number in every seed is no certainty."""
+    again = network("aft", 0.9, 0.02, at="start", seed=1, epoch=0, spent=0.0, seconds=0.0, start="natural", before=300.0)
+    start = aft_tables.accuracy_table(frame([*grid(), again]), DATA).iloc[0]
+    assert start["PGD-20 at 8/255 (1,000 images)"] == "2.0 [1.2, 3.1]" and start["seeds"] == "0"
+
+
 def test_planned_lines_and_unknown_costs() -> None:
     """What is planned and not finished is "not run"; what a network of others cost is unknown; the other threat is left out."""
     public = network("aft_public", 0.8, 0.4, start="public", before=None)

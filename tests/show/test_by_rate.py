@@ -51,3 +51,12 @@ def test_figure() -> None:
     grid, more, ring = drawn(ax, figures.LOOKS["at"])
     assert (grid, more, ring) == ([(0.003, 11), (0.03, 31), (0.3, 21)], [(0.003, 33)], [(0.03, 31)])
     assert len(rate_plots.accuracy_by_rate(made()).axes) == 4
+
+
+def test_bars_say_whose_they_are() -> None:
+    """A rate that alone has several seeds has a bar from lowest to highest beside one-seed rates, and the note says both."""
+    found = made(lambda row: row["part"] == "long" or row["method"] in ("at_lr", "at_split") or row["rate"] == 0.3
+                 or (row["seed"] > 0 and row["rate"] > 0.003)).query("value == value")
+    fig = rate_plots.accuracy_by_rate(found, ("robust",))
+    ends = {tuple(np.round(path.vertices[:, 1], 1)) for ax in fig.axes for c in ax.collections for path in c.get_paths()}
+    assert {(10, 12), (12, 14)} <= ends and "bars: lowest to highest seed; bars of one seed: 95 %" in fig.get_supxlabel()

@@ -144,6 +144,17 @@ def test_tables_of_notebook_05() -> None:
     assert set(cell_tables.confidence_table([], "toy_target", LEVELS)["votes above 0.99"]) == {NOT_RUN}
 
 
+def test_costs_are_of_the_same_draws(monkeypatch) -> None:
+    """The one network's line has what it is compared with, not its certificates of more draws."""
+    one, each = ([measured(name.replace("*", str(s)), s, reaching(0.5), draws=5) for s in LEVELS]
+                 for name in ("mixed/clean/group", "noise*/noise*/group"))
+    more = [measured("mixed/clean/group", s, reaching(0.5), draws=50, n=100_000) for s in LEVELS]
+    monkeypatch.setattr(cell_tables, "costs", lambda family, store: (0.0, 1e6 * sum(m.draws for m in family)))
+    table = cell_tables.cost_table(None, [*one, *each, *more], "cifar10", LEVELS).set_index("networks")
+    assert table["all"].tolist()[:2] == ["15 M", "15 M"] and table["one / these"].tolist()[:2] == ["1.00", "1.00"]
+    assert cell_tables.cost_table(None, [*one, *more], "cifar10", LEVELS)["all"].tolist()[:2] == ["150 M", NOT_RUN]
+
+
 # -- constant answers ---------------------------------------------------------------------------------------------------
 TEN_EACH = np.arange(N) % 10
 

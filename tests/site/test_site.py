@@ -199,12 +199,21 @@ def test_a_changed_row_changes_the_page(changed, one: key.Key) -> None:
     assert text(after.find(id="ledger").parent) == text(before.find(id="ledger").parent)
 
 
-def test_key_numbers_are_those_of_the_tables() -> None:
-    """Means and intervals of the key figure on TWINS stand in the notebook's own table."""
+@pytest.mark.parametrize(("one", "title", "length"), [(key.KEYS[0], "Accuracy", 5), (key.KEYS[1], "Accuracy on CIFAR-10", 8)])
+def test_key_numbers_are_those_of_the_tables(one: key.Key, title: str, length: int) -> None:
+    """Means and intervals of a key figure stand in the notebook's own table, a line for each network."""
     store = Store("small", root=RESULTS)
-    known = {cell for t in notebook.pages(store, "01")["Accuracy"] for row in t.rows for cell in row}
-    for row in key.table(key.KEYS[0], store).rows:
-        assert set(row[3:]) <= known and len(row) == 5
+    known = {cell.partition(", seed")[0] for t in notebook.pages(store, one.notebook)[title] for row in t.rows for cell in row}
+    rows = key.table(one, store).rows
+    for row in rows:
+        numbers = [re.sub(r", \d of \d seeds$", "", cell) for cell in row if "[" in cell]
+        assert numbers and set(numbers) <= known and len(row) == length
+    assert len({row[:3] for row in rows}) == len(rows) or one.rows == "transfer"
+
+
+def test_what_is_told_of_a_figure_is_drawn() -> None:
+    """Start networks, which the table has, are not in the figure of costs."""
+    assert "start network" not in notebook.described(Store("small", root=RESULTS), "06_cost", "", [])
 
 
 def test_nothing_finished(tmp_path: Path) -> None:

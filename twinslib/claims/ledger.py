@@ -239,6 +239,10 @@ def _briefly(claim: Claim, record: dict, store: Store) -> str:
         return f"not tested ({waits[1]} left)" if waits else "not tested"
     said = f"**{SAID.get(record['verdict'], record['verdict'])}**"
     effects = [e for e in effects if asked_of(claim.rule, e)]
+    alone = judged(claim.rule, Evidence(tuple(effects)))  # as if nothing near chance were there
+    if record["flagged"] and claim.rule.measure == "gain" and alone != record["verdict"]:
+        near = unique(dataset_label(e["dataset"]) for e in record["flagged"])
+        said += f" ({SAID[alone]} without {', '.join(near)}, near chance)"
     effects = effects if len(effects) <= 2 else [e for e in effects if e.part == "mean"]
     if {e.unit for e in effects} != {"points"}:
         return said

@@ -57,15 +57,15 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
 
     Args:
         standing: comparisons that a verdict is given on (`ledger.standing`), either way round. They are made of its runs; clean
-            accuracy and the judged attack are corrected together; data sets near chance are left out of the mean and of the
-            correction, and a line with dataset "mean of all" has them in.
+            accuracy and the judged attack are corrected together; data sets near chance (of other comparisons those that are
+            `left_out`) have no part in the mean and in the correction, and a line with dataset "mean of all" has them in.
     Raises:
         ValueError: see `frame.paired`.
     """
-    rows, out = where(read(store, jobs), at="last"), []
+    rows, out, nowhere = where(read(store, jobs), at="last"), [], left_out(standing or {})
     for pair in pairs:
         stands = (standing or {}).get(pair) or (standing or {}).get(pair[::-1])
-        mine, near = (where(read(store, stands.jobs), at="last"), stands.near) if stands else (rows, frozenset())
+        mine, near = (where(read(store, stands.jobs), at="last"), stands.near) if stands else (rows, nowhere)
         groups: dict[tuple, dict[str, list]] = {}
         for a, b in paired(*(where(mine, method=name) for name in pair)):
             groups.setdefault((f"{a.metric}_acc", a.threat, a.eps, a.attack), {}).setdefault(a.dataset, []).append((a, b))
@@ -91,6 +91,15 @@ def differences(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, st
                     out.append([name, *pair, *key, *least, *numbers, math.nan, math.nan, False, ""])
     return pd.DataFrame(out, columns=["dataset", "method", "baseline", *MEASURED, "n", "seeds", "value", "low", "high", "p_value",
                                       "p_holm", "near", "absent"])
+
+
+def left_out(standing: Mapping[tuple[str, str], Standing]) -> frozenset[str]:
+    """Data sets near chance on which no verdict stands, so that nothing there is judged."""
+    judged = set()
+    for pair, s in standing.items():
+        both = ({(job.spec.data.name, job.spec.seed) for job in s.jobs if job.spec.method.name == name} for name in pair)
+        judged |= {dataset for dataset, _ in set.intersection(*both)} - s.near
+    return frozenset().union(*(s.near for s in standing.values())) - judged
 
 
 def paired_rows(store: Store, jobs: Sequence[Job], pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:

@@ -76,7 +76,7 @@ def cost_plot(frame: pd.DataFrame, dataset: str) -> Figure:
         return nothing(next(iter(gone.values()), NOT_RUN))
     rows = rows.dropna(subset="value").assign(given=lambda f: f["images_given"] / f["train_images"],
                                               whole=lambda f: f["images_whole"] / f["train_images"])
-    costs = rows.groupby(["method", "at"])[["given", "whole"]].mean().reset_index()
+    costs = rows.drop_duplicates(["method", "at", "seed"]).groupby(["method", "at"])[["given", "whole"]].mean().reset_index()
     costs = costs.assign(column="passes", x=costs["given"])
     start = costs[costs["whole"] > costs["given"]]  # not where it is unknown
     found, titles = _panels(rows)

@@ -160,11 +160,15 @@ def _best(by_level: dict[float, dict[int, Measured]], i: int) -> tuple[str, np.n
 
 def cost_table(store: Store, found: Sequence[Measured], dataset: str, sigmas: Sequence[float]) -> pd.DataFrame:
     """Image passes of training (one training pass counts as three) and of certification at all noise levels, one network
-    against one for each level; means over seeds."""
-    lines = []
+    against one for each level; means over seeds. The line of the one network has the draws, images and seeds that it shares with
+    the first of the others that is there."""
+    def needed(cell: Cell) -> list[tuple[Cell, float]]:
+        return [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
+
+    first, lines = next((cell for cell in MANY.values() if select(found, dataset, needed(cell), ())), ONE), []
     for label, cell in {"one network": ONE, **MANY}.items():
-        needed = [(c.at(s), s) for s in sigmas for c in (ONE, cell)]
-        chosen, cells = select(found, dataset, needed, ()), [absent(found, dataset, needed)] * 4
+        beside = needed(first if cell == ONE else cell)
+        chosen, cells = select(found, dataset, beside, ()), [absent(found, dataset, beside)] * 4
         if chosen:
             spent = [[costs([chosen[c.at(s), s][seed] for s in sigmas], store) for c in (ONE, cell)]
                      for seed in next(iter(chosen.values()))]

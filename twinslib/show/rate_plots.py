@@ -174,7 +174,7 @@ def times(courses: Sequence[Course], methods: Sequence[str]) -> Figure:
 
 def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
     """Accuracy in percent against the base learning rate (`rate_tables.accuracies`): a row per metric, a column per data set.
-    Lines are means over seeds in a band from the lowest to the highest, a bar where there is one rate; a single seed has the 95 %
+    Lines are means over seeds in a band from the lowest to the highest, a bar where one rate has several; one seed has the 95 %
     interval over its test images as a bar. A ring is a method's best rate once all are finished, hollow markers are runs of more
     epochs."""
     found = found[found["metric"].isin(metrics)]
@@ -187,7 +187,8 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     averaged[["min", "max"]] = averaged[["min", "max"]].where(~one, pd.DataFrame(exact, averaged.index, ["min", "max"]))
     rings = rate_tables.best_rates(found).assign(kind="ring", min=math.nan, max=math.nan)
     lines = averaged[~long].groupby(["method", "dataset", "metric"])["rate"].nunique().groupby("method").max()
-    bar = one | (averaged["method"].map(lines) == 1)  # where a band would have no width
+    bands = averaged[~long & ~one].groupby(["method", "dataset", "metric"])["rate"].nunique().groupby("method").max()
+    bar = one | (averaged["method"].map(bands) == 1)  # where a band would have no width
     marks = pd.concat([averaged.assign(kind=long.map({True: "points hollow", False: "band"}).mask(bar & ~long, "")), rings])
     step = 1.03 if (bar & ~long).any() else 1.0  # side by side, so that bars do not hide each other
     x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
@@ -195,8 +196,9 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     entries = methods_legend(looked, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
     entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
     entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
-    spans = "bars: 95 % over test images" if one.all() else (
-        f"{'bars' if bar.all() else 'bands'}: lowest to highest seed" + "; bars: one seed" * bool(one.any()))
+    several_seeds = " and ".join(["bands"] * bool((~bar).any()) + ["bars"] * bool((bar & ~one).any()))
+    spans = "; ".join([f"{several_seeds}: lowest to highest seed"] * bool(several_seeds)
+                      + [f"bars{' of one seed' * bool(several_seeds)}: 95 % over test images"] * bool(one.any()))
     fig = figure(marks.assign(x=x), shown, columns=unique(averaged["dataset"]),
                  rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
                  row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",

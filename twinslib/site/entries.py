@@ -13,7 +13,8 @@ from ..studies import rules
 
 WORDS = SAID | {NOT_JUDGED: "not judged"}  # of a study of one's own
 MEANING = {REPRODUCED: "intervals lie above all that the rule asks for", PARTLY: "an interval of its own lies above no effect",
-           INCONCLUSIVE: "the intervals hold both what is claimed and no effect", NOT: "an interval excludes what is claimed",
+           INCONCLUSIVE: "all else: no interval decides, or not so with the data sets near chance too",
+           NOT: "an interval excludes what is claimed",
            NOT_TESTED: "too few runs, or networks near chance"}
 UNITS = {"points": "points", "times": "times", "radius": "of radius", "nats": ""}  # after a number that does not say its own
 

@@ -51,10 +51,12 @@ def by_cost(frame: pd.DataFrame) -> Table:
     training set, without and with those of the start network."""
     rivals = ("aft", "at_scratch")
     kept = frame[(frame["part"] == "main") & frame["method"].isin(rivals) & frame["at"].isin(("best", "last"))]
-    given, whole = (kept[name] / kept["train_images"] for name in ("images_given", "images_whole"))
-    passes = [f"{a:.0f}, with its start {b:.0f}" if a != b else f"{a:.0f}" for a, b in zip(given, whole, strict=True)]
-    return _pivot(kept.assign(network=kept["at"] + " epoch", passes=passes), ["dataset", "method", "network", "passes"],
-                  rivals)
+    kept = kept.assign(given=kept["images_given"] / kept["train_images"], whole=kept["images_whole"] / kept["train_images"])
+    network = ["dataset", "method", "at"]
+    costs = kept.drop_duplicates([*network, "seed"]).groupby(network)[["given", "whole"]].mean()  # seeds are best at other epochs
+    passes = {c.Index: f"{c.given:.0f}" + f", with its start {c.whole:.0f}" * (c.whole != c.given) for c in costs.itertuples()}
+    kept["passes"] = [passes[key] for key in kept[network].itertuples(index=False, name=None)]
+    return _pivot(kept.assign(network=kept["at"] + " epoch"), ["dataset", "method", "network", "passes"], rivals)
 
 
 def by_level(frame: pd.DataFrame) -> Table:
@@ -81,8 +83,10 @@ def _pivot(frame: pd.DataFrame, lines: list[str], order: Sequence[str] = (), *, 
     found = averages(frame, [*lines, "column"]).groupby(lines)
     for values, mine in sorted(found, key=lambda group: [rank.get(value, value) for value in group[0]]):
         words = [written.get(line, str)(value) for line, value in zip(lines, values, strict=True)]
-        cells = {r.column: percent(r.value, r.low, r.high) for r in mine.dropna(subset="value").itertuples()}
-        rows.append((*words, str(mine["seeds"].max()), *(cells.get(column, NOT_RUN) for column in columns)))
+        seeds = mine["seeds"].max()
+        cells = {r.column: percent(r.value, r.low, r.high) + f", {r.seeds} of {seeds} seeds" * bool(r.seeds < seeds)
+                 for r in mine.dropna(subset="value").itertuples()}
+        rows.append((*words, str(seeds), *(cells.get(column, NOT_RUN) for column in columns)))
     return Table((*({"dataset": "data set"}.get(line, line) for line in lines), "seeds", *columns), tuple(rows))
 
 

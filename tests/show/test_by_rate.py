@@ -59,4 +59,4 @@ def test_bars_say_whose_they_are() -> None:
                  or (row["seed"] > 0 and row["rate"] > 0.003)).query("value == value")
     fig = rate_plots.accuracy_by_rate(found, ("robust",))
     ends = {tuple(np.round(path.vertices[:, 1], 1)) for ax in fig.axes for c in ax.collections for path in c.get_paths()}
-    assert {(10, 12), (12, 14)} <= ends and "bars: lowest to highest seed; bars of one seed: 95 %" in fig.get_supxlabel()
+    assert {(10, 12), (12, 14)} <= ends and "bars: lowest to highest seed, of one seed 95 %" in fig.get_supxlabel()

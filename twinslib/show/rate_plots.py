@@ -197,8 +197,8 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
     entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
     several_seeds = " and ".join(["bands"] * bool((~bar).any()) + ["bars"] * bool((bar & ~one).any()))
-    spans = "; ".join([f"{several_seeds}: lowest to highest seed"] * bool(several_seeds)
-                      + [f"bars{' of one seed' * bool(several_seeds)}: 95 % over test images"] * bool(one.any()))
+    spans = (f"{several_seeds}: lowest to highest seed" + ", of one seed 95 %" * bool(one.any()) if several_seeds
+             else "bars: 95 % over test images")
     fig = figure(marks.assign(x=x), shown, columns=unique(averaged["dataset"]),
                  rows={m: f"{found.loc[found['metric'] == m, 'attack'].iloc[0]} (%)" for m in metrics},
                  row="metric", column="dataset", line="method", y="mean", low="min", high="max", scale=100, log="x",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .base.files import write_json
-from .claims import ledger
+from .claims import ledger, rates
 from .claims.kinds import concerns
 from .claims.transfer import least_datasets
 from .claims.verdict import NOT_TESTED
@@ -105,7 +105,7 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
     compared = {(job.spec.method.name, job.labels) for mine in cells.values() for job in mine}
     left = {cell: _left(store, jobs, mine) for cell, mine in cells.items()
             if {(job.spec.method.name, job.labels) for job in mine} == compared
-            and all(not _ended(store, job) or ledger.counts(claim, store, job) for job in mine)}
+            and all(not _ended(store, job) or ledger.counts(claim, store, job) or _left_out(store, claim, job) for job in mine)}
     chosen = {}
     for data in unique(data for data, _ in cells):
         seeds = sorted((cell for cell in left if cell[0] == data), key=lambda cell: (_work(left[cell]), cell))
@@ -155,6 +155,11 @@ def write(worker: Worker, found: Sequence[Need], jobs: Sequence[Job]) -> None:
 def _ended(store: Store, job: Job) -> bool:
     """It has a result, or never will have one."""
     return job.settled and (store.run(job.spec) is not None or store.absent(job) != NOT_RUN)
+
+
+def _left_out(store: Store, claim: Claim, job: Job) -> bool:
+    """It diverged, and the rule goes on without its rate."""
+    return claim.rule.measure in rates.MEASURES and store.diverged(job.spec) is not None
 
 
 def _candidates(jobs: Sequence[Job], wanted: Sequence[Job]) -> list[Job]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import store_made
 from twinslib import need
 from twinslib.claims import ledger as claims_ledger
 from twinslib.claims.verdict import NOT_TESTED
@@ -61,6 +62,19 @@ def test_of_what_is_finished(store: Store, plans: dict) -> None:
         jobs = plans[one.claim.notebook](best=store.best)
         assert set(one.runs) <= set(jobs) and set(one.tasks) >= {t for t in store.missing(one.runs)}
         assert all(store.missing([job]) or not job.settled for job in one.runs)
+
+
+def test_a_rate_that_diverged_is_gone_without(empty: Store, plans: dict) -> None:
+    """E2 and E3 leave such a rate out and still wait for the others; to C5, which compares whole seeds, the data set is lost."""
+    before = {n.claim.id: n for n in need.needs(empty, plans)}
+    lost = next(job for job in before["E2"].runs if job.spec.method.name == "twins_at" and dict(job.labels)["rate"] == "0.3")
+    gone = next(job for job in before["C5"].runs if job.settled)
+    for job in (lost, gone):
+        store_made.diverge(empty, job.spec)
+    after = {n.claim.id: n for n in need.needs(empty, plans)}
+    for name in ("E2", "E3"):
+        assert set(after[name].runs) == set(before[name].runs) - {lost}
+    assert gone.spec.data not in {job.spec.data for job in after["C5"].runs}
 
 
 def test_toy_waits_for_nothing(tmp_path: Path) -> None:

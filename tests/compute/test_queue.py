@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from tests.compute.made import BARE, CLEAN, EPS, compute, contents, networks, tiny_jobs, until_done
+from tests.studies.made import first
 from twinslib.base import owner
 from twinslib.base.files import read_json, write_json
 from twinslib.compute.check import check
 from twinslib.evidence import rows as evidence_rows
 from twinslib.nets import models
 from twinslib.nets.checkpoint import load_weights, save_weights
-from twinslib.specs.jobs import Job, Task
+from twinslib.specs.jobs import Job, Task, tasks_of
 from twinslib.specs.measure import CertifySpec, EvalSpec
 from twinslib.specs.method import method
 from twinslib.specs.run import FollowSpec, RunSpec, WeightsSpec
 from twinslib.store.store import Store, split_name
-from twinslib.studies import rules
+from twinslib.studies import plan, rules
 from twinslib.train.loop import fit
 
 JOBS = tiny_jobs()
@@ -176,6 +177,11 @@ def test_what_is_possible_is_not_refused(store: Store) -> None:
     possible = [Task(replace(BARE, follow=FollowSpec(train_images=60, test_images=40))), Task(joint(classes=10)),
                 Task(spec, CLEAN), Task(replace(spec, method=method("l2sp")))]
     check(networks(store), possible)
+
+
+@pytest.mark.parametrize("number", sorted(plan.STUDIES))
+def test_notebooks_as_committed_are_not_refused(store: Store, number: str) -> None:
+    check(networks(store), tasks_of(plan.plan("toy", number)[0](best=first)))
 
 
 KEEPING = {"joint": {}, "joint_uot": {"source_classes": 3}, "distill": {}, "l2sp": {}, "frozen_at": {}}

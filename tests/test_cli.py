@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +38,15 @@ def call(*arguments: str) -> int:
         return cli.main(list(arguments))
     except SystemExit as end:
         return end.code
+
+
+def test_a_reader_that_is_gone_is_no_error() -> None:
+    """As of `| head`: no message and no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        found = subprocess.run([sys.executable, "-m", "twinslib", "data", "list"], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE)
+    assert (found.returncode, found.stderr) == (141, b"")
 
 
 @pytest.fixture

@@ -149,7 +149,12 @@ def main(argv: list[str] | None = None) -> int:
         paths.settle()
         if getattr(args, "results", None):
             os.environ["TWINS_RESULTS"] = args.results  # also for the workers and kernels that this starts
-        return args.func(args)
+        code = args.func(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at the end
+        return 141
     except (ValueError, TypeError, FileNotFoundError, OSError, ArithmeticError) as error:
         print(in_one_line(error), file=sys.stderr)
         return 2

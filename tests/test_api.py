@@ -186,12 +186,18 @@ def test_leaves_what_is_global(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state) and "tiny_resnet" in (tmp_path / "net.md").read_text()
 
 
-def test_where_gradients_are_off() -> None:
-    """As in many notebooks: training and attacks turn them on for themselves."""
-    with torch.no_grad():
-        tuned = twinslib.fine_tune(network(), pair(), "twins_at", **SHORT)
-        twinslib.robust_accuracy(tuned, pair(), steps=1)
-        assert not equal(tuned, network()) and not torch.is_grad_enabled()
+def test_what_is_on_around_it() -> None:
+    """As in many notebooks: training and attacks turn gradients on and reduced precision off for themselves."""
+    def result() -> tuple[nn.Module, float]:
+        tuned = twinslib.fine_tune(network(), pair(), "twins_at", **SHORT, device="cpu")
+        return tuned, twinslib.robust_accuracy(tuned, pair(), steps=1, device="cpu").value
+
+    alone, value = result()
+    for around in (torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
+        with around:
+            tuned, again = result()
+            assert equal(tuned, alone) and again == value
+    assert not equal(alone, network()) and torch.is_grad_enabled()
 
 
 class Brightest(nn.Module):
@@ -359,10 +365,14 @@ def test_refused(change: dict, error: type, message: str) -> None:
     (lambda: twinslib.export(network(), f"{__file__}/net.safetensors", images=(X, Y)), "a file that can be written"),
     (lambda: twinslib.certify(network(), (X, Y), sigma=0), "sigma"),
     (lambda: twinslib.certify(network(2), (X, Y), sigma=0.25), "fine-tune it"),
+    (lambda: twinslib.robust_accuracy(network(), (X, Y), attack=20), "attack as text, got 20"),
+    (lambda: twinslib.robust_accuracy(network(), (X, Y), device=0.5), "a device that is there"),
+    (lambda: twinslib.load(5), "the hash of a run as text, got 5"),
+    (lambda: twinslib.export(network(), "net.safetensors", images=(X, Y), measured=[0.5]), "measured as a mapping"),
 ])
 def test_measurements_refused(call: Callable, message: str) -> None:
     """So do the measurements."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=f"expected .*{message}"):
         call()
 
 
@@ -435,6 +445,9 @@ def test_weights_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     card = json.loads(files[1].read_text())
     assert [row["radius"] for row in card["certified"]] == list(finished.RADII) and card["certified"][0]["images"] == 4
     assert "| 0.25 | 0.5 |" in files[2].read_text()
+    files[0].unlink()
+    with pytest.raises(FileExistsError, match="beside net.safetensors, got net.json, net.md; choose another name"):
+        finished.export(spec.hash, files[0], "own")
     assert cli.main(["export", spec.hash, str(tmp_path / "net.onnx"), "--preset", "own"]) == 2
     assert "ends in .safetensors" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .attack import autoattack
 from .base.certified import Certified
-from .base.errors import choose, each, integer, real
+from .base.errors import choose, each, integer, real, text
 from .base.files import check_writable, refused, write_json
 from .base.stats import clopper_pearson
 from .certify import smoothing
@@ -188,7 +188,7 @@ def robust_accuracy(network: nn.Module, images: Images, *, eps: float = 8 / 255,
         Diverged: logits, or all gradients, are not finite.
     """
     device, found = pick_device(device), given.draw(images, n)
-    attack = attack if steps is None else f"pgd{integer(steps, 'steps', 1)}"
+    attack = text(attack, "attack") if steps is None else f"pgd{integer(steps, 'steps', 1)}"
     asked = parse("+".join(STANDARD) if attack == "autoattack" else attack)
     e = from_dict(EvalSpec, {"kind": "clean" if asked.kind == "none" else asked.kind, "images": len(found.y), "threat": threat,
                              "eps": eps, "step_size": step_size, "steps": asked.steps or 20, "restarts": asked.restarts,
@@ -275,7 +275,7 @@ def _trained(spec: RunSpec, model: nn.Module, data: sets.DeviceSet, device: torc
     if weights is not None:
         check_writable(weights)
     checkpoint = weights and weights.with_suffix(".ckpt")
-    with bar(f"{spec.method.name}, seed {spec.seed}") as on_step:
+    with bar(f"{spec.method.name}, seed {spec.seed}") as on_step, torch.autocast(device.type, enabled=False):
         history = loop.fit(spec, model, data, device=device, checkpoint=checkpoint, on_step=on_step, **more)
     if history.best:
         model.load_state_dict(history.best)

@@ -21,10 +21,14 @@ NORM = {"batch": "nn.BatchNorm2d", "layer": "lambda channels: nn.GroupNorm(1, ch
 
 
 def check_file(path: Path, onnx: bool) -> None:
-    """Refuse a file of another kind or that cannot be written, and ONNX where the packages of torch's exporter are missing."""
+    """Refuse a file of another kind, that cannot be written or whose card would replace another file, and ONNX where the packages
+    of torch's exporter are missing."""
     if path.suffix != ".safetensors":
         raise ValueError(f"expected a file that ends in .safetensors, got {path.name}")
     check_writable(path)
+    beside = [path.with_suffix(suffix) for suffix in (".json", ".md", *[".onnx"] * onnx)]
+    if not path.exists() and (others := [other.name for other in beside if other.exists()]):
+        raise FileExistsError(f"expected room for the card beside {path.name}, got {', '.join(others)}; choose another name")
     missing = [package for package in ("onnx", "onnxscript") if onnx and importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"expected the packages of torch's ONNX exporter, got no {' and no '.join(missing)}; pip install "

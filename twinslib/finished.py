@@ -12,6 +12,7 @@ from torch import nn
 
 from . import cards
 from .base.certified import certified_accuracy
+from .base.errors import text
 from .base.files import read_about, read_json
 from .base.stats import clopper_pearson
 from .compute import provenance
@@ -79,6 +80,7 @@ def export(network: nn.Module | str, file: str | Path, preset: str = "small", *,
         onnx: also .onnx, of images in [0, 1], normalisation inside.
     Raises:
         FileNotFoundError, ValueError: as `load`; a file of another kind; the packages for ONNX are missing.
+        FileExistsError: one of the other files is there and `file` is not, whose card it would be.
     """
     path = Path(file)
     cards.check_file(path, onnx)
@@ -94,6 +96,8 @@ def _export(network: nn.Module, path: Path, images: object, measured: Mapping[st
     """Write a network of no run."""
     if images is None:
         raise ValueError("expected images, those that the network is for, got none; name the set, or give some of them")
+    if not isinstance(measured, Mapping):
+        raise TypeError(f"expected measured as a mapping from names to results, got {type(measured).__name__}")
     found = given.draw(images, 1)
     plain = prepared(network, None, None, torch.device("cpu"))
     if not isinstance(plain, Classifier):  # it normalises inside, or takes pixels as they are
@@ -111,6 +115,7 @@ def _export(network: nn.Module, path: Path, images: object, measured: Mapping[st
 
 def _find(store: Store, run: str) -> RunSpec:
     """The finished run of a store whose hash begins so."""
+    text(run, "the hash of a run")
     names = sorted(path.stem for path in (store.root / "runs").glob("*.json"))
     if not names:
         raise FileNotFoundError(f"expected finished runs of preset {store.preset!r}, got none; python -m twinslib sweep makes "

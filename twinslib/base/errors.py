@@ -91,6 +91,13 @@ def each(kind: Callable[[object, str], Number]) -> Callable[[object, str], tuple
     return convert
 
 
+def text(value: object, name: str) -> str:
+    """The same, a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected {name} as text, got {shown(value)}")
+    return value
+
+
 def truth(value: object, name: str) -> bool:
     """True or False, also of NumPy."""
     if not isinstance(value, bool | np.bool_):

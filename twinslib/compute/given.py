@@ -66,6 +66,6 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
         return found
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         why = next(iter(str(error).splitlines()), "")[:200]
         raise ValueError(f"expected a device that is there, such as cpu or cuda, got {str(device)!r}: {why}") from None

@@ -98,10 +98,8 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
     beside = {name for pair in rule.controls for name in pair} - {name for pair in rule.pairs for name in pair}
     cells: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
-        data, waits = job.spec.data.name, not job.settled and job.candidates
-        if (job.settled or waits) and data in (rule.datasets or (data,)) and concerns(job, rule):
-            if job.spec.method.name not in beside:
-                cells.setdefault((data, job.spec.seed), []).append(job)
+        if (job.settled or job.candidates) and concerns(job, rule) and job.spec.method.name not in beside:
+            cells.setdefault((job.spec.data.name, job.spec.seed), []).append(job)
     compared = {(job.spec.method.name, job.labels) for mine in cells.values() for job in mine}
     left = {cell: _left(store, jobs, mine) for cell, mine in cells.items()
             if {(job.spec.method.name, job.labels) for job in mine} == compared

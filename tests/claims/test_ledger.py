@@ -142,6 +142,14 @@ def test_file_is_complete(store):
         ledger.write(store, [])
 
 
+def test_data_sets_of_others_are_none_of_a_rule(store):
+    """Neither what is judged nor what tables are told to stand on."""
+    jobs, (c9,) = stamped(store, {"at": 20, "at_natural": 0, "at_random": 0}), (c for c in rules.claims() if c.id == "C9")
+    assert {e.dataset for e in ledger.judge(c9, store, jobs).detail} == {"cifar10"}
+    stands = ledger.standing(store, jobs, "01")["at", "at_random"]
+    assert {job.spec.data.name for job in stands.jobs} == {"cifar10"}
+
+
 def test_headlines_say_what_data_sets_near_chance_withhold():
     """C3 of `small` has an interval without the claimed effect; that it is inconclusive needs its reason."""
     said = ledger.headlines(Store("small", root=Path(__file__).parents[2] / "results" / "small"))

@@ -153,6 +153,7 @@ def test_data_sets_near_chance_are_shown_and_left_out(store):
     assert {e.dataset for e in found.flagged} == {"cub64"} and "near chance and left out: CUB-200 (2010)" in found.why
     assert found.verdict == INCONCLUSIVE and all(e.low > 0 for e in found.effects)  # with the third, Student's interval is wide
     assert "CUB-200" in ledger.to_table([found])["near chance, left out"][0]
+    assert "accuracies 50.0 to 54.0 %" in found.regime  # of what decides
     found = judged(cifar10=10, caltech64=2, cub64=200)
     assert found.verdict == NOT_TESTED and "near chance: Caltech-101, CUB-200 (2010); too few data sets are left" in found.why
 

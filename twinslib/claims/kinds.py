@@ -21,6 +21,8 @@ PARTS = {"best_schedule": ("main", "schedule")}  # of the grid of adversarial fi
 def concerns(job: Job, rule: Rule) -> bool:
     """True if `job` is a run that the rule compares."""
     kind, labels = KINDS[rule.measure], dict(job.labels)
+    if rule.datasets and job.spec.data.name not in rule.datasets:
+        return False
     if kind is smoothing:
         return not job.ship and cell_of(job) in smoothing.at_levels(rule)
     if job.ship or job.spec.method.name not in {name for pair in (*rule.pairs, *rule.controls) for name in pair}:

@@ -53,7 +53,7 @@ def judge(claim: Claim, store: Store, jobs: Sequence[Job]) -> Verdict:
     (`rules.SCALES`): in a study of one's own the same effects are shown, and nothing is judged. ValueError: the rule was edited
     after runs that it judges had begun."""
     rule = claim.rule
-    mine = [job for job in jobs if job.spec.data.name in (rule.datasets or (job.spec.data.name,)) and concerns(job, rule)]
+    mine = [job for job in jobs if concerns(job, rule)]
     gone = tuple(unique(_named(job) for job in mine if store.run(job.spec) is None and store.absent(job) != NOT_RUN))
     settled = [job for job in mine if job.settled]
     lost = [job for job in settled if store.run(job.spec) is None and store.diverged(job.spec)]  # begun under any rule

@@ -62,7 +62,8 @@ def regime(claim: Claim, store: Store, counted: Sequence[Job], jobs: Sequence[Jo
         parts.append(f"{span(e.images for e in shown if e.images)} test images")
     if shown:
         parts.append(f"seeds: {span(e.seeds for e in shown)}" + (f" of {claim.over}" if claim.over else ""))
-    parts += filter(None, [distance(shown)])
+    near = {(e.dataset, e.where) for e in found.flagged}
+    parts += filter(None, [distance([e for e in shown if (e.dataset, e.where) not in near] or shown)])
     flags = _doubtful(store, jobs, {name for pair in claim.rule.pairs for name in pair}, {job.spec.data.name for job in counted})
     return "; ".join(parts) + (f"; chosen rates to be careful with: {', '.join(flags)}" if flags else "")
 

@@ -54,7 +54,7 @@ def layer_courses(courses: Sequence[Course], dataset: str, methods: Sequence[str
     fig = figure(pd.concat([marks, rules]), looks(methods) | {"one": RULE}, rows=COURSES,
                  columns=layers, column="layer", line="method", log="y", ticks=4, xlabel=f"epochs on {dataset_label(dataset)}",
                  sharey="row", height=1.0, width=6.4, entries=methods_legend(looks(methods), frame["method"], lost, "plain"),
-                 per_line=4 if len(methods) < 5 else 3, note=stands_on(seeds=frame))
+                 per_line=4 if len(methods) < 5 else 3, note=f"{stands_on(seeds=frame)}; {RANGE.format('bands')}")
     fig.axes[0].set_yscale("linear")
     return fig
 

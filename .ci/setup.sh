@@ -31,7 +31,8 @@ install_locked_environment() {
   fi
   echo "setting up .venv from requirements.lock (once; about 3 GB)" >&2
   rm -f "$stamp"
-  "$python" -m pip install --disable-pip-version-check --no-input -r requirements.lock >&2 &&
+  # Python compiles what is imported; all that is installed would take a minute more
+  "$python" -m pip install --disable-pip-version-check --no-input --no-compile -r requirements.lock >&2 &&
     "$python" -m pip install --disable-pip-version-check --no-input --no-build-isolation --no-deps -e . >&2 ||
     fail "installing requirements.lock failed; see the message above and run this again, it goes on where it stopped"
   { pwd; cat requirements.lock pyproject.toml; } >"$stamp"

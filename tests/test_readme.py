@@ -57,6 +57,10 @@ def test_what_the_verdicts_stand_on() -> None:
     assert {(e["dataset"], e["seeds"], e["images"], round(e["level"], 6)) for e in stored["RS-C2"]["effects"]} == {
         ("cifar10", 3, 500, 0.98)} and "on 500 test images of CIFAR-10; of its intervals each is at 98 %" in README
     assert "over three seeds and 1,000 test images" in README and "PGD-20 at 8/255" in README
+    shown = {c.id: c for c in rules.claims() if c.short}
+    *first, last = (name for name, c in shown.items() if "second-hand" in c.certainty)
+    assert f"Of these {', '.join(first)} and {last} are known to us at second hand" in README
+    assert all(c.source.startswith("abstract") for c in shown.values() if "second-hand" not in c.certainty)
 
 
 def test_narrow() -> None:

@@ -20,7 +20,7 @@ from ..store.store import Store
 from .frame import contrast
 
 KEYS = ["dataset", "method", "seed"]
-LAST = 5  # measured epochs whose mean stands for the end of training (Rice et al. 2020)
+LAST = 5  # measured epochs whose mean stands for the end of training (Rice et al. 2020: of the last five epochs)
 RATES = ("lr_over_w2", "relative_step", "angle")
 MEANS = ["w_norm", "g_norm", "cos_wg", "g_first", "g_second"]
 

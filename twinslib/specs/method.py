@@ -95,7 +95,7 @@ _TWINS_TRADES = {"wings": "twins", "objective": "trades"}
 _TABLE: dict[str, tuple[str, dict[str, object]]] = {  # name: what readers call it, and its switches
     "natural": ("natural", {"objective": "natural"}), "at": ("AT", {}), "trades": ("TRADES", {"objective": "trades"}),
     "twins_at": ("TWINS-AT", {"wings": "twins"}), "twins_trades": ("TWINS-TRADES", _TWINS_TRADES),
-    # ways of keeping robustness that the paper compares with, rebuilt by us
+    # stand-ins of ours for the paper's ways of keeping robustness, and other starts
     "distill": ("distillation", {"distill_weight": 0.3}), "feature_distill": ("feature distillation", {"feature_weight": 1.0}),
     "l2sp": ("L2-SP", {"l2sp_weight": 0.01}), "joint": ("joint, all classes", {"source_weight": 0.3}),
     "joint_uot": ("joint, classes by UOT", {"source_weight": 0.3, "source_classes": 20}),

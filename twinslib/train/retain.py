@@ -1,7 +1,7 @@
 """What ties a fine-tune to its start: distillation, L2-SP, and training on the source task as well.
 
-The TWINS paper compares with such ways of keeping robustness, but no code of them is public; what is built here follows the
-papers that introduced them, on adversarial images (our reading).
+The TWINS paper compares with model-based and data-based ways of keeping robustness; which ones is not known to us. These are
+stand-ins of ours, each after the paper that introduced it, on adversarial images (our reading).
 """
 
 import contextlib

@@ -100,9 +100,11 @@ def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pyte
     monkeypatch.setattr(cost, "rate", lambda store, tasks: (1e12, "given"))
     calls: list[list[Job]] = []
 
-    def sweep(worker, jobs, *, budget, stop, left=(), **_) -> Report:
+    def sweep(worker, jobs, *, budget, stop, failed, left=()) -> Report:
+        """Fails at the first task that is not to be left alone."""
         calls.append(list(jobs(best=worker.store.best)))
-        return Report(done=[len(calls)], left=list(left))
+        fails = next((task for task in worker.store.missing(calls[-1]) if task not in failed), None)
+        return Report(done=[len(calls)], left=list(left), failed=[(fails, "why")] if fails else [])
 
     monkeypatch.setattr(queue, "sweep", sweep)
     some = {"01": plans["01"]}
@@ -114,7 +116,13 @@ def test_sweep_takes_verdicts_first(empty: Store, plans: dict, monkeypatch: pyte
     assert set(calls[-1]) == set(plans["01"](best=empty.best))
     assert caplog.messages == [*need.describe(wanted, 1e12, "given").splitlines(), *(f"now {one.claim.id}" for one in wanted)]
     calls.clear()
-    assert need.sweep(Worker(empty, "cpu"), some, left=["a task"]).left == ["a task"] and len(calls) == 1
+    every = empty.missing(plans["01"](best=empty.best))
+    assert len(report.failed) == len({task for task, _ in report.failed}) and set(report.left) < set(every)
+    calls.clear()
+    report = need.sweep(Worker(empty, "cpu"), some, left=["a task"])  # what is left is that of the whole plan, but what failed
+    ((failed, _),) = report.failed
+    assert report.left == [task for task in every if task != failed] and len(calls) == 1
+    assert report.waiting == empty.waiting(plans["01"](best=empty.best)) > 0
     calls.clear()
     need.sweep(Worker(empty, "cpu"), some, stop=lambda: True)
     assert len(calls) == 1

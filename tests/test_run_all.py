@@ -70,7 +70,7 @@ def test_failure_keeps_the_last_good_rendering(tmp_path, cell):
 
 
 def test_rendering_depends_on_rows_and_parameters(tmp_path):
-    """The fingerprint changes with the notebook, a parameter, a row or a run that diverged, and with nothing else."""
+    """The fingerprint changes with the notebook, a parameter, a row, a result or a run that diverged, and with nothing else."""
     notebook = write_notebook(tmp_path / "01_x.ipynb", "eps: float = 0.1")
     (tmp_path / "out" / "rows").mkdir(parents=True)
     seen = [render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out")]
@@ -83,7 +83,10 @@ def test_rendering_depends_on_rows_and_parameters(tmp_path):
     (tmp_path / "out" / "diverged").mkdir()
     (tmp_path / "out" / "diverged" / "x.json").write_text("{}")
     seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
-    assert len(set(seen)) == 5
+    (tmp_path / "out" / "votes").mkdir()
+    (tmp_path / "out" / "votes" / "x.npz").touch()
+    seen.append(render.fingerprint(notebook, {"a": 1, "b": 2}, tmp_path / "out"))
+    assert len(set(seen)) == 6
 
 
 def test_main_renders_the_preset(repository, capsys, monkeypatch):

@@ -147,7 +147,8 @@ def test_a_killed_job_is_made_up_for(folder: Path, whole: dict, tmp_path: Path) 
 @pytest.mark.parametrize(("options", "message"), [
     (["--workers", "0"], "expected --workers above 0, got 0"), (["--workers", "two"], "invalid int value: 'two'"),
     (["--slurm", "gpu"], "expected options of Slurm such as partition=gpu, got 'gpu'" if shutil.which("srun") else "got no srun"),
-    *([(["--slurm", "partion=gpu"], "partion")] if shutil.which("srun") else []),
+    *([(["--slurm", "partion=gpu"], "partion"),
+       (["--slurm", "time=10:00:00"], "expected time in minutes, such as time=600, got")] if shutil.which("srun") else []),
 ])
 def test_bad_options(folder: Path, tmp_path: Path, options: list[str], message: str) -> None:
     """One line, status 2."""

@@ -146,7 +146,8 @@ def _train_again(worker: Worker, spec: RunSpec) -> None:
         _train_again(worker, spec.source)
     shipped = (worker.store.root / "weights" / f"{spec.hash}.json").exists()
     with worker.store.leases.hold(spec.hash, log.info), bar(str(Task(spec))) as on_step:
-        worker.do(Task(spec), ship=shipped, stop=lambda: False, on_step=on_step)
+        if worker.store.weights_path(spec) is None:  # whoever was at it may have left them
+            worker.do(Task(spec), ship=shipped, stop=lambda: False, on_step=on_step)
 
 
 def _card(store: Store, spec: RunSpec, trained: nn.Module) -> dict:

@@ -73,7 +73,7 @@ def sweep(worker: Worker, plans: Mapping[str, Plan], *, budget: float | None = N
     def go(jobs_of: Plan) -> bool:
         """True if there is time for more."""
         rest = None if budget is None else max(0.0, budget - (time.monotonic() - start))
-        part = queue.sweep(worker, jobs_of, budget=rest, stop=stop, **options)
+        part = queue.sweep(worker, jobs_of, budget=rest, stop=stop, failed={task for task, _ in report.failed}, **options)
         report.add(part)
         return not part.left and not stop() and (budget is None or time.monotonic() - start < budget)
 
@@ -85,6 +85,8 @@ def sweep(worker: Worker, plans: Mapping[str, Plan], *, budget: float | None = N
                 break
     else:
         go(lambda best: sorted((job for of in plans.values() for job in of(best=best)), key=lambda job: job.spec.seed))
+    jobs, failed = [job for of in plans.values() for job in of(best=store.best)], {task for task, _ in report.failed}
+    report.left, report.waiting = [task for task in store.missing(jobs) if task not in failed], store.waiting(jobs)
     return report
 
 
@@ -98,7 +100,7 @@ def of_claim(claim: Claim, store: Store, jobs: Sequence[Job]) -> Need:
     beside = {name for pair in rule.controls for name in pair} - {name for pair in rule.pairs for name in pair}
     cells: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
-        if (job.settled or job.candidates) and concerns(job, rule) and job.spec.method.name not in beside:
+        if (job.settled or job.waits) and concerns(job, rule) and job.spec.method.name not in beside:
             cells.setdefault((job.spec.data.name, job.spec.seed), []).append(job)
     compared = {(job.spec.method.name, job.labels) for mine in cells.values() for job in mine}
     left = {cell: _left(store, jobs, mine) for cell, mine in cells.items()
@@ -141,10 +143,11 @@ def write(worker: Worker, found: Sequence[Need], jobs: Sequence[Job]) -> None:
         jobs: whose finished runs say how fast it is.
     """
     of, every = provenance.machine(worker.device), cost.tasks_of(jobs)
-    speed, _ = cost.rate(worker, every)
+    speed, origin = cost.rate(worker, every)
     threads = sorted({entry["threads"] for _, entry in cost.done_here(worker, every)} or {torch.get_num_threads()})
     where = of["device"] if "cpu" not in of else (f"{of['cpu']} with {of['instruction_set']['torch']}, "
                                                  f"threads: {', '.join(map(str, threads))}")
+    where = origin if cost.elsewhere(worker) and cost.measured_rate(worker, every) is None else where
     write_json(worker.store.root / ledger.WAITING, {need.claim.id: {
         "runs": len(need.runs), "tasks": len(need.tasks), "hours": float(f"{hours([need], speed)[0]:.2g}"), "on": where}
         for need in found}, digest=False)

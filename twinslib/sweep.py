@@ -35,7 +35,8 @@ def add_parser(commands) -> None:
     p.add_argument("--budget", type=seconds, metavar="TIME", help="stop cleanly after 90s, 9m, 1.5h")
     p.add_argument("--dry-run", action="store_true", help="print runs, hours and memory; compute nothing")
     p.add_argument("--device", type=device, help="cpu or cuda; default: cuda where there is one")
-    p.add_argument("--threads", type=int, help="CPU threads; default: the preset's")
+    p.add_argument("--threads", type=int, help="CPU threads; default: the preset's, of several workers "
+                   "an equal share of the cores")
     p.add_argument("--tflops", type=float, help="with --dry-run: plan for a device that sustains so many TFLOP/s")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="so many at once: one per GPU, or the cores shared out")
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="workers are jobs of Slurm, with options such as time=600")
@@ -113,10 +114,14 @@ def run_sweep(args: argparse.Namespace) -> int:
             raise ValueError(f"expected {option} above 0, got {value}")
     presets.check_threads(args.threads or 0, "--threads")
     presets.check_threads(args.workers if args.slurm is None else 1, "--workers")
-    plans = {}
+    plans, asked = {}, {}
     for number in presets.numbers(args.preset, args.only or ()):
         plans[number], settings = plan.plan(args.preset, number)
-        threads = args.threads or settings.get("threads")
+        asked[number] = settings.get("threads")
+    if not args.threads and len(set(asked.values())) > 1:
+        raise ValueError(f"expected one number of threads in notebooks that are swept together, got {asked}; say --threads, or "
+                         "--only for one at a time")
+    threads = args.threads or next(iter(asked.values()))
     store = Store(args.preset)
 
     def planned(best: Best) -> list[Job]:
@@ -184,7 +189,8 @@ def start_workers(args: argparse.Namespace, folder: Path) -> Sequence[workers.Lo
     command += ["--compile"] if args.compile else []
     command += ["--budget", f"{args.budget}s"] if args.budget is not None else []
     if args.slurm is not None:
-        own = [["--threads", str(args.threads)] if args.threads else []] * args.workers
+        own = [[*(["--threads", str(args.threads)] if args.threads else []),
+                *(["--device", str(args.device)] if args.device else [])]] * args.workers
         return workers.start_slurm([command + options for options in own], folder, args.slurm)
     return workers.start_local([command + options for options in workers.share(args.workers, args.threads, args.device)], folder)
 
@@ -200,10 +206,10 @@ def summary(report: Report, store: Store, on: torch.device | None, jobs: Sequenc
         from .compute import cost
         from .compute.worker import Worker
 
-        hours = cost.remaining_hours(Worker(store, on), report.left, jobs)
+        hours, origin = cost.remaining_hours(Worker(store, on), report.left, jobs)
         lines += [f"left: {task}" for task in report.left[:5]]
         lines += [f"left: … and {len(report.left) - 5} more"] if len(report.left) > 5 else []
-        lines.append(f"left in all: about {hours:.1f} h on this device; call again to go on")
+        lines.append(f"left in all: about {hours:.1f} h ({origin}); call again to go on")
     if report.waiting:
         lines.append(f"not counted: {report.waiting} runs whose hyper-parameters are still to be chosen")
     return "\n".join(lines)
@@ -214,7 +220,7 @@ def diverged(store: Store, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
     gone, stuck = {}, {}
     used = {job.spec for job in jobs if job.settled and not job.study.endswith("tuning")}
     tried = {job.spec for job in jobs if job.study.endswith("tuning")} | {spec for job in jobs for spec in job.candidates}
-    for job in (job for job in jobs if job.settled or job.candidates):  # the others are neither computed nor shown
+    for job in (job for job in jobs if job.settled or job.waits):
         for task in (Task(job.spec), *(Task(job.spec, e) for e in job.measurements)):
             why, kept = store.diverged(task.spec, task.evaluation), store.diverged_path(task.spec, task.evaluation)
             if why and (job.settled or task.evaluation is None):

@@ -149,6 +149,8 @@ def start_slurm(commands: Sequence[Sequence[str]], folder: Path, options: Sequen
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"expected options of Slurm such as partition=gpu, got {text!r}")
+        if key == "time" and not value.isdecimal():
+            raise ValueError(f"expected time in minutes, such as time=600, got {text!r}")
         found[key] = yaml.safe_load(value)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=REQUEUED)
     executor.update_parameters(**found)
@@ -205,7 +207,7 @@ def sweep(start: Callable[[Path], Sequence[Local | Job]], store: Store, plan: Pl
                     worker.cancel()
             time.sleep(min(max(0.2, CALM * (time.monotonic() - clock)), LATEST))
     report.left, statuses = store.missing(planned), [worker.status() for worker in workers]
-    report.waiting = sum(not job.settled for job in planned)
+    report.waiting = store.waiting(planned)
     said = dict.fromkeys(line for worker in workers for line in worker.said().splitlines() if line.startswith("failed: "))
     report.failed = [tuple(line.removeprefix("failed: ").rsplit(": ", 1)) for line in said]
     for worker, status in zip(workers, statuses, strict=True):

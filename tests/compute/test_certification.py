@@ -97,6 +97,20 @@ def test_stopped_certification_goes_on(trained: Store) -> None:
     assert np.array_equal(trained.votes(SPEC, spec).votes, whole.votes)
 
 
+@pytest.mark.parametrize(("seed", "other"), [(1, {"model_hash": "0" * 16}), (2, {"noise": "cuda-64"})])
+def test_begun_on_another_machine(trained: Store, seed: int, other: dict, caplog: pytest.LogCaptureFixture) -> None:
+    """Votes whose noise or re-estimated statistics this machine does not have are drawn from the first image again."""
+    spec = replace(CERT, n=80, images=3, seed=seed)
+    task, part = Task(SPEC, spec), trained.root / "work" / f"{SPEC.hash}-{spec.hash}.npz"
+    with pytest.raises(OutOfTime):
+        do(trained, task, stop=True)
+    replace(load_votes(part), **other).save(part, about(task))
+    do(trained, task)
+    data = networks(trained).data(SPEC.data)
+    whole = smoothing.collect_votes(networks(trained).trained(SPEC).eval(), data.test_x[:3], spec.plan, seed=spec.seed)
+    assert np.array_equal(trained.votes(SPEC, spec).votes, whole.votes) and "begun on another kind of machine" in caplog.text
+
+
 def test_votes_of_another_certification_are_not_mixed_in(trained: Store, tmp_path: Path) -> None:
     """Votes under a name that is not theirs, of another noise level, number of draws or precision, are refused when read."""
     store = Store("toy", root=shutil.copytree(trained.root, tmp_path / "copy"))

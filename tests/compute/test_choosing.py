@@ -12,7 +12,7 @@ from tests.store_made import diverge
 from twinslib import workers
 from twinslib.evidence import rows as evidence_rows
 from twinslib.specs.jobs import Job, Task
-from twinslib.specs.labels import DIVERGED
+from twinslib.specs.labels import DIVERGED, NOT_RUN
 from twinslib.store.store import Store
 
 CANDIDATES = [replace(BARE, optim=replace(BARE.optim, lr=lr)) for lr in (0.1, 0.2, 0.3)]
@@ -51,6 +51,17 @@ def test_furthest_ahead(store: Store) -> None:
     assert store.best(CANDIDATES, over=rivals) is CANDIDATES[1]
     record(store, rivals[2], (0.2, 0.2))
     assert store.best(CANDIDATES, over=rivals) is CANDIDATES[2] and store.best(CANDIDATES) is CANDIDATES[1]
+
+
+def test_what_no_choice_will_come_for(store: Store) -> None:
+    """Of each pair one diverged: a run that waits for the best of them never comes. One without candidates waits for nothing."""
+    rivals, kept = [replace(c, seed=7) for c in CANDIDATES], Job("tiny", BARE, (), settled=False)
+    job = Job("tiny", BARE, (), settled=False, candidates=(*CANDIDATES, *rivals))
+    for spec, rival in zip(CANDIDATES, rivals, strict=True):
+        assert (store.absent(job), store.waiting([job, kept])) == (NOT_RUN, 1)
+        record(store, spec, (0.5, 0.5))
+        diverge(store, rival)
+    assert (store.best(CANDIDATES, over=rivals), store.absent(job), store.waiting([job, kept])) == (None, DIVERGED, 0)
 
 
 def test_best_needs_validation(store: Store) -> None:

@@ -177,8 +177,8 @@ def test_rate(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         finish(store, RUN, 7200.0, threads=threads, processor_seconds=3600.0)
         assert cost.measured_rate(here, tasks) == pytest.approx(cost.macs(Task(RUN)) / alone)
     finish(store, RUN, 7200.0)
-    assert cost.remaining_hours(here, [Task(JOBS[1].spec)], JOBS) == pytest.approx(2.0)
-    assert cost.remaining_hours(here, [], JOBS) == 0
+    assert cost.remaining_hours(here, [Task(JOBS[1].spec)], JOBS) == (pytest.approx(2.0), cost.rate(here, tasks)[1])
+    assert cost.remaining_hours(here, [], JOBS)[0] == 0
     finish(store, RUN, 10.0)
     finish(store, JOBS[1].spec, 30.0)
     assert cost.rate(here, tasks) == (pytest.approx(2 * cost.macs(Task(RUN)) / 40),
@@ -207,6 +207,7 @@ def test_presets_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     slow, fast = (cost.seconds_on("A100", Task(job.spec), 1e15) for job in (jobs[0], jobs[2]))
     assert (slow, fast) == (pytest.approx(2e15 / (0.6 * 19.5e12)), pytest.approx(2e15 / (0.2 * 312e12)))
     assert "h on 4 A100" in cost.describe(here, jobs, workers=4)
+    assert "on one A100" in cost.remaining_hours(here, [Task(RUN)], jobs)[1]  # also where only the time that is left is told
     assert cost.rate(here, [Task(RUN)])[0] == pytest.approx(0.3 * 19.5e12)
     assert cost.describe(here, jobs, flops=1e12).count("A100") == 0
     start = time.process_time()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compute.made import BARE, CLEAN, EPS, compute, contents, networks, tiny_jobs, until_done
+from tests.compute.made import BARE, CLEAN, EPS, compute, contents, do, networks, tiny_jobs, until_done
 from tests.studies.made import first
 from twinslib.base import owner
 from twinslib.base.files import read_json, write_json
@@ -165,7 +165,7 @@ def test_impossible_requests_are_refused_before_any_work(store: Store, spec: Run
     """Too many images or classes, unknown ones, missing images and weights; also for runs that wait and for candidates."""
     certifies = isinstance(measured, CertifySpec)
     job = Job("tuning" if kind == "candidate" else "tiny", spec, (measured,) if measured and not certifies else (),
-              certs=(measured,) if certifies else (), settled=kind != "waiting")
+              certs=(measured,) if certifies else (), settled=kind != "waiting", candidates=(spec,) if kind == "waiting" else ())
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         compute(store, [*JOBS, job])
     assert not (store.root / "runs").exists()
@@ -223,6 +223,18 @@ def test_random_and_given_starts(store: Store) -> None:
     origin, start = networks(store).origin(jobs[1].spec).state_dict(), networks(store).start(jobs[1].spec).state_dict()
     assert all(torch.equal(value, state[name]) for name, value in origin.items())
     assert {name for name in state if not torch.equal(state[name], start[name])} == {"network.fc.weight", "network.fc.bias"}
+
+
+def test_masks_begun_on_lost_weights(store: Store) -> None:
+    """Where weights are made again, nothing is put together from two networks."""
+    (job,) = [replace(job, evals=(EvalSpec(kind="pgd", images=20, eps=EPS, steps=1, batch_size=10),)) for job in JOBS[:1]]
+    compute(store, [replace(job, evals=())])
+    assert compute(store, [job], budget=0.0).left
+    blocks = store.work_path(Task(job.spec, job.evals[0]).name)
+    assert [path.name for path in blocks.iterdir()] == ["0.npz"]
+    store.weights_path(job.spec).unlink()
+    do(store, Task(job.spec))
+    assert store.weights_path(job.spec) and not blocks.exists()
 
 
 FOLLOW = FollowSpec(record_every=2, train_images=15, test_images=25, steps=2)

@@ -1,5 +1,6 @@
 """Reading everything: what is damaged, foreign or missing is named, and what is moved aside is made again."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def test_a_folder_that_lies_elsewhere(store: Store, tmp_path: Path) -> None:
     (store.root / "masks").rename(tmp_path / "elsewhere")
     (store.root / "masks").symlink_to(tmp_path / "elsewhere")
     assert [p.path for p in check(store)[0]] == [store.path(MASKS)]
+
+
+def test_names_of_sets() -> None:
+    """A split may be of any set that can be packed."""
+    assert any(re.fullmatch(pattern, "splits/flowers.v2+more-0a1b2c3d.npz") for pattern in KINDS)
 
 
 def test_foreign_and_missing(store: Store) -> None:

@@ -93,13 +93,16 @@ def test_random_start() -> None:
      "pretraining of finetuning.clean to be one of clean, mixed, got 'mixd'"),
     ({"certifications": [CERTIFY | {"norms": ["layer"]}]}, "norms of a certification to be one of batch, group, got 'layer'"),
     ({"targets": {"toy_target": {"seeds": [4]}}}, "seeds of targets.toy_target to be one of 3, 5, got '4'"),
+    ({"certifications": [CERTIFY | {"seeds": ["3"]}]}, r"seeds of a certification as \[3, 5\], got '3'; mind the quotes"),
+    ({"pretraining": {"mixed-noise": {}}}, "letters, digits, _ and . in the name of a pre-training .*, got 'mixed-noise'"),
+    ({"finetuning": {"noise_small": {}}}, "noise only before its level, as in noise0.5, got 'noise_small'"),
     ({"source": {"data": {}, "optim": {}, "std": [0.2, 0.2, 0.2]}}, "mean and std, both or neither, in source"),
     *(({"crossed": CROSSED | {key: [value]}}, f"{key} of crossed to be one of .*, got '{value}'")
       for key, value in (("methods", "twins"), ("targets", "cifar10"), ("seeds", 9))),
 ])
 def test_illegal_arguments(changes: dict, message: str) -> None:
     """Unknown keys, methods and names are refused with what was meant."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         smoothing.smoothing(**arguments(**changes))
 
 
@@ -119,6 +122,9 @@ def test_crossed_networks_are_those_of_the_other_notebook() -> None:
     waiting = [job for job in smoothing.smoothing(**arguments(crossed=CROSSED, best=unknown)) if not job.settled]
     assert {job.spec.method.name for job in waiting} == {"at", "twins_at"}
     assert {cell_of(job).pretraining for job in waiting} == {"crossed"}
+    borrowed = smoothing.smoothing(**arguments(crossed=CROSSED | {"methods": ["at_split"]}, best=unknown))
+    (wanted,) = {job.candidates for job in borrowed if job.waits}  # of TWINS-AT, whose rate it takes
+    assert {job.spec for job in borrowed if job.study.endswith("_tuning")} == {*wanted}
 
 
 @pytest.mark.parametrize("preset", rules.SCALES)

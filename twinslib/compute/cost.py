@@ -168,10 +168,10 @@ def hours(spent: Mapping[Task, float], jobs: Sequence[Job], workers: int = 1) ->
     return max(sum(spent.values()) / workers, longest if workers > 1 else 0.0) / 3600
 
 
-def remaining_hours(worker: Worker, left: Sequence[Task], jobs: Sequence[Job]) -> float:
-    """Estimated hours for the tasks `left` of `jobs` on a device such as this worker's."""
-    speed, _ = rate(worker, tasks_of(jobs))
-    return hours({task: macs(task) / speed for task in left}, jobs, 1)
+def remaining_hours(worker: Worker, left: Sequence[Task], jobs: Sequence[Job]) -> tuple[float, str]:
+    """(estimated hours for the tasks `left` of `jobs`, of what: see `rate`)."""
+    speed, origin = rate(worker, tasks_of(jobs))
+    return hours({task: macs(task) / speed for task in left}, jobs, 1), origin
 
 
 def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None, workers: int = 1) -> str:
@@ -183,7 +183,7 @@ def describe(worker: Worker, jobs: Sequence[Job], flops: float | None = None, wo
         workers: devices that share the work.
     """
     store, away = worker.store, elsewhere(worker) and not flops
-    jobs = [job for job in jobs if job.settled or store.absent(job) == NOT_RUN]  # else all that it could be has diverged
+    jobs = [job for job in jobs if job.settled or job.waits and store.absent(job) == NOT_RUN]  # of others nothing will be run
     waiting = {job.spec: job.candidates for job in jobs if not job.settled}
     merged: dict[RunSpec, Job] = {}  # one per run; what stands in costs as much as what it stands for
     for job in jobs:

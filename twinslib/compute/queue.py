@@ -2,15 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
 from ..base.errors import Diverged
 from ..nets import arithmetic
 from ..specs.jobs import Job, Plan, Report, Task, tasks_of
-from ..specs.labels import NOT_RUN
-from ..specs.run import RunSpec
 from ..store.leases import Lease, Leases, Lost
 from ..store.store import Store, split_name
 from ..train.step import OutOfTime
@@ -37,7 +35,7 @@ def precision_in_words(jobs: Sequence[Job], device: torch.device | str) -> str:
     return arithmetic.in_words(asked, device)
 
 
-def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = None,
+def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = None, failed: Collection[Task] = (),
           stop: Callable[[], bool] = lambda: False,
           on_step: Callable[[Task, int, int], None] = lambda task, done, total: None) -> Report:
     """Do the missing tasks of `jobs` in order until all are done or `budget` seconds are spent; resumes where it stopped.
@@ -51,6 +49,7 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
 
     Args:
         jobs: jobs, or a function that makes them; it is asked again when what jobs wait for can be chosen.
+        failed: tasks that are not tried again.
     """
     store, plan = worker.store, jobs if callable(jobs) else lambda best: jobs
     report, leases = Report(), store.leases
@@ -61,13 +60,13 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
 
     store.tidy()
     planned = plan(best=store.best)
-    tasks, shipped = store.missing(planned), _shipped(planned)
+    tasks, shipped = [task for task in store.missing(planned) if task not in failed], _shipped(planned)
     if tasks and (words := precision_in_words(planned, worker.device)):
         log.info(words)
-    check(worker.networks, [*tasks, *tasks_of([job for job in planned if not job.settled])])
+    check(worker.networks, [*tasks, *tasks_of([job for job in planned if job.waits])])
     for data in {split_name(job.spec.data): job.spec.data for job in planned if store.run(job.spec)}.values():
         worker.networks.restore_split(data)
-    broken: set[RunSpec] = set()  # not trained, as this or a source failed
+    broken = {task.spec for task in failed if task.evaluation is None}  # not trained, as this or a source failed
     waited, waiting_for = False, ""
     while tasks:
         begun = report.done or report.failed or report.diverged or waited  # every call gets on, however short its budget
@@ -91,9 +90,9 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
                 break
             finally:
                 lease.release()
-            failed = {t for t, _ in report.failed}
-            broken |= {task.spec} if task in failed and task.evaluation is None else set()
-            ended += [task] if task in failed or store.finished(task) else []
+            over_with = {t for t, _ in report.failed}
+            broken |= {task.spec} if task in over_with and task.evaluation is None else set()
+            ended += [task] if task in over_with or store.finished(task) else []
         elif not ended:
             held = {task: who for task in tasks if (who := leases.holder(task.name))}
             for task, who in list(held.items())[:1]:
@@ -103,16 +102,15 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
             time.sleep(POLL)
             waited = True
             if not held:  # as where weights were deleted
-                tasks = [t for t in store.missing(planned) if t not in {t for t, _ in report.failed}]
+                tasks = [t for t in store.missing(planned) if t not in {*failed, *(t for t, _ in report.failed)}]
         tasks = [task for task in tasks if task not in ended]
         if store.changes(planned, ended):
             planned = plan(best=store.best)
-            failed = {t for t, _ in report.failed}
-            tasks = [t for t in store.missing(planned) if t not in failed]
+            tasks = [t for t in store.missing(planned) if t not in {*failed, *(t for t, _ in report.failed)}]
             shipped = _shipped(planned)
     store.tidy()
     report.left = tasks
-    report.waiting = sum(not job.settled and store.absent(job) == NOT_RUN for job in planned)
+    report.waiting = store.waiting(planned)
     return report
 
 

@@ -106,6 +106,10 @@ class Worker:
         known = self.store.run(spec)  # a finished run stays as it is: numbers and choices stand on it
         more = {"batch_size": spec.optim.batch_size, "precision": history.precision, "compiled": history.compiled}
         made = {"spec": canonical_json(spec), "precision": history.precision} | ({"again": origin(**more)} if again else {})
+        if again:
+            for path in self.store.root.glob(f"work/{spec.hash}-*"):  # masks and votes begun on the weights that are lost
+                if path.suffix != ".safetensors":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if history.best:
             last = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(history.best)
@@ -159,17 +163,23 @@ class Worker:
         shutil.rmtree(folder, ignore_errors=True)
 
     def certify(self, spec: RunSpec, c: CertifySpec, stop, on_step, origin: Origin) -> None:
-        """Draw the votes of a finished run, kept in work/ until all images are settled; what was begun keeps its precision."""
+        """Draw the votes of a finished run, kept in work/ until all images are settled; what was begun keeps its precision. Votes
+        that another kind of device or processor began, whose noise or re-estimated statistics differ, are drawn anew."""
         data, model = self.networks.data(spec.data), self.networks.trained(spec).eval()
         if c.restat_images:
             model = noise.reestimated(model, data.train_x[:c.restat_images], c.sigma, seed=c.seed)
-        file = self.store.work_path(f"{spec.hash}-{c.hash}.npz")
-        precision = load_votes(file).precision if file.exists() else arithmetic.chosen(c.precision, self.networks.device)
+        file, model_hash = self.store.work_path(f"{spec.hash}-{c.hash}.npz"), tensor_hash(model.state_dict())[:16]
+        begun = load_votes(file) if file.exists() else None
+        if begun and (begun.model_hash, begun.noise.split("-")[0]) != (model_hash, self.device.type):
+            log.warning("begun on another kind of machine, so from the first image again: %s", Task(spec, c))
+            file.unlink()
+            begun = None
+        precision = begun.precision if begun else arithmetic.chosen(c.precision, self.networks.device)
         network = FoldedCopy(model, dtype=arithmetic.dtype(precision))
         on_step(0, 1)
         votes = smoothing.collect_votes(
             network, data.test_x[:c.images], c.plan, labels=data.test_y[:c.images], seed=c.seed, precision=precision,
-            model_hash=tensor_hash(model.state_dict())[:16], file=file, stop=stop)
+            model_hash=model_hash, file=file, stop=stop)
         if not votes.finished.all():
             raise OutOfTime(f"stopped with {int(votes.finished.sum())} of {c.images} images certified")
         more = {"precision": precision, "images": c.images, "draws": int(votes.draws.sum() + votes.pilot.sum())}

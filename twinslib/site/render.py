@@ -83,11 +83,13 @@ def _literal(path: Path) -> str:
 
 
 def fingerprint(notebook: Path, parameters: Mapping, folder: Path) -> str:
-    """Hash of all that a rendering depends on: notebook, parameters, the package, rows and what diverged in `folder`."""
+    """Hash of all that a rendering depends on: notebook, parameters, the package, and in `folder` rows, what diverged and which
+    results there are."""
     package = Path(__file__).parents[1]
     files = [notebook, *(f for kind in ("py", "csv", "yaml", "j2", "css") for f in sorted(package.rglob(f"*.{kind}"))),
              *sorted(folder.glob("**/*.csv")), *sorted(folder.glob("diverged/*.json"))]
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    there = sorted(file.name for kind in ("masks", "votes", "courses") for file in folder.glob(f"{kind}/*.npz"))
+    digest = hashlib.sha256(json.dumps([parameters, there], sort_keys=True).encode())
     for file in files:
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

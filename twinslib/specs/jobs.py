@@ -30,6 +30,11 @@ class Job:
                 f"{len(self.measurements)} measurements{'' if self.settled else ', waits for its candidates'})")
 
     @property
+    def waits(self) -> bool:
+        """For a choice among its candidates; a job that is not settled and has none is never run, but shown where it is done."""
+        return not self.settled and bool(self.candidates)
+
+    @property
     def measurements(self) -> tuple[EvalSpec | CertifySpec, ...]:
         """All that is measured on the finished network."""
         return (*self.evals, *self.certs)

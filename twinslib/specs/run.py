@@ -128,6 +128,8 @@ class OptimSpec:
         _require(0 <= self.momentum < 1, "momentum in [0, 1)", self.momentum)
         _require(all(0 < m < 1 for m in self.milestones), "milestones in (0, 1), as shares of the run",
                  list(self.milestones), "divide epochs by their number, such as 30/60")
+        _require(self.schedule not in ("cyclic", "one_cycle") or len(self.milestones) < 2,
+                 f"one milestone, the peak of {self.schedule}", list(self.milestones), "name it, such as milestones: [0.4]")
         _require(0 <= self.warmup < 1, "warmup in [0, 1), a share of the run", self.warmup)
 
 

@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
     r"(claims|waiting)\.json": read_json, r"claims\.md": Path.read_bytes,
     rf"runs/{RUN}\.json": _record, rf"diverged/({RUN}|{MEASURED})\.json": _record,
     rf"masks/{MEASURED}\.npz": _masks, rf"votes/{MEASURED}\.npz": _votes,
-    rf"courses/{RUN}\.npz": lambda path: read_npz(path, {"run": path.stem}), r"splits/[\w-]+\.npz": _split,
+    rf"courses/{RUN}\.npz": lambda path: read_npz(path, {"run": path.stem}), r"splits/[\w.+-]+\.npz": _split,
     rf"(weights/{RUN}|work/{RUN}(-best)?)\.safetensors": _weights, rf"weights/{RUN}\.json": _beside,
     rf"work/({RUN}|{MEASURED})\.json": read_json,
     rf"work/{RUN}\.ckpt": lambda path: read_bytes(path, {"run": path.stem}), rf"work/{MEASURED}\.npz": load_votes,

@@ -149,11 +149,18 @@ class Store:
 
     def absent(self, job: Job, measurement: EvalSpec | CertifySpec | None = None) -> str:
         """What stands in place of the result of a job, or of one measurement, that is not there: `DIVERGED`, `SOURCE_DIVERGED`
-        if what it starts from did, or `NOT_RUN`. A job that waits for a choice diverged if all candidates did."""
+        if what it starts from did, or `NOT_RUN`. A job that waits for a choice diverged if no candidate that could be chosen is
+        still to run: all did, or of each pair that is compared one."""
         if not job.settled:
-            words = {self._absent(c) for c in job.candidates} or {NOT_RUN}
-            return NOT_RUN if NOT_RUN in words else DIVERGED if DIVERGED in words else SOURCE_DIVERGED
+            words = {self._absent(c) for c in job.candidates}
+            if any(map(self._open, job.candidates)) or words <= {NOT_RUN}:
+                return NOT_RUN
+            return DIVERGED if DIVERGED in words else SOURCE_DIVERGED
         return DIVERGED if measurement is not None and self.diverged(job.spec, measurement) else self._absent(job.spec)
+
+    def waiting(self, jobs: Sequence[Job]) -> int:
+        """How many of `jobs` wait for a choice that will come."""
+        return sum(job.waits and self.absent(job) == NOT_RUN for job in jobs)
 
     def _absent(self, spec: RunSpec) -> str:
         lost = self.lost_to(spec)

@@ -35,6 +35,8 @@ def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -
             raise ValueError(f"expected at least one entry in {key} of {where}, got none; leave it out to limit nothing")
         for name in names:
             choose(str(name), map(str, legal), f"{key} of {where}")
+            if name not in legal:
+                raise TypeError(f"expected {key} of {where} as {shown(list(legal))}, got {shown(name)}; mind the quotes")
 
 
 def within(limits: Mapping, here: Mapping[str, object]) -> bool:

@@ -10,7 +10,7 @@ from ..specs.jobs import Task
 from ..specs.run import RunSpec
 
 SURVIVORS = 0.35
-SEQUENTIAL = 0.15  # share of the draws that the group-sequential test needs, as simulated on public logs; a rough guess
+SEQUENTIAL, WHOLE = 0.15, 0.33  # share of the draws that the sequential test needs, as on small: stopped if wrong, or not
 AUTOATTACK_FORWARDS = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 9 * 200, "fab": 11 * 100, "fab-t": 9 * 300,
                        "square": 5000}  # fab: with 10 classes
 
@@ -30,7 +30,7 @@ def forwards(task: Task, train_images: int) -> float:
         followed = _followed(spec) if spec.follow else 0.0
         return spec.optim.epochs * train_images * replays * (attack + 3 * len(spec.method.inputs)) + validation + followed
     if e.kind == "certify":
-        return e.images * (e.n0 + (e.n if not e.radii else SEQUENTIAL * e.n))
+        return e.images * (e.n0 + e.n * ((SEQUENTIAL if e.stop_if_wrong else WHOLE) if e.radii else 1))
     if e.kind == "clean":
         return e.images
     if e.kind == "pgd":

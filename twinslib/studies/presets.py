@@ -98,7 +98,7 @@ def check(preset: str) -> str:
     name = check_name(Path(preset).name)
     if not any(Path(preset).glob("*.yaml")):
         raise FileNotFoundError(f"expected parameter files such as 01.yaml in the folder {preset}, got none; write them with "
-                                f"python -m twinslib study new {name} --from small 01")
+                                f"python -m twinslib study new {name} --from small 01 --to {Path(preset).parent}")
     return preset
 
 

@@ -76,7 +76,8 @@ def cell(text: str) -> Cell:
     found = re.fullmatch(r"([\w.*]+)/([\w.*]+)/(\w+)(\+restat)?", text)
     if not found:
         raise ValueError(f"expected a cell such as mixed/clean/group or mixed/clean/batch+restat, got {text!r}")
-    return Cell(pretraining=found[1], finetuning=found[2], norm=choose(found[3], NORMS, "norm of a cell"), restat=bool(found[4]))
+    return Cell(pretraining=found[1], finetuning=found[2], norm=choose(found[3], (*NORMS, "own"), "norm of a cell"),
+                restat=bool(found[4]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from typing import TypedDict
 
-from ..base.errors import check_keys, choose
+from ..base.errors import check_keys, choose, shown
 from ..specs.choices import NORMS
 from ..specs.jobs import Best, Job
 from ..specs.measure import CertifySpec, EvalSpec
@@ -72,6 +73,10 @@ def smoothing(*, arch: str, norms: Some[Sequence[str]], source: dict, pretrainin
     check_keys(source, ("data", "optim", "mean", "std"), "source", needed=("data", "optim"))
     for norm in norms:
         choose(norm, (*NORMS, "own"), "norm in norms")
+    for name in (*pretraining, *finetuning):
+        if not re.fullmatch(r"noise\d+(\.\d+)?|(?!noise)[\w.]+", name):
+            raise ValueError("expected letters, digits, _ and . in the name of a pre-training or fine-tuning, and noise only "
+                             f"before its level, as in noise0.5, got {shown(name)}")
     known = {"pretraining": pretraining, "finetuning": finetuning, "norms": norms, "targets": targets, "seeds": seeds}
     for name, f in finetuning.items():
         choose(f.get("method", "natural"), ("natural", "natural_frozen", "linear_probe"), f"method of finetuning.{name}")
@@ -124,10 +129,12 @@ def _crossed(*, preset: str, notebook: str, methods: Some[Sequence[str]], target
         ("seeds", (job.spec.seed for job in tuned)))}
     check_limits({"methods": methods, "targets": targets, "seeds": seeds}, there, "crossed")
     wanted = [job for job in found if job.spec.method.name in methods and job.spec.data.name in targets and not job.ship]
-    candidates = [dataclasses.replace(job, study=f"{study}_tuning") for job in wanted if job.study == "tuning"]
     runs = [dataclasses.replace(job, study=study, evals=(), certs=certs, labels=(
         ("pretraining", CROSSED), ("finetuning", job.spec.method.name), ("norm", job.spec.model.norm)))
         for job in wanted if job.study != "tuning" and job.spec.seed in seeds]
+    waits = {spec for job in runs for spec in job.candidates}  # also those of a method that another takes its rate from
+    candidates = [dataclasses.replace(job, study=f"{study}_tuning") for job in found
+                  if job.study == "tuning" and (job in wanted or job.spec in waits)]
     origins = {job.spec.source for job in runs} - {None}
     starts = [dataclasses.replace(job, study=study, evals=(), labels=(("pretraining", CROSSED), ("norm", job.spec.model.norm)))
               for job in found if job.ship and job.spec in origins]

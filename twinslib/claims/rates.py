@@ -56,7 +56,10 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
 
     means, everywhere = averaged(out.effects), averaged(out.everywhere) if out.everywhere else ()
     gone = ", ".join(f"{dataset_label(d)} at {where.removeprefix('rate ')}" for d, where in sorted(lost))
-    words = said(rule, means[:len(rule.metrics)]) + (f"; diverged: {gone}" if gone else "")
+    inside = sum(-rule.margin <= e.low and e.high <= rule.margin for e in means[:len(rule.metrics)])
+    words = said(rule, means) if rule.measure == "all_rates" else (
+        f"of {len(rule.metrics)} intervals {inside} within {100 * rule.margin:g} on either side of 0")
+    words += f"; diverged: {gone}" if gone else ""
     if rule.measure == "all_rates":
         alone = not any((e.dataset, e.where) in lost for e in single)
         return dataclasses.replace(out, effects=means, everywhere=everywhere, said=words,

@@ -12,7 +12,7 @@ scratch=$(mktemp -d)  # the notebooks compute everything anew and leave results/
 trap 'rm -rf "$scratch"' EXIT
 
 "$python" -m ruff check .
-"$python" -m pytest -n "$cores" --dist worksteal --durations=40 tests
+"$python" -m pytest -n "$cores" --durations=15 tests
 notebooks() {
   TWINS_RESULTS=$scratch/results "$python" -m pytest -x --nbval-lax --nbval-current-env --nbval-cell-timeout 900 --durations=5 notebooks
 }

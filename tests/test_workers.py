@@ -1,11 +1,13 @@
 """Many workers on one store leave what one leaves, here and as jobs of Slurm; stopped they end cleanly."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "notebooks" / "params").mkdir(parents=True)
     write_notebook(root / "notebooks" / "01_micro.ipynb", MANY)
     return root
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No other test has jobs in Slurm meanwhile, among which a test looks for its own."""
+    with open(tmp_path_factory.getbasetemp().parent / "slurm.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def command(folder: Path, results: Path, *options: str) -> tuple[list[str], dict[str, str]]:
@@ -106,6 +116,7 @@ def test_workers_end_with_the_one_who_follows_them(tmp_path: Path) -> None:
 
 
 @slurm
+@pytest.mark.usefixtures("alone")
 def test_jobs_of_slurm(folder: Path, whole: dict, tmp_path: Path) -> None:
     """Two jobs at a time leave the same files."""
     done, found = sweep(folder, tmp_path, "--workers", "2", "--slurm", "time=10", "cpus_per_task=1", "mem=1000")
@@ -114,6 +125,7 @@ def test_jobs_of_slurm(folder: Path, whole: dict, tmp_path: Path) -> None:
 
 
 @slurm
+@pytest.mark.usefixtures("alone")
 def test_a_job_at_its_end_is_queued_again(folder: Path, whole: dict, tmp_path: Path) -> None:
     """The signal that Slurm sends before a job's time is up ends its sweep cleanly; queued again the job finishes it."""
     words, environment = command(folder, tmp_path, "--slurm", "time=10", "cpus_per_task=1", "mem=1000")
@@ -131,6 +143,7 @@ def test_a_job_at_its_end_is_queued_again(folder: Path, whole: dict, tmp_path: P
 
 
 @slurm
+@pytest.mark.usefixtures("alone")
 def test_a_killed_job_is_made_up_for(folder: Path, whole: dict, tmp_path: Path) -> None:
     """Of two jobs one is killed in the middle of its work; the other one takes over and does everything."""
     words, environment = command(folder, tmp_path, "--workers", "2", "--slurm", "time=10", "cpus_per_task=1", "mem=1000")

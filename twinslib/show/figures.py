@@ -270,10 +270,12 @@ def log_axis(axis: Axis, longest: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def methods_legend(shown: Mapping[str, dict], there: Iterable[str], lost: Mapping[str, Iterable[int]], kind: str = "") -> Entries:
-    """Entries for methods that are `there`, with the seeds that diverged, then for those of which nothing is left."""
+def methods_legend(shown: Mapping[str, dict], there: Iterable[str], lost: Mapping[str, Iterable[float]], kind: str = "",
+                   what: str = "seed") -> Entries:
+    """Entries for methods that are `there`, with the seeds (or `what`) that diverged, then for those of which nothing is left."""
     there = set(there)
-    entries = [(marked(m, lost.get(m, ()), left=True), look | FLAGS.get(kind, {})) for m, look in shown.items() if m in there]
+    entries = [(marked(m, lost.get(m, ()), left=True, what=what), look | FLAGS.get(kind, {})) for m, look in shown.items()
+               if m in there]
     return entries + [(f"{method_label(m)} ({DIVERGED})", {"linestyle": "none"}) for m in lost if m not in there]
 
 

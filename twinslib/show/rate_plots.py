@@ -193,7 +193,7 @@ def accuracy_by_rate(found: pd.DataFrame, metrics: Sequence[str] = METRICS) -> F
     step = 1.03 if (bar & ~long).any() else 1.0  # side by side, so that bars do not hide each other
     x = [m.rate * step ** ([*shown].index(m.method) - (len(shown) - 1) / 2) for m in marks.itertuples()]
     looked = {m: look | ({} if lines.get(m, 0) > 1 else FLAGS["points"]) for m, look in shown.items()}
-    entries = methods_legend(looked, averaged["method"], lost.groupby("method")["seed"].unique().to_dict())
+    entries = methods_legend(looked, averaged["method"], lost.groupby("method")["rate"].unique().to_dict(), what="rate")
     entries += [("ring: best rate", DOT | FLAGS["ring"])] * bool(len(rings))
     entries += [("hollow: more epochs", HOLLOW)] * bool(long.any())
     several_seeds = " and ".join(["bands"] * bool((~bar).any()) + ["bars"] * bool((bar & ~one).any()))

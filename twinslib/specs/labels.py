@@ -81,10 +81,10 @@ def points(value: float, low: float, high: float) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def marked(method: str, gone: Iterable[int], left: bool) -> str:
-    """Label of a method of which the runs of the seeds `gone` diverged, and whether others are left."""
-    seeds = ", ".join(map(str, sorted(set(gone))))
-    return method_label(method) + (f" ({DIVERGED}{f': seed {seeds}' if left else ''})" if seeds else "")
+def marked(method: str, gone: Iterable[float], left: bool, what: str = "seed") -> str:
+    """Label of a method of which the runs of the seeds (or `what`) `gone` diverged, and whether others are left."""
+    named = ", ".join(f"{x:g}" for x in sorted(set(gone)))
+    return method_label(method) + (f" ({DIVERGED}{f': {what} {named}' if left else ''})" if named else "")
 
 
 def lost_text(names: Iterable[str]) -> str:

@@ -365,14 +365,22 @@ def test_refused(change: dict, error: type, message: str) -> None:
     (lambda: twinslib.export(network(), f"{__file__}/net.safetensors", images=(X, Y)), "a file that can be written"),
     (lambda: twinslib.certify(network(), (X, Y), sigma=0), "sigma"),
     (lambda: twinslib.certify(network(2), (X, Y), sigma=0.25), "fine-tune it"),
-    (lambda: twinslib.robust_accuracy(network(), (X, Y), attack=20), "attack as text, got 20"),
     (lambda: twinslib.robust_accuracy(network(), (X, Y), device=0.5), "a device that is there"),
-    (lambda: twinslib.load(5), "the hash of a run as text, got 5"),
-    (lambda: twinslib.export(network(), "net.safetensors", images=(X, Y), measured=[0.5]), "measured as a mapping"),
 ])
 def test_measurements_refused(call: Callable, message: str) -> None:
     """So do the measurements."""
-    with pytest.raises((ValueError, TypeError), match=f"expected .*{message}"):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: twinslib.robust_accuracy(network(), (X, Y), attack=20), "attack as text, got 20"),
+    (lambda: twinslib.load(5), "the hash of a run as text, got 5"),
+    (lambda: twinslib.export(network(), "net.safetensors", images=(X, Y), measured=[0.5]), "measured as a mapping"),
+])
+def test_other_kinds_refused(call: Callable, message: str) -> None:
+    """And values of another kind."""
+    with pytest.raises(TypeError, match=f"^expected {message}"):
         call()
 
 

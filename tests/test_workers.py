@@ -19,7 +19,7 @@ from twinslib import workers
 from twinslib.store.store import Store
 
 SLURM = shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True, check=False).returncode == 0
-slurm = pytest.mark.skipif(not SLURM, reason="needs a Slurm that answers, such as .ci/slurm.sh starts")
+slurm = pytest.mark.usefixtures("alone_in_slurm")
 MANY = MICRO | {"optim": {"epochs": 6, "batch_size": 10}}
 
 
@@ -33,8 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def alone_in_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No other test has jobs in Slurm meanwhile, among which a test looks for its own."""
+    if not SLURM:
+        pytest.skip("needs a Slurm that answers, such as .ci/slurm.sh starts")
     with open(tmp_path_factory.getbasetemp().parent / "slurm.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -116,7 +118,6 @@ def test_workers_end_with_the_one_who_follows_them(tmp_path: Path) -> None:
 
 
 @slurm
-@pytest.mark.usefixtures("alone")
 def test_jobs_of_slurm(folder: Path, whole: dict, tmp_path: Path) -> None:
     """Two jobs at a time leave the same files."""
     done, found = sweep(folder, tmp_path, "--workers", "2", "--slurm", "time=10", "cpus_per_task=1", "mem=1000")
@@ -125,7 +126,6 @@ def test_jobs_of_slurm(folder: Path, whole: dict, tmp_path: Path) -> None:
 
 
 @slurm
-@pytest.mark.usefixtures("alone")
 def test_a_job_at_its_end_is_queued_again(folder: Path, whole: dict, tmp_path: Path) -> None:
     """The signal that Slurm sends before a job's time is up ends its sweep cleanly; queued again the job finishes it."""
     words, environment = command(folder, tmp_path, "--slurm", "time=10", "cpus_per_task=1", "mem=1000")
@@ -143,7 +143,6 @@ def test_a_job_at_its_end_is_queued_again(folder: Path, whole: dict, tmp_path: P
 
 
 @slurm
-@pytest.mark.usefixtures("alone")
 def test_a_killed_job_is_made_up_for(folder: Path, whole: dict, tmp_path: Path) -> None:
     """Of two jobs one is killed in the middle of its work; the other one takes over and does everything."""
     words, environment = command(folder, tmp_path, "--workers", "2", "--slurm", "time=10", "cpus_per_task=1", "mem=1000")
@@ -155,6 +154,20 @@ def test_a_killed_job_is_made_up_for(folder: Path, whole: dict, tmp_path: Path) 
     subprocess.run(["scancel", "--signal=KILL", first], check=True)
     _, said = process.communicate(timeout=500)
     assert process.returncode == 0 and contents(Store("toy", root=tmp_path / "toy")) == whole, said
+
+
+@slurm
+def test_a_job_that_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled before it began, it has ended, also for a Slurm that keeps no accounts."""
+    monkeypatch.setattr(workers, "LOOK", 0.1)
+    (job,) = workers.start_slurm([["true"]], tmp_path, ["time=10", "additional_parameters={begin: now+1hour}"])
+    time.sleep(0.2)
+    assert not job.done()
+    job.cancel()
+    deadline = time.monotonic() + 60
+    while not job.done() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert job.done() and job.status() == workers.LOST
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ENDS = 120  # seconds before its end at which a job is told to stop
+LOOK = 30.0  # seconds between two looks at Slurm's queue
 REQUEUED = 1000  # times that a job may reach its limit
 CALM, LATEST = 20, 10.0  # between two looks at the store pass so many times the seconds that one takes, at most so many seconds
 STOPPED = 3  # exit status of a sweep that a signal ended
@@ -99,10 +100,22 @@ class Job:
     """A job of Slurm, with the words of `Local`."""
 
     def __init__(self, job: submitit.Job) -> None:
-        self.job, self.done, self.cancel, self.log_file = job, job.done, job.cancel, job.paths.stderr
+        self.job, self.cancel, self.log_file, self.gone, self.looked = job, job.cancel, job.paths.stderr, False, time.monotonic()
+
+    def done(self) -> bool:
+        """Whether it has ended. Of a job without a result submitit knows that from Slurm's accounts only, which many clusters do
+        not keep, so the queue is looked at as well."""
+        if not self.gone and time.monotonic() - self.looked > LOOK:
+            found = subprocess.run(["squeue", "--noheader", "--jobs", self.job.job_id], capture_output=True, text=True,
+                                   check=False)
+            self.gone = "Invalid job id" in found.stderr or (found.returncode == 0 and not found.stdout.strip())
+            self.looked = time.monotonic()
+        return self.job.done() or self.gone
 
     def status(self) -> int:
         """Exit status of its sweep, waiting for it; `LOST` for a job that ended without one."""
+        if self.gone and not self.job.done():
+            return LOST
         try:
             return self.job.result()
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):

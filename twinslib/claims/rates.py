@@ -56,16 +56,15 @@ def weigh(rows: Sequence[Row], guess: Mapping[str, float], rule: Rule, diverged:
 
     means, everywhere = averaged(out.effects), averaged(out.everywhere) if out.everywhere else ()
     gone = ", ".join(f"{dataset_label(d)} at {where.removeprefix('rate ')}" for d, where in sorted(lost))
-    inside = sum(-rule.margin <= e.low and e.high <= rule.margin for e in means[:len(rule.metrics)])
-    words = said(rule, means) if rule.measure == "all_rates" else (
-        f"of {len(rule.metrics)} intervals {inside} within {100 * rule.margin:g} on either side of 0")
-    words += f"; diverged: {gone}" if gone else ""
+    gone = f"; diverged: {gone}" if gone else ""
     if rule.measure == "all_rates":
         alone = not any((e.dataset, e.where) in lost for e in single)
-        return dataclasses.replace(out, effects=means, everywhere=everywhere, said=words,
+        return dataclasses.replace(out, effects=means, everywhere=everywhere, said=said(rule, means) + gone,
                                    holds={REPRODUCED: alone, PARTLY: alone})
     outside = {m: [e.where for e in out.effects if e.metric == m and not (e.high >= -rule.margin and e.low <= rule.margin)]
                for m in rule.metrics}
+    inside = sum(-rule.margin <= e.low and e.high <= rule.margin for e in means[:len(rule.metrics)])
+    words = f"of {len(rule.metrics)} intervals {inside} within {100 * rule.margin:g} on either side of 0{gone}"
     words += "; outside at single rates: " + (", ".join(x for places in outside.values() for x in places) or "none")
     verdict = NOT if any(len(set(places)) > 1 for places in outside.values()) else ""
     return dataclasses.replace(out, effects=means, everywhere=() if verdict else everywhere, said=words, verdict=verdict,

@@ -55,12 +55,17 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
     report, leases = Report(), store.leases
     deadline = None if budget is None else time.monotonic() + budget
 
+    def missing() -> list[Task]:
+        """What is not done and did not fail, now or before."""
+        vain = {*failed, *(task for task, _ in report.failed)}
+        return [task for task in store.missing(planned) if task not in vain]
+
     def over() -> bool:
         return stop() or (deadline is not None and time.monotonic() >= deadline)
 
     store.tidy()
     planned = plan(best=store.best)
-    tasks, shipped = [task for task in store.missing(planned) if task not in failed], _shipped(planned)
+    tasks, shipped = missing(), _shipped(planned)
     if tasks and (words := precision_in_words(planned, worker.device)):
         log.info(words)
     check(worker.networks, [*tasks, *tasks_of([job for job in planned if job.waits])])
@@ -90,9 +95,9 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
                 break
             finally:
                 lease.release()
-            over_with = {t for t, _ in report.failed}
-            broken |= {task.spec} if task in over_with and task.evaluation is None else set()
-            ended += [task] if task in over_with or store.finished(task) else []
+            vain = {t for t, _ in report.failed}
+            broken |= {task.spec} if task in vain and task.evaluation is None else set()
+            ended += [task] if task in vain or store.finished(task) else []
         elif not ended:
             held = {task: who for task in tasks if (who := leases.holder(task.name))}
             for task, who in list(held.items())[:1]:
@@ -102,11 +107,11 @@ def sweep(worker: Worker, jobs: Sequence[Job] | Plan, *, budget: float | None = 
             time.sleep(POLL)
             waited = True
             if not held:  # as where weights were deleted
-                tasks = [t for t in store.missing(planned) if t not in {*failed, *(t for t, _ in report.failed)}]
+                tasks = missing()
         tasks = [task for task in tasks if task not in ended]
         if store.changes(planned, ended):
             planned = plan(best=store.best)
-            tasks = [t for t in store.missing(planned) if t not in {*failed, *(t for t, _ in report.failed)}]
+            tasks = missing()
             shipped = _shipped(planned)
     store.tidy()
     report.left = tasks

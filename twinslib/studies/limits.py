@@ -36,7 +36,7 @@ def check_limits(limits: Mapping, known: Mapping[str, Collection], where: str) -
         for name in names:
             choose(str(name), map(str, legal), f"{key} of {where}")
             if name not in legal:
-                raise TypeError(f"expected {key} of {where} as {shown(list(legal))}, got {shown(name)}; mind the quotes")
+                raise ValueError(f"expected {key} of {where} as {shown(list(legal))}, got {shown(name)}; mind the quotes")
 
 
 def within(limits: Mapping, here: Mapping[str, object]) -> bool:
